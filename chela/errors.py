@@ -1,0 +1,13 @@
+"""Errors that a person can mend: one line on stderr, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """Something in the command, the configuration or the files is not as expected.
+
+    The message is one line: what was expected, what came, what to do.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
