@@ -56,6 +56,9 @@ def resolve(words: list[str]) -> Config:
         UsageError: An unknown key, name or value, with what was expected.
     """
     overrides = [_split(word) for word in words]
+    resumed = dict(overrides).get("resume", "none")
+    if resumed not in ("none", "auto"):
+        return _resolve_resumed(Path(resumed), overrides)
     chosen = {"task": "listops", "model": "chela", "preset": "auto"}
     chosen.update({key: value for key, value in overrides if key in chosen})
     preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"))[0]
@@ -71,6 +74,28 @@ def resolve(words: list[str]) -> Config:
         if key not in chosen:
             _set(cfg, key, value)
     return check(cfg)
+
+
+def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
+    """A run that goes on keeps its configuration; only what does not change its numbers may be said anew."""
+    saved = load(folder / "config.yaml")
+    saved.trainer.max_time = ""  # a limit holds for one launch
+    cfg = OmegaConf.structured(saved)
+    OmegaConf.set_struct(cfg, True)
+    for key, value in overrides:
+        if key in ("task", "model"):
+            key = f"{key}.name"
+        _set(cfg, key, value)
+    config = check(cfg)
+    if fingerprint(config) != fingerprint(saved):
+        old, new = dict(_leaves(saved)), dict(_leaves(config))
+        changed = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key])
+        raise UsageError(f"resume: expected the configuration of {folder}, got another ({changed}); start a new run for it")
+    return config
+
+
+def _leaves(config: Config) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value, _ in fields(config)]
 
 
 def load(path: Path) -> Config:

@@ -1,4 +1,4 @@
-"""Errors that a person can mend: one line on stderr, exit status 2, no traceback."""
+"""Errors that a person can mend: one line on stderr and an exit status, no traceback."""
 
 from __future__ import annotations
 
@@ -9,5 +9,13 @@ class UsageError(Exception):
     The message is one line: what was expected, what came, what to do.
     """
 
+    status = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class DivergedError(UsageError):
+    """The loss or a gradient is no longer a finite number."""
+
+    status = 3

@@ -94,7 +94,6 @@ class ChelaLayer(nn.Module):
                 mode=conv,
                 short_kernel=short_kernel,
                 long_kernel=long_kernel,
-                reparam=reparam,
             )
         self.query_key = None if attention == "none" else QueryKey(d_model, d_qk, heads)
         self.decay = HeadDecay(heads) if attention == "decay" else None
