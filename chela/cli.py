@@ -14,7 +14,7 @@ from lra.errors import DataError
 
 
 def main(run: Callable[[Config], int], about: str, argv: list[str] | None = None) -> int:
-    """Answer ``--help`` and ``--cfg``, or resolve the configuration and call ``run`` with it; return the exit status."""
+    """Answer ``--help`` and ``--cfg``, or resolve the configuration and run; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
 
     def command() -> int:
@@ -83,5 +83,9 @@ def _meaning(item: dataclasses.Field[Any]) -> str:
     meaning = str(limits.pop("help", ""))
     if "choices" in limits:
         meaning += f" [{', '.join(map(str, limits['choices']))}]"
-    bounds = [f"{sign} {limits[name]}" for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<")) if name in limits]
+    bounds = [
+        f"{sign} {limits[name]}"
+        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        if name in limits
+    ]
     return meaning + (f" [{', '.join(bounds)}]" if bounds else "")

@@ -14,9 +14,10 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import operator
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ _NOT_IN_HASH = {
     "": {"runs", "resume", "allocator", "tensorboard"},
     "data": {"dir", "root", "processes", "workers"},
     "trainer": {"max_time", "checkpoint_every", "checkpoint_minutes", "progress"},
+}
+
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "more than"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "less than"),
 }
 
 
@@ -90,7 +98,9 @@ def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
     if fingerprint(config) != fingerprint(saved):
         old, new = dict(_leaves(saved)), dict(_leaves(config))
         changed = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key])
-        raise UsageError(f"resume: expected the configuration of {folder}, got another ({changed}); start a new run for it")
+        raise UsageError(
+            f"resume: expected the configuration of {folder}, got another ({changed}); start a new run for it"
+        )
     return config
 
 
@@ -190,11 +200,10 @@ def check(cfg: Any) -> Config:
             section.check()
         except ValueError as error:
             raise UsageError(str(error)) from None
-    if config.trainer.batch_size % (config.trainer.devices * config.trainer.num_nodes):
-        raise UsageError(
-            f"trainer.batch_size: expected a multiple of the {config.trainer.devices * config.trainer.num_nodes} processes, "
-            f"got {config.trainer.batch_size}"
-        )
+    processes = config.trainer.devices * config.trainer.num_nodes
+    if config.trainer.batch_size % processes:
+        got = config.trainer.batch_size
+        raise UsageError(f"trainer.batch_size: expected a multiple of the {processes} processes, got {got}")
     heads = getattr(config.model.mixer, "heads", 1)
     for key, width in (("model.d_model", config.model.d_model), ("model.mixer.d_value", _value_width(config))):
         if width % heads:
@@ -209,13 +218,8 @@ def _value_width(config: Config) -> int:
 def _check_value(key: str, value: Any, limits: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{key}: expected a finite number, got {value}")
-    for name, holds, text in (
-        ("ge", lambda limit: value >= limit, "at least"),
-        ("gt", lambda limit: value > limit, "more than"),
-        ("le", lambda limit: value <= limit, "at most"),
-        ("lt", lambda limit: value < limit, "less than"),
-    ):
-        if value is not None and name in limits and not holds(limits[name]):
+    for name, (holds, text) in _BOUNDS.items():
+        if value is not None and name in limits and not holds(value, limits[name]):
             raise UsageError(f"{key}: expected {text} {limits[name]}, got {value}")
     if "choices" in limits and value not in limits["choices"]:
         expected = ", ".join(limits["choices"])
@@ -236,7 +240,7 @@ def _split(word: str) -> tuple[str, str]:
 
 
 def _empty(task: type, mixer: type) -> DictConfig:
-    cfg = OmegaConf.structured(Config)
+    cfg: DictConfig = OmegaConf.structured(Config)
     cfg.task = OmegaConf.structured(task)
     cfg.model.mixer = OmegaConf.structured(mixer)
     OmegaConf.set_struct(cfg, True)

@@ -1,7 +1,7 @@
 """Score a trained run again, from its checkpoint.
 
-    python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
-    python -m chela.evaluate run=… checkpoint=last split=validation
+python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
+python -m chela.evaluate run=… checkpoint=last split=validation
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def evaluate(words: list[str]) -> int:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in {*asked, "run"}:
-            raise UsageError(f"expected run=FOLDER, checkpoint=best|last, split=test|validation or data.dir=FOLDER, got {word[:80]!r}")
+            raise UsageError(
+                "expected run=FOLDER, checkpoint=best|last, split=test|validation or data.dir=FOLDER, "
+                f"got {word[:80]!r}"
+            )
         asked[key] = value
     for key, choices in CHOICES.items():
         if asked[key] not in choices:

@@ -13,7 +13,7 @@ from lra.schema import DataConfig
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """Declare a field: ``ge``, ``gt``, ``le`` and ``lt`` bound it, ``choices`` lists it, ``odd=True`` asks for odd numbers."""
+    """Declare a field: ``ge``, ``gt``, ``le``, ``lt`` bound it, ``choices`` lists it, ``odd=True`` wants it odd."""
     return field(default=default, metadata={"help": meaning, **limits})
 
 
@@ -28,11 +28,15 @@ class ChelaConfig:
     d_qk: int = option(32, "width Z of queries and keys, per head", ge=1, le=256)
     d_value: int = option(128, "width of the values, all heads together", ge=1, le=16384)
     heads: int = option(1, "attention heads", ge=1, le=256)
-    conv: str = option("short-long", "convolution before the attention", choices=("short-long", "short", "long", "none"))
+    conv: str = option(
+        "short-long", "convolution before the attention", choices=("short-long", "short", "long", "none")
+    )
     short_kernel: int = option(5, "taps of the short convolution", ge=3, le=31, odd=True)
     long_kernel: str = option("multiscale", "how the long kernel is made", choices=("multiscale", "free", "ema"))
     reparam: bool = option(False, "train parallel short branches beside the long kernel, merged for inference")
-    attention: str = option("linear", "linear, with a learned decay per head, or none", choices=("linear", "decay", "none"))
+    attention: str = option(
+        "linear", "linear, with a learned decay per head, or none", choices=("linear", "decay", "none")
+    )
     feature_map: str = option("elu", "feature map of queries and keys", choices=("elu", "silu", "identity"))
     normalize: bool = option(True, "divide by the sum of the attention weights")
     gate: str = option("output", "how the convolution gates the attention", choices=("output", "mega", "none"))
@@ -73,7 +77,9 @@ class ModelConfig:
     dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
     norm: str = option("layer", "normalisation of the blocks", choices=("layer", "scale", "rms", "batch"))
     prenorm: bool = option(True, "normalise before each layer; false: after the residual sum")
-    positions: str = option("none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned"))
+    positions: str = option(
+        "none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned")
+    )
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
     pair_features: str = option(
@@ -92,7 +98,9 @@ class OptimizerConfig:
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
     warmup_steps: int = option(100, "linear warm-up from 0", ge=0)
-    schedule: str = option("linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant"))
+    schedule: str = option(
+        "linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant")
+    )
     clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0)
 
 
@@ -116,7 +124,9 @@ class TrainerConfig:
     )
     compile: bool = option(False, "torch.compile the model")
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
-    progress: str = option("auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"))
+    progress: str = option(
+        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none")
+    )
     chance_steps: int = option(500, "after the warm-up and so many steps at the majority class, warn once", ge=1)
 
 
@@ -133,5 +143,7 @@ class Config:
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie")
     resume: str = option("none", "none: a new run; auto: go on with this very run if it was begun; or a run's folder")
-    allocator: bool = option(True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it")
+    allocator: bool = option(
+        True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it"
+    )
     tensorboard: bool = option(True, "also log to TensorBoard when it is installed")

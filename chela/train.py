@@ -1,8 +1,8 @@
 """Train a system on a Long Range Arena task.
 
-    python -m chela.train task=listops                        CHELA; mini without a GPU, full with one
-    python -m chela.train task=listops model=softmax seed=1   another system, another seed
-    python -m chela.train resume=runs/listops-mini/…          go on with a run that was stopped
+python -m chela.train task=listops                        CHELA; mini without a GPU, full with one
+python -m chela.train task=listops model=softmax seed=1   another system, another seed
+python -m chela.train resume=runs/listops-mini/…          go on with a run that was stopped
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ def train(config: Config) -> int:
     console = stdout_console()
     _, why = resolve_preset("auto", config.trainer.accelerator)
     console.print(f"task={config.task.name} model={config.model.name} preset={config.preset} seed={config.seed}")
-    console.print(f"preset: full is the default with a CUDA GPU, mini without ({why}); choose with preset=full|mini|tiny")
-    console.print("allocator: freed memory is kept (allocator=false leaves it alone)" if tuned else "allocator: left alone")
+    console.print(
+        f"preset: full is the default with a CUDA GPU, mini without ({why}); choose with preset=full|mini|tiny"
+    )
+    console.print(
+        "allocator: freed memory is kept (allocator=false leaves it alone)" if tuned else "allocator: left alone"
+    )
     return fit(config, console)
 
 

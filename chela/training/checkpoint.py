@@ -39,7 +39,9 @@ def write_whole(path: Path, write: Callable[[Path], object], previous: Path | No
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         reason = str(error).splitlines()[0][:120]
-        raise UsageError(f"could not write {path} ({reason}); the last good file is kept: free some space, then resume") from None
+        raise UsageError(
+            f"could not write {path} ({reason}); the last good file is kept: free some space, then resume"
+        ) from None
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -59,12 +61,15 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UsageError(f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})") from None
+        raise UsageError(
+            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
+        ) from None
     if not isinstance(state, dict) or "format_version" not in state:
         raise UsageError(f"expected a checkpoint of this project at {path}, got one without a format version")
     if state["format_version"] != FORMAT_VERSION:
         raise UsageError(
-            f"expected format version {FORMAT_VERSION} in {path}, got {state['format_version']}; use the version of chela that wrote it"
+            f"expected format version {FORMAT_VERSION} in {path}, got {state['format_version']}; "
+            "use the version of chela that wrote it"
         )
     return state
 

@@ -116,9 +116,16 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str
     try:
         module.model.load_state_dict(state["model"])
     except (RuntimeError, KeyError) as error:
-        raise UsageError(f"expected weights of this run's model, got others ({str(error).splitlines()[0][:120]})") from None
+        raise UsageError(
+            f"expected weights of this run's model, got others ({str(error).splitlines()[0][:120]})"
+        ) from None
     trainer = L.Trainer(
-        **hardware(config), devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False
+        **hardware(config),
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     if split == "test":
         trainer.test(module, datamodule=data, verbose=False)
@@ -155,7 +162,9 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*litmodels.*|.*litlogger.*|.*tensorboardX.*")
 
 
-def _result(config: Config, trainer: L.Trainer, module: LitClassifier, data: LRADataModule, keeper: Keeper) -> dict[str, Any]:
+def _result(
+    config: Config, trainer: L.Trainer, module: LitClassifier, data: LRADataModule, keeper: Keeper
+) -> dict[str, Any]:
     assert keeper.best is not None
     metrics, watch = keeper.parts["metrics"], keeper.parts["watch"]
     return {
@@ -213,5 +222,3 @@ def _rank() -> int:
 def stdout_console() -> Console:
     """Return the console of a run: plain words, nothing folded; silent on all processes but the first."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=_rank() != 0)
-
-

@@ -1,7 +1,8 @@
 """Saving, stopping and going on: a run that is cut into pieces ends where an uncut one does.
 
-Lightning's own resume changes the data order and its timer is restored with the run, so neither is used. A launch is a
-fresh fit whose step counters start where the last one stopped; data order, dropout and learning rate follow from the step.
+Lightning's own resume changes the data order and its timer is restored with the run, so neither is used. A launch is
+a fresh fit whose step counters start where the last one stopped; data order, dropout and learning rate follow from the
+step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from chela.training.module import LitClassifier
 from chela.training.run import RunFolder
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the run goes on later
+class Stopped(Exception):
     """The run was stopped at a step and saved."""
 
     def __init__(self, step: int, reason: str, status: int) -> None:

@@ -1,4 +1,4 @@
-"""What is written down while a run goes on: ``metrics.csv``, TensorBoard when it is installed, and the watch for chance."""
+"""What is written down while a run goes on: ``metrics.csv``, TensorBoard when installed, and the watch for chance."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seco
 class Metrics(L.Callback):
     """A line in ``metrics.csv`` for each logged step and validation.
 
-    The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost or
-    doubled. ``loss`` and ``accuracy`` of a training line are those of that step's batch.
+    The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost
+    or doubled. ``loss`` and ``accuracy`` of a training line are those of that step's batch.
 
     Args:
         keeper: Knows the run folder and the first step of this launch.
@@ -140,9 +140,10 @@ class ChanceWatch(L.Callback):
         if not self.learned and not self.warned and self.steps >= window:
             self.warned = True
             self.say(
-                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a point of the "
-                f"majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a warm-up too "
-                "short, the norm (try model.norm=batch), a kernel or decay that reaches too short, or too few steps yet"
+                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a point "
+                f"of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a "
+                "warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, or too "
+                "few steps yet"
             )
         self.correct = self.count = self.steps = 0
 
@@ -157,7 +158,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that are later than ``step``, and a last line that was not written to its end."""
+    """Drop the lines of a metrics file that are later than ``step``, and a last line that is torn."""
     if not path.exists():
         return
     head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -55,7 +55,12 @@ class LitClassifier(L.LightningModule):
         scores = self(batch["inputs"], batch["mask"])
         loss = F.cross_entropy(scores, batch["labels"])
         correct = (scores.argmax(-1) == batch["labels"]).sum()
-        return {"loss": loss, "correct": correct, "count": correct.new_tensor(len(scores)), "tokens": batch["mask"].sum()}
+        return {
+            "loss": loss,
+            "correct": correct,
+            "count": correct.new_tensor(len(scores)),
+            "tokens": batch["mask"].sum(),
+        }
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -68,7 +73,11 @@ class LitClassifier(L.LightningModule):
 
     def _divergence(self) -> str:
         bad = next(
-            (f"the gradient of {name}" for name, p in self.named_parameters() if p.grad is not None and not p.grad.isfinite().all()),
+            (
+                f"the gradient of {name}"
+                for name, p in self.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ),
             "the gradient norm",
         )
         return (
@@ -92,7 +101,13 @@ class LitClassifier(L.LightningModule):
         scores = self(batch["inputs"], batch["mask"])
         labels = batch["labels"]
         loss = F.cross_entropy(scores.float(), labels, reduction="sum")
-        row = torch.stack([loss.double().cpu(), (scores.argmax(-1) == labels).sum().double().cpu(), torch.tensor(float(len(labels))).double()])
+        row = torch.stack(
+            [
+                loss.double().cpu(),
+                (scores.argmax(-1) == labels).sum().double().cpu(),
+                torch.tensor(float(len(labels))).double(),
+            ]
+        )
         assert self.sums is not None
         self.sums += row
 

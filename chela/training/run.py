@@ -66,7 +66,9 @@ class RunFolder:
         try:
             self.last.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"runs: expected a folder that can be written, got {self.path} ({error.strerror}); set runs=FOLDER") from None
+            raise UsageError(
+                f"runs: expected a folder that can be written, got {self.path} ({error.strerror}); set runs=FOLDER"
+            ) from None
         checkpoint.write_whole(self.config, lambda path: path.write_text(to_yaml(config)))
 
     def load_last(self, say: Callable[[str], object]) -> dict[str, Any] | None:
@@ -101,7 +103,9 @@ class RunFolder:
         try:
             result: dict[str, Any] = json.loads(self.result.read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"expected the result of a finished run at {self.result} ({error}); resume the run first") from None
+            raise UsageError(
+                f"expected the result of a finished run at {self.result} ({error}); resume the run first"
+            ) from None
         return result
 
 

@@ -34,8 +34,8 @@ def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any
         name: A system, e.g. ``"chela"``.
         d_model: Width D.
         options: The system's own keyword arguments.
-        context: What the backbone knows: ``l_max``, ``causal``, ``layer`` (index), ``depth``. A constructor that does not
-            name one of these does not get it.
+        context: What the backbone knows: ``l_max``, ``causal``, ``layer`` (index), ``depth``. A constructor that
+            does not name one of these does not get it.
     """
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters

@@ -30,8 +30,8 @@ class ChelaLayer(nn.Module):
         h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),  g = σ(W_u c), returns (h, g)     gate = "mega"
         h = W_o o                                                             gate = "none"
 
-    Time O(L·log L·D + L·(D·V + Z·V)), memory O(L·(D + V)). What the paper states and what was decided here is told apart
-    in ``docs/fidelity.md``.
+    Time O(L·log L·D + L·(D·V + Z·V)), memory O(L·(D + V)). What the paper states and what was decided here is told
+    apart in ``docs/fidelity.md``.
 
     Args:
         d_model: Width D.

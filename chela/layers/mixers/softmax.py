@@ -23,7 +23,9 @@ class SoftmaxAttention(nn.Module):
     def __init__(self, d_model: int, *, heads: int = 4, rotary: bool = True, causal: bool = False) -> None:
         super().__init__()
         if d_model % heads or (rotary and d_model // heads % 2):
-            raise ValueError(f"softmax: expected an even d_model / heads, got {d_model} / {heads}; change one of the two")
+            raise ValueError(
+                f"softmax: expected an even d_model / heads, got {d_model} / {heads}; change one of the two"
+            )
         self.heads, self.rotary, self.causal = heads, rotary, causal
         self.qkv = nn.Linear(d_model, 3 * d_model)
         self.out = nn.Linear(d_model, d_model)
