@@ -107,7 +107,7 @@ def edge_gradient(lower: Tensor, row: Tensor, column: Tensor, across: Tensor) ->
     before = torch.ones(C, C, dtype=lower.dtype, device=lower.device).triu_(1)
     inside = (lower @ before).tril_().sum(-2)
     reaching = row.flip(-1).cumsum(-1).flip(-1)
-    left = column.cumsum(-1) - column
+    left = torch.nn.functional.pad(column[..., :-1].cumsum(-1), (1, 0))
     return inside + reaching + left + across[..., None]
 
 

@@ -92,6 +92,5 @@ def test_flops_are_counted(causal: bool) -> None:
     q, k, v = torch.randn(3, 1, 256, 2, 16, requires_grad=True).unbind()
     with FlopCounterMode(display=False) as counter:
         linear_attention(q, k, v, causal=causal).sum().backward()
-    D = E = 16
-    products = (2 * D * E + (64 * (D + E) if causal else 0)) * 256 * 2 * 2
-    assert counter.get_total_flops() >= 3 * products
+    inside, states = (5 + 2, 2 + 5) if causal else (0, 2 + 4)  # products C × 16 and 16 × 16 per token
+    assert counter.get_total_flops() == 2 * 256 * 2 * (inside * 64 * 16 + states * 16 * 16)
