@@ -133,7 +133,7 @@ def test_decay_at_its_limits(backend: str, causal: bool, value: float) -> None:
 
 
 def test_gradient_of_strong_decays_keeps_its_digits() -> None:
-    """Each edge by itself, not the norm over edges: a small gradient beside large ones is where cumulative sums fail."""
+    """Each edge by itself, not their norm: a small gradient beside large ones is where cumulative sums fail."""
     case = Case(300, 16, 16, True, "token", False, False)
     x = draw(case)
     for name in ("q", "k", "v", "d_out"):
