@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from chela.ops.linear_attention import full, segmented
 from chela.ops.linear_attention.flops import backward_flops, forward_flops
 from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype
+from chela.ops.linear_attention.segmented import Problem
 from chela.ops.linear_attention.segments import CHUNK, chunks_per_segment
 
 
@@ -64,7 +65,8 @@ def _forward(
     with torch.autocast(q.device.type, enabled=False):
         if not causal and log_decay is None:
             return full.forward(q, k, v, mask, normalize, eps)
-        return segmented.forward(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk)
+        problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        return segmented.forward(problem, state)
 
 
 @_forward.register_fake
@@ -118,10 +120,8 @@ def _backward(
     with torch.autocast(q.device.type, enabled=False):
         if not causal and log_decay is None:
             return full.backward(d_out, q, k, v, mask, out, total, saved, normalize, eps)
-        return segmented.backward(
-            d_out, d_end, q, k, v, log_decay, log_decay_back, mask, out, total, saved,
-            causal, normalize, ones, eps, chunk, decay_grad,
-        )  # fmt: skip
+        problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        return segmented.backward(problem, d_out, d_end, out, total, saved, decay_grad)
 
 
 @_backward.register_fake

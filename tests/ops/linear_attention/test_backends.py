@@ -30,6 +30,6 @@ def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     from chela.ops.linear_attention.edges import Edges
 
     leaving = Edges.leaving
-    monkeypatch.setattr(Edges, "leaving", lambda self, x: leaving(self, x) * 1.001)
+    monkeypatch.setattr(Edges, "leaving", lambda self, x, out=None: leaving(self, x) * 1.001)
     with pytest.raises(AssertionError, match="'d_k'"):
         check(Case(500, 16, 16, True, "head", False, False), "chunked")
