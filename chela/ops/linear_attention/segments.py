@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of one buffer of a segment: 1 MiB of float32, so that a dozen of them fit a shared L3 and the busy ones L2.
-SEGMENT_ELEMENTS = 2**18
+# Elements of one buffer of a segment: 256 KiB of float32, so that the busy ones fit L2 and all of them L3.
+SEGMENT_ELEMENTS = 2**16
 CHUNK = 64
 
 
