@@ -63,7 +63,7 @@ class TextConfig:
 
     name: str = option("text", "name of the task")
     encoding: str = option("lra", "'lra': bytes; 's4': characters, <eos> appended; 'mega': bytes, <eos> appended")
-    max_length: int = option(0, "longest sequence, the rest is cut; 0: the encoding's own (lra 4000, s4 4096, mega 4001)")
+    max_length: int = option(0, "longest sequence, the rest is cut; 0: of the encoding (lra 4000, s4 4096, mega 4001)")
     min_frequency: int = option(15, "s4: characters rarer than this in the training texts become <unk>")
     train: int = option(0, "reviews to train on, after those held out; 0: all")
     validation: int = option(2_500, "training reviews kept apart for validation (data.validation=holdout)")
@@ -129,7 +129,7 @@ class DataConfig:
 
     dir: str = option("", "folder for prepared records; empty: $CHELA_DATA, else ~/.cache/chela")
     root: str | None = option(None, "folder or archive of your own to take the data from")
-    source: str = option("auto", "'auto': the task's own data; 'scisumm' (retrieval): a small real set that is not LRA's")
+    source: str = option("auto", "'auto': the task's own data; 'scisumm' (retrieval): a small real set, not LRA's")
     download: bool = option(True, "fetch data that is not there; false: say what is missing")
     validation: str = option(
         "holdout", "'holdout': validate on data kept apart; 'test': on the test set, as some papers do"

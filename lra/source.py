@@ -1,7 +1,8 @@
-"""Where a task's bytes come from: what the user has (a folder, an archive, a prepared tensorflow-datasets directory), or
-a download that says its size and address first, goes on where it broke off, and is checked before it is used.
+"""Where a task's bytes come from.
 
-Nothing of the user's is ever changed, and nothing is ever put in the place of data that is absent.
+That is what the user has (a folder, an archive, a prepared tensorflow-datasets directory), or a download that says its
+size and address first, goes on where it broke off, and is checked before it is used. Nothing of the user's is ever
+changed, and nothing is ever put in the place of data that is absent.
 """
 
 from __future__ import annotations
@@ -134,9 +135,7 @@ def verify(path: Path, remote: Remote) -> None:
         raise DataError(f"{path} has SHA-256 {found}, expected {remote.sha256}: it is damaged or another file")
 
 
-def fetch(
-    task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None
-) -> Path:
+def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
     """Download a file unless it is there; goes on with a part that an earlier try left.
 
     Args:

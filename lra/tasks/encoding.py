@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,12 @@ class TextEncoding:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ids", {c: i + _S4_SPECIALS for i, c in enumerate(self.characters)})
 
+    def with_characters(self, about: Mapping[str, Any], min_frequency: int) -> TextEncoding:
+        """The same convention with the vocabulary of `s4`, from the counts stored with the records."""
+        counts: dict[str, int] = about["characters"]
+        frequent = "".join(c for c, n in counts.items() if n >= min_frequency)
+        return TextEncoding(self.convention, self.max_length, frequent)
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, padding included."""
@@ -63,20 +70,24 @@ class TextEncoding:
         [101, 102, 2]
         """
         if self.convention == "lra":
-            return text[: self.max_length].astype(np.uint16) + 1
+            shifted: np.ndarray = text[: self.max_length].astype(np.uint16) + 1
+            return shifted
         if self.convention == "mega":
-            ids = text[: self.max_length - 1].astype(np.uint16) + _MEGA_SPECIALS
-            return np.append(ids, np.uint16(_MEGA_EOS))
+            ids: np.ndarray = np.full(min(len(text), self.max_length - 1) + 1, _MEGA_EOS, np.uint16)
+            ids[:-1] = text[: self.max_length - 1]
+            ids[:-1] += _MEGA_SPECIALS
+            return ids
         characters = text.tobytes().decode("utf-8", "replace")[: self.max_length - 1]
-        ids_ = [self._ids.get(c, _S4_UNKNOWN) for c in characters]
-        return np.array([*ids_, _S4_EOS], np.uint16)
+        numbers = [self._ids.get(c, _S4_UNKNOWN) for c in characters]
+        return np.array([*numbers, _S4_EOS], np.uint16)
 
     def lengths(self, size: np.ndarray, characters: np.ndarray) -> np.ndarray:
         """Encoded length of texts of `size` bytes and so many `characters`."""
         if self.convention == "lra":
-            return np.minimum(size, self.max_length)
+            return np.minimum(size, np.int64(self.max_length))
         count = characters if self.convention == "s4" else size
-        return np.minimum(count + 1, self.max_length)
+        limited: np.ndarray = np.minimum(count + 1, self.max_length)
+        return limited
 
     def cut(self, size: int, characters: int) -> int:
         """Bytes (characters for `s4`) of a text that the model does not see."""

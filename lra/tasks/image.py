@@ -14,7 +14,7 @@ from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.errors import DataError
 from lra.schema import DataConfig, ImageConfig
 from lra.source import Form, Remote, locate, members, read_tfds
-from lra.tasks.base import Task
+from lra.tasks.base import Task, sample
 
 ARCHIVE = Remote(
     file="cifar-10-binary.tar.gz",
@@ -208,8 +208,10 @@ class Image(Task):
             values = values.reshape(side, block, side, block, -1).mean((1, 3), dtype=np.float32)
         values = values.reshape(side * side, -1)
         if self.config.form == "tokens":
-            return np.rint(values[:, 0]).astype(np.int64) + 1
-        return (values.astype(np.float32) / 255 - self._mean) / self._deviation
+            tokens: np.ndarray = np.rint(values[:, 0]).astype(np.int64) + 1
+            return tokens
+        normalized: np.ndarray = (values.astype(np.float32) / 255 - self._mean) / self._deviation
+        return normalized
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """All the same."""
@@ -217,13 +219,9 @@ class Image(Task):
 
     def _choose(self, split: str, policy: str) -> tuple[str, np.ndarray | None]:
         if split == "test":
-            return "test", _first(np.arange(COUNTS["test"]), self.config.test)
+            return "test", sample(np.arange(COUNTS["test"]), self.config.test)
         train, held = holdout(COUNTS["train"], self.config.validation)
-        return ("train", held) if split == "validation" else ("train", _first(train, self.config.train))
-
-
-def _first(records: np.ndarray, number: int) -> np.ndarray:
-    return records[:number] if number else records
+        return ("train", held) if split == "validation" else ("train", sample(train, self.config.train))
 
 
 def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:

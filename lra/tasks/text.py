@@ -13,7 +13,7 @@ from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.errors import DataError
 from lra.schema import DataConfig, TextConfig
 from lra.source import Form, Remote, locate, members, read_tfds
-from lra.tasks.base import Task
+from lra.tasks.base import Task, sample
 from lra.tasks.encoding import TextEncoding, count_characters, number_of_characters
 
 ARCHIVE = Remote(
@@ -38,7 +38,9 @@ def _read_tree(base: Path) -> Iterator[Review]:
             folder = base / "aclImdb" / split / name
             files = sorted(folder.glob("*.txt"))
             if len(files) != COUNTS[split] // 2:
-                raise DataError(f"{folder} holds {len(files):,} reviews, expected {COUNTS[split] // 2:,}: unpack it again")
+                raise DataError(
+                    f"{folder} holds {len(files):,} reviews, expected {COUNTS[split] // 2:,}: unpack it again"
+                )
             for file in files:
                 yield split, label, file.read_bytes()
 
@@ -81,11 +83,11 @@ def _examples(reviews: Iterator[Review], about: dict[str, Any], progress: Progre
         for digest, _, _ in found[split]:
             whole.update(digest)
         if len(found[split]) != COUNTS[split]:
-            raise DataError(f"text: {split} has {len(found[split]):,} reviews, expected {COUNTS[split]:,}: get it again")
+            raise DataError(f"text: {split} has {len(found[split]):,} reviews, expected {COUNTS[split]:,}")
     if whole.hexdigest() != CONTENT:
         raise DataError(
-            f"text: these are not the reviews of the release (digest {whole.hexdigest()[:12]}…, expected {CONTENT[:12]}…): "
-            f"fetch {ARCHIVE.url} again"
+            f"text: these are not the reviews of the release (digest {whole.hexdigest()[:12]}…, "
+            f"expected {CONTENT[:12]}…): fetch {ARCHIVE.url} again"
         )
     about["content_sha256"] = whole.hexdigest()
     examples = {
@@ -141,9 +143,7 @@ class Text(Task):
         """Make the records on first use, and learn the vocabulary that depends on them."""
         super().prepare(data, progress=progress)
         if self.config.encoding == "s4":
-            counts: dict[str, int] = self.records("train").about["characters"]
-            frequent = "".join(c for c, n in counts.items() if n >= self.config.min_frequency)
-            self.encoding = TextEncoding("s4", self.l_max, frequent)
+            self.encoding = self.encoding.with_characters(self.records("train").about, self.config.min_frequency)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Ids of the review, cut to `l_max`."""
@@ -156,9 +156,9 @@ class Text(Task):
     def _choose(self, split: str, policy: str) -> tuple[str, np.ndarray | None]:
         """Held-out reviews are the first of each class; stored order is that of digests, so they are a fair sample."""
         if split == "test":
-            return "test", _first(np.arange(COUNTS["test"]), self.config.test)
+            return "test", sample(np.arange(COUNTS["test"]), self.config.test)
         if policy == "test":
-            return "train", _first(np.arange(COUNTS["train"]), self.config.train)
+            return "train", sample(np.arange(COUNTS["train"]), self.config.train)
         labels = self.records("train").labels
         rank = np.empty(len(labels), np.int64)  # of a review among its class
         for label in range(self.num_classes):
@@ -166,11 +166,7 @@ class Text(Task):
         held = np.argsort(rank, kind="stable")[: self.config.validation]
         if split == "validation":
             return "train", np.sort(held)
-        return "train", _first(np.setdiff1d(np.arange(len(labels)), held), self.config.train)
-
-
-def _first(records: np.ndarray, number: int) -> np.ndarray:
-    return records[:number] if number else records
+        return "train", sample(np.setdiff1d(np.arange(len(labels)), held), self.config.train)
 
 
 def make(config: TextConfig) -> Text:
