@@ -70,8 +70,8 @@ class RecordSpec:
         fields: names of the byte fields.
         counts: records of each split; a build that yields another number fails.
         sizes: names of the numbers in `Example.sizes`.
-        about: kept in `records.json`: options, origin, what the source taught. Written when the records are whole: what is
-            only known then may be added while they are read.
+        about: kept in `records.json`: options, origin, what the source taught. Written when the records are whole:
+            what is only known then may be added while they are read.
         expected_bytes: room the build needs, 0 if not known.
     """
 

@@ -139,6 +139,10 @@ class Records:
             out.append((encoded, label))
         return out
 
+    def stored(self, i: int) -> dict[str, Any]:
+        """One record as it is stored, before `encode`."""
+        return self._stored.read([i if self._chosen is None else int(self._chosen[i])])[0]
+
     def _check(self, encoded: Encoded, label: int) -> None:
         task = self._task
         if not 0 <= label < task.num_classes:

@@ -84,9 +84,10 @@ class TextEncoding:
     def lengths(self, size: np.ndarray, characters: np.ndarray) -> np.ndarray:
         """Encoded length of texts of `size` bytes and so many `characters`."""
         if self.convention == "lra":
-            return np.minimum(size, np.int64(self.max_length))
-        count = characters if self.convention == "s4" else size
-        limited: np.ndarray = np.minimum(count + 1, self.max_length)
+            count = size
+        else:
+            count = 1 + (characters if self.convention == "s4" else size)
+        limited: np.ndarray = np.minimum(count, self.max_length)
         return limited
 
     def cut(self, size: int, characters: int) -> int:
