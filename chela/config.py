@@ -1,0 +1,302 @@
+"""From ``key=value`` words to one typed, checked configuration.
+
+Later layers win: the schema's defaults, ``configs/preset``, ``configs/task`` (and its section for the preset),
+``configs/model`` (and its section for the preset), then the command line. A group (``task``, ``model``, ``preset``) is
+chosen by name, everything else by its dotted key: ``model=softmax model.depth=2 optimizer.lr=1e-3``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import difflib
+import hashlib
+import importlib.metadata
+import json
+import math
+import operator
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chela.errors import UsageError
+from chela.schema import MIXERS, Config
+from lra.schema import TASKS
+
+PRESETS = ("auto", "full", "mini", "tiny")
+DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
+
+# Where a run lies, how it is watched and how it is cut into launches: none of it changes the numbers that come out.
+_NOT_IN_HASH = {
+    "": {"runs", "resume", "allocator", "tensorboard"},
+    "data": {"dir", "root", "processes", "workers"},
+    "trainer": {"max_time", "checkpoint_every", "checkpoint_minutes", "progress"},
+}
+
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "more than"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "less than"),
+}
+
+
+def configs_folder() -> Path:
+    """Return the folder of the YAML files: in the repository, or packed into an installed wheel."""
+    here = Path(__file__).parent
+    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
+
+
+def names(group: str) -> list[str]:
+    """List the files of a group, e.g. ``names("model")``."""
+    return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
+
+
+def resolve(words: list[str]) -> Config:
+    """Build the configuration that ``words`` (``key=value``) ask for.
+
+    Raises:
+        UsageError: An unknown key, name or value, with what was expected.
+    """
+    overrides = [_split(word) for word in words]
+    resumed = dict(overrides).get("resume", "none")
+    if resumed not in ("none", "auto"):
+        return _resolve_resumed(Path(resumed), overrides)
+    chosen = {"task": "listops", "model": "chela", "preset": "auto"}
+    chosen.update({key: value for key, value in overrides if key in chosen})
+    preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"))[0]
+    task_file, model_file = _group_file("task", chosen["task"]), _group_file("model", chosen["model"])
+    model_file["model"]["name"] = chosen["model"]
+    layers = [_group_file("preset", preset), *_sections(task_file, preset), *_sections(model_file, preset)]
+
+    cfg = _empty(TASKS[task_file["task"]["name"]], MIXERS[model_file["model"]["mixer"]["name"]])
+    for layer in layers:
+        _merge(cfg, layer)
+    cfg.preset = preset
+    for key, value in overrides:
+        if key not in chosen:
+            _set(cfg, key, value)
+    return check(cfg)
+
+
+def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
+    """A run that goes on keeps its configuration; only what does not change its numbers may be said anew."""
+    saved = load(folder / "config.yaml")
+    saved.trainer.max_time = ""  # a limit holds for one launch
+    cfg = OmegaConf.structured(saved)
+    OmegaConf.set_struct(cfg, True)
+    for key, value in overrides:
+        if key in ("task", "model"):
+            key = f"{key}.name"
+        _set(cfg, key, value)
+    config = check(cfg)
+    if fingerprint(config) != fingerprint(saved):
+        old, new = dict(_leaves(saved)), dict(_leaves(config))
+        changed = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key])
+        raise UsageError(
+            f"resume: expected the configuration of {folder}, got another ({changed}); start a new run for it"
+        )
+    return config
+
+
+def _leaves(config: Config) -> list[tuple[str, Any]]:
+    return [(key, value) for key, value, _ in fields(config)]
+
+
+def load(path: Path) -> Config:
+    """Read a resolved configuration back from a run's ``config.yaml``."""
+    try:
+        saved = OmegaConf.load(path)
+        assert isinstance(saved, DictConfig)
+        cfg = _empty(TASKS[saved.task.name], MIXERS[saved.model.mixer.name])
+        return check(OmegaConf.merge(cfg, saved))
+    except (OSError, KeyError, AssertionError, AttributeError, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({_first_line(error)})") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as plain dictionaries, as it is stored."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def fingerprint(config: Config) -> str:
+    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
+    plain = {key: value for key, value in to_dict(config).items() if key not in _NOT_IN_HASH[""]}
+    for section, leave_out in _NOT_IN_HASH.items():
+        if section:
+            plain[section] = {key: value for key, value in plain[section].items() if key not in leave_out}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def resolve_preset(asked: str, accelerator: str = "auto") -> tuple[str, str]:
+    """Return the preset and, in a few words, why it is this one."""
+    if asked not in PRESETS:
+        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {_shown(asked)}{_closest(asked, PRESETS)}")
+    if asked != "auto":
+        return asked, "asked for"
+    if accelerator == "cpu":
+        return "mini", "trainer.accelerator=cpu"
+    if cuda_devices() > 0:
+        return "full", "a CUDA GPU is here"
+    return "mini", "no CUDA GPU is here"
+
+
+def cuda_devices() -> int:
+    """Count the CUDA devices by asking the driver: importing torch for it would take 1.5 s."""
+    if importlib.metadata.version("torch").endswith("+cpu") or sys.platform != "linux":
+        return 0
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def seconds(duration: str) -> float | None:
+    """Read ``9m`` or ``1h30m`` as seconds; an empty string is no limit (None)."""
+    if not duration:
+        return None
+    parts = DURATION.findall(duration)
+    if not parts or "".join(number + unit for number, unit in parts) != duration:
+        raise UsageError(f"trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got {_shown(duration)}")
+    return sum(float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Walk over ``(dotted key, value, field)`` of a configuration's leaves."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value, item
+
+
+def check(cfg: Any) -> Config:
+    """Turn a composed configuration into a ``Config``, every value within its bounds."""
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        raise UsageError(_first_line(error)) from None
+    assert isinstance(config, Config)
+    for key, value, item in fields(config):
+        _check_value(key, value, item.metadata)
+    seconds(config.trainer.max_time)
+    for section in (config.task, config.data):
+        try:
+            section.check()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    processes = config.trainer.devices * config.trainer.num_nodes
+    if config.trainer.batch_size % processes:
+        got = config.trainer.batch_size
+        raise UsageError(f"trainer.batch_size: expected a multiple of the {processes} processes, got {got}")
+    heads = getattr(config.model.mixer, "heads", 1)
+    for key, width in (("model.d_model", config.model.d_model), ("model.mixer.d_value", _value_width(config))):
+        if width % heads:
+            raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
+    return config
+
+
+def _value_width(config: Config) -> int:
+    return int(getattr(config.model.mixer, "d_value", config.model.d_model))
+
+
+def _check_value(key: str, value: Any, limits: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{key}: expected a finite number, got {value}")
+    for name, (holds, text) in _BOUNDS.items():
+        if value is not None and name in limits and not holds(value, limits[name]):
+            raise UsageError(f"{key}: expected {text} {limits[name]}, got {value}")
+    if "choices" in limits and value not in limits["choices"]:
+        expected = ", ".join(limits["choices"])
+        raise UsageError(f"{key}: expected one of {expected}, got {_shown(value)}{_closest(value, limits['choices'])}")
+    if limits.get("odd") and value % 2 == 0:
+        raise UsageError(f"{key}: expected an odd number, so that the kernel has a middle, got {value}")
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise UsageError(f"expected key=value, got {_shown(word)}; see --help")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
+        raise UsageError(f"expected a dotted key such as model.depth, got {_shown(key)}; see --help")
+    if "${" in value or value == "???" or "\0" in value:
+        raise UsageError(f"{key}: expected a plain value, got {_shown(value)}")
+    return key, value
+
+
+def _empty(task: type, mixer: type) -> DictConfig:
+    cfg: DictConfig = OmegaConf.structured(Config)
+    cfg.task = OmegaConf.structured(task)
+    cfg.model.mixer = OmegaConf.structured(mixer)
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+def _group_file(group: str, name: str) -> dict[str, Any]:
+    if name not in names(group):
+        listed = ", ".join(names(group))
+        raise UsageError(f"{group}: expected one of {listed}, got {_shown(name)}{_closest(name, names(group))}")
+    return OmegaConf.to_container(OmegaConf.load(configs_folder() / group / f"{name}.yaml")) or {}  # type: ignore[return-value]
+
+
+def _sections(layer: dict[str, Any], preset: str) -> list[dict[str, Any]]:
+    """Split a group file into what always holds and what holds for the preset."""
+    return [{key: value for key, value in layer.items() if key != "presets"}, layer.get("presets", {}).get(preset, {})]
+
+
+def _merge(cfg: DictConfig, layer: dict[str, Any]) -> None:
+    """Merge a layer in place; sizes that it gives for mixers are taken by those that have such an option."""
+    sizes = layer.get("model", {}).get("mixer")
+    if sizes:
+        known = {key: value for key, value in sizes.items() if key in cfg.model.mixer}
+        layer = {**layer, "model": {**layer["model"], "mixer": known}}
+    try:
+        cfg.merge_with(layer)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"in the configs folder: {_first_line(error)}") from None
+
+
+def _set(cfg: DictConfig, key: str, value: str) -> None:
+    keys = [name for name, _, _ in fields(OmegaConf.to_object(cfg))]
+    if key not in keys:
+        if any(name.startswith(f"{key}.") for name in keys):
+            raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {_shown(value)}; see --help")
+        raise UsageError(f"unknown key {_shown(key)}{_closest(key, keys)}; see --help")
+    if key in ("task.name", "model.mixer.name", "model.name"):
+        if OmegaConf.select(cfg, key) != value:
+            raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {_shown(value)}")
+        return
+    try:
+        OmegaConf.update(cfg, key, None if value == "null" else value)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{key}: {_first_line(error)}") from None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _closest(name: Any, known: Any) -> str:
+    close = difflib.get_close_matches(str(name)[:80], list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,21 @@
+"""Errors that a person can mend: one line on stderr and an exit status, no traceback."""
+
+from __future__ import annotations
+
+
+class UsageError(Exception):
+    """Something in the command, the configuration or the files is not as expected.
+
+    The message is one line: what was expected, what came, what to do.
+    """
+
+    status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class DivergedError(UsageError):
+    """The loss or a gradient is no longer a finite number."""
+
+    status = 3

@@ -1,0 +1,264 @@
+"""Long convolution kernels behind one interface: `kernel(L) -> (forward (C, L), back (C, L-1) | None)`.
+
+All are built for `l_max` and cropped to the length asked for. Lag 0 belongs to the forward kernel; the back one, there
+unless causal, starts at lag −1. Shapes: C channels, L length, D directions (1 or 2), S scales, k parameters a scale.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["LONG_KERNELS", "DampedEMAKernel", "FreeKernel", "LongKernel", "MultiscaleKernel"]
+
+
+class LongKernel(nn.Module):
+    """What the variants share: the crop, the length check and the cache.
+
+    The parameters carry their own learning rate and weight decay in the attribute `_optim`, which
+    `chela.param_groups` reads. In eval mode without gradients the kernel is built once and kept until a parameter
+    changes.
+
+    Args:
+        d_model: Number of channels C.
+        l_max: Length the kernel is built for.
+        causal: Without the back kernel.
+        lr: Learning rate of the kernel's parameters; None leaves them at the model's.
+        weight_decay: Weight decay of the kernel's parameters.
+    """
+
+    extends_beyond_l_max = False
+    """Whether a longer kernel than `l_max` is defined; else asking for one is an error."""
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        causal: bool = False,
+        lr: float | None = 1e-3,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if l_max < 1:
+            raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
+        self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
+        self._own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
+        self._cached: Tensor | None = None
+        self._cached_for: tuple[object, ...] = ()
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        parameter = nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
+        parameter._optim = dict(self._own_optim)  # type: ignore[attr-defined]
+        return parameter
+
+    def reset_parameters(self) -> None:
+        """Draw new parameters from torch's global generator, and renew what is derived from them."""
+        raise NotImplementedError
+
+    def build(self, length: int) -> Tensor:
+        """Return the kernels of all directions, `(D, C, length)`; lag −1 comes first in the back one."""
+        raise NotImplementedError
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """Return the forward kernel `(C, length)` and the back one `(C, length - 1)`, or None when causal.
+
+        Raises:
+            ValueError: `length` is beyond `l_max` and the variant declares no extension.
+        """
+        if length > self.l_max and not self.extends_beyond_l_max:
+            raise ValueError(
+                f"{type(self).__name__}: expected a length up to l_max={self.l_max}, got {length}; "
+                "build the layer with a larger l_max or cut the sequence"
+            )
+        kernels = self._kept(length) if self._may_keep() else self.build(length)
+        back = kernels[1, :, : max(length - 1, 0)] if self.directions == 2 else None
+        return kernels[0, :, :length], back
+
+    def _may_keep(self) -> bool:
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+
+    def _kept(self, length: int) -> Tensor:
+        """Take the kernel from the cache, unless a parameter was written to or it is too short."""
+        tensors = [*self.parameters(), *self.buffers()]
+        if any(t.is_inference() for t in tensors):  # these do not count their changes
+            return self.build(length)
+        state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
+        if self._cached is None or self._cached_for != state or self._cached.shape[2] < length:
+            self._cached, self._cached_for = self.build(max(length, self.l_max)), state
+        return self._cached
+
+    def train(self, mode: bool = True) -> LongKernel:
+        """Set the mode; going to training drops the cached kernel."""
+        if mode:
+            self._cached = None
+        return super().train(mode)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"{self.d_model}, l_max={self.l_max}, directions={self.directions}"
+
+
+class MultiscaleKernel(LongKernel):
+    """SGConv's kernel: few parameters near, the same number stretched over twice the length further out, and weaker.
+
+    S = 1 + ⌈log2(l_max/k)⌉ pieces of k free parameters from N(0, 1); piece i is stretched ×1, 1, 2, 4 … by linear
+    interpolation, scaled by 2^−i, and follows piece i − 1. The whole is divided by the L2 norm, per channel, that the
+    uncropped kernel had at construction: a buffer, saved with the weights, not a function of them.
+
+    Source: arXiv 2210.09298, section 3.2. Stretching is a product with a constant `(k, length)` matrix, several times
+    faster forward and backward than calling the interpolation.
+
+    >>> forward, back = MultiscaleKernel(8, 100)(50)
+    >>> tuple(forward.shape), tuple(back.shape)
+    ((8, 50), (8, 49))
+    """
+
+    norm: Tensor
+    stretch: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        causal: bool = False,
+        lr: float | None = 1e-3,
+        weight_decay: float = 0.0,
+        scale_size: int = 16,
+    ) -> None:
+        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+        scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)))
+        self.weight = self._parameter(scales, scale_size)
+        self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
+        self.register_buffer("stretch", _stretch(scales, scale_size), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the pieces from N(0, 1) and take the norm of the kernel they make."""
+        nn.init.normal_(self.weight)
+        self.norm.fill_(1.0)
+        whole = self.build(self.stretch.shape[1])
+        self.norm.copy_(whole.norm(dim=2)[:, :, None, None])
+
+    def build(self, length: int) -> Tensor:
+        """Stretch, scale and join the pieces that `length` needs."""
+        size = self.weight.shape[3]
+        with torch.autocast(self.weight.device.type, enabled=False):
+            pieces = (self.weight / self.norm).unbind(2)
+            bounds = [0, *(size << i for i in range(len(pieces)))]
+            needed = [
+                piece @ self.stretch[:, start : min(stop, length)]
+                for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False)
+                if start < length
+            ]
+            return torch.cat(needed, dim=2)
+
+
+def _stretch(scales: int, size: int) -> Tensor:
+    """Make the constant matrix `(size, size·2^(scales−1))`: piece i's columns interpolate it, times 2^−i."""
+    unit = torch.eye(size)[None]
+    pieces = [F.interpolate(unit, scale_factor=float(1 << max(0, i - 1)), mode="linear") for i in range(scales)]
+    return torch.cat([piece[0] * 2.0**-i for i, piece in enumerate(pieces)], dim=1)
+
+
+class FreeKernel(LongKernel):
+    """One free parameter per lag, under a window exp(−αt) whose α is log-spaced over the channels.
+
+    The slowest channel falls to 1/e at `l_max`, the fastest within eight lags. Parameters are N(0, 1 − exp(−2α)), so
+    that the expected squared norm of every channel's kernel is at most 1.
+
+    Source: free kernels as in Long Convs (arXiv 2302.06646), with the decay of SGConv (arXiv 2210.09298) as a window.
+    """
+
+    window: Tensor
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        causal: bool = False,
+        lr: float | None = 1e-3,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+        self.weight = self._parameter(l_max)
+        alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
+        self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
+        self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all lags anew."""
+        nn.init.normal_(self.weight)
+        self.weight.mul_(self.get_buffer("deviation")[:, None])
+
+    def build(self, length: int) -> Tensor:
+        """Apply the window to the first `length` lags."""
+        return self.weight[:, :, :length] * self.window[:, :length]
+
+
+class DampedEMAKernel(LongKernel):
+    """MEGA's damped multi-dimensional exponential moving average, written as a kernel.
+
+    `kernel[t] = Σ_n p_n β_n γ_n q_n^t / √N`, p = σ(δ), q = 1 − p·σ(α), N moving averages a channel. The formula gives
+    any length, also beyond `l_max`. The back kernel's first entry is at lag −1; MEGA adds its two directions at lag 0,
+    a difference that the layer's skip takes up.
+
+    Source: arXiv 2209.10655, section 3.1 (initial values as in its code). O(C·N·L) time, O(C·(L + N√L)) memory: q^t is
+    the product of q^(m·⌊t/m⌋) and q^(t mod m), so the sum over n is a matrix product.
+    """
+
+    extends_beyond_l_max = True
+
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        causal: bool = False,
+        lr: float | None = None,
+        weight_decay: float = 0.0,
+        averages: int = 16,
+    ) -> None:
+        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+        self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
+        self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """δ, α ~ N(0, 0.2), β ~ ±1 alternating + N(0, 0.02), γ ~ N(0, 1)."""
+        nn.init.normal_(self.delta, std=0.2)
+        nn.init.normal_(self.alpha, std=0.2)
+        nn.init.normal_(self.beta, std=0.02)
+        self.beta[..., 0::2] += 1
+        self.beta[..., 1::2] -= 1
+        nn.init.normal_(self.gamma)
+
+    def build(self, length: int) -> Tensor:
+        """Sum the decaying exponentials."""
+        with torch.autocast(self.delta.device.type, enabled=False):
+            p = torch.sigmoid(self.delta)
+            log_q = torch.log1p(-p * torch.sigmoid(self.alpha))[..., None]  # (D, C, N, 1)
+            weight = p * self.beta * self.gamma / math.sqrt(p.shape[2])
+            stride = max(1, math.isqrt(length))
+            coarse = torch.arange(-(-length // stride), device=p.device) * stride
+            fine = torch.arange(stride, device=p.device)
+            far = torch.exp(log_q * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
+            kernel = far.transpose(2, 3) @ torch.exp(log_q * fine)  # (D, C, ⌈L/m⌉, m)
+            return kernel.flatten(2)[..., :length]
+
+
+LONG_KERNELS: dict[str, type[LongKernel]] = {
+    "multiscale": MultiscaleKernel,
+    "free": FreeKernel,
+    "ema": DampedEMAKernel,
+}
+"""The variants by the name that `ShortLongConv` takes."""

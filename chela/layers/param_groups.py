@@ -1,0 +1,49 @@
+"""Which parameters learn how fast, and which decay: it travels with the layers, into any optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def param_groups(
+    model: nn.Module, lr: float, weight_decay: float, *, kernel_lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Split the parameters of ``model`` for AdamW.
+
+    Matrices decay; vectors (norms, biases, per-channel scales and shifts) and whatever a layer marks do not. A layer
+    marks a parameter by its attribute ``_optim``, e.g. ``{"lr": 1e-3, "weight_decay": 0.0}`` for a long kernel, which
+    needs a smaller, fixed rate (arXiv 2210.09298, section 4).
+
+    Args:
+        model: Any module, e.g. your own that holds a ``ChelaLayer``.
+        lr: Learning rate of everything not marked.
+        weight_decay: Decay of the matrices.
+        kernel_lr: In place of the rate that marked parameters ask for.
+
+    Returns:
+        Groups for ``torch.optim.AdamW``, each with its ``name``; every parameter that needs a gradient is in one.
+
+    >>> import torch
+    >>> groups = param_groups(torch.nn.Linear(2, 3), lr=1e-3, weight_decay=0.1)
+    >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in groups]
+    [('decay', 1, 0.1), ('no_decay', 1, 0.0)]
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        marked: dict[str, float] | None = getattr(parameter, "_optim", None)
+        if marked is not None:
+            rate, decay = marked.get("lr", lr), marked.get("weight_decay", weight_decay)
+            rate = kernel_lr if "lr" in marked and kernel_lr is not None else rate
+            name = f"marked(lr={rate:g}, weight_decay={decay:g})"
+        elif parameter.ndim < 2:
+            name, rate, decay = "no_decay", lr, 0.0
+        else:
+            name, rate, decay = "decay", lr, weight_decay
+        groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})["params"].append(
+            parameter
+        )
+    return list(groups.values())

@@ -1,0 +1,178 @@
+"""Linear attention: one function for every system built on it. README.md has the maths and the costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chela.ops.backend import Backend, choose, register
+from chela.ops.linear_attention.chunked import linear_attention_chunked
+from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype, linear_attention_step
+from chela.ops.linear_attention.reference import linear_attention_reference
+
+__all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
+
+register("linear_attention", Backend("chunked", linear_attention_chunked, auto_on=("*",)))
+register("linear_attention", Backend("reference", linear_attention_reference))
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    log_decay: Tensor | None = None,
+    log_decay_back: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+    initial_state: LinearAttentionState | None = None,
+    return_state: bool = False,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, LinearAttentionState]:
+    """Attend without softmax, in time and memory linear in the length.
+
+    o_i = Σ_j M_ij (q_i·k_j) v_j, divided by eps + Σ_j M_ij (q_i·k_j) when ``normalize``. M_ij is the product of the
+    decays of the edges between j and i, exp(Σ_{t=j+1..i} log_decay_t) for j < i; M_ii = 1; for j > i it is 0 when
+    ``causal`` and else exp(Σ_{t=i+1..j} log_decay_back_t). A masked token is absent: it adds nothing, its edge does not
+    decay, its output is 0.
+
+    Lightning Attention-2 (arXiv 2401.04658, section 3.2) is ``causal=True`` with one decay per head; LION (arXiv
+    2502.16249, section 3) is ``causal=False, normalize=True`` with none, one per head, or one per token.
+
+    Args:
+        q: Queries `(B, L, H, D)`, with any feature map already applied.
+        k: Keys `(B, L, H, D)`.
+        v: Values `(B, L, H, E)`.
+        causal: Whether a token hears only itself and those before it.
+        log_decay: Log of the decay of the edge from token t − 1 to t: None (no decay), `(H,)` or `(B, L, H)`, ≤ 0, in
+            nats; −inf forgets all that came before. Gradients flow to it.
+        log_decay_back: The same for the edge from t to t − 1, bidirectional only; ``log_decay`` unless given.
+        mask: `(B, L)` bool, True = real token.
+        normalize: Divide by the sum of the weights; q·k should then be positive.
+        eps: Added to that sum.
+        initial_state: The state after the tokens before these (causal only).
+        return_state: Also return the state after the last token (causal only).
+        chunk_size: Tokens per chunk; None lets the backend choose. It changes speed and rounding, not the answer.
+        backend: "auto" or one of ``chela.ops.backends()["linear_attention"]``.
+
+    Returns:
+        The output `(B, L, H, E)` in the dtype of v; with ``return_state`` the pair (output, state). Sums are kept in
+        float32, for float64 in float64.
+
+    Raises:
+        ValueError: Shapes, dtypes or options that do not fit together, or a backend that cannot run here.
+
+    Complexity: O(B L H (D E + C (D + E))) time for chunks of C tokens, forward and backward; ``reference`` takes O(L²).
+
+    >>> import torch
+    >>> from chela.ops import linear_attention
+    >>> q, k, v = torch.randn(3, 2, 500, 4, 16).unbind()
+    >>> linear_attention(q, k, v, causal=False).shape
+    torch.Size([2, 500, 4, 16])
+    >>> out, state = linear_attention(q, k, v, causal=True, log_decay=torch.full((4,), -0.01), return_state=True)
+    >>> state.S.shape
+    torch.Size([2, 4, 16, 16])
+    """
+    q, k, v = _one_dtype(q, k, v)
+    _check_tensors(q, k, v, mask)
+    _check_options(causal, log_decay, log_decay_back, initial_state, return_state, chunk_size)
+    log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
+    _check_state(q, v, initial_state)
+    out, state = choose("linear_attention", backend, q.device).run(
+        q,
+        k,
+        v,
+        causal=causal,
+        log_decay=log_decay,
+        log_decay_back=log_decay_back,
+        mask=mask,
+        normalize=normalize,
+        eps=eps,
+        initial_state=initial_state,
+        return_state=return_state,
+        chunk_size=chunk_size,
+    )
+    return (out, state) if return_state else out
+
+
+def _one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Under autocast, bring q, k and v of different dtypes to the autocast dtype, as matrix products do."""
+    kind = q.device.type
+    if q.dtype == k.dtype == v.dtype or not torch.is_autocast_enabled(kind):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+    if q.ndim != 4 or k.shape != q.shape:
+        raise ValueError(
+            f"linear_attention: expected q and k of one shape (B, L, H, D), got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
+        raise ValueError(
+            f"linear_attention: expected v (B, L, H, E) with (B, L, H) = {tuple(q.shape[:3])}, got {tuple(v.shape)}"
+        )
+    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
+        raise ValueError(
+            f"linear_attention: expected q, k, v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them"
+        )
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != q.shape[:2]):
+        raise ValueError(
+            f"linear_attention: expected a bool mask {tuple(q.shape[:2])}, True = real token, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+
+
+def _check_options(
+    causal: bool,
+    log_decay: Tensor | None,
+    log_decay_back: Tensor | None,
+    initial_state: LinearAttentionState | None,
+    return_state: bool,
+    chunk_size: int | None,
+) -> None:
+    if causal and log_decay_back is not None:
+        raise ValueError("linear_attention: log_decay_back was given with causal=True; drop it or set causal=False")
+    if log_decay is None and log_decay_back is not None:
+        raise ValueError("linear_attention: log_decay_back was given without log_decay; give both (zeros for no decay)")
+    if not causal and (initial_state is not None or return_state):
+        raise ValueError("linear_attention: initial_state and return_state need causal=True, got causal=False")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"linear_attention: expected chunk_size ≥ 1 or None, got {chunk_size}")
+
+
+def _decays(
+    q: Tensor, causal: bool, log_decay: Tensor | None, log_decay_back: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the decays, fill in the default, and bring both to one dtype (that of the sums) and one shape."""
+    B, L, H, _ = q.shape
+    for name, decay in (("log_decay", log_decay), ("log_decay_back", log_decay_back)):
+        if decay is not None and decay.shape not in ((H,), (B, L, H)):
+            raise ValueError(
+                f"linear_attention: expected {name} of shape {(H,)} or {(B, L, H)}, got {tuple(decay.shape)}"
+            )
+    if log_decay is None:
+        return None, None
+    log_decay = log_decay.to(accumulation_dtype(q.dtype))
+    if causal:
+        return log_decay, None
+    back = log_decay if log_decay_back is None else log_decay_back.to(log_decay.dtype)
+    if back.ndim != log_decay.ndim:
+        log_decay, back = log_decay.expand(B, L, H), back.expand(B, L, H)
+    return log_decay, back
+
+
+def _check_state(q: Tensor, v: Tensor, state: LinearAttentionState | None) -> None:
+    if state is None:
+        return
+    B, _, H, D = q.shape
+    expected = ((B, H, D, v.shape[-1]), (B, H, D))
+    if (state.S.shape, state.z.shape) != expected:
+        raise ValueError(
+            f"linear_attention: expected initial_state with S, z of shapes {expected}, "
+            f"got {tuple(state.S.shape)}, {tuple(state.z.shape)}"
+        )

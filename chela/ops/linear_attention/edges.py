@@ -1,0 +1,123 @@
+"""Decays inside a segment, for one direction, and the gradient of the log decays.
+
+Sums of log decays are kept in float64 and per chunk, and only differences of them are rounded: a token that decays by
+exp(-100) does not cost its neighbours their digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chela.ops.linear_attention.segments import Segment
+
+
+def lowest_log_decay(dtype: torch.dtype) -> float:
+    """Return a log decay whose exp is 0 in ``dtype``; anything below it, -inf too, means the same."""
+    return -750.0 if dtype == torch.float64 else -110.0
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The decays of one direction in one segment; leading axes are 1 where all chunks or rows agree.
+
+    Without decay everything but ``scan`` is None.
+
+    Attributes:
+        scan: `(B, H, n + 1, n + 1)` or `(n + 1, n + 1)`, lower triangular: the weight between chunk borders s ≤ r.
+        sums: `(n, B, H, C)` float64, Σ of log decays from the chunk's first edge to token i's own edge.
+        enter: `(n, B, H, C, 1)`, exp(sums_i): the weight between the chunk's left border and token i.
+        leave: `(n, B, H, C, 1)`, exp(sums_last − sums_i): the weight between token i and the chunk's last token.
+    """
+
+    scan: Tensor
+    sums: Tensor | None = None
+    enter: Tensor | None = None
+    leave: Tensor | None = None
+
+    def entering(self, x: Tensor) -> Tensor:
+        """Return x `(n, B, H, C, ·)` weighted by what lies between each token and the chunk's left border."""
+        return x if self.enter is None else x * self.enter
+
+    def leaving(self, x: Tensor) -> Tensor:
+        """Return x weighted by what lies between each token and the chunk's last token."""
+        return x if self.leave is None else x * self.leave
+
+    def across(self, x: Tensor) -> Tensor:
+        """Return x `(n, B, H)` weighted by the decay over each whole chunk."""
+        return x if self.enter is None else x * self.enter[..., -1, 0]
+
+    def within(self, C: int) -> Tensor:
+        """Return M inside each chunk for j ≤ i, 0 above: `(n, B, H, C, C)`, or `(C, C)` without decay."""
+        if self.sums is None:
+            return self.scan.new_ones(C, C).tril_()
+        M = self.scan.new_empty(*self.sums.shape, C)
+        torch.sub(self.sums[..., :, None], self.sums[..., None, :], out=M)
+        return M.clamp_(max=0).exp_().tril_()
+
+    def carry(self, states: Tensor, *, reverse: bool = False) -> Tensor:
+        """Carry states `(n + 1, B, H, D, E)` over the borders of the chunks.
+
+        Going forward, ``states[0]`` is what comes in and ``states[c + 1]`` what chunk c adds; the answer's row r is the
+        state at border r. In reverse, ``states[n]`` comes in from the right and ``states[c]`` is what chunk c adds.
+        """
+        borders, B, H, D, E = states.shape
+        W = self.scan.mT if reverse else self.scan
+        if W.ndim == 2:
+            return (W @ states.view(borders, -1)).view_as(states)
+        W = W.expand(B, -1, -1, -1).reshape(B * H, borders, borders)
+        carried = torch.bmm(W, states.view(borders, B * H, D * E).transpose(0, 1))
+        return carried.transpose(0, 1).contiguous().view_as(states)
+
+
+def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device: torch.device) -> Edges:
+    """Return the decays of a segment from log decays: None, `(H,)` or `(B, L, H)`."""
+    if log_decay is None:
+        return Edges(torch.ones(segment.n + 1, segment.n + 1, dtype=dtype, device=device).tril_())
+    log_decay = log_decay.detach().clamp(min=lowest_log_decay(dtype))
+    if log_decay.ndim == 3:
+        sums = segment.load(log_decay[..., None], torch.float64)[..., 0].cumsum(-1)
+    elif segment.absent is None:
+        steps = torch.arange(1, segment.C + 1, dtype=torch.float64, device=device)
+        sums = (log_decay.double()[:, None] * steps)[None, None]
+    else:
+        sums = (~segment.absent).double().cumsum(-1) * log_decay.double()[:, None]
+    total = sums[..., -1].expand(segment.n, -1, -1).cumsum(0)
+    borders = torch.cat([torch.zeros_like(total[:1]), total]).permute(1, 2, 0)
+    scan = (borders[..., :, None] - borders[..., None, :]).clamp_(max=0).exp_().to(dtype).tril_()
+    enter, leave = sums.exp().to(dtype), (sums[..., -1:] - sums).exp().to(dtype)
+    return Edges(scan, sums, enter[..., None], leave[..., None])
+
+
+def edge_gradient(lower: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
+    """Return the gradient of each edge's log decay, `(n, B, H, C)`: all that flows over that edge.
+
+    Every term is a sum of flows that do cross the edge; none is the difference of two large sums, so that the gradient
+    keeps its digits when a strong decay makes it small.
+
+    Args:
+        lower: `(n, B, H, C, C)`, the flow from token j to token i, j < i, else zero (the diagonal crosses no edge).
+        row: `(n, B, H, C)`, what comes to token i from before the chunk.
+        column: `(n, B, H, C)`, what leaves token j for after the chunk.
+        across: `(n, B, H)`, what comes from before the chunk and leaves it again.
+    """
+    C = lower.shape[-1]
+    before = torch.ones(C, C, dtype=lower.dtype, device=lower.device).triu_(1)
+    inside = (lower @ before).tril_().sum(-2)
+    reaching = row.flip(-1).cumsum(-1).flip(-1)
+    left = column.cumsum(-1) - column
+    return inside + reaching + left + across[..., None]
+
+
+def edge_gradient_back(upper: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
+    """Return the same for the other direction, in which token i hears from tokens j > i.
+
+    Args:
+        upper: `(n, B, H, C, C)`, the flow from token j to token i, j > i, zero elsewhere.
+        row: `(n, B, H, C)`, what comes to token i from after the chunk.
+        column: `(n, B, H, C)`, what leaves token j for before the chunk.
+        across: `(n, B, H)`, what passes over the whole chunk.
+    """
+    return edge_gradient(upper.transpose(-1, -2), column, row, across)

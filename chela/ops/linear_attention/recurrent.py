@@ -1,0 +1,96 @@
+"""The state of causal linear attention, and one step of it: constant time and memory per token."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums are kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class LinearAttentionState(NamedTuple):
+    """All that causal linear attention remembers of the tokens seen so far.
+
+    Attributes:
+        S: `(B, H, D, E)`, the decayed sum of outer products k vᵀ.
+        z: `(B, H, D)`, the decayed sum of keys, used when ``normalize=True``.
+    """
+
+    S: Tensor
+    z: Tensor
+
+    @classmethod
+    def zeros(
+        cls,
+        B: int,
+        H: int,
+        D: int,
+        E: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LinearAttentionState:
+        """Return the state before the first token (float32 unless ``dtype`` says otherwise)."""
+        return cls(
+            torch.zeros(B, H, D, E, device=device, dtype=dtype), torch.zeros(B, H, D, device=device, dtype=dtype)
+        )
+
+    def detach(self) -> LinearAttentionState:
+        """Return the same state cut from the graph, as truncated back-propagation needs it."""
+        return LinearAttentionState(self.S.detach(), self.z.detach())
+
+
+def linear_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: LinearAttentionState,
+    *,
+    log_decay: Tensor | None = None,
+    mask: Tensor | None = None,
+    normalize: bool = False,
+    eps: float = 1e-6,
+) -> tuple[Tensor, LinearAttentionState]:
+    """Feed one token to causal linear attention: O(D E) per head, whatever came before.
+
+    Args:
+        q: Queries `(B, H, D)`.
+        k: Keys `(B, H, D)`.
+        v: Values `(B, H, E)`.
+        state: The state after the previous token; it is not changed.
+        log_decay: Log of the decay of the edge from the previous token to this one: None, `(H,)` or `(B, H)`, ≤ 0.
+        mask: `(B,)` bool, True = real token. A masked token leaves the state as it is and its output is 0.
+        normalize: Divide by ``eps`` plus the sum of the weights.
+        eps: See ``normalize``.
+
+    Returns:
+        The output `(B, H, E)` in the dtype of v, and the new state in its accumulation dtype.
+
+    >>> import torch
+    >>> from chela.ops import LinearAttentionState, linear_attention_step
+    >>> state = LinearAttentionState.zeros(1, 2, 4, 3)
+    >>> out, state = linear_attention_step(torch.ones(1, 2, 4), torch.ones(1, 2, 4), torch.ones(1, 2, 3), state)
+    >>> out[0, 0].tolist()
+    [4.0, 4.0, 4.0]
+    """
+    dtype = accumulation_dtype(v.dtype)
+    q_, k_, v_ = (x.to(dtype) for x in (q, k, v))
+    S, z = (x.to(dtype) for x in state)
+    if mask is not None:
+        real = mask[:, None, None]
+        q_, k_, v_ = (x.masked_fill(~real, 0) for x in (q_, k_, v_))
+    if log_decay is not None:
+        decay = log_decay.to(dtype).expand(k.shape[:2])
+        decay = (decay if mask is None else decay.masked_fill(~mask[:, None], 0)).exp()[..., None]
+        S, z = S * decay[..., None], z * decay
+    S = S + k_[..., :, None] * v_[..., None, :]
+    z = z + k_
+    out = torch.einsum("bhd,bhde->bhe", q_, S)
+    if normalize:
+        out = out / (eps + (q_ * z).sum(-1, keepdim=True))
+    return out.to(v.dtype), LinearAttentionState(S, z)

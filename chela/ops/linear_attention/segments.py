@@ -1,0 +1,88 @@
+"""How the chunked backend walks a sequence: segments of chunks, their decays, and the scan over chunk states.
+
+A segment is a run of tokens of a few batch rows, short enough that everything computed from it stays in the cache.
+In it the layout is chunk-major, `(n, B, H, C, ·)` with n chunks of C tokens, so that every product of the algorithm is
+one batched matrix product over contiguous memory, and a scan over chunks is a product with an (n + 1) × (n + 1) matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Elements of one buffer of a segment: 1 MiB of float32, so that a dozen of them fit a shared L3 and the busy ones L2.
+SEGMENT_ELEMENTS = 2**18
+CHUNK = 64
+
+
+def chunks_per_segment(H: int, D: int, E: int, chunk: int) -> int:
+    """Return how many chunks a segment of one batch row takes; depends on no length, so it adds no guard to a graph."""
+    return max(1, min(32, SEGMENT_ELEMENTS // (H * max(D, E) * chunk)))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some batch rows × consecutive tokens, as n chunks of C; the last chunk may be ragged.
+
+    Attributes:
+        index: Number of the segment along the sequence.
+        rows: The batch rows.
+        tokens: The tokens.
+        n: Number of chunks.
+        C: Tokens per chunk.
+        absent: `(n, B, 1, C)` bool, True where a token is masked or lies beyond the end; None when all are real.
+    """
+
+    index: int
+    rows: slice
+    tokens: slice
+    n: int
+    C: int
+    absent: Tensor | None
+
+    def load(self, x: Tensor, dtype: torch.dtype, *, ones: bool = False) -> Tensor:
+        """Copy x `(B, L, H, ·)` to `(n, B, H, C, ·)`, zero where absent; ``ones`` appends a column of ones."""
+        part = x[self.rows, self.tokens]
+        B, T, H, width = part.shape
+        out = torch.empty(self.n, B, H, self.C, width + ones, dtype=dtype, device=x.device)
+        body, whole = out[..., :width], T // self.C
+        body[:whole].copy_(part[:, : whole * self.C].view(B, whole, self.C, H, width).permute(1, 0, 3, 2, 4))
+        if whole < self.n:
+            body[whole, :, :, : T - whole * self.C].copy_(part[:, whole * self.C :].transpose(1, 2))
+        if ones:
+            out[..., width:] = 1
+        return out if self.absent is None else out.masked_fill_(self.absent[..., None], 0)
+
+    def store(self, y: Tensor, x: Tensor) -> None:
+        """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""
+        part = x[self.rows, self.tokens]
+        B, T, H, width = part.shape
+        whole = T // self.C
+        part[:, : whole * self.C].view(B, whole, self.C, H, width).copy_(y[:whole].permute(1, 0, 3, 2, 4))
+        if whole < self.n:
+            part[:, whole * self.C :].copy_(y[whole, :, :, : T - whole * self.C].transpose(1, 2))
+
+
+def segments(x: Tensor, E: int, chunk: int, mask: Tensor | None) -> list[list[Segment]]:
+    """Cut x `(B, L, H, D)` into blocks of batch rows, each a list of segments in the order of the sequence."""
+    B, L, H, D = x.shape
+    n = chunks_per_segment(H, D, E, chunk)
+    rows = max(1, SEGMENT_ELEMENTS // (H * max(D, E) * min(L, n * chunk)))
+    return [list(_along(L, slice(b, min(b + rows, B)), n, chunk, mask, x.device)) for b in range(0, B, rows)]
+
+
+def _along(L: int, rows: slice, n: int, chunk: int, mask: Tensor | None, device: torch.device) -> Iterator[Segment]:
+    for index, start in enumerate(range(0, L, n * chunk)):
+        tokens = slice(start, min(start + n * chunk, L))
+        T = tokens.stop - tokens.start
+        C = min(chunk, T)
+        chunks = -(-T // C)
+        absent = None
+        if mask is not None or T % C:
+            real = torch.zeros(rows.stop - rows.start, chunks * C, dtype=torch.bool, device=device)
+            real[:, :T] = True if mask is None else mask[rows, tokens]
+            absent = ~real.view(-1, chunks, C).transpose(0, 1)[:, :, None]
+        yield Segment(index, rows, tokens, chunks, C, absent)

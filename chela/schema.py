@@ -1,0 +1,149 @@
+"""Every option of a run, typed, with its default, its bounds and its meaning.
+
+Nothing heavy is imported here, so that ``--help`` and a mistyped key answer at once. The options of the tasks stand in
+``lra.schema``; those of a system are the keyword arguments of its mixer (``tests/test_config.py`` holds the two equal).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lra.schema import DataConfig
+
+
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """Declare a field: ``ge``, ``gt``, ``le``, ``lt`` bound it, ``choices`` lists it, ``odd=True`` wants it odd."""
+    return field(default=default, metadata={"help": meaning, **limits})
+
+
+# ---- systems: what each mixer can be told -------------------------------------------------------------------------
+
+
+@dataclass
+class ChelaConfig:
+    """CHELA: short-long convolution, then linear attention, then a gate."""
+
+    name: str = "chela"
+    d_qk: int = option(32, "width Z of queries and keys, per head", ge=1, le=256)
+    d_value: int = option(128, "width of the values, all heads together", ge=1, le=16384)
+    heads: int = option(1, "attention heads", ge=1, le=256)
+    conv: str = option(
+        "short-long", "convolution before the attention", choices=("short-long", "short", "long", "none")
+    )
+    short_kernel: int = option(5, "taps of the short convolution", ge=3, le=31, odd=True)
+    long_kernel: str = option("multiscale", "how the long kernel is made", choices=("multiscale", "free", "ema"))
+    reparam: bool = option(False, "train parallel short branches beside the long kernel, merged for inference")
+    attention: str = option(
+        "linear", "linear, with a learned decay per head, or none", choices=("linear", "decay", "none")
+    )
+    feature_map: str = option("elu", "feature map of queries and keys", choices=("elu", "silu", "identity"))
+    normalize: bool = option(True, "divide by the sum of the attention weights")
+    gate: str = option("output", "how the convolution gates the attention", choices=("output", "mega", "none"))
+
+
+@dataclass
+class LinearConfig:
+    """Linear transformer (arXiv 2006.16236): elu + 1, normalised."""
+
+    name: str = "linear"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+
+
+@dataclass
+class SoftmaxConfig:
+    """Softmax attention, the transformer's own."""
+
+    name: str = "softmax"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+    rotary: bool = option(True, "rotary positions on queries and keys")
+
+
+MIXERS: dict[str, type] = {"chela": ChelaConfig, "linear": LinearConfig, "softmax": SoftmaxConfig}
+
+
+# ---- what all systems share -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class ModelConfig:
+    """The backbone; the same for every system."""
+
+    name: str = option("chela", "the row of the table: a file in configs/model/")
+    mixer: Any = None
+    d_model: int = option(64, "width of the residual stream", ge=1, le=16384)
+    depth: int = option(4, "blocks", ge=1, le=256)
+    d_ff: int = option(128, "hidden width of the feed-forward layers", ge=1, le=65536)
+    dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
+    norm: str = option("layer", "normalisation of the blocks", choices=("layer", "scale", "rms", "batch"))
+    prenorm: bool = option(True, "normalise before each layer; false: after the residual sum")
+    positions: str = option(
+        "none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned")
+    )
+    causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
+    d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
+    pair_features: str = option(
+        "nli", "two-document tasks: nli is [a, b, a-b, a*b], concat is [a, b]", choices=("nli", "concat")
+    )
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with warm-up."""
+
+    lr: float = option(2e-3, "peak learning rate", gt=0, le=10)
+    kernel_lr: float = option(1e-3, "peak learning rate of the long kernels", gt=0, le=10)
+    weight_decay: float = option(0.01, "not applied to norms, biases, kernels, scales and shifts", ge=0, le=10)
+    beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
+    beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
+    eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
+    warmup_steps: int = option(100, "linear warm-up from 0", ge=0)
+    schedule: str = option(
+        "linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant")
+    )
+    clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long, on what, and how often to look and to save."""
+
+    max_steps: int = option(1000, "optimiser steps of the whole run", ge=1, le=100_000_000)
+    max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none")
+    batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
+    eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
+    val_every: int = option(200, "validate every so many steps", ge=1)
+    checkpoint_every: int = option(200, "save every so many steps", ge=1)
+    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0)
+    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1)
+    accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
+    devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
+    num_nodes: int = option(1, "nodes", ge=1, le=4096)
+    precision: str = option(
+        "auto", "auto: bf16-mixed on a GPU, 32-true without", choices=("auto", "32-true", "bf16-mixed", "64-true")
+    )
+    compile: bool = option(False, "torch.compile the model")
+    threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
+    progress: str = option(
+        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none")
+    )
+    chance_steps: int = option(500, "after the warm-up and so many steps at the majority class, warn once", ge=1)
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    task: Any = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    preset: str = option("auto", "full: the LRA task to the letter; mini: fit for a laptop; tiny: a smoke run")
+    seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
+    runs: str = option("runs", "folder in which the run folders lie")
+    resume: str = option("none", "none: a new run; auto: go on with this very run if it was begun; or a run's folder")
+    allocator: bool = option(
+        True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it"
+    )
+    tensorboard: bool = option(True, "also log to TensorBoard when it is installed")

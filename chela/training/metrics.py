@@ -1,0 +1,188 @@
+"""What is written down while a run goes on: ``metrics.csv``, TensorBoard when installed, and the watch for chance."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from chela.training.keeping import Keeper
+from chela.training.module import LitClassifier
+
+COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
+
+
+class Metrics(L.Callback):
+    """A line in ``metrics.csv`` for each logged step and validation.
+
+    The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost
+    or doubled. ``loss`` and ``accuracy`` of a training line are those of that step's batch.
+
+    Args:
+        keeper: Knows the run folder and the first step of this launch.
+        tensorboard: Write there too when it is installed.
+    """
+
+    def __init__(self, keeper: Keeper, tensorboard: bool) -> None:
+        self.keeper = keeper
+        self.tokens = 0
+        self.seconds = 0.0
+        self.latest: dict[str, float] = {}
+        self._board: Any = None
+        self._use_board = tensorboard and importlib.util.find_spec("tensorboard") is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokens and seconds of training so far."""
+        return {"tokens": self.tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting from there."""
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the file, cut to the step from which this launch goes on."""
+        if trainer.is_global_zero:
+            cut_after(self.keeper.run.metrics, self.keeper.first_step)
+            if self._use_board:
+                from torch.utils.tensorboard import SummaryWriter
+
+                folder = str(self.keeper.run.path / "tensorboard")
+                self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
+        self._clock = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and write a line when one is due."""
+        now = time.monotonic()
+        elapsed, self._clock = now - self._clock, now
+        tokens, correct, count, loss = _summed(trainer, outputs)
+        self.tokens += int(tokens)
+        self.seconds += elapsed
+        self.latest = {
+            "loss": loss,
+            "accuracy": correct / count,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "tokens_per_second": tokens / max(elapsed, 1e-9),
+        }
+        config = _config(pl_module)
+        if trainer.global_step % config.log_every == 0 or trainer.global_step == config.max_steps:
+            self._write(trainer, "train", self.latest)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the validation's line; its time does not count as training."""
+        assert isinstance(pl_module, LitClassifier)
+        self._write(trainer, "validation", pl_module.evaluated)
+        self._clock = time.monotonic()
+
+    def _write(self, trainer: L.Trainer, split: str, values: dict[str, float]) -> None:
+        if not trainer.is_global_zero:
+            return
+        row = {**values, "step": trainer.global_step, "split": split, "seconds": round(self.seconds, 3)}
+        row["tokens_per_second"] = round(values["tokens_per_second"]) if split == "train" else ""
+        append(self.keeper.run.metrics, row)
+        if self._board is not None:
+            for name in ("loss", "accuracy", "lr"):
+                if name in values:
+                    self._board.add_scalar(f"{split}/{name}", values[name], trainer.global_step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close TensorBoard."""
+        if self._board is not None:
+            self._board.close()
+
+
+class ChanceWatch(L.Callback):
+    """Warn once when training is still at the majority class; remember whether it ever left it.
+
+    Args:
+        majority: Share of the most frequent class in the training set.
+        say: Prints a line.
+    """
+
+    MARGIN = 0.01  # one point
+
+    def __init__(self, majority: float, say: Callable[[str], object]) -> None:
+        self.majority, self.say = majority, say
+        self.correct = self.count = self.steps = 0
+        self.learned = self.warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been counted."""
+        return {name: getattr(self, name) for name in ("correct", "count", "steps", "learned", "warned")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the steps after the warm-up, in windows of ``trainer.chance_steps``."""
+        assert isinstance(pl_module, LitClassifier)
+        config = pl_module.config
+        if self.learned or trainer.global_step <= config.optimizer.warmup_steps:
+            return
+        _, correct, count, _ = _summed(trainer, outputs)
+        self.correct, self.count, self.steps = self.correct + int(correct), self.count + int(count), self.steps + 1
+        if self.steps >= config.trainer.chance_steps or trainer.global_step == config.trainer.max_steps:
+            self._judge(config.trainer.chance_steps)
+
+    def _judge(self, window: int) -> None:
+        accuracy = self.correct / self.count
+        self.learned = accuracy > self.majority + self.MARGIN
+        if not self.learned and not self.warned and self.steps >= window:
+            self.warned = True
+            self.say(
+                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a point "
+                f"of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a "
+                "warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, or too "
+                "few steps yet"
+            )
+        self.correct = self.count = self.steps = 0
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line to a metrics file, its heading first when the file is new."""
+    new = not path.exists()
+    with open(path, "a", encoding="utf-8") as file:
+        if new:
+            file.write(",".join(COLUMNS) + "\n")
+        file.write(",".join(_cell(row.get(name, "")) for name in COLUMNS) + "\n")
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file that are later than ``step``, and a last line that is torn."""
+    if not path.exists():
+        return
+    head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join([head, *kept]), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _cell(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _config(module: L.LightningModule) -> Any:
+    assert isinstance(module, LitClassifier)
+    return module.config.trainer
+
+
+def _summed(trainer: L.Trainer, outputs: dict[str, Tensor]) -> tuple[float, float, float, float]:
+    """Return tokens, correct, count and mean loss of the step, over all processes."""
+    values = [outputs["tokens"], outputs["correct"], outputs["count"], outputs["loss"]]
+    tokens, correct, count, loss = (float(value) for value in values)
+    if trainer.world_size == 1:
+        return tokens, correct, count, loss
+    row = outputs["loss"].new_tensor([tokens, correct, count, loss * count]).double()
+    tokens, correct, count, loss = trainer.strategy.reduce(row, reduce_op="sum").tolist()  # type: ignore[union-attr]
+    return tokens, correct, count, loss / count

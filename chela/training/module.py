@@ -1,0 +1,125 @@
+"""The LightningModule: one step of training, one of evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chela.errors import DivergedError
+from chela.schema import Config
+from chela.training.optim import build_optimizer, lr_factor
+
+
+class LitClassifier(L.LightningModule):
+    """Classify sequences; everything random in step t follows from (seed, t, rank).
+
+    Args:
+        model: Maps ``(inputs, mask)`` to class scores.
+        config: The resolved configuration.
+    """
+
+    def __init__(self, model: nn.Module, config: Config) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.sums: Tensor | None = None
+        self.evaluated: dict[str, float] = {}
+        if config.trainer.compile:
+            self.model.compile()
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return class scores."""
+        scores: Tensor = self.model(inputs, mask)
+        return scores
+
+    # ---- training ----
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seed the step and set its learning rate."""
+        step = self.global_step
+        if int(batch["step"]) != step:
+            raise RuntimeError(f"expected the batch of step {step}, got that of step {int(batch['step'])}")
+        key = f"{self.config.seed}:{step}:{self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
+        factor = lr_factor(self.config.optimizer, step, self.config.trainer.max_steps)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, and what the callbacks count."""
+        scores = self(batch["inputs"], batch["mask"])
+        loss = F.cross_entropy(scores, batch["labels"])
+        correct = (scores.argmax(-1) == batch["labels"]).sum()
+        return {
+            "loss": loss,
+            "correct": correct,
+            "count": correct.new_tensor(len(scores)),
+            "tokens": batch["mask"].sum(),
+        }
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip by the total norm, and stop at the first gradient that is no finite number."""
+        limit = self.config.optimizer.clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if not torch.isfinite(norm):
+            raise DivergedError(self._divergence())
+
+    def _divergence(self) -> str:
+        bad = next(
+            (
+                f"the gradient of {name}"
+                for name, p in self.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ),
+            "the gradient norm",
+        )
+        return (
+            f"step {self.global_step}: expected finite numbers, {bad} is not; the last good checkpoint is kept. "
+            "Usual causes: a learning rate too high, a warm-up too short, no gradient clipping, "
+            "bf16 where fp32 is needed, or attention weights without a positive sum (normalize with feature_map=silu)"
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the optimiser; its rate is set step by step."""
+        return build_optimizer(self.model, self.config.optimizer)
+
+    # ---- evaluation ----
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self.sums = torch.zeros(3, dtype=torch.float64)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count one batch."""
+        scores = self(batch["inputs"], batch["mask"])
+        labels = batch["labels"]
+        loss = F.cross_entropy(scores.float(), labels, reduction="sum")
+        row = torch.stack(
+            [
+                loss.double().cpu(),
+                (scores.argmax(-1) == labels).sum().double().cpu(),
+                torch.tensor(float(len(labels))).double(),
+            ]
+        )
+        assert self.sums is not None
+        self.sums += row
+
+    def on_validation_epoch_end(self) -> None:
+        """Sum over the processes; ``evaluated`` holds loss, accuracy and count."""
+        assert self.sums is not None
+        sums = self.sums
+        if self.trainer.world_size > 1:
+            sums = self.all_gather(sums.to(self.device)).sum(0)  # type: ignore[union-attr]
+        loss, correct, count = sums.tolist()
+        self.evaluated = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1), "count": count}
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

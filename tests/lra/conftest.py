@@ -1,0 +1,26 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from lra.schema import DataConfig, ListOpsConfig
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data, or a skip with the reason."""
+    folder = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set CHELA_SHARED_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_listops() -> ListOpsConfig:
+    return ListOpsConfig(train=300, validation=40, test=50, min_length=8, max_length=40, max_depth=4, max_args=4)
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """One data folder for all tests that only read."""
+    return DataConfig(dir=str(tmp_path_factory.mktemp("records")), processes=1)

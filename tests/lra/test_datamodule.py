@@ -1,0 +1,138 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lra.builder import RecordSet
+from lra.datamodule import LRADataModule, collate
+from lra.errors import DataError
+from lra.schema import DataConfig, ListOpsConfig
+from lra.tasks import get_task
+from lra.tasks.listops import evaluate, text
+
+
+def module(task: ListOpsConfig, data: DataConfig, **options: Any) -> LRADataModule:
+    return LRADataModule(task, data, **{"batch_size": 16, "seed": 0, "max_steps": 40, **options})
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a["step"] == b["step"] and all(torch.equal(a[k], b[k]) for k in ("inputs", "mask", "labels"))
+
+
+def test_a_batch(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    batches = list(module(small_listops, data_folder).train_dataloader())
+    assert [b["step"] for b in batches] == list(range(40))
+    for batch in batches:
+        inputs, mask, labels = batch["inputs"], batch["mask"], batch["labels"]
+        assert inputs.shape == mask.shape and inputs.dtype == torch.int64 and mask.dtype == torch.bool
+        assert labels.shape == (16,) and labels.dtype == torch.int64
+        assert mask.any(0).all()  # no column is all padding
+        assert torch.equal(inputs > 0, mask)
+        for row, real, label in zip(inputs, mask, labels, strict=True):
+            assert evaluate(text(row[real].numpy())) == label
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_goes_on_where_it_stopped(small_listops: ListOpsConfig, data_folder: DataConfig, workers: int) -> None:
+    straight = list(module(small_listops, data_folder).train_dataloader())
+    data = DataConfig(dir=data_folder.dir, workers=workers)
+    resumed = list(module(small_listops, data, first_step=23).train_dataloader())
+    assert len(resumed) == 17
+    assert all(same(a, b) for a, b in zip(straight[23:], resumed, strict=True))
+
+
+def test_processes_share_the_global_batch(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    whole = list(module(small_listops, data_folder).train_dataloader())
+    parts = [list(module(small_listops, data_folder, rank=r, world_size=4).train_dataloader()) for r in range(4)]
+    for t, batch in enumerate(whole):
+        for r in range(4):
+            assert torch.equal(parts[r][t]["inputs"], batch["inputs"][r::4])
+            assert torch.equal(parts[r][t]["labels"], batch["labels"][r::4])
+    with pytest.raises(ValueError, match="batch_size is 16: expected a multiple of the 3 processes"):
+        module(small_listops, data_folder, world_size=3)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_sees_every_record_once(
+    small_listops: ListOpsConfig, data_folder: DataConfig, world_size: int
+) -> None:
+    labels: list[int] = []
+    for rank in range(world_size):
+        made = module(small_listops, data_folder, batch_size=15, rank=rank, world_size=world_size, eval_batch_size=12)
+        for batch in made.test_dataloader():
+            assert 0 < len(batch["labels"]) <= 12
+            labels += batch["labels"].tolist()
+    assert sorted(labels) == sorted(made.records("test").labels().tolist())
+    assert len(labels) == 50
+
+
+def test_validation_policy(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    assert len(module(small_listops, data_folder).records("validation")) == 40
+    habit = module(small_listops, DataConfig(dir=data_folder.dir, validation="test"))
+    assert len(habit.records("validation")) == 50
+    assert np.array_equal(habit.records("validation").labels(), habit.records("test").labels())
+
+
+def test_majority(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    made = module(small_listops, data_folder)
+    labels = made.records("test").labels()
+    assert made.majority_accuracy("test") == max(np.mean(labels == c) for c in range(10))
+
+
+def test_records(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    task = get_task(small_listops)
+    with pytest.raises(DataError, match=r"call prepare\(\)"):
+        task.dataset("train")
+    task.prepare(data_folder)
+    records = task.dataset("train")
+    assert len(records) == 300
+    assert [len(records[i][0]) for i in range(300)] == records.lengths().tolist()
+    assert [records[i][1] for i in range(300)] == records.labels().tolist()
+    assert np.array_equal(records[-1][0], records[299][0])
+    with pytest.raises(IndexError):
+        records[300]
+    with pytest.raises(ValueError, match="expected one of train, validation, test"):
+        task.dataset("eval")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "label", "message"),
+    [
+        ([], 0, "the sequence is empty"),
+        ([1, 17, 2], 0, r"token 17 at position 1 is not in the vocabulary \(ids 1 … 16\)"),
+        ([1, 2, 0], 0, "token 0 at position 2"),
+        ([1] * 41, 0, "the sequence has 41 tokens, expected at most 40"),
+        ([1], 10, "label is 10, expected 0 … 9"),
+    ],
+)
+def test_bad_records_are_named(
+    small_listops: ListOpsConfig,
+    data_folder: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: list[int],
+    label: int,
+    message: str,
+) -> None:
+    made = module(small_listops, data_folder)
+    records = made.records("train")
+    bad = {"tokens": np.array(tokens, np.uint8), "label": label}
+    good = RecordSet.read
+    monkeypatch.setattr(RecordSet, "read", lambda self, wanted: [bad if i == 7 else good(self, [i])[0] for i in wanted])
+    with pytest.raises(DataError, match=f"listops: record 7 of split train in .*: {message}"):
+        records.read([3, 7])
+    with pytest.raises(DataError, match="record 7 of split train"):
+        list(made.train_dataloader())
+
+
+def test_pairs_are_stacked_first_documents_then_second() -> None:
+    a, b, c, d = (np.full(n, n, np.uint8) for n in (2, 3, 1, 4))
+    batch = collate([((a, b), 1), ((c, d), 0)], length=4, step=5)
+    assert batch["inputs"].tolist() == [[2, 2, 0, 0], [1, 0, 0, 0], [3, 3, 3, 0], [4, 4, 4, 4]]
+    assert batch["mask"].sum(1).tolist() == [2, 1, 3, 4]
+    assert batch["labels"].tolist() == [1, 0] and batch["step"] == 5
+
+
+def test_values_stay_values() -> None:
+    batch = collate([(np.ones((2, 3), np.float32), 1)], length=2, step=0)
+    assert batch["inputs"].shape == (1, 2, 3) and batch["inputs"].dtype == torch.float32

@@ -1,0 +1,121 @@
+import hashlib
+import io
+import lzma
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.errors import DataError
+from lra.generators.listops import VOCABULARY, generate
+from lra.schema import ListOpsConfig
+from lra.tasks.listops import evaluate, text, tokenize
+
+
+def test_the_vocabulary_is_fixed() -> None:
+    assert (
+        tuple(["<pad>", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]", "<oov>"])
+        == VOCABULARY
+    )
+    assert tokenize("( ( ( [MED 0 ) ( ( ( [SM 9 ) 1 ) ] ) ) ] )").tolist() == [13, 1, 14, 10, 2, 15, 15]
+    assert tokenize("[MAX 3 x ]").tolist() == [12, 4, 16, 15]
+    assert text(tokenize("[MIN 3 4 ]")) == "[MIN 3 4 ]"
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("7", 7),
+        ("[MIN 3 1 2 ]", 1),
+        ("[MAX 3 1 2 ]", 3),
+        ("[SM 9 9 9 ]", 7),
+        ("[MED 1 2 ]", 1),  # 1.5, truncated
+        ("[MED 9 0 5 ]", 5),
+        ("[MED 1 4 8 9 ]", 6),
+        ("[MAX [MIN 4 [SM 6 6 ] ] 1 ]", 2),
+    ],
+)
+def test_values(expression: str, value: int) -> None:
+    assert evaluate(expression) == value
+
+
+@pytest.mark.parametrize("wrong", ["", "1 2", "[MIN ]", "[MIN 1", "1 ]", "[MAX 1 ? ]"])
+def test_what_is_no_expression_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError):
+        evaluate(wrong)
+
+
+def test_the_evaluator_agrees_with_the_labels_of_nyu(shared: Path) -> None:
+    archive = lzma.decompress((shared / "listops" / "nyu_listops_test.tar.xz").read_bytes())
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        (member,) = [m for m in tar.getmembers() if m.name.endswith(".tsv")]
+        lines = tar.extractfile(member).read().decode().splitlines()  # type: ignore[union-attr]
+    pairs = [line.split("\t") for line in lines]
+    assert len(pairs) == 10_000
+    assert [evaluate(e) for _, e in pairs] == [int(label) for label, _ in pairs]
+
+
+@pytest.fixture(scope="module")
+def full() -> tuple[ListOpsConfig, object]:
+    config = ListOpsConfig(train=10_000, validation=1_000, test=1_000)
+    return config, generate(config)
+
+
+def test_statistics_of_the_full_task(full) -> None:  # type: ignore[no-untyped-def]
+    _, trees = full
+    lengths = np.diff(trees.offsets)
+    assert lengths.min() >= 501 and lengths.max() <= 1999
+    # Mean and median of 424,221 trees of a plain recursive sampler of the same rules: 1,035.3 (± 0.6) and 953.
+    assert abs(lengths.mean() - 1035) < 16
+    assert abs(np.median(lengths) - 953) < 20
+    assert abs(len(trees) / trees.drawn - 0.082) < 0.003
+    share = np.bincount(trees.labels, minlength=10) / len(trees)
+    assert abs(share[0] - 0.17) < 0.012 and abs(share[9] - 0.17) < 0.012
+    assert share[1:9].min() > 0.065 and share[1:9].max() < 0.10
+
+
+def test_generated_values_by_the_independent_evaluator(full) -> None:  # type: ignore[no-untyped-def]
+    _, trees = full
+    for i in range(1000):
+        assert evaluate(text(trees[i])) == trees.labels[i]
+
+
+def test_rules_of_a_tree(full) -> None:  # type: ignore[no-untyped-def]
+    _, trees = full
+    deepest, arguments = 0, set()
+    for i in range(500):
+        counts: list[int] = []
+        for token in trees[i].tolist():
+            if 11 <= token <= 14:
+                counts.append(0)
+            elif token == 15:
+                arguments.add(counts.pop())
+            if token not in (11, 12, 13, 14) and counts:
+                counts[-1] += 1
+            deepest = max(deepest, len(counts) + (token < 11))
+    assert deepest == 10
+    assert arguments == set(range(2, 11))
+
+
+def test_same_bytes_for_any_number_of_workers_and_other_bytes_for_another_seed() -> None:
+    def digest(seed: int, threads: int) -> str:
+        config = ListOpsConfig(train=4000, validation=10, test=10, min_length=10, max_length=60, seed=seed)
+        trees = generate(config, threads)
+        return hashlib.sha256(trees.tokens.tobytes() + trees.labels.tobytes() + trees.offsets.tobytes()).hexdigest()
+
+    assert digest(0, 1) == digest(0, 2) == digest(0, 5) != digest(1, 1)
+    # The bytes are a promise: whoever changes them raises `generator.VERSION`.
+    assert digest(0, 1)[:16] == "b4912f5a6e655446"
+
+
+def test_no_tree_comes_twice() -> None:
+    config = ListOpsConfig(train=3000, validation=500, test=500, min_length=4, max_length=6, max_depth=3, max_args=4)
+    trees = generate(config, 1)
+    assert len({trees[i].tobytes() for i in range(len(trees))}) == 4000
+
+
+def test_asking_for_more_trees_than_there_are_is_an_error() -> None:
+    config = ListOpsConfig(train=2000, validation=1, test=1, min_length=1, max_length=4, max_depth=2, max_args=2)
+    with pytest.raises(DataError, match="only 410 different ones"):  # ten digits and four operators of two digits
+        generate(config, 2)
