@@ -16,10 +16,8 @@ from numba import njit
 
 from lra.generators.pathfinder_paint import merge, paint
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Stamps
+from lra.generators.splitmix import below, start, uniform
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 _FREE = 76  # occupancy up to this counts as free where a seed is looked for: ceil(k/255 - 0.3) = 0
 _CLASH = 459  # 1.8 · 255: two masks may not add up to this anywhere
 _MIN_FREE_SHARE = 0.01
@@ -41,34 +39,8 @@ class Plan(NamedTuple):
     paddle_contrasts: np.ndarray
 
 
-@njit(cache=True)
-def _mix(z):
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
-
-
-@njit(cache=True)
-def _start(state, seed, index):
-    """Key the random stream by (seed, index)."""
-    state[0] = _mix(_mix(np.uint64(seed) + _GAMMA) ^ _mix(np.uint64(index) * _GAMMA + _MIX_1))
-
-
-@njit(cache=True)
-def _uniform(state):
-    """Draw a float64 in [0, 1)."""
-    state[0] += _GAMMA
-    return float(_mix(state[0]) >> np.uint64(11)) * 2.0**-53
-
-
-@njit(cache=True)
-def _below(state, n):
-    """Draw an integer in [0, n)."""
-    return int(_uniform(state) * n)
-
-
-@njit(cache=True)
-def draw_heads(seed, start, count, n_margins):
+@njit(nogil=True, cache=True)
+def draw_heads(seed, first, count, n_margins):  # type: ignore[no-untyped-def]
     """Draw what comes first for each image: its label and which margin it has.
 
     Returns:
@@ -77,19 +49,19 @@ def draw_heads(seed, start, count, n_margins):
     state = np.zeros(1, np.uint64)
     heads = np.empty((count, 2), np.int64)
     for i in range(count):
-        _start(state, seed, start + i)
-        heads[i, 0] = _below(state, 2)
-        heads[i, 1] = _below(state, n_margins)
+        start(state, seed, first + i)
+        heads[i, 0] = below(state, 2)
+        heads[i, 1] = below(state, n_margins)
     return heads
 
 
-@njit(cache=True)
-def _inside(size, row, column):
+@njit(nogil=True, cache=True)
+def _inside(size, row, column):  # type: ignore[no-untyped-def]
     return 0 <= row < size and 0 <= column < size
 
 
-@njit(cache=True)
-def _clashes(taken, stamp, row, column, unit):
+@njit(nogil=True, cache=True)
+def _clashes(taken, stamp, row, column, unit):  # type: ignore[no-untyped-def]
     """Would this mask and what is taken add up to 1.8 or more anywhere?"""
     size, side = taken.shape[0], stamp.shape[0]
     top, left = row - side // 2, column - side // 2
@@ -101,8 +73,8 @@ def _clashes(taken, stamp, row, column, unit):
     return False
 
 
-@njit(cache=True)
-def _around(taken, row, column, disc):
+@njit(nogil=True, cache=True)
+def _around(taken, row, column, disc):  # type: ignore[no-untyped-def]
     """Return the largest occupancy within the disc about a pixel."""
     size, most = taken.shape[0], 0
     for k in range(disc.shape[0]):
@@ -112,8 +84,8 @@ def _around(taken, row, column, disc):
     return most
 
 
-@njit(cache=True)
-def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cumulative):
+@njit(nogil=True, cache=True)
+def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cumulative):  # type: ignore[no-untyped-def]
     """Find the next paddle of a path.
 
     Returns:
@@ -132,7 +104,7 @@ def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cum
     if total < _DEAD_END:
         return -1, row, column
     for _ in range(retries + 1):
-        threshold = _uniform(state) * total
+        threshold = uniform(state) * total
         u = 0
         while cumulative[u] <= threshold:
             u += 1
@@ -142,8 +114,8 @@ def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cum
     return -1, row, column
 
 
-@njit(cache=True)
-def _seed_pivot(row, column, direction, stamps):
+@njit(nogil=True, cache=True)
+def _seed_pivot(row, column, direction, stamps):  # type: ignore[no-untyped-def]
     """Return `(fits, pivot row, pivot column)` of a path whose first paddle has its tail at (row, column)."""
     reach = stamps.length + stamps.margin
     head_row = math.ceil(row + stamps.length * stamps.sine[direction])
@@ -154,8 +126,8 @@ def _seed_pivot(row, column, direction, stamps):
     return fits, pivot_row, pivot_column
 
 
-@njit(cache=True)
-def _central_seed(stamps, plan, state):
+@njit(nogil=True, cache=True)
+def _central_seed(stamps, plan, state):  # type: ignore[no-untyped-def]
     """Place the first target's tail in the middle of the image.
 
     The forbidden frame is a rectangle, so the pixels whose footprint stays clear of it are one too.
@@ -165,7 +137,7 @@ def _central_seed(stamps, plan, state):
     """
     frame = max(2 * plan.seed_distance, stamps.padding)
     for _ in range(plan.segment_retries + 1):
-        direction = _below(state, SEED_DIRECTIONS)
+        direction = below(state, SEED_DIRECTIONS)
         footprint = stamps.seed_footprint[direction, : stamps.seed_footprint_count[direction]]
         if footprint.shape[0] == 0:
             break
@@ -174,19 +146,19 @@ def _central_seed(stamps, plan, state):
         width = stamps.size - frame - footprint[:, 1].max() - left
         if height <= 0 or width <= 0:
             break
-        row, column = top + _below(state, height), left + _below(state, width)
+        row, column = top + below(state, height), left + below(state, width)
         fits, pivot_row, pivot_column = _seed_pivot(row, column, direction, stamps)
         if fits:
             return True, row, column, direction, pivot_row, pivot_column
     return False, 0, 0, 0, 0, 0
 
 
-@njit(cache=True)
-def _second_seed(row, column, stamps, plan, state):
+@njit(nogil=True, cache=True)
+def _second_seed(row, column, stamps, plan, state):  # type: ignore[no-untyped-def]
     """Place the second target's tail at the seed distance from the first one's; returns as `_central_seed`."""
     for _ in range(plan.segment_retries + 1):
-        direction = _below(state, SEED_DIRECTIONS)
-        bearing = _below(state, 360) * math.pi / 180
+        direction = below(state, SEED_DIRECTIONS)
+        bearing = below(state, 360) * math.pi / 180
         second_row = int(np.rint(row + plan.seed_distance * math.sin(bearing)))
         second_column = int(np.rint(column + plan.seed_distance * math.cos(bearing)))
         fits, pivot_row, pivot_column = _seed_pivot(second_row, second_column, direction, stamps)
@@ -195,8 +167,8 @@ def _second_seed(row, column, stamps, plan, state):
     return False, 0, 0, 0, 0, 0
 
 
-@njit(cache=True)
-def _free_seed(taken, stamps, plan, state, blocked, forbidden):
+@njit(nogil=True, cache=True)
+def _free_seed(taken, stamps, plan, state, blocked, forbidden):  # type: ignore[no-untyped-def]
     """Place a distractor's tail anywhere its paddle is free; returns as `_central_seed`."""
     size, reach = stamps.size, stamps.length + stamps.margin
     n_free = 0
@@ -208,7 +180,7 @@ def _free_seed(taken, stamps, plan, state, blocked, forbidden):
     if n_free < _MIN_FREE_SHARE * size * size:
         return False, 0, 0, 0, 0, 0
     for _ in range(plan.segment_retries + 1):
-        direction = _below(state, SEED_DIRECTIONS)
+        direction = below(state, SEED_DIRECTIONS)
         if stamps.seed_footprint_count[direction] == 0:
             break
         forbidden[:] = 0
@@ -221,7 +193,7 @@ def _free_seed(taken, stamps, plan, state, blocked, forbidden):
         n_open = size * size - np.sum(forbidden)
         if n_open == 0:
             break
-        pixel, left = -1, _below(state, n_open)
+        pixel, left = -1, below(state, n_open)
         while left >= 0:
             pixel += 1
             left -= 1 - int(forbidden[pixel // size, pixel % size])
@@ -232,13 +204,13 @@ def _free_seed(taken, stamps, plan, state, blocked, forbidden):
     return False, 0, 0, 0, 0, 0
 
 
-@njit(cache=True)
-def _put(paddles, n, row, column, direction, path):
+@njit(nogil=True, cache=True)
+def _put(paddles, n, row, column, direction, path):  # type: ignore[no-untyped-def]
     paddles[n, 0], paddles[n, 1], paddles[n, 2], paddles[n, 3] = row, column, direction, path
 
 
-@njit(cache=True)
-def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative):
+@njit(nogil=True, cache=True)
+def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative):  # type: ignore[no-untyped-def]
     """Grow the two targets together, a paddle of each in turn; False when one of them gets stuck.
 
     Fills paddles 0, 2, … (path 0) and 1, 3, … (path 1), and tips `(path, origin or terminal, row or column)`.
@@ -247,7 +219,7 @@ def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative)
     taken[:] = 255
     taken[padding : size - padding, padding : size - padding] = 0
     n_snake = plan.snake_contrasts.shape[0]
-    first, second = _below(state, 2 * n_snake), _below(state, 2 * n_snake - 1)
+    first, second = below(state, 2 * n_snake), below(state, 2 * n_snake - 1)
     second += second >= first  # two of the doubled list, without putting back
     shades = (plan.snake_contrasts[first % n_snake], plan.snake_contrasts[second % n_snake])
     pivots = np.empty((2, 2), np.int64)
@@ -260,11 +232,11 @@ def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative)
         if not found:
             return False
         _put(paddles, path, row, column, direction, path)
-        contrasts[path] = shades[path] * plan.paddle_contrasts[_below(state, plan.paddle_contrasts.shape[0])]
+        contrasts[path] = shades[path] * plan.paddle_contrasts[below(state, plan.paddle_contrasts.shape[0])]
         pivots[path, 0], pivots[path, 1] = pivot_row, pivot_column
         tips[path, 0, 0], tips[path, 0, 1] = row, column
     for n in range(2, 2 * plan.contour_length, 2):
-        contrast = plan.paddle_contrasts[_below(state, plan.paddle_contrasts.shape[0])]
+        contrast = plan.paddle_contrasts[below(state, plan.paddle_contrasts.shape[0])]
         for path in range(2):
             last = paddles[n - 2 + path]
             u, pivots[path, 0], pivots[path, 1] = _grow(
@@ -282,18 +254,18 @@ def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative)
     return True
 
 
-@njit(cache=True)
-def _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, state, buffers):
+@njit(nogil=True, cache=True)
+def _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
     """Grow one distractor into paddles n, n + 1, …; False when it gets stuck (the caller restores `taken`)."""
     blocked, forbidden, cumulative = buffers
     n_snake = plan.snake_contrasts.shape[0]
-    contrasts[n] = plan.snake_contrasts[_below(state, n_snake)]
+    contrasts[n] = plan.snake_contrasts[below(state, n_snake)]
     found, row, column, direction, pivot_row, pivot_column = _free_seed(taken, stamps, plan, state, blocked, forbidden)
     if not found:
         return False
     _put(paddles, n, row, column, direction, path)
     for k in range(n + 1, n + length):
-        contrasts[k] = plan.snake_contrasts[_below(state, n_snake)]
+        contrasts[k] = plan.snake_contrasts[below(state, n_snake)]
         u, pivot_row, pivot_column = _grow(
             taken, pivot_row, pivot_column, paddles[k - 1, 2], stamps, plan.segment_retries, state, cumulative
         )
@@ -306,8 +278,8 @@ def _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, s
     return True
 
 
-@njit(cache=True)
-def _draw_distractors(taken, paddles, contrasts, n, path, counts, stamps, plan, state, buffers):
+@njit(nogil=True, cache=True)
+def _draw_distractors(taken, paddles, contrasts, n, path, counts, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
     """Grow distractors `(how many, paddles each, retries each)`; returns the paddles and paths drawn so far."""
     how_many, length, retries = counts
     before = taken.copy()
@@ -321,8 +293,8 @@ def _draw_distractors(taken, paddles, contrasts, n, path, counts, stamps, plan, 
     return n, path
 
 
-@njit(cache=True)
-def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, paddles, counts, marked):
+@njit(nogil=True, cache=True)
+def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, paddles, counts, marked):  # type: ignore[no-untyped-def]
     """Draw the images of these indices, all of this margin.
 
     Args:
@@ -346,9 +318,9 @@ def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, pa
     contrasts, tips = np.empty(paddles.shape[1]), np.zeros((2, 2, 2), np.int64)
     canvas, markers = np.empty((size, size)), np.empty((size, size), np.uint8)
     for k in range(indices.shape[0]):
-        _start(state, seed, indices[k])
-        label = _below(state, 2)
-        _below(state, n_margins)
+        start(state, seed, indices[k])
+        label = below(state, 2)
+        below(state, n_margins)
         attempt = 0
         while not _draw_pair(taken, paddles[k], contrasts, tips, stamps, plan, state, buffers[2]):
             attempt += 1
@@ -360,7 +332,7 @@ def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, pa
         singles = (plan.single_paddles, 1, plan.segment_retries)
         n, path = _draw_distractors(taken, paddles[k], contrasts, n, path, singles, stamps, plan, state, buffers)
         counts[k, 0], counts[k, 1] = n, path
-        origin = _below(state, 2)
+        origin = below(state, 2)
         terminal = origin if label == 1 else 1 - origin
         marked[k, 0], marked[k, 1] = tips[origin, 0], tips[terminal, 1]
         paint(images[k], paddles[k], contrasts, n, marked[k], stamps, canvas, markers)

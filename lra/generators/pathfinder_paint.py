@@ -9,8 +9,8 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True)
-def merge(taken, stamp, row, column):
+@njit(nogil=True, cache=True)
+def merge(taken, stamp, row, column):  # type: ignore[no-untyped-def]
     """Take the pixels of a stamp: the larger of the two occupancies, cut off at the border."""
     size, side = taken.shape[0], stamp.shape[0]
     top, left = row - side // 2, column - side // 2
@@ -19,8 +19,8 @@ def merge(taken, stamp, row, column):
             taken[top + i, left + j] = max(taken[top + i, left + j], stamp[i, j])
 
 
-@njit(cache=True)
-def _paint_marker(canvas, stamps, row, column):
+@njit(nogil=True, cache=True)
+def _paint_marker(canvas, stamps, row, column):  # type: ignore[no-untyped-def]
     """Paint the marker at a pixel into the uint8 canvas, in the shape it has that close to the border."""
     size, classes = stamps.size, stamps.marker.shape[0]
     i, j = row, column
@@ -31,8 +31,8 @@ def _paint_marker(canvas, stamps, row, column):
     merge(canvas, stamps.marker[i, j], row, column)
 
 
-@njit(cache=True)
-def paint(image, paddles, contrasts, n, marked, stamps, canvas, markers):
+@njit(nogil=True, cache=True)
+def paint(image, paddles, contrasts, n, marked, stamps, canvas, markers):  # type: ignore[no-untyped-def]
     """Paint paddles and markers and stretch the result to 0–255, uint8."""
     size, side = stamps.size, 2 * stamps.half + 1
     canvas[:] = 0.0

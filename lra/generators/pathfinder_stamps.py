@@ -157,7 +157,8 @@ def _turn_weights(angles: np.ndarray, circle_angles: np.ndarray, continuity: flo
     """Return `(A, U)` max(cos(min(continuity·δ, π/2)), 0)², δ in [0, π] the turn between two directions."""
     difference = np.abs(circle_angles[None, :] - angles[:, None])
     turn = np.minimum(difference, 2 * math.pi - difference)
-    return np.maximum(np.cos(np.minimum(turn * continuity, 0.5 * math.pi)), 0.0) ** 2
+    weight: np.ndarray = np.maximum(np.cos(np.minimum(turn * continuity, 0.5 * math.pi)), 0.0) ** 2
+    return weight
 
 
 def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
