@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,44 @@ __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
 
 register("linear_attention", Backend("chunked", linear_attention_chunked, auto_on=("*",)))
 register("linear_attention", Backend("reference", linear_attention_reference))
+
+
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    initial_state: LinearAttentionState | None = ...,
+    return_state: Literal[False] = ...,
+    chunk_size: int | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    initial_state: LinearAttentionState | None = ...,
+    return_state: Literal[True],
+    chunk_size: int | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...
 
 
 def linear_attention(
