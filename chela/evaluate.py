@@ -1,7 +1,7 @@
 """Score a trained run again, from its checkpoint.
 
-    python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
-    python -m chela.evaluate run=… checkpoint=last split=validation
+python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
+python -m chela.evaluate run=… checkpoint=last split=validation
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ def evaluate(words: list[str]) -> int:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in {*asked, "run"}:
-            raise UsageError(f"expected run=FOLDER, checkpoint=best|last, split=test|validation or data.dir=FOLDER, got {word[:80]!r}")
+            raise UsageError(
+                "expected run=FOLDER, checkpoint=best|last, split=test|validation or data.dir=FOLDER, "
+                f"got {word[:80]!r}"
+            )
         asked[key] = value
     for key, choices in CHOICES.items():
         if asked[key] not in choices:
@@ -44,9 +47,10 @@ def evaluate(words: list[str]) -> int:
     if asked["data.dir"]:
         config.data.dir = asked["data.dir"]
     from chela.training import fit
+    from chela.training.hardware import stdout_console
 
     found = fit.evaluate(config, run, asked["checkpoint"], asked["split"])
-    fit.stdout_console().print(
+    stdout_console().print(
         f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {asked['split']} accuracy "
         f"{found['accuracy']!r} of {found['count']:.0f}, loss {found['loss']!r}, by the {asked['checkpoint']} weights"
     )

@@ -22,7 +22,9 @@ def initialise(model: nn.Module, seed: int) -> None:
             continue
         reset = getattr(module, "reset_parameters", None)
         if reset is None:
-            raise TypeError(f"{path or 'the model'}: expected reset_parameters() on {type(module).__name__}, which has parameters")
+            raise TypeError(
+                f"{path or 'the model'}: expected reset_parameters() on {type(module).__name__}, which has parameters"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_seed_of(seed, path))
             reset()

@@ -43,5 +43,7 @@ def param_groups(
             name, rate, decay = "no_decay", lr, 0.0
         else:
             name, rate, decay = "decay", lr, weight_decay
-        groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})["params"].append(parameter)
+        groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})["params"].append(
+            parameter
+        )
     return list(groups.values())

@@ -15,8 +15,8 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> nn.Module:
 
     Args:
         config: The resolved model section.
-        task: What of a task a network must know: ``num_classes``, ``l_max``, ``vocab_size`` (None for continuous input),
-            ``input_dim`` and ``pair``.
+        task: What of a task a network must know: ``num_classes``, ``l_max``, ``vocab_size`` (None for continuous
+            input), ``input_dim`` and ``pair``.
         seed: Initial values follow from it and from each module's path.
     """
     import dataclasses
@@ -42,7 +42,9 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> nn.Module:
         causal=config.causal,
     )
     if task.pair:
-        model: nn.Module = PairClassifier(backbone, config.d_model, config.d_head, task.num_classes, config.pair_features)
+        model: nn.Module = PairClassifier(
+            backbone, config.d_model, config.d_head, task.num_classes, config.pair_features
+        )
     else:
         model = Classifier(backbone, config.d_model, config.d_head, task.num_classes)
     initialise(model, seed)

@@ -120,8 +120,10 @@ class Backbone(nn.Module):
             ValueError: A sequence longer than ``l_max``.
         """
         if inputs.shape[1] > self.l_max:
-            raise ValueError(f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; build with a larger l_max")
-        x = self.embedding(inputs)
+            raise ValueError(
+                f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; build with a larger l_max"
+            )
+        x: Tensor = self.embedding(inputs)
         if self.positions is not None:
             x = x + self.positions.weight[: x.shape[1]]
         if mask is not None:

@@ -36,7 +36,11 @@ class ProgressDisplay(L.Callback):
         self._start, self._first = time.monotonic(), trainer.global_step
         if self.mode == "live" and trainer.is_global_zero:
             self._bar = Progress(
-                MofNCompleteColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn(), console=self.console
+                MofNCompleteColumn(),
+                BarColumn(bar_width=20),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=self.console,
             )
             total = _max_steps(pl_module)
             self._task = self._bar.add_task("", total=total, completed=self._first)
@@ -55,10 +59,12 @@ class ProgressDisplay(L.Callback):
         step, total = trainer.global_step, _max_steps(pl_module)
         rate = (time.monotonic() - self._start) / self._steps
         if self._steps == ESTIMATE_AFTER and total > step:
-            self.console.print(f"after {ESTIMATE_AFTER} steps: about {_duration(rate * (total - self._first))} in all for {total} steps")
+            self.console.print(
+                f"after {ESTIMATE_AFTER} steps: about {_duration(rate * (total - self._first))} for the {total} steps"
+            )
         line = (
-            f"loss {self.smooth['loss']:.3f}  accuracy {self.smooth['accuracy']:.1%}  lr {self.metrics.latest['lr']:.2e}  "
-            f"{self.smooth['tokens_per_second']:,.0f} tokens/s"
+            f"loss {self.smooth['loss']:.3f}  accuracy {self.smooth['accuracy']:.1%}  "
+            f"lr {self.metrics.latest['lr']:.2e}  {self.smooth['tokens_per_second']:,.0f} tokens/s"
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=line)
@@ -70,7 +76,9 @@ class ProgressDisplay(L.Callback):
         if trainer.is_global_zero and self.mode != "none":
             assert isinstance(pl_module, LitClassifier)
             found = pl_module.evaluated
-            self.console.print(f"step {trainer.global_step}: validation loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}")
+            self.console.print(
+                f"step {trainer.global_step}: validation loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the bar away."""

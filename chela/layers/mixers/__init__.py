@@ -13,7 +13,12 @@ from torch import nn
 
 _WHERE = {
     "chela": "chela.layers.mixers.chela:ChelaLayer",
+    "hedgehog": "chela.layers.mixers.hedgehog:HedgehogAttention",
+    "lightning": "chela.layers.mixers.lightning:LightningAttention",
     "linear": "chela.layers.mixers.linear:LinearAttention",
+    "lion": "chela.layers.mixers.lion:LION",
+    "mega": "chela.layers.mixers.mega:MEGA",
+    "s4d": "chela.layers.mixers.s4d:S4D",
     "softmax": "chela.layers.mixers.softmax:SoftmaxAttention",
 }
 
@@ -34,8 +39,8 @@ def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any
         name: A system, e.g. ``"chela"``.
         d_model: Width D.
         options: The system's own keyword arguments.
-        context: What the backbone knows: ``l_max``, ``causal``, ``layer`` (index), ``depth``. A constructor that does not
-            name one of these does not get it.
+        context: What the backbone knows: ``l_max``, ``causal``, ``layer`` (index), ``depth``. A constructor that
+            does not name one of these does not get it.
     """
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters
