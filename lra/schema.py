@@ -53,6 +53,8 @@ class ListOpsConfig:
         _at_least("task", 0, seed=self.seed)
         if self.max_length < self.min_length:
             raise ValueError(f"task.max_length is {self.max_length}: expected min_length ({self.min_length}) or more")
+        if max(self.train, self.validation, self.test) > 1_000_000_000 or self.seed >= 2**63:
+            raise ValueError("task: expected up to 1,000,000,000 trees a split and a seed below 2**63")
         if self.max_args > 64 or self.max_depth > 64 or self.max_length > 1_000_000:
             raise ValueError("task: expected max_args and max_depth up to 64 and max_length up to 1,000,000")
 
@@ -144,10 +146,13 @@ class DataConfig:
         _one_of("data", "source", self.source, ("auto", "scisumm"))
         _at_least("data", 0, processes=self.processes, workers=self.workers)
         _at_least("data", 1, pool=self.pool)
+        if self.workers > 256 or self.processes > 1024 or self.pool > 100_000:
+            raise ValueError("data: expected up to 256 workers, 1,024 processes and pools of 100,000 batches")
 
     def folder(self) -> Path:
         """The folder for prepared records, with the environment and `~` resolved."""
-        return Path(self.dir or os.environ.get("CHELA_DATA") or "~/.cache/chela").expanduser()
+        folder = self.dir or os.environ.get("CHELA_DATA") or "~/.cache/chela"
+        return Path(os.path.expanduser(folder))  # leaves an unknown ~user alone, where Path.expanduser raises
 
 
 TASKS: dict[str, type] = {
