@@ -106,11 +106,13 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
             lies there is damaged or of another format.
     """
     folder = spec.folder(root)
-    if folder.exists():
+    with _not_writable(root):
+        there = folder.exists()
+        if not there:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    if there:
         check(folder, spec)
         return folder
-    with _not_writable(root):
-        folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if folder.exists():  # built by the process that held the lock
             check(folder, spec)

@@ -198,8 +198,9 @@ def test_too_little_room_is_said_before_the_work(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write to the data folder .* set data.dir"):
-        prepare(tmp_path / "file", SPEC, splits)
+    for folder in (tmp_path / "file", tmp_path / ("long" * 80)):
+        with pytest.raises(DataError, match=r"cannot write to the data folder .* set data.dir"):
+            prepare(folder, SPEC, splits)
 
 
 @pytest.mark.slow
