@@ -1,7 +1,7 @@
 """How a Pathfinder image grows: two long paths, short distractors, markers. Compiled with numba.
 
 `taken` is the occupancy of the image, `(size, size)` uint8, 255 fully taken; a path's newest paddle stays out of it, so
-that the path can go on. `near` is `taken` widened by a disc of radius margin, and tells where a head may lie; it is kept
+that the path can go on. `near` is `taken` widened by a disc of radius margin and tells where a head may lie; it is kept
 by widening each stamp. (What a stamp would widen from beyond the border lies within the widened frame.) A paddle is the
 row `(row, column, direction, path)` of an int64 array: where its stamp's centre lies, which stamp it is, and the path
 it was drawn for (0 and 1 the long ones). An image's random stream is keyed by (seed, index) and nothing else.
