@@ -97,9 +97,9 @@ def test_statistics_catch_a_distractor_less(shared: Path) -> None:
 def test_every_preset_draws(size: int, level: str) -> None:
     if size == 16 and level != "hard":
         with pytest.raises(ValueError, match="16 pixels: hard only"):
-            PathfinderOptions.preset(size, level)  # type: ignore[arg-type]
+            PathfinderOptions.preset(size, level)
         return
-    options = PathfinderOptions.preset(size, level)  # type: ignore[arg-type]
+    options = PathfinderOptions.preset(size, level)
     made = generate(options, seed=0, start=0, count=8)
     assert made.images.shape == (8, size, size) and made.images.dtype == np.uint8
     assert (made.images.max(axis=(1, 2)) == 255).all() and (made.images.min(axis=(1, 2)) == 0).all()
@@ -110,7 +110,7 @@ def test_every_preset_draws(size: int, level: str) -> None:
 
 def test_lra_values_of_the_presets() -> None:
     assert [PathfinderOptions.preset(s).distractors for s in (32, 64, 128, 256)] == [5, 5, 8, 7]
-    assert [PathfinderOptions.preset(32, lv).distractors for lv in ("easy", "intermediate")] == [10, 6]  # type: ignore[arg-type]
+    assert [PathfinderOptions.preset(32, lv).distractors for lv in ("easy", "intermediate")] == [10, 6]
     assert PathfinderOptions.preset(128).paddle_margins == (2, 3)
     assert PathfinderOptions.preset(32) == PathfinderOptions()
 
@@ -183,7 +183,7 @@ def test_contrasts_of_several_are_all_used() -> None:
 )
 def test_options_that_cannot_be_drawn_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(PathfinderOptions(), **change)  # type: ignore[arg-type]
+        dataclasses.replace(PathfinderOptions(), **change)
 
 
 def test_paths_without_room_end_with_an_error() -> None:
