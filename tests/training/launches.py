@@ -68,7 +68,7 @@ def launch(*words: str) -> Ended:
     return Ended(status, out.getvalue(), err.getvalue())
 
 
-# ---- launches that can be killed: forked from a process that has imported everything, so that one costs no seconds ----
+# ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["chela.training.fit", "tensorflow_datasets", "tests.training.launches"])

@@ -131,7 +131,7 @@ def test_another_version_or_configuration_is_refused(tmp_path: Path, monkeypatch
             checkpoint.load(path, KEYS, "abc")
         assert not isinstance(e.value, checkpoint.TornError)
     path.write_bytes(saved({**STATE, "format_version": 1}))
-    with pytest.raises(UsageError, match="of this run's configuration .abd. at .*, got one of another .abc."):
+    with pytest.raises(UsageError, match=r"of this run's configuration .abd. at .*, got one of another .abc."):
         checkpoint.load(path, KEYS, "abd")
     monkeypatch.setattr(checkpoint, "_OLDER", {0: "it had no optimiser"})
     path.write_bytes(saved({**STATE, "format_version": 0}))
@@ -149,7 +149,9 @@ def test_a_failed_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(UsageError, match=r"could not write .*last.ckpt \(No space left on device\); what was saved"):
+        with pytest.raises(
+            UsageError, match=r"could not write .*last.ckpt \(No space left on device\); what was saved"
+        ):
             checkpoint.save(path, {**STATE, "step": 4}, previous)
     assert checkpoint.load(path, KEYS, "abc")["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -119,7 +119,9 @@ def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, .
         ("model=linear", "trainer.val_every=1", "trainer.checkpoint_every=100"),
     ],
 )
-def test_other_systems_and_settings(words: tuple[str, ...], tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep) -> None:
+def test_other_systems_and_settings(
+    words: tuple[str, ...], tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep
+) -> None:
     apart = (*tiny, *words, f"runs={tmp_path / 'apart'}")
     assert launch(*apart).status == 0
     at_step(3, terminate)
