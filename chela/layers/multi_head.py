@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from chela.layers.padding import zero_padding
+from chela.ops.linear_attention import LinearAttentionState
 
 
 class MultiHead(nn.Module):
@@ -42,6 +43,10 @@ class MultiHead(nn.Module):
         """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``."""
         q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
         return q, k, v
+
+    def no_past(self, x: Tensor) -> LinearAttentionState:
+        """Return the state before the first of tokens like ``x: (B, D)``."""
+        return LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
 
     def merge(self, o: Tensor, mask: Tensor | None) -> Tensor:
         """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding."""

@@ -35,7 +35,7 @@ class LinearAttention(MultiHead):
         expect_causal(self)
         q, k, v = self.split(x)
         if state is None:
-            state = LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
+            state = self.no_past(x)
         o, state = linear_attention_step(elu_plus_one(q), elu_plus_one(k), v, state, normalize=True)
         return self.merge(o, None), state
 

@@ -106,8 +106,7 @@ class LION(MultiHead):
         q, k, v = self._features(x)
         decay = None if self.token_decay is None else self.token_decay(x)
         if state is None:
-            start = LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
-            state = LIONState(start, None)
+            state = LIONState(self.no_past(x), None)
         edge = state.log_decay if self.head_decay is None else self.head_decay()
         o, attention = linear_attention_step(q, k, v, state.attention, log_decay=edge, normalize=True, eps=EPS)
         return self.merge(o, None), LIONState(attention, decay)
@@ -137,7 +136,7 @@ class LION(MultiHead):
 
 def _sweep(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """Run one recurrence over ``(B, L, H, ·)``."""
-    state = LinearAttentionState.zeros(len(q), *k.shape[2:], v.shape[-1], device=q.device)
+    state = LinearAttentionState.zeros(len(q), k.shape[2], k.shape[3], v.shape[3], device=q.device)
     outputs = []
     for t in range(q.shape[1]):
         o, state = linear_attention_step(q[:, t], k[:, t], v[:, t], state, log_decay=log_decay[:, t])

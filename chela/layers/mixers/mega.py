@@ -19,7 +19,7 @@ from chela.ops.fft_conv import fft_conv
 
 
 class MEGAState(NamedTuple):
-    """The past of the causal form: averages ``(B, D, N)``, and keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
+    """The causal form's past: averages ``(B, D, N)``; keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
 
     averages: Tensor
     keys: Tensor
@@ -120,8 +120,8 @@ class MEGA(nn.Module):
         length, size = q.shape[1], min(self.chunk, q.shape[1])
         rest = -length % size
         real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
-        q, k, v = (F.pad(t, (0, 0, 0, rest)).unflatten(1, (-1, size)) for t in (q, k, v))  # (B, chunks, C, ·)
-        seen = F.pad(real, (0, rest)).unflatten(1, (-1, size))[..., None, :]
+        q, k, v = (F.pad(t, (0, 0, 0, rest)).reshape(len(t), -1, size, t.shape[2]) for t in (q, k, v))
+        seen = F.pad(real, (0, rest)).reshape(len(q), -1, 1, size)
         if self.causal:
             seen = seen & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
         weights = self._weights(q @ k.transpose(-1, -2), self._bias(size), seen)

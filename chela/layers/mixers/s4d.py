@@ -68,7 +68,7 @@ class S4D(nn.Module):
         return zero_padding(self._out(y), mask)
 
     def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Feed one token ``x: (B, D)``; ``state: (B, D, N/2)`` complex is what the last call returned, None at first."""
+        """Feed one token ``x: (B, D)``; ``state: (B, D, N/2)``, complex, is the last call's, None at first."""
         expect_causal(self)
         log_transition, input_matrix, output_matrix = self.kernel.discretised()
         update = input_matrix * x[..., None]
