@@ -139,6 +139,15 @@ class ChelaLayer(nn.Module):
             h = h * mask.unsqueeze(-1)
         return (h, torch.sigmoid(self.highway(c))) if self.gate == "mega" else h
 
+    def state_size(self, length: int) -> int:
+        """Count the numbers that the causal form remembers of ``length`` tokens: S and z, and what was convolved."""
+        attention = 0 if self.query_key is None else self.query_key.project.out_features
+        size = attention * (self.value.out_features + self.heads)
+        if self.conv is None:
+            return size
+        short = 0 if self.conv.short is None else self.conv.short.weight.shape[1] - 1
+        return size + self.value.in_features * (short + (0 if self.conv.long is None else length))
+
     def extra_repr(self) -> str:
         """Name the choices that have no module of their own."""
         return f"heads={self.heads}, causal={self.causal}, attention={self.attention}, gate={self.gate}"

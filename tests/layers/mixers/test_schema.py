@@ -34,7 +34,7 @@ def test_every_option_says_what_it_means(name):
 
 
 def test_an_unknown_system_is_named():
-    with pytest.raises(ValueError, match="expected one of .*lion.*got 'tiger'"):
+    with pytest.raises(ValueError, match=r"expected one of .*lion.*got 'tiger'"):
         mixer_class("tiger")
 
 
