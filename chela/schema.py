@@ -138,7 +138,7 @@ class ModelConfig:
 
     name: str = option("chela", "the row of the table: a file in configs/model/")
     mixer: Any = None
-    d_model: int = option(64, "width of the residual stream", ge=1, le=16384)
+    d_model: int = option(64, "width of the residual stream", ge=1, le=8192)
     depth: int = option(4, "blocks", ge=1, le=256)
     d_ff: int = option(128, "hidden width of the feed-forward layers", ge=1, le=65536)
     dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
@@ -164,11 +164,11 @@ class OptimizerConfig:
     beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
-    warmup_steps: int = option(100, "linear warm-up from 0", ge=0)
+    warmup_steps: int = option(100, "linear warm-up from 0", ge=0, le=100_000_000)
     schedule: str = option(
         "linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant")
     )
-    clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0)
+    clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
 
 @dataclass
@@ -179,10 +179,10 @@ class TrainerConfig:
     max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none")
     batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
-    val_every: int = option(200, "validate every so many steps", ge=1)
-    checkpoint_every: int = option(200, "save every so many steps", ge=1)
-    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0)
-    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1)
+    val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
+    checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000)
+    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6)
+    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
@@ -194,7 +194,9 @@ class TrainerConfig:
     progress: str = option(
         "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none")
     )
-    chance_steps: int = option(500, "after the warm-up and so many steps at the majority class, warn once", ge=1)
+    chance_steps: int = option(
+        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=100_000_000
+    )
 
 
 @dataclass

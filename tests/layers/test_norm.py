@@ -1,0 +1,47 @@
+import pytest
+import torch
+
+from chela.layers.norm import NORMS, MaskedBatchNorm, make_norm
+
+
+def test_batch_norm_equals_torch_without_a_mask() -> None:
+    ours, theirs = MaskedBatchNorm(5).double(), torch.nn.BatchNorm1d(5).double()
+    for _ in range(3):
+        x = torch.randn(4, 7, 5, dtype=torch.float64) * 3 + 2
+        torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x.transpose(1, 2)).transpose(1, 2))
+
+
+def test_batch_norm_counts_real_tokens_only() -> None:
+    norm, plain = MaskedBatchNorm(3).double(), MaskedBatchNorm(3).double()
+    x, mask = torch.randn(2, 6, 3, dtype=torch.float64), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
+    dirty = torch.where(mask[..., None], x, 1e6)
+    torch.testing.assert_close(norm(dirty, mask)[mask], plain(x[mask][None])[0])
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+def test_batch_norm_gradients() -> None:
+    norm = MaskedBatchNorm(3).double()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    x = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: norm(x, mask), (x,))
+
+
+def test_batch_norm_keeps_digits_when_the_mean_is_large() -> None:
+    norm = MaskedBatchNorm(2)
+    out = norm(torch.randn(8, 100, 2) + 1e3)
+    torch.testing.assert_close(out.std((0, 1)), torch.ones(2), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("name", ["layer", "rms", "scale"])
+def test_token_norms_look_at_one_token(name: str) -> None:
+    norm, x = make_norm(name, 8), torch.randn(2, 5, 8)
+    torch.testing.assert_close(norm(x)[:, 3], norm(x[:, 3:4])[:, 0])
+
+
+def test_unknown_norm() -> None:
+    with pytest.raises(ValueError, match=f"expected one of .*{sorted(NORMS)[0]}.*got 'group'"):
+        make_norm("group", 8)
