@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,17 +34,69 @@ def main(run: Callable[[Config], int], about: str, argv: list[str] | None = None
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Call ``command``; an error that a person can mend is one line on stderr and its exit status."""
+    """Call ``command``; an error that a person can mend is one line on stderr and its exit status.
+
+    Everything else is a fault of the program and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only must not end a run
     try:
         return command()
-    except UsageError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.status
-    except DataError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return UsageError.status
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         return 0
+    except KeyboardInterrupt:
+        return _failed("stopped before anything was begun", 128 + signal.SIGINT)
+    except UsageError as error:
+        return _failed(str(error), error.status)
+    except DataError as error:
+        # a loader's worker hands its error over with the traceback in the text; the last one is the error itself
+        return _failed(str(error).rpartition("DataError: ")[2])
+    except OSError as error:
+        if error.errno not in _SURROUNDINGS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _failed(
+            f"expected a disk and folders that can be used, got: {error.strerror}{where}; mend it, then resume"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _failed(
+            f"expected a run that fits into memory, got: {str(error)[:200] or 'out of memory'}; "
+            "lower trainer.batch_size, trainer.eval_batch_size, or the sizes of model or task"
+        )
+
+
+# What a disk, a quota or a path does to a program that is not at fault.
+_SURROUNDINGS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.EMFILE,
+}
+
+
+def _failed(message: str, status: int = UsageError.status) -> int:
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    return status
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell an allocation that failed from other errors; torch (not imported here) has a type for it on a GPU only."""
+    known = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(text in str(error) for text in known)
+    )
 
 
 def help_text(about: str, words: list[str]) -> str:

@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import math
 import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -29,13 +30,23 @@ from chela.schema import MIXERS, Config
 from lra.schema import TASKS
 
 PRESETS = ("auto", "full", "mini", "tiny")
+MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 
 # Where a run lies, how it is watched and how it is cut into launches: none of it changes the numbers that come out.
-_NOT_IN_HASH = {
-    "": {"runs", "resume", "allocator", "tensorboard"},
-    "data": {"dir", "root", "processes", "workers"},
-    "trainer": {"max_time", "checkpoint_every", "checkpoint_minutes", "progress"},
+_NOT_IN_IDENTITY = {
+    "runs",
+    "resume",
+    "allocator",
+    "tensorboard",
+    "data.dir",
+    "data.root",
+    "data.processes",
+    "data.workers",
+    "trainer.max_time",
+    "trainer.checkpoint_every",
+    "trainer.checkpoint_minutes",
+    "trainer.progress",
 }
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
@@ -66,7 +77,7 @@ def resolve(words: list[str]) -> Config:
     overrides = [_split(word) for word in words]
     resumed = dict(overrides).get("resume", "none")
     if resumed not in ("none", "auto"):
-        return _resolve_resumed(Path(resumed), overrides)
+        return _resolve_resumed(run_folder(resumed, "resume"), overrides)
     chosen = {"task": "listops", "model": "chela", "preset": "auto"}
     chosen.update({key: value for key, value in overrides if key in chosen})
     preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"))[0]
@@ -90,33 +101,55 @@ def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
     saved.trainer.max_time = ""  # a limit holds for one launch
     cfg = OmegaConf.structured(saved)
     OmegaConf.set_struct(cfg, True)
+    changed = []
     for key, value in overrides:
         if key in ("task", "model"):
-            key = f"{key}.name"
-        _set(cfg, key, value)
+            have = OmegaConf.select(cfg, f"{key}.name")
+            changed += [f"{key} {have} -> {_shown(value)}"] if value != have else []
+        elif (key, value) != ("preset", "auto"):
+            _set(cfg, key, value)
     config = check(cfg)
-    if fingerprint(config) != fingerprint(saved):
-        old, new = dict(_leaves(saved)), dict(_leaves(config))
-        changed = ", ".join(f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key])
+    old, new = _identity(saved), _identity(config)
+    changed += [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    if changed:
         raise UsageError(
-            f"resume: expected the configuration of {folder}, got another ({changed}); start a new run for it"
+            f"resume: expected the configuration of {folder}, got another ({', '.join(changed)}); "
+            "start a new run for it"
         )
     return config
 
 
-def _leaves(config: Config) -> list[tuple[str, Any]]:
-    return [(key, value) for key, value, _ in fields(config)]
+def run_folder(path: Path | str, key: str = "run") -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        UsageError: The folder is not there or holds no run.
+    """
+    folder = Path(os.path.expanduser(path))
+    try:
+        holds = folder.is_dir() and (folder / "config.yaml").is_file()
+    except OSError as error:
+        raise UsageError(f"{key}: expected the folder of a run, got {_shown(str(path))} ({error.strerror})") from None
+    if not holds:
+        what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise UsageError(f"{key}: expected the folder of a run, got {_shown(str(path))}: {what}")
+    return folder
 
 
 def load(path: Path) -> Config:
     """Read a resolved configuration back from a run's ``config.yaml``."""
     try:
         saved = OmegaConf.load(path)
-        assert isinstance(saved, DictConfig)
-        cfg = _empty(TASKS[saved.task.name], MIXERS[saved.model.mixer.name])
-        return check(OmegaConf.merge(cfg, saved))
-    except (OSError, KeyError, AssertionError, AttributeError, OmegaConfBaseException, ValueError) as error:
+        assert isinstance(saved, DictConfig), "no mapping"
+        cfg = OmegaConf.merge(_empty(TASKS[saved.task.name], MIXERS[saved.model.mixer.name]), saved)
+    except OmegaConfBaseException as error:
+        raise UsageError(
+            f"expected a config.yaml of this version at {path}, got another ({_first_line(error)}); "
+            "use the version of chela that wrote it"
+        ) from None
+    except Exception as error:  # a foreign file can make the reader raise anything
         raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({_first_line(error)})") from None
+    return check(cfg)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -131,11 +164,11 @@ def to_yaml(config: Config) -> str:
 
 def fingerprint(config: Config) -> str:
     """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
-    plain = {key: value for key, value in to_dict(config).items() if key not in _NOT_IN_HASH[""]}
-    for section, leave_out in _NOT_IN_HASH.items():
-        if section:
-            plain[section] = {key: value for key, value in plain[section].items() if key not in leave_out}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    return {key: value for key, value, _ in fields(config) if key not in _NOT_IN_IDENTITY}
 
 
 def resolve_preset(asked: str, accelerator: str = "auto") -> tuple[str, str]:
@@ -200,15 +233,41 @@ def check(cfg: Any) -> Config:
             section.check()
         except ValueError as error:
             raise UsageError(str(error)) from None
+    if not config.runs:
+        raise UsageError("runs: expected a folder, got ''")
+    _check_processes(config)
+    _check_sizes(config)
+    return config
+
+
+def _check_processes(config: Config) -> None:
     processes = config.trainer.devices * config.trainer.num_nodes
     if config.trainer.batch_size % processes:
         got = config.trainer.batch_size
         raise UsageError(f"trainer.batch_size: expected a multiple of the {processes} processes, got {got}")
-    heads = getattr(config.model.mixer, "heads", 1)
-    for key, width in (("model.d_model", config.model.d_model), ("model.mixer.d_value", _value_width(config))):
+    if config.trainer.eval_batch_size < processes:
+        got = config.trainer.eval_batch_size
+        raise UsageError(f"trainer.eval_batch_size: expected at least one for each of {processes} processes, got {got}")
+
+
+def _check_sizes(config: Config) -> None:
+    model = config.model
+    heads = getattr(model.mixer, "heads", 1)
+    for key, width in (("model.d_model", model.d_model), ("model.mixer.d_value", _value_width(config))):
         if width % heads:
             raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
-    return config
+    at_least = parameters_at_least(config)
+    if at_least > MOST_PARAMETERS:
+        raise UsageError(
+            f"model: expected at most {MOST_PARAMETERS:,} parameters, depth={model.depth} d_model={model.d_model} "
+            f"d_ff={model.d_ff} has {at_least:,} or more; make one of them smaller"
+        )
+
+
+def parameters_at_least(config: Config) -> int:
+    """Return a lower bound of the model's parameters, from the matrices that every system has."""
+    model = config.model
+    return model.depth * model.d_model * (model.d_model + 2 * model.d_ff + _value_width(config))
 
 
 def _value_width(config: Config) -> int:
@@ -220,7 +279,7 @@ def _check_value(key: str, value: Any, limits: Any) -> None:
         raise UsageError(f"{key}: expected a finite number, got {value}")
     for name, (holds, text) in _BOUNDS.items():
         if value is not None and name in limits and not holds(value, limits[name]):
-            raise UsageError(f"{key}: expected {text} {limits[name]}, got {value}")
+            raise UsageError(f"{key}: expected {text} {limits[name]}, got {_shown(value)}")
     if "choices" in limits and value not in limits["choices"]:
         expected = ", ".join(limits["choices"])
         raise UsageError(f"{key}: expected one of {expected}, got {_shown(value)}{_closest(value, limits['choices'])}")
@@ -234,8 +293,8 @@ def _split(word: str) -> tuple[str, str]:
         raise UsageError(f"expected key=value, got {_shown(word)}; see --help")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
         raise UsageError(f"expected a dotted key such as model.depth, got {_shown(key)}; see --help")
-    if "${" in value or value == "???" or "\0" in value:
-        raise UsageError(f"{key}: expected a plain value, got {_shown(value)}")
+    if "${" in value or value == "???" or not value.isprintable():
+        raise UsageError(f"{key}: expected a plain, printable value, got {_shown(value)}")
     return key, value
 
 

@@ -47,9 +47,10 @@ def evaluate(words: list[str]) -> int:
     if asked["data.dir"]:
         config.data.dir = asked["data.dir"]
     from chela.training import fit
+    from chela.training.hardware import stdout_console
 
     found = fit.evaluate(config, run, asked["checkpoint"], asked["split"])
-    fit.stdout_console().print(
+    stdout_console().print(
         f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {asked['split']} accuracy "
         f"{found['accuracy']!r} of {found['count']:.0f}, loss {found['loss']!r}, by the {asked['checkpoint']} weights"
     )

@@ -43,11 +43,68 @@ class ChelaConfig:
 
 
 @dataclass
+class HedgehogConfig:
+    """Hedgehog (arXiv 2402.04347): normalised linear attention with learned features."""
+
+    name: str = "hedgehog"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    rotary: bool = option(False, "rotary positions on queries and keys, before the feature map")
+
+
+@dataclass
+class LightningConfig:
+    """Lightning Attention-2 (arXiv 2401.04658): a fixed decay per head; causal only."""
+
+    name: str = "lightning"
+    heads: int = option(8, "attention heads, each with its own decay", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+
+
+@dataclass
 class LinearConfig:
     """Linear transformer (arXiv 2006.16236): elu + 1, normalised."""
 
     name: str = "linear"
     heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+
+
+@dataclass
+class LionConfig:
+    """LION (arXiv 2502.16249): linear attention in both directions, without decay, by head or by token."""
+
+    name: str = "lion"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    decay: str = option("token", "none is LION-LIT, head LION-D, token LION-S", choices=("none", "head", "token"))
+    feature_map: str = option(
+        "shifted_silu", "shifted_silu is the paper's, elu its code's for LION-LIT", choices=("shifted_silu", "elu")
+    )
+
+
+@dataclass
+class MegaConfig:
+    """MEGA (arXiv 2209.10655): moving average, then gated attention, full or in chunks."""
+
+    name: str = "mega"
+    d_qk: int = option(32, "width Z of queries and keys", ge=1, le=4096)
+    d_value: int = option(128, "width of the values", ge=1, le=16384)
+    averages: int = option(16, "moving averages per channel", ge=1, le=256)
+    attention_function: str = option(
+        "softmax", "softmax for symbols, laplace for pixels", choices=("softmax", "laplace")
+    )
+    chunk: int = option(0, "tokens that attend to one another; 0: all", ge=0, le=1_000_000)
+
+
+@dataclass
+class S4DConfig:
+    """S4D (arXiv 2206.11893): a diagonal state space model as a long convolution."""
+
+    name: str = "s4d"
+    d_state: int = option(64, "real state size per channel, even", ge=2, le=4096)
+    dt_min: float = option(1e-3, "smallest initial step: about one over the longest memory", gt=0, le=1)
+    dt_max: float = option(1e-1, "largest initial step", gt=0, le=1)
 
 
 @dataclass
@@ -56,10 +113,20 @@ class SoftmaxConfig:
 
     name: str = "softmax"
     heads: int = option(4, "attention heads", ge=1, le=256)
-    rotary: bool = option(True, "rotary positions on queries and keys")
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    rotary: bool = option(True, "rotary positions on queries and keys; false with model.positions=learned")
 
 
-MIXERS: dict[str, type] = {"chela": ChelaConfig, "linear": LinearConfig, "softmax": SoftmaxConfig}
+MIXERS: dict[str, type] = {
+    "chela": ChelaConfig,
+    "hedgehog": HedgehogConfig,
+    "lightning": LightningConfig,
+    "linear": LinearConfig,
+    "lion": LionConfig,
+    "mega": MegaConfig,
+    "s4d": S4DConfig,
+    "softmax": SoftmaxConfig,
+}
 
 
 # ---- what all systems share -----------------------------------------------------------------------------------------
@@ -71,7 +138,7 @@ class ModelConfig:
 
     name: str = option("chela", "the row of the table: a file in configs/model/")
     mixer: Any = None
-    d_model: int = option(64, "width of the residual stream", ge=1, le=16384)
+    d_model: int = option(64, "width of the residual stream", ge=1, le=8192)
     depth: int = option(4, "blocks", ge=1, le=256)
     d_ff: int = option(128, "hidden width of the feed-forward layers", ge=1, le=65536)
     dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
@@ -97,11 +164,11 @@ class OptimizerConfig:
     beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
-    warmup_steps: int = option(100, "linear warm-up from 0", ge=0)
+    warmup_steps: int = option(100, "linear warm-up from 0", ge=0, le=100_000_000)
     schedule: str = option(
         "linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant")
     )
-    clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0)
+    clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
 
 @dataclass
@@ -112,10 +179,10 @@ class TrainerConfig:
     max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none")
     batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
-    val_every: int = option(200, "validate every so many steps", ge=1)
-    checkpoint_every: int = option(200, "save every so many steps", ge=1)
-    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0)
-    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1)
+    val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
+    checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000)
+    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6)
+    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
@@ -127,7 +194,9 @@ class TrainerConfig:
     progress: str = option(
         "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none")
     )
-    chance_steps: int = option(500, "after the warm-up and so many steps at the majority class, warn once", ge=1)
+    chance_steps: int = option(
+        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=100_000_000
+    )
 
 
 @dataclass

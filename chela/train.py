@@ -8,10 +8,13 @@ python -m chela.train resume=runs/listops-mini/…          go on with a run tha
 from __future__ import annotations
 
 import sys
+import time
 
 from chela.cli import main
 from chela.config import resolve_preset
 from chela.schema import Config
+
+STARTED = time.monotonic()  # before the heavy imports: trainer.max_time counts them
 
 
 def train(config: Config) -> int:
@@ -19,7 +22,8 @@ def train(config: Config) -> int:
     from chela.training import machine  # torch and lightning load here, after every check of the words
 
     tuned = config.allocator and config.trainer.accelerator != "gpu" and machine.tune_allocator()
-    from chela.training.fit import fit, stdout_console
+    from chela.training.fit import fit
+    from chela.training.hardware import stdout_console
 
     console = stdout_console()
     _, why = resolve_preset("auto", config.trainer.accelerator)
@@ -30,7 +34,7 @@ def train(config: Config) -> int:
     console.print(
         "allocator: freed memory is kept (allocator=false leaves it alone)" if tuned else "allocator: left alone"
     )
-    return fit(config, console)
+    return fit(config, console, STARTED)
 
 
 if __name__ == "__main__":

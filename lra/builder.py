@@ -70,7 +70,8 @@ class RecordSpec:
         fields: names of the byte fields.
         counts: records of each split; a build that yields another number fails.
         sizes: names of the numbers in `Example.sizes`.
-        about: kept in `records.json` for people: options, origin, checksums of the source.
+        about: kept in `records.json`: options, origin, what the source taught. Written when the records are whole:
+            what is only known then may be added while they are read.
         expected_bytes: room the build needs, 0 if not known.
     """
 
@@ -80,7 +81,7 @@ class RecordSpec:
     fields: tuple[str, ...]
     counts: Mapping[str, int]
     sizes: tuple[str, ...] = ("length",)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     expected_bytes: int = 0
 
     def folder(self, root: Path) -> Path:
@@ -268,7 +269,7 @@ def _build(
         def _info(self) -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=json.dumps(spec.about, sort_keys=True),
+                description=f"Records of {spec.name}, {spec.config}; see {MANIFEST}.",
                 features=tfds.features.FeaturesDict(features),
                 disable_shuffling=True,
             )

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lra.batches import batch_indices, eval_batches
 from lra.builder import Progress
+from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks import get_task
 from lra.tasks.base import Encoded, Records
@@ -32,7 +33,8 @@ def collate(records: Sequence[tuple[Encoded, int]], length: int, step: int) -> B
         step: passed on.
 
     Returns:
-        `inputs` `(B, L)` int64 or `(B, L, F)` float32, `mask` `(B, L)` bool (True: real), `labels` `(B,)` int64, `step`. Records that are pairs
+        `inputs` `(B, L)` int64 or `(B, L, F)` float32, `mask` `(B, L)` bool (True: real), `labels` `(B,)`
+        int64, `step`. Records that are pairs
         give inputs and mask of `2B` rows: the first documents, then the second.
     """
     if records and isinstance(records[0][0], tuple):
@@ -74,8 +76,9 @@ class _Fixed(Dataset[Batch]):
         self.lengths = records.lengths()
         self.batches = eval_batches(self.lengths, batch_size)
         if len(records) < len(self.batches) * world_size:
-            raise ValueError(
-                f"{len(records)} records in batches of {batch_size} are too few for {world_size} processes"
+            raise DataError(
+                f"{len(records)} records in batches of {batch_size} are too few for {world_size} processes: "
+                "expected at least one for each process in every batch"
             )
 
     def __len__(self) -> int:

@@ -17,6 +17,9 @@ def option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
 
 
+_ENCODINGS = ("lra", "s4", "mega")
+
+
 def _at_least(owner: str, low: int, **values: int) -> None:
     for key, value in values.items():
         if value < low:
@@ -50,8 +53,76 @@ class ListOpsConfig:
         _at_least("task", 0, seed=self.seed)
         if self.max_length < self.min_length:
             raise ValueError(f"task.max_length is {self.max_length}: expected min_length ({self.min_length}) or more")
+        if max(self.train, self.validation, self.test) > 1_000_000_000 or self.seed >= 2**63:
+            raise ValueError("task: expected up to 1,000,000,000 trees a split and a seed below 2**63")
         if self.max_args > 64 or self.max_depth > 64 or self.max_length > 1_000_000:
             raise ValueError("task: expected max_args and max_depth up to 64 and max_length up to 1,000,000")
+
+
+@dataclass
+class TextConfig:
+    """IMDb reviews as bytes: positive or negative. The defaults are the Long Range Arena's task."""
+
+    name: str = option("text", "name of the task")
+    encoding: str = option("lra", "'lra': bytes; 's4': characters, <eos> appended; 'mega': bytes, <eos> appended")
+    max_length: int = option(0, "longest sequence, the rest is cut; 0: of the encoding (lra 4000, s4 4096, mega 4001)")
+    min_frequency: int = option(15, "s4: characters rarer than this in the training texts become <unk>")
+    train: int = option(0, "reviews to train on, after those held out; 0: all")
+    validation: int = option(2_500, "training reviews kept apart for validation (data.validation=holdout)")
+    test: int = option(0, "reviews to test on; 0: all 25,000")
+
+    def check(self) -> None:
+        """Raise `ValueError` where an option is out of range."""
+        _one_of("task", "encoding", self.encoding, _ENCODINGS)
+        _at_least("task", 0, max_length=self.max_length, train=self.train, test=self.test)
+        _at_least("task", 1, min_frequency=self.min_frequency, validation=self.validation)
+        if self.max_length == 1 or self.validation > 24_999:
+            raise ValueError("task: expected max_length 0 or above 1, and validation below 25,000")
+
+
+@dataclass
+class ImageConfig:
+    """CIFAR-10 as a sequence of pixels, row by row. The defaults are the Long Range Arena's task as S4 feeds it."""
+
+    name: str = option("image", "name of the task")
+    form: str = option("gray", "'gray': one value a pixel; 'rgb': three (scifar); 'tokens': gray levels as token ids")
+    normalization: str = option("s4", "'s4': mean and sd of the data; 'mega': 0.48 and 0.24; unused by tokens")
+    resolution: int = option(32, "pixels a side: 32, or 16, 8 (means of blocks of pixels)")
+    train: int = option(0, "images to train on; 0: all 45,000 that are not held out")
+    validation: int = option(5_000, "training images kept apart, the same ones as S4's and MEGA's when 5,000")
+    test: int = option(0, "images to test on; 0: all 10,000")
+
+    def check(self) -> None:
+        """Raise `ValueError` where an option is out of range."""
+        _one_of("task", "form", self.form, ("gray", "rgb", "tokens"))
+        _one_of("task", "normalization", self.normalization, ("s4", "mega"))
+        _at_least("task", 0, train=self.train, test=self.test)
+        _at_least("task", 1, validation=self.validation)
+        if self.resolution not in (32, 16, 8):
+            raise ValueError(f"task.resolution is {self.resolution}: expected 32, 16 or 8")
+        if self.validation > 49_999:
+            raise ValueError(f"task.validation is {self.validation}: expected less than 50,000")
+
+
+@dataclass
+class RetrievalConfig:
+    """Pairs of papers: does one cite the other? The defaults are the Long Range Arena's task (AAN)."""
+
+    name: str = option("retrieval", "name of the task")
+    encoding: str = option("lra", "'lra': bytes; 's4': characters, <eos> appended; 'mega': bytes, <eos> appended")
+    max_length: int = option(0, "longest document, the rest is cut; 0: the encoding's own (lra, s4 4000, mega 4001)")
+    min_frequency: int = option(10, "s4: characters rarer than this in the training documents become <unk>")
+    train: int = option(0, "pairs to train on; 0: all")
+    validation: int = option(0, "pairs to validate on; 0: all")
+    test: int = option(0, "pairs to test on; 0: all")
+
+    def check(self) -> None:
+        """Raise `ValueError` where an option is out of range."""
+        _one_of("task", "encoding", self.encoding, _ENCODINGS)
+        _at_least("task", 0, max_length=self.max_length, train=self.train, validation=self.validation, test=self.test)
+        _at_least("task", 1, min_frequency=self.min_frequency)
+        if self.max_length == 1:
+            raise ValueError("task.max_length is 1: expected 0 or above 1")
 
 
 @dataclass
@@ -60,6 +131,8 @@ class DataConfig:
 
     dir: str = option("", "folder for prepared records; empty: $CHELA_DATA, else ~/.cache/chela")
     root: str | None = option(None, "folder or archive of your own to take the data from")
+    source: str = option("auto", "'auto': the task's own data; 'scisumm' (retrieval): a small real set, not LRA's")
+    download: bool = option(True, "fetch data that is not there; false: say what is missing")
     validation: str = option(
         "holdout", "'holdout': validate on data kept apart; 'test': on the test set, as some papers do"
     )
@@ -70,12 +143,21 @@ class DataConfig:
     def check(self) -> None:
         """Raise `ValueError` where an option is out of range."""
         _one_of("data", "validation", self.validation, ("holdout", "test"))
+        _one_of("data", "source", self.source, ("auto", "scisumm"))
         _at_least("data", 0, processes=self.processes, workers=self.workers)
         _at_least("data", 1, pool=self.pool)
+        if self.workers > 256 or self.processes > 1024 or self.pool > 100_000:
+            raise ValueError("data: expected up to 256 workers, 1,024 processes and pools of 100,000 batches")
 
     def folder(self) -> Path:
         """The folder for prepared records, with the environment and `~` resolved."""
-        return Path(self.dir or os.environ.get("CHELA_DATA") or "~/.cache/chela").expanduser()
+        folder = self.dir or os.environ.get("CHELA_DATA") or "~/.cache/chela"
+        return Path(os.path.expanduser(folder))  # leaves an unknown ~user alone, where Path.expanduser raises
 
 
-TASKS: dict[str, type] = {"listops": ListOpsConfig}
+TASKS: dict[str, type] = {
+    "listops": ListOpsConfig,
+    "text": TextConfig,
+    "image": ImageConfig,
+    "retrieval": RetrievalConfig,
+}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,20 @@ from chela.errors import UsageError
 
 FORMAT_VERSION = 1
 
+# Older format: how to read it now, or (as text) why it can no longer be read.
+_OLDER: dict[int, str] = {}
 
-def write_whole(path: Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
-    """Call ``write(temporary path)``, then move the file to ``path`` in one stroke: it is whole, or the old one stays.
+
+class TornError(UsageError):
+    """A file that is not, or no longer, a checkpoint: an older one may still be whole."""
+
+
+def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
+    """Write ``data`` to a temporary file and move it to ``path`` in one stroke: it is whole, or the old one stays.
 
     Args:
         path: Where the file is to lie.
-        write: Writes it to the path that it is given.
+        data: What it is to hold.
         previous: Where the file that ``path`` holds now is kept, so that one torn file can never cost a run.
 
     Raises:
@@ -29,54 +35,76 @@ def write_whole(path: Path, write: Callable[[Path], object], previous: Path | No
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         if previous is not None and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        sync(path.parent)
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        reason = str(error).splitlines()[0][:120]
         raise UsageError(
-            f"could not write {path} ({reason}); the last good file is kept: free some space, then resume"
+            f"could not write {path} ({error.strerror}); what was saved before is kept: free some space, then resume"
         ) from None
 
 
-def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
-    """Write a checkpoint in one stroke."""
-    write_whole(path, lambda temporary: torch.save({"format_version": FORMAT_VERSION, **state}, temporary), previous)
-
-
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are accepted (``weights_only=True``).
-
-    Raises:
-        UsageError: Absent, torn, foreign, or of another format version.
-    """
-    if not path.is_file():
-        raise UsageError(f"expected a checkpoint at {path}, there is none")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UsageError(
-            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
-        ) from None
-    if not isinstance(state, dict) or "format_version" not in state:
-        raise UsageError(f"expected a checkpoint of this project at {path}, got one without a format version")
-    if state["format_version"] != FORMAT_VERSION:
-        raise UsageError(
-            f"expected format version {FORMAT_VERSION} in {path}, got {state['format_version']}; "
-            "use the version of chela that wrote it"
-        )
-    return state
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or renamed in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint in one stroke."""
+    buffer = io.BytesIO()  # so that a full disk is an OSError of ours, and nothing but bytes is left to go wrong
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    write_whole(path, buffer.getvalue(), previous)
+
+
+def load(path: Path, keys: tuple[str, ...], identity: str) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are accepted (``weights_only=True``).
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+        identity: Fingerprint of the configuration that it must come from.
+
+    Raises:
+        TornError: Absent, torn or foreign.
+        UsageError: Of another format version or another configuration.
+    """
+    if not path.is_file():
+        raise TornError(f"expected a checkpoint at {path}, there is none")
+    state = _read(path)
+    if not isinstance(state, dict) or "format_version" not in state:
+        raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        reason = _OLDER.get(version, "use the version of chela that wrote it")
+        raise UsageError(f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; {reason}")
+    missing = [key for key in (*keys, "fingerprint") if key not in state]
+    if missing:
+        raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
+    if state["fingerprint"] != identity:
+        raise UsageError(
+            f"expected a checkpoint of this run's configuration ({identity}) at {path}, got one of another "
+            f"({state['fingerprint']}); put back the run's own file"
+        )
+    return state
+
+
+def _read(path: Path) -> Any:
+    try:
+        if not zipfile.is_zipfile(path):  # torch would try formats of old, among them plain pickle
+            raise ValueError("no zip archive, or its end is missing")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can make the reader raise anything
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise TornError(
+            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
+        ) from None

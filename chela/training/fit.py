@@ -2,53 +2,91 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
+import signal
 from typing import Any
 
 import lightning as L
-import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
 
 from chela.config import fingerprint
-from chela.errors import UsageError
+from chela.errors import DivergedError, UsageError
 from chela.models import build_model
 from chela.schema import Config
 from chela.training import checkpoint, machine
-from chela.training.keeping import Keeper, Stopped
+from chela.training.hardware import check_memory, hardware, processes, quiet_lightning, rank
+from chela.training.keeping import Keeper
 from chela.training.metrics import ChanceWatch, Metrics
 from chela.training.module import LitClassifier
 from chela.training.progress import ProgressDisplay
-from chela.training.run import RunFolder, find_run
+from chela.training.run import LAST_KEYS, RunFolder, claim_run, find_run
+from chela.training.signals import Signals, Stopped, stopped_by
 from lra.datamodule import LRADataModule
 from lra.tasks import get_task
 
 
-def fit(config: Config, console: Console) -> int:
+def fit(config: Config, console: Console, started: float) -> int:
     """Train, test, and write the result; return the exit status.
 
     A run that is already finished is reported, not repeated.
-    """
-    run, goes_on = find_run(config)
-    leads = _rank() == 0
-    if leads and goes_on and run.result.exists():
-        _report(console, run, run.read_result())
-        return 0
-    if leads and not goes_on:
-        run.create(config)
-    console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
 
+    Args:
+        config: The resolved configuration.
+        console: Where to print.
+        started: When this launch began, by ``time.monotonic()``: the start of ``trainer.max_time``.
+
+    Raises:
+        UsageError: What a person can mend.
+    """
+    begun = find_run(config)
+    if begun is not None and begun.result.exists():
+        _report(console, begun, begun.read_result())
+        return 0
     quiet_lightning()
-    trainer, module, data, keeper = assemble(config, console, run, goes_on)
+    leads = rank() == 0
+    check_memory(config)
+    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
+    if run is not None:
+        console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
+    with Signals() as signals:
+        keeper = Keeper(run, goes_on, signals, started, console.print)
+        try:
+            _fit(config, console, keeper)
+            return 0
+        except Stopped as stop:
+            console.print(_farewell(stop, keeper))
+            return stop.status if leads else 0
+        except UsageError:
+            if leads:
+                raise
+            return 0  # every process comes to it at the same step; the first one says it
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+def _fit(config: Config, console: Console, keeper: Keeper) -> None:
+    trainer, module, data = assemble(config, console, keeper)
     try:
         trainer.fit(module, datamodule=data)
+        if keeper.signals.asked:  # after the last step was saved
+            raise stopped_by(keeper.signals.asked)
+        _test(config, console, keeper, trainer, module, data)
+    except DivergedError as error:
+        where = keeper.run.last if keeper.run.last.exists() else "none yet"
+        raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
     except Stopped as stop:
-        console.print(f"{stop}; saved. To go on: python -m chela.train resume={keeper.run.path}")
-        return stop.status
+        launcher = trainer.strategy.launcher
+        if stop.step is None and isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)  # the other processes were not asked; they would wait for this one
+        raise
+
+
+def _test(
+    config: Config, console: Console, keeper: Keeper, trainer: L.Trainer, module: LitClassifier, data: LRADataModule
+) -> None:
     assert keeper.best is not None
-    best = {name: value.clone() for name, value in keeper.best["model"].items()}
-    module.model.load_state_dict(best)
+    module.model.load_state_dict(keeper.best["model"])
     if trainer.is_global_zero:
         keeper.write_best(module)
     trainer.test(module, datamodule=data, verbose=False)
@@ -56,27 +94,29 @@ def fit(config: Config, console: Console) -> int:
         result = _result(config, trainer, module, data, keeper)
         keeper.run.write_result(result)
         _report(console, keeper.run, result)
-    return 0
 
 
-def assemble(
-    config: Config, console: Console, run: RunFolder, goes_on: bool
-) -> tuple[L.Trainer, LitClassifier, LRADataModule, Keeper]:
+def _farewell(stop: Stopped, keeper: Keeper) -> str:
+    if not keeper.has_run:
+        return f"stopped ({stop.reason})"
+    where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
+    return f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={keeper.run.path}"
+
+
+def assemble(config: Config, console: Console, keeper: Keeper) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
     """Build everything that a run needs; the callbacks' order is the order in which they see a step."""
+    platform = hardware(config)
+    platform |= processes(config, platform["accelerator"])
     task = get_task(config.task)
     data = data_module(config)
     data.prepare_data()
     module = LitClassifier(build_model(config.model, task, config.seed), config)
-    watch = ChanceWatch(data.majority_accuracy("train"), console.print)
-    keeper = Keeper(run, goes_on, console.print, parts={})
     metrics = Metrics(keeper, config.tensorboard)
+    watch = ChanceWatch(metrics, data.majority_accuracy("train"), console.print)
     keeper.parts = {"metrics": metrics, "watch": watch}
     display = ProgressDisplay(console, metrics, _progress_mode(config, console))
     trainer = L.Trainer(
-        **hardware(config),
-        devices=config.trainer.devices,
-        num_nodes=config.trainer.num_nodes,
-        strategy="ddp" if config.trainer.devices * config.trainer.num_nodes > 1 else "auto",
+        **platform,
         max_steps=config.trainer.max_steps,
         val_check_interval=config.trainer.val_every,
         check_val_every_n_epoch=None,
@@ -88,7 +128,7 @@ def assemble(
         enable_model_summary=False,
         callbacks=[metrics, watch, display, keeper],
     )
-    return trainer, module, data, keeper
+    return trainer, module, data
 
 
 def data_module(config: Config) -> LRADataModule:
@@ -110,17 +150,25 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str
         ``loss``, ``accuracy`` and ``count``.
     """
     quiet_lightning()
-    state = checkpoint.load(run.best if which == "best" else run.last)
+    identity = fingerprint(config)
+    if which == "best":
+        weights = run.load_best(identity)["model"]
+    else:
+        weights = checkpoint.load(run.last, LAST_KEYS, identity)["model"]
     data = data_module(config)
+    platform = hardware(config)
     module = LitClassifier(build_model(config.model, get_task(config.task), config.seed), config)
+    if platform["precision"] == "64-true":
+        module.double()  # before the weights come, which would lose half of their digits
     try:
-        module.model.load_state_dict(state["model"])
-    except (RuntimeError, KeyError) as error:
+        module.model.load_state_dict(weights)
+    except RuntimeError as error:
         raise UsageError(
-            f"expected weights of this run's model, got others ({str(error).splitlines()[0][:120]})"
+            f"expected weights of this run's model, got others ({str(error).splitlines()[0][:120]}); "
+            "use the version of chela that wrote them"
         ) from None
     trainer = L.Trainer(
-        **hardware(config),
+        **platform,
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -132,34 +180,6 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str
     else:
         trainer.validate(module, datamodule=data, verbose=False)
     return module.evaluated
-
-
-def hardware(config: Config) -> dict[str, Any]:
-    """Choose accelerator and precision.
-
-    Raises:
-        UsageError: A GPU is asked for and torch sees none.
-    """
-    has_gpu = torch.cuda.is_available()
-    wanted = config.trainer.accelerator
-    if wanted == "gpu" and not has_gpu:
-        raise UsageError("trainer.accelerator: expected a CUDA GPU for gpu, torch sees none; use cpu or auto")
-    accelerator = ("cuda" if has_gpu else "cpu") if wanted == "auto" else {"gpu": "cuda", "cpu": "cpu"}[wanted]
-    precision = config.trainer.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
-    return {"accelerator": accelerator, "precision": precision}
-
-
-def quiet_lightning() -> None:
-    """Keep back Lightning's advertisements and the hints that do not hold here."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*litmodels.*|.*litlogger.*|.*tensorboardX.*")
 
 
 def _result(
@@ -211,14 +231,3 @@ def _progress_mode(config: Config, console: Console) -> str:
     if config.trainer.progress != "auto":
         return config.trainer.progress
     return "live" if console.is_terminal else "plain"
-
-
-def _rank() -> int:
-    from lightning.fabric.utilities.rank_zero import _get_rank
-
-    return _get_rank() or 0
-
-
-def stdout_console() -> Console:
-    """Return the console of a run: plain words, nothing folded; silent on all processes but the first."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=_rank() != 0)

@@ -7,27 +7,23 @@ step.
 
 from __future__ import annotations
 
-import signal
+import math
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
-from chela.config import seconds, to_dict
+from chela.config import fingerprint, seconds
+from chela.errors import DivergedError, UsageError
 from chela.training import checkpoint
 from chela.training.module import LitClassifier
 from chela.training.run import RunFolder
+from chela.training.signals import Signals, Stopped, stopped_by
 
-
-class Stopped(Exception):
-    """The run was stopped at a step and saved."""
-
-    def __init__(self, step: int, reason: str, status: int) -> None:
-        super().__init__(f"stopped at step {step} ({reason})")
-        self.step, self.reason, self.status = step, reason, status
+_TIME_IS_UP = 1  # beside the numbers of signals, of which SIGHUP, 1, is not caught
 
 
 class Keeper(L.Callback):
@@ -36,37 +32,49 @@ class Keeper(L.Callback):
     A checkpoint is only taken when everything that belongs to its step has been done, the validation included.
 
     Args:
-        run: The run folder, as process 0 knows it.
+        run: The run folder; None on all processes but the first.
         goes_on: Start from the newest checkpoint.
+        signals: Requests to stop.
+        started: When this launch began, by ``time.monotonic()``.
         say: Prints a line.
-        parts: Other callbacks whose ``state_dict`` belongs to the checkpoint, by name.
     """
 
-    def __init__(self, run: RunFolder, goes_on: bool, say: Callable[[str], object], parts: dict[str, Any]) -> None:
-        self.run, self.goes_on, self.say, self.parts = run, goes_on, say, parts
+    def __init__(
+        self, run: RunFolder | None, goes_on: bool, signals: Signals, started: float, say: Callable[[str], object]
+    ) -> None:
+        self._run, self.goes_on, self.signals, self.say = run, goes_on, signals, say
+        self.parts: dict[str, Any] = {}  # other callbacks whose state belongs to the checkpoint
         self.best: dict[str, Any] | None = None
         self.latest: dict[str, Any] = {}
         self.first_step = 0
         self.earlier_seconds = 0.0
-        self._asked: tuple[str, int] | None = None
-        self._started = time.monotonic()
-        self._saved_at = (0, time.monotonic())
-        self._handlers: dict[int, Any] = {}
+        self._started = started
+        self._saved_step, self._saved_at = 0, time.monotonic()
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder."""
+        assert self._run is not None, "known to all processes once the trainer has set up"
+        return self._run
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the folder is known, so that there is a run to go on with."""
+        return self._run is not None
 
     # ---- start ----
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Agree on the folder: only process 0 knows it."""
-        path, self.goes_on = trainer.strategy.broadcast((self.run.path, self.goes_on))
-        self.run = RunFolder(path)
+        self._run, self.goes_on = trainer.strategy.broadcast((self._run, self.goes_on))
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put weights, optimiser and step counters where the last launch left them."""
-        self._catch_signals()
-        state = self.run.load_last(self.say) if self.goes_on else None
+        module = _module(pl_module)
+        state = self._load(trainer, fingerprint(module.config)) if self.goes_on else None
         if state is not None:
-            self._restore(trainer, _module(pl_module), state)
-        config = _module(pl_module).config.trainer
+            self._restore(trainer, module, state)
+        config = module.config.trainer
         loop = trainer.fit_loop.epoch_loop
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self.first_step
         # Lightning validates at multiples of val_every in this count; shifted so that the last step is one of them
@@ -74,27 +82,39 @@ class Keeper(L.Callback):
         loop.batch_progress.total.ready = loop.batch_progress.total.completed = shifted
         trainer.datamodule.first_step = self.first_step  # type: ignore[attr-defined]
 
+    def _load(self, trainer: L.Trainer, identity: str) -> dict[str, Any] | None:
+        """Read the checkpoint in process 0, for all: each must go on from the same one."""
+        state, error = None, None
+        if trainer.is_global_zero:
+            try:
+                state = self.run.load_last(identity, self.say)
+            except UsageError as problem:
+                error = str(problem)
+        state, error = trainer.strategy.broadcast((state, error))
+        if error:
+            raise UsageError(f"resume: {error}")
+        return state
+
     def _restore(self, trainer: L.Trainer, module: LitClassifier, state: dict[str, Any]) -> None:
-        module.model.load_state_dict(state["model"])
-        trainer.optimizers[0].load_state_dict(state["optimizer"])
+        try:
+            module.model.load_state_dict(state["model"])
+            trainer.optimizers[0].load_state_dict(state["optimizer"])
+            for name, part in self.parts.items():
+                part.load_state_dict(state["parts"][name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"resume: expected the weights and optimiser of this run's model, got others "
+                f"({str(error).splitlines()[0][:120]}); use the version of chela that wrote them"
+            ) from None
         self.best, self.latest, self.first_step = state["best"], state["latest"], state["step"]
         self.earlier_seconds = state["wall_seconds"]
-        for name, part in self.parts.items():
-            part.load_state_dict(state["parts"][name])
-        self._saved_at = (self.first_step, time.monotonic())
+        self._saved_step = self.first_step
 
-    def _catch_signals(self) -> None:
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = (signal.Signals(number).name, 128 + number)
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers.setdefault(number, signal.signal(number, ask))
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on a signal waits for the end of a step."""
+        self.signals.take()
+        self.signals.patient = True
+        self._saved_at = time.monotonic()
 
     # ---- on the way ----
 
@@ -104,7 +124,7 @@ class Keeper(L.Callback):
         """Save or stop, unless this step's validation is still to come."""
         config = _module(pl_module).config.trainer
         if (config.max_steps - trainer.global_step) % config.val_every:
-            self._end_of_step(trainer, pl_module)
+            self._end_of_step(trainer, _module(pl_module))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the weights when they are the best so far, then save or stop."""
@@ -114,56 +134,92 @@ class Keeper(L.Callback):
         if self.best is None or accuracy > self.best["accuracy"]:
             weights = {name: value.detach().cpu().clone() for name, value in module.model.state_dict().items()}
             self.best = {**self.latest, "model": weights}
-        self._end_of_step(trainer, pl_module)
+        self._end_of_step(trainer, module)
 
-    def _end_of_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        config = _module(pl_module).config.trainer
-        step, (saved_step, saved_time) = trainer.global_step, self._saved_at
+    def _end_of_step(self, trainer: L.Trainer, module: LitClassifier) -> None:
+        config = module.config.trainer
+        step, now = trainer.global_step, time.monotonic()
         limit = seconds(config.max_time)
-        if limit is not None and time.monotonic() - self._started > limit:
-            self._asked = self._asked or (f"trainer.max_time={config.max_time}", 0)
-        due = step % config.checkpoint_every == 0 or time.monotonic() - saved_time > 60 * config.checkpoint_minutes
-        due, asked = _agree(trainer, (due or step == config.max_steps, self._asked))
-        if step != saved_step and (due or asked):
-            self.save(trainer, pl_module)
-        if asked and step < config.max_steps:
-            raise Stopped(step, *asked)
+        asked = self.signals.asked or (_TIME_IS_UP if limit is not None and now - self._started > limit else 0)
+        due = (
+            step % config.checkpoint_every == 0
+            or step == config.max_steps
+            or now - self._saved_at > 60 * config.checkpoint_minutes
+        )
+        due, asked = _agree(trainer, due, asked)
+        if step != self._saved_step and (due or asked):
+            self.save(trainer, module)
+        if asked == _TIME_IS_UP and step < config.max_steps:
+            raise Stopped(f"trainer.max_time={config.max_time}", 0, step)
+        if asked > _TIME_IS_UP:
+            raise stopped_by(asked, step)
 
-    def save(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the checkpoint of this step (process 0) while the others wait."""
-        module = _module(pl_module)
+    def save(self, trainer: L.Trainer, module: LitClassifier) -> None:
+        """Write the checkpoint of this step (process 0) while the others wait.
+
+        Raises:
+            DivergedError: A weight is no finite number; the checkpoint before this step is kept.
+            UsageError: It could not be written.
+        """
+        weights = module.model.state_dict()
+        bad = next((name for name, value in weights.items() if not _finite(value)), None)
+        if bad is not None:
+            raise DivergedError(module.divergence(bad, trainer.global_step))
+        error = None
         if trainer.is_global_zero:
-            state = {
-                "step": trainer.global_step,
-                "config": to_dict(module.config),
-                "model": module.model.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict(),
-                "best": self.best,
-                "latest": self.latest,
-                "wall_seconds": self.wall_seconds(),
-                "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            }
-            checkpoint.save(self.run.last, state, previous=self.run.previous)
-        trainer.strategy.barrier()
-        self._saved_at = (trainer.global_step, time.monotonic())
+            try:
+                self._write(trainer, weights, fingerprint(module.config))
+            except UsageError as problem:
+                error = str(problem)
+        error = trainer.strategy.broadcast(error)
+        if error:
+            raise UsageError(error)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _write(self, trainer: L.Trainer, weights: dict[str, Any], identity: str) -> None:
+        state = {
+            "step": trainer.global_step,
+            "fingerprint": identity,
+            "model": weights,
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "best": self.best,
+            "latest": self.latest,
+            "wall_seconds": self.wall_seconds(),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        if self.run.metrics.exists():
+            checkpoint.sync(self.run.metrics)  # a checkpoint never outlives the lines that led to it
+        checkpoint.save(self.run.last, state, previous=self.run.previous)
 
     def wall_seconds(self) -> float:
         """Return the time of this launch and, of earlier ones, what led up to a checkpoint."""
         return self.earlier_seconds + time.monotonic() - self._started
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """All is saved: a signal need not wait any more."""
+        self.signals.patient = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """What is left to do needs no more patience."""
+        self.signals.patient = False
+
     def write_best(self, module: LitClassifier) -> None:
         """Write the weights that did best on validation, on their own."""
         assert self.best is not None
-        checkpoint.save(self.run.best, {"config": to_dict(module.config), **self.best})
+        checkpoint.save(self.run.best, {"fingerprint": fingerprint(module.config), **self.best})
 
 
-def _agree(trainer: L.Trainer, asked: tuple[bool, tuple[str, int] | None]) -> tuple[bool, tuple[str, int] | None]:
-    """Do what process 0 wants, or what any process was asked by a signal; all of them at the same step."""
+def _finite(value: Tensor) -> bool:
+    return math.isfinite(value.detach().double().sum()) or bool(value.isfinite().all())
+
+
+def _agree(trainer: L.Trainer, due: bool, asked: int) -> tuple[bool, int]:
+    """Save when process 0 wants to, stop when any process is asked to; all of them at the same step."""
     if trainer.world_size == 1:
-        return asked
-    gathered: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(gathered, asked)
-    return gathered[0][0], next((stop for _, stop in gathered if stop), None)
+        return due, asked
+    row = torch.tensor([int(due and trainer.is_global_zero), asked], device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(row, op=torch.distributed.ReduceOp.MAX)
+    return bool(row[0]), int(row[1])
 
 
 def _module(module: L.LightningModule) -> LitClassifier:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
+from chela.training.checkpoint import write_whole
 from chela.training.keeping import Keeper
 from chela.training.module import LitClassifier
 
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
+HEADING = ",".join(COLUMNS) + "\n"
 
 
 class Metrics(L.Callback):
@@ -33,6 +37,7 @@ class Metrics(L.Callback):
         self.tokens = 0
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
+        self.correct = self.count = 0
         self._board: Any = None
         self._use_board = tensorboard and importlib.util.find_spec("tensorboard") is not None
 
@@ -61,12 +66,12 @@ class Metrics(L.Callback):
         """Count, and write a line when one is due."""
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
-        tokens, correct, count, loss = _summed(trainer, outputs)
-        self.tokens += int(tokens)
+        tokens, self.correct, self.count, loss = _summed(trainer, outputs)
+        self.tokens += tokens
         self.seconds += elapsed
         self.latest = {
             "loss": loss,
-            "accuracy": correct / count,
+            "accuracy": self.correct / self.count,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": tokens / max(elapsed, 1e-9),
         }
@@ -100,15 +105,19 @@ class Metrics(L.Callback):
 class ChanceWatch(L.Callback):
     """Warn once when training is still at the majority class; remember whether it ever left it.
 
+    It has left it when its accuracy over a window of steps is more than one point above the majority class's share, and
+    more than three standard errors, which are more than a point where a run is so short that its window is too.
+
     Args:
+        metrics: Holds the counts of the latest step; it stands before this callback.
         majority: Share of the most frequent class in the training set.
         say: Prints a line.
     """
 
-    MARGIN = 0.01  # one point
+    POINT = 0.01
 
-    def __init__(self, majority: float, say: Callable[[str], object]) -> None:
-        self.majority, self.say = majority, say
+    def __init__(self, metrics: Metrics, majority: float, say: Callable[[str], object]) -> None:
+        self.metrics, self.majority, self.say = metrics, majority, say
         self.correct = self.count = self.steps = 0
         self.learned = self.warned = False
 
@@ -129,19 +138,21 @@ class ChanceWatch(L.Callback):
         config = pl_module.config
         if self.learned or trainer.global_step <= config.optimizer.warmup_steps:
             return
-        _, correct, count, _ = _summed(trainer, outputs)
-        self.correct, self.count, self.steps = self.correct + int(correct), self.count + int(count), self.steps + 1
+        self.correct += self.metrics.correct
+        self.count += self.metrics.count
+        self.steps += 1
         if self.steps >= config.trainer.chance_steps or trainer.global_step == config.trainer.max_steps:
             self._judge(config.trainer.chance_steps)
 
     def _judge(self, window: int) -> None:
         accuracy = self.correct / self.count
-        self.learned = accuracy > self.majority + self.MARGIN
+        error = math.sqrt(self.majority * (1 - self.majority) / self.count)
+        self.learned = accuracy > self.majority + max(self.POINT, 3 * error)
         if not self.learned and not self.warned and self.steps >= window:
             self.warned = True
             self.say(
-                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a point "
-                f"of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a "
+                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a "
+                f"point of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a "
                 "warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, or too "
                 "few steps yet"
             )
@@ -150,22 +161,19 @@ class ChanceWatch(L.Callback):
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add one line to a metrics file, its heading first when the file is new."""
-    new = not path.exists()
     with open(path, "a", encoding="utf-8") as file:
-        if new:
-            file.write(",".join(COLUMNS) + "\n")
-        file.write(",".join(_cell(row.get(name, "")) for name in COLUMNS) + "\n")
+        line = ",".join(_cell(row.get(name, "")) for name in COLUMNS) + "\n"
+        file.write(line if file.tell() else HEADING + line)
 
 
 def cut_after(path: Path, step: int) -> None:
     """Drop the lines of a metrics file that are later than ``step``, and a last line that is torn."""
     if not path.exists():
         return
-    head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join([head, *kept]), encoding="utf-8")
-    temporary.replace(path)
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    kept = [line for line in whole[1:] if int(line.partition(",")[0]) <= step]
+    write_whole(path, "".join([HEADING, *kept]).encode())
 
 
 def _cell(value: Any) -> str:
@@ -177,12 +185,11 @@ def _config(module: L.LightningModule) -> Any:
     return module.config.trainer
 
 
-def _summed(trainer: L.Trainer, outputs: dict[str, Tensor]) -> tuple[float, float, float, float]:
+def _summed(trainer: L.Trainer, outputs: dict[str, Tensor]) -> tuple[int, int, int, float]:
     """Return tokens, correct, count and mean loss of the step, over all processes."""
-    values = [outputs["tokens"], outputs["correct"], outputs["count"], outputs["loss"]]
-    tokens, correct, count, loss = (float(value) for value in values)
-    if trainer.world_size == 1:
-        return tokens, correct, count, loss
-    row = outputs["loss"].new_tensor([tokens, correct, count, loss * count]).double()
-    tokens, correct, count, loss = trainer.strategy.reduce(row, reduce_op="sum").tolist()  # type: ignore[union-attr]
-    return tokens, correct, count, loss / count
+    count = outputs["count"]
+    row = torch.stack([outputs["tokens"], outputs["correct"], count, outputs["loss"].double() * count])
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(row)
+    tokens, correct, number, loss = row.tolist()  # one wait for the GPU, not four
+    return int(tokens), int(correct), int(number), loss / number

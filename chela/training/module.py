@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,6 +57,7 @@ class LitClassifier(L.LightningModule):
         scores = self(batch["inputs"], batch["mask"])
         loss = F.cross_entropy(scores, batch["labels"])
         correct = (scores.argmax(-1) == batch["labels"]).sum()
+        self._loss = loss.detach()
         return {
             "loss": loss,
             "correct": correct,
@@ -65,25 +68,29 @@ class LitClassifier(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip by the total norm, and stop at the first gradient that is no finite number."""
+        """Clip by the total norm, and stop at the first gradient that is no finite number.
+
+        A loss that is none gives such gradients, to all processes: each of them stops here, at the same step.
+        """
         limit = self.config.optimizer.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         if not torch.isfinite(norm):
-            raise DivergedError(self._divergence())
+            raise DivergedError(self.divergence(self._not_finite(), self.global_step + 1))
 
-    def _divergence(self) -> str:
-        bad = next(
-            (
-                f"the gradient of {name}"
-                for name, p in self.named_parameters()
-                if p.grad is not None and not p.grad.isfinite().all()
-            ),
-            "the gradient norm",
-        )
+    def _not_finite(self) -> str:
+        if not self._loss.isfinite():
+            return "the loss"
+        for name, parameter in self.model.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                return f"the gradient of {name}"
+        return "the norm of the gradients"
+
+    def divergence(self, tensor: str, step: int) -> str:
+        """Say what is no longer a finite number, and why that may be."""
         return (
-            f"step {self.global_step}: expected finite numbers, {bad} is not; the last good checkpoint is kept. "
-            "Usual causes: a learning rate too high, a warm-up too short, no gradient clipping, "
-            "bf16 where fp32 is needed, or attention weights without a positive sum (normalize with feature_map=silu)"
+            f"step {step}: expected finite numbers, {tensor} is not. Usual causes: a learning rate too high, a warm-up "
+            "too short, no gradient clipping, bf16 where fp32 is needed, or attention weights whose sum is not "
+            "positive (normalize with another feature map than elu)"
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -118,6 +125,8 @@ class LitClassifier(L.LightningModule):
         if self.trainer.world_size > 1:
             sums = self.all_gather(sums.to(self.device)).sum(0)  # type: ignore[union-attr]
         loss, correct, count = sums.tolist()
+        if not math.isfinite(loss) and self.trainer.state.fn == TrainerFn.FITTING:
+            raise DivergedError(self.divergence("the validation loss", self.global_step))
         self.evaluated = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1), "count": count}
 
     on_test_epoch_start = on_validation_epoch_start

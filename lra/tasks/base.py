@@ -12,6 +12,7 @@ import numpy as np
 from lra.builder import Progress, RecordSet
 from lra.errors import DataError
 from lra.schema import DataConfig
+from lra.streams import permutation
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Token ids `(L,)` integer or values `(L, F)` float32; a pair task has two of them."""
@@ -30,6 +31,7 @@ class Task(ABC):
         vocab_size: number of token ids, padding 0 included; `None` for continuous input.
         input_dim: values per position for continuous input, 1 for tokens.
         pair: whether a record is two sequences.
+        note: what every result on this data must say, after `prepare`: empty, or why it is not the benchmark's.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Task(ABC):
     vocab_size: int | None
     input_dim: int = 1
     pair: bool = False
+    note: str = ""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -91,6 +94,14 @@ class Task(ABC):
         return split, None
 
 
+def sample(records: np.ndarray, number: int) -> np.ndarray:
+    """A fixed random choice of `number` of some records, in their order; all when it is 0."""
+    if not number:
+        return records
+    chosen: np.ndarray = records[np.sort(permutation(len(records), "sample")[:number])]
+    return chosen
+
+
 class Records:
     """Encoded records of one split: a sequence of (input, label).
 
@@ -127,6 +138,10 @@ class Records:
                 raise DataError(f"{self._task.name}: {self._stored.where(i)}: {error}") from None
             out.append((encoded, label))
         return out
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """One record as it is stored, before `encode`."""
+        return self._stored.read([i if self._chosen is None else int(self._chosen[i])])[0]
 
     def _check(self, encoded: Encoded, label: int) -> None:
         task = self._task

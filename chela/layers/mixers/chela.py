@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.decay import HeadDecay
 from chela.layers.feature_map import FEATURE_MAPS
 from chela.layers.norm import LayerNorm
 from chela.layers.short_long_conv import ShortLongConv
@@ -165,25 +166,6 @@ class QueryKey(nn.Module):
         z = self.project(c)[..., None, None, :]
         q, k = (z * self.gamma + self.beta).unbind(-3)
         return q, k
-
-
-class HeadDecay(nn.Module):
-    """A learned decay per head, log λ = −softplus(a) ≤ 0; heads start spread from near to far."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Spread the reach 1 / (1 − λ) of the heads over about 4 … 1,000 tokens, on a log scale."""
-        rates = torch.logspace(-0.6, -3, self.raw.numel())
-        with torch.no_grad():
-            self.raw.copy_(torch.log(torch.expm1(rates)))
-
-    def forward(self) -> Tensor:
-        """Return ``log_decay: (H,)``."""
-        return -F.softplus(self.raw)
 
 
 def _expect(key: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -81,20 +81,22 @@ def linear_attention(
     _check_options(causal, log_decay, log_decay_back, initial_state, return_state, chunk_size)
     log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
     _check_state(q, v, initial_state)
-    out, state = choose("linear_attention", backend, q.device).run(
-        q,
-        k,
-        v,
-        causal=causal,
-        log_decay=log_decay,
-        log_decay_back=log_decay_back,
-        mask=mask,
-        normalize=normalize,
-        eps=eps,
-        initial_state=initial_state,
-        return_state=return_state,
-        chunk_size=chunk_size,
-    )
+    run = choose("linear_attention", backend, q.device).run
+    with torch.autocast(q.device.type, enabled=False):  # sums are float32 whatever the dtype of the inputs
+        out, state = run(
+            q,
+            k,
+            v,
+            causal=causal,
+            log_decay=log_decay,
+            log_decay_back=log_decay_back,
+            mask=mask,
+            normalize=normalize,
+            eps=eps,
+            initial_state=initial_state,
+            return_state=return_state,
+            chunk_size=chunk_size,
+        )
     return (out, state) if return_state else out
 
 

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from chela.ops.linear_attention import full, segmented
+from chela.ops.linear_attention.flops import backward_flops, forward_flops
 from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype
+from chela.ops.linear_attention.segmented import Problem
 from chela.ops.linear_attention.segments import CHUNK, chunks_per_segment
 
 
@@ -59,9 +62,11 @@ def _forward(
     eps: float,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not causal and log_decay is None:
-        return full.forward(q, k, v, mask, normalize, eps)
-    return segmented.forward(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk)
+    with torch.autocast(q.device.type, enabled=False):
+        if not causal and log_decay is None:
+            return full.forward(q, k, v, mask, normalize, eps)
+        problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        return segmented.forward(problem, state)
 
 
 @_forward.register_fake
@@ -112,12 +117,11 @@ def _backward(
     chunk: int,
     decay_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not causal and log_decay is None:
-        return full.backward(d_out, q, k, v, mask, out, total, saved, normalize, eps)
-    return segmented.backward(
-        d_out, d_end, q, k, v, log_decay, log_decay_back, mask, out, total, saved,
-        causal, normalize, ones, eps, chunk, decay_grad,
-    )  # fmt: skip
+    with torch.autocast(q.device.type, enabled=False):
+        if not causal and log_decay is None:
+            return full.backward(d_out, q, k, v, mask, out, total, saved, normalize, eps)
+        problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        return segmented.backward(problem, d_out, d_end, out, total, saved, decay_grad)
 
 
 @_backward.register_fake
@@ -164,6 +168,8 @@ def _differentiate(
     ctx: Any, d_out: Tensor | None, d_total: None, d_end: Tensor | None, d_saved: None
 ) -> tuple[Any, ...]:
     q, k, v, log_decay, log_decay_back, mask, out, total, saved = ctx.saved_tensors
+    if not ctx.options[0]:  # only causal attention has a last state
+        d_end = None
     decay_grad = any(ctx.needs_input_grad[3:5])
     if d_out is None:
         d_out = torch.zeros_like(out)
@@ -183,3 +189,5 @@ def _differentiate(
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+register_flop_formula(torch.ops.chela.linear_attention_chunked)(forward_flops)
+register_flop_formula(torch.ops.chela.linear_attention_chunked_backward)(backward_flops)

@@ -37,13 +37,13 @@ class Edges:
     enter: Tensor | None = None
     leave: Tensor | None = None
 
-    def entering(self, x: Tensor) -> Tensor:
+    def entering(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return x `(n, B, H, C, ·)` weighted by what lies between each token and the chunk's left border."""
-        return x if self.enter is None else x * self.enter
+        return x if self.enter is None else torch.mul(x, self.enter, out=out)
 
-    def leaving(self, x: Tensor) -> Tensor:
+    def leaving(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return x weighted by what lies between each token and the chunk's last token."""
-        return x if self.leave is None else x * self.leave
+        return x if self.leave is None else torch.mul(x, self.leave, out=out)
 
     def across(self, x: Tensor) -> Tensor:
         """Return x `(n, B, H)` weighted by the decay over each whole chunk."""
@@ -57,7 +57,7 @@ class Edges:
         torch.sub(self.sums[..., :, None], self.sums[..., None, :], out=M)
         return M.clamp_(max=0).exp_().tril_()
 
-    def carry(self, states: Tensor, *, reverse: bool = False) -> Tensor:
+    def carry(self, states: Tensor, out: Tensor, *, reverse: bool = False) -> Tensor:
         """Carry states `(n + 1, B, H, D, E)` over the borders of the chunks.
 
         Going forward, ``states[0]`` is what comes in and ``states[c + 1]`` what chunk c adds; the answer's row r is the
@@ -66,10 +66,12 @@ class Edges:
         borders, B, H, D, E = states.shape
         W = self.scan.mT if reverse else self.scan
         if W.ndim == 2:
-            return (W @ states.view(borders, -1)).view_as(states)
+            torch.mm(W, states.view(borders, -1), out=out.view(borders, -1))
+            return out
         W = W.expand(B, -1, -1, -1).reshape(B * H, borders, borders)
-        carried = torch.bmm(W, states.view(borders, B * H, D * E).transpose(0, 1))
-        return carried.transpose(0, 1).contiguous().view_as(states)
+        rows, carried = (x.view(borders, B * H, D * E).transpose(0, 1) for x in (states, out))
+        torch.bmm(W, rows, out=carried)
+        return out
 
 
 def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device: torch.device) -> Edges:
@@ -78,7 +80,9 @@ def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device
         return Edges(torch.ones(segment.n + 1, segment.n + 1, dtype=dtype, device=device).tril_())
     log_decay = log_decay.detach().clamp(min=lowest_log_decay(dtype))
     if log_decay.ndim == 3:
-        sums = segment.load(log_decay[..., None], torch.float64)[..., 0].cumsum(-1)
+        B, H = segment.rows.stop - segment.rows.start, log_decay.shape[-1]
+        steps = torch.empty(segment.n, B, H, segment.C, 1, dtype=torch.float64, device=device)
+        sums = segment.load(log_decay[..., None], steps)[..., 0].cumsum(-1)
     elif segment.absent is None:
         steps = torch.arange(1, segment.C + 1, dtype=torch.float64, device=device)
         sums = (log_decay.double()[:, None] * steps)[None, None]
@@ -107,7 +111,7 @@ def edge_gradient(lower: Tensor, row: Tensor, column: Tensor, across: Tensor) ->
     before = torch.ones(C, C, dtype=lower.dtype, device=lower.device).triu_(1)
     inside = (lower @ before).tril_().sum(-2)
     reaching = row.flip(-1).cumsum(-1).flip(-1)
-    left = column.cumsum(-1) - column
+    left = torch.nn.functional.pad(column[..., :-1].cumsum(-1), (1, 0))
     return inside + reaching + left + across[..., None]
 
 
