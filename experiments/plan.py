@@ -9,16 +9,18 @@ A sweep file::
     threads: 1                                    # of each run; part of what makes its numbers
     overrides: {trainer.val_every: 100}           # for every run; later ones win, in the order of this file
     per_task: {listops: {seeds: [0, 1, 2], overrides: {trainer.max_steps: 1500}}}
-    per_model: {softmax: {overrides: {optimizer.weight_decay: 0.05}}}
-    variants: [{}, {model.mixer.gate: none}]      # each is a row of its own
+    per_model: {chela: {variants: [{}, {model.mixer.normalize: false}]}}   # each is a row of its own
     tune: {rates: [2e-3, 5e-4, 8e-3], seed: 0, steps: 0.25}
     slurm: {time: 60, partition: gpu}             # words of submitit's SlurmExecutor
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ class Part:
 
     seeds: list[int] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    variants: list[dict[str, Any]] | None = None
 
 
 @dataclass
@@ -132,18 +135,46 @@ class Job:
 
 @dataclass(frozen=True)
 class Pair:
-    """A task with a system: what shares one learning rate. ``tune`` is empty when nothing is tuned."""
+    """A task with a system: what shares one learning rate.
+
+    Args:
+        name: Fit for a file's name.
+        words: What every run of it is told, but for rate and seed.
+        config: What they resolve to.
+        seeds: Of the runs.
+        tuning: The grid of rates, if there is one.
+        folder: The sweep's folder.
+    """
 
     name: str
-    tune: tuple[Job, ...]
+    words: tuple[str, ...]
+    config: Config
     seeds: tuple[int, ...]
-    plan: Plan = field(repr=False, compare=False)
-    words: tuple[str, ...] = field(repr=False)
+    tuning: Tune | None
+    folder: Path
 
     def runs(self, rate: float | None) -> tuple[Job, ...]:
         """Return the runs of all seeds with the chosen rate (None: the configuration's own)."""
-        extra = () if rate is None else (f"{RATE}={rate}",)
-        return tuple(self.plan.job((*self.words, *extra, f"seed={seed}"), self.plan.folder) for seed in self.seeds)
+        extra = {} if rate is None else {RATE: rate}
+        return tuple(self._job(self.folder, {**extra, "seed": seed}) for seed in self.seeds)
+
+    @cached_property
+    def tune(self) -> tuple[Job, ...]:
+        """The short runs that choose the rate; none when nothing is tuned."""
+        if self.tuning is None:
+            return ()
+        steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
+        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps}
+        return tuple(self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates)
+
+    def _job(self, runs: Path, changes: dict[str, Any]) -> Job:
+        config = copy.deepcopy(self.config)  # resolving the words anew would take a hundred times as long
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            setattr(functools.reduce(getattr, sections, config), name, value)
+        folder = runs / f"{config.task.name}-{config.preset}"
+        words = (*self.words, *(f"{key}={value}" for key, value in changes.items()), f"runs={runs}", "resume=auto")
+        return Job(words, folder / f"{config.model.name}-seed{config.seed}-{fingerprint(config)}", config)
 
 
 @dataclass(frozen=True)
@@ -159,8 +190,16 @@ class Plan:
         file = self.file
         for task in file.tasks:
             for model in file.models:
-                for variant in file.variants:
+                for variant in self._said("variants", task, model):
                     yield self._pair(task, model, variant)
+
+    def _said(self, key: str, task: str, model: str) -> list[Any]:
+        """Return what is said for the model, else for the task, else for all."""
+        parts = (self.file.per_model.get(model), self.file.per_task.get(task))
+        found: list[Any] = next(
+            (said for part in parts if part and (said := getattr(part, key)) is not None), getattr(self.file, key)
+        )
+        return found
 
     def _pair(self, task: str, model: str, variant: dict[str, Any]) -> Pair:
         file = self.file
@@ -175,24 +214,9 @@ class Plan:
             *(f"{key}={_word(value)}" for key, value in merged.items()),
             *self.words,
         )
-        seeds = next((part.seeds for part in reversed(parts) if part.seeds is not None), file.seeds)
         name = "-".join([task, file.preset, model, *(f"{key}={_word(value)}" for key, value in variant.items())])
-        return Pair(name, self._tune_jobs(words), tuple(seeds), self, words)
-
-    def _tune_jobs(self, words: tuple[str, ...]) -> tuple[Job, ...]:
-        tune = self.file.tune
-        if tune is None:
-            return ()
-        steps = max(1, round(tune.steps * resolve([*words, f"seed={tune.seed}"]).trainer.max_steps))
-        extra = [(f"{RATE}={rate}", f"seed={tune.seed}", f"trainer.max_steps={steps}") for rate in tune.rates]
-        return tuple(self.job((*words, *each), self.folder / TUNE) for each in extra)
-
-    def job(self, words: tuple[str, ...], runs: Path) -> Job:
-        """Resolve the words of one run, whose folder lies below ``runs``."""
-        config = resolve(list(words))
-        name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
-        folder = runs / f"{config.task.name}-{config.preset}" / name
-        return Job((*words, f"runs={runs}", "resume=auto"), folder, config)
+        seeds = tuple(self._said("seeds", task, model))
+        return Pair(name, words, resolve(list(words)), seeds, file.tune, self.folder)
 
 
 def _word(value: Any) -> str:
@@ -254,9 +278,14 @@ def _check(file: SweepFile) -> None:
         if doubled:
             raise UsageError(f"{group}s: expected each once, got {', '.join(doubled)} again")
         for part in parts.values():
-            _check_overrides(part.overrides)
+            for overrides in (part.overrides, *(part.variants or [])):
+                _check_overrides(overrides)
     for overrides in (file.overrides, *file.variants):
         _check_overrides(overrides)
+    if any(seed < 0 for seed in (*file.seeds, file.tune.seed if file.tune else 0)):
+        raise UsageError(f"seeds: expected numbers from 0, got {file.seeds}")
+    if file.tune and any(not 0 < rate <= 10 for rate in file.tune.rates):
+        raise UsageError(f"tune.rates: expected rates in (0, 10], got {file.tune.rates}")
     if file.tune and (not file.tune.rates or not 0 < file.tune.steps <= 1):
         raise UsageError("tune: expected at least one of rates, and steps as a share in (0, 1]")
 
