@@ -39,7 +39,9 @@ class Ended:
 
 
 class Launcher(Protocol):
-    """What the sweep asks of a launcher."""
+    """What the sweep asks of a launcher; ``stopping`` says what becomes of the runs when the sweep is asked to stop."""
+
+    stopping: str
 
     def room(self) -> int:
         """Return how many more runs may be started now."""
@@ -103,6 +105,8 @@ class Local:
         example: One of the runs, to see what a run takes.
         command: What is called with a run's words.
     """
+
+    stopping = "the runs save and stop"
 
     def __init__(self, folder: Path, jobs: int, threads: int, example: Job, command: Sequence[str] = TRAIN) -> None:
         self.folder, self.threads, self.command = folder, threads, tuple(command)

@@ -73,7 +73,7 @@ class Sweep:
                 while self._asked is None and self._turn():
                     time.sleep(self.poll_seconds)
                 if self._asked is not None:
-                    self.board.say("asked to stop: the runs save and stop")
+                    self.board.say(f"asked to stop: {self.launcher.stopping}")
                     for ended in self.launcher.stop():
                         self._settle(ended)
         finally:
