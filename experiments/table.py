@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chela.cli import guarded
-from experiments.render import FORMATS, Grid, Heading, Paragraph, render
+from experiments.render import FORMATS, Block, Grid, Heading, Paragraph, render
 from experiments.runs import TASKS, Run, read_runs
 from experiments.summary import COSTS, Cell, Part, parts, published
 
@@ -27,10 +27,9 @@ TITLES |= {"pathfinder": "Pathfinder", "pathx": "Path-X"}
 COST_TITLES = dict(zip(COSTS, ("parameters", "tokens/s", "memory"), strict=True))
 
 
-def blocks(runs: Sequence[Run], with_published: bool = True) -> list[Heading | Paragraph | Grid]:
-    """Return the whole table as headings, paragraphs and grids."""
-    out: list[Heading | Paragraph | Grid] = []
-    found = parts(runs)
+def measured(found: Sequence[Part]) -> list[Block]:
+    """Return what was measured here as headings, paragraphs and grids."""
+    out: list[Block] = []
     if len(found) > 1:
         kinds = ", ".join(f"{part.preset} (validation {part.policy})" for part in found)
         out.append(Paragraph(f"The tables below must not be compared with one another: {kinds}."))
@@ -40,13 +39,18 @@ def blocks(runs: Sequence[Run], with_published: bool = True) -> list[Heading | P
         out.extend(Paragraph(note) for note in _legend(part))
         out.append(Heading("Each task and system", level=3))
         out.append(detail_grid(part))
-    if with_published:
-        full = all(part.preset == "full" for part in found)
-        out.append(Heading("Published, not measured here" + ("" if full else ", and on the full tasks")))
-        apart = "" if full else " They are of the full tasks: no number above may be set beside them."
-        out.append(Paragraph("Accuracies as papers print them, each with its source." + apart))
-        out.append(published_grid())
     return out
+
+
+def from_papers(found: Sequence[Part]) -> list[Block]:
+    """Return the rows of papers, under a heading that tells them from ours."""
+    full = all(part.preset == "full" for part in found)
+    apart = "" if full else " They are of the full tasks: no number measured here may be set beside them."
+    return [
+        Heading("Published, not measured here" + ("" if full else ", and on the full tasks")),
+        Paragraph("Accuracies as papers print them, each with its source." + apart),
+        published_grid(),
+    ]
 
 
 def _legend(part: Part) -> list[str]:
@@ -213,7 +217,8 @@ def _print(asked: _Asked) -> int:
     if asked.format == "csv":
         sys.stdout.write(to_csv(runs, asked.published))
     else:
-        sys.stdout.write(render(blocks(runs, asked.published), asked.format))
+        found = parts(runs)
+        sys.stdout.write(render(measured(found) + (from_papers(found) if asked.published else []), asked.format))
     return 0
 
 

@@ -124,7 +124,7 @@ def test_published_rows_stand_apart_and_carry_their_sources(
     text = table(capsys, str(tmp_path))
     ours, _, theirs = text.partition("## Published, not measured here")
     assert "MEGA" not in ours and "88.21" not in ours
-    assert "no number above may be set beside them" in theirs
+    assert "no number measured here may be set beside them" in theirs
     assert markdown_rows(theirs)["CHELA"] == ["–"] * 8 + ["not obtained: its text could not be had"]
     assert "Published" not in table(capsys, str(tmp_path), "--no-published")
 
