@@ -4,7 +4,8 @@
 Shape legend: B batch, L tokens, H heads, D and E widths, n chunks of NB blocks of BT tokens. Tokens `(B, L, H, ·)`,
 states `(B, H, n, D, E)` float32, per-token numbers `(B, H, L)` float32. README.md derives what is computed here.
 
-Every sum has one owner, so there are no atomics and two runs agree bit by bit. All offsets are int64.
+Every sum has one owner, so there are no atomics and two runs agree bit by bit. All offsets are int64. Sums of log
+decays come as two floats, the first a multiple of 1/16: the differences of both, added, keep all digits.
 """
 
 from __future__ import annotations
@@ -27,12 +28,6 @@ def load_real(mask_ptr, b, tokens, L, MASKED: tl.constexpr):
     if MASKED:
         real = real & (tl.load(mask_ptr + b * L + tokens, mask=real, other=0) != 0)
     return real
-
-
-@triton.jit
-def load_sums(base, part, positions):
-    """Load sums of log decays as two floats, the first a multiple of 1/16: differences keep all digits."""
-    return tl.load(base + positions), tl.load(base + part + positions)
 
 
 @triton.jit
@@ -66,11 +61,12 @@ def states_kernel(
         if DECAY or SCALED:
             w = tl.full((BT,), 1.0, dtype=tl.float32)
             if DECAY:
-                high, low = load_sums(sums_base, sum_part, position)
+                high, low = tl.load(sums_base + position), tl.load(sums_base + sum_part + position)
                 if SUFFIX:
                     w = tl.exp(high + low)
                 else:
-                    high_end, low_end = load_sums(sums_base, sum_part, NB * BT - 1)
+                    end = sums_base + NB * BT - 1
+                    high_end, low_end = tl.load(end), tl.load(end + sum_part)
                     w = tl.exp(high_end - high + (low_end - low))
             if SCALED:
                 w = w * tl.load(scale_ptr + bh * L + t, mask=real, other=0.0)
@@ -108,8 +104,8 @@ def scan_kernel(
         own = tl.load(place, mask=m < M, other=0.0)
         tl.store(place, carry, mask=m < M)
         if DECAY:
-            high, low = load_sums(sums_base + chunk * sum_n, sum_part, last)
-            carry = carry * tl.exp(high + low)
+            end = sums_base + chunk * sum_n + last
+            carry = carry * tl.exp(tl.load(end) + tl.load(end + sum_part))
         carry += own
     tl.store(end_ptr + bh * M + m, carry, mask=m < M)
 
@@ -172,6 +168,11 @@ def attend_kernel(
     ahead_base = ahead_ptr + b * sum_b + h * sum_h + chunk * sum_n
     back_base = back_ptr + b * sum_b + h * sum_h + chunk * sum_n
 
+    if DECAY and LOWER:
+        ahead_high, ahead_low = tl.load(ahead_base + position), tl.load(ahead_base + sum_part + position)
+    if DECAY and UPPER:
+        back_high, back_low = tl.load(back_base + position), tl.load(back_base + sum_part + position)
+
     real = load_real(mask_ptr, b, t, L, MASKED)
     a = load_tile(a_base, t, wa, H, WA, real)
     acc = tl.zeros((BT, BC), dtype=tl.float32)
@@ -206,12 +207,10 @@ def attend_kernel(
                     y += z[None, :]
             if DECAY:
                 if side == 0:
-                    high, low = load_sums(ahead_base, sum_part, position)
-                    weight = tl.exp(high + low)
+                    weight = tl.exp(ahead_high + ahead_low)
                 else:
-                    high, low = load_sums(back_base, sum_part, position)
-                    high_end, low_end = load_sums(back_base, sum_part, NB * BT - 1)
-                    weight = tl.exp(high_end - high + (low_end - low))
+                    last = back_base + NB * BT - 1
+                    weight = tl.exp(tl.load(last) - back_high + (tl.load(last + sum_part) - back_low))
                 y = y * weight[:, None]
                 if WITH_Z and KIND == "out":
                     part = part * weight
@@ -248,14 +247,12 @@ def attend_kernel(
                 position_u = (other % NB) * BT + here
                 exponent = tl.zeros((BT, BT), dtype=tl.float32)
                 if LOWER:
-                    high, low = load_sums(ahead_base, sum_part, position)
-                    high_u, low_u = load_sums(ahead_base, sum_part, position_u)
-                    d = high[:, None] - high_u[None, :] + (low[:, None] - low_u[None, :])
+                    high, low = tl.load(ahead_base + position_u), tl.load(ahead_base + sum_part + position_u)
+                    d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
                     exponent = tl.where(after, d, exponent)
                 if UPPER:
-                    high, low = load_sums(back_base, sum_part, position)
-                    high_u, low_u = load_sums(back_base, sum_part, position_u)
-                    d = high_u[None, :] - high[:, None] + (low_u[None, :] - low[:, None])
+                    high, low = tl.load(back_base + position_u), tl.load(back_base + sum_part + position_u)
+                    d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
                     exponent = tl.where(before, d, exponent)
                 s = s * tl.exp(exponent)
             if not UPPER:

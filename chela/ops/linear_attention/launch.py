@@ -44,6 +44,10 @@ _TABLE = {
 }
 
 
+# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
+INTERPRETED = Launch(64, 128, 128, 2, 4, 1)
+
+
 def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
     """Return the launches worth trying, best first; the last one always fits.
 
