@@ -135,7 +135,7 @@ def attend_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, own_ptr, flow_ptr,
     L, H, WA, WC, blocks, states, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_part, eps,
-    KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr,
+    KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     LOWER: tl.constexpr, UPPER: tl.constexpr, INTRA: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr,
     NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -161,7 +161,7 @@ def attend_kernel(
     here = tl.arange(0, BT)
     position = (block % NB) * BT + here
     t = block * BT + here
-    wa = tl.arange(0, BA)
+    wk = tl.arange(0, BK)
     wc = tl.program_id(1) * BC + tl.arange(0, BC)
     head = b * L * H + h
     a_base, b_base, c_base = a_ptr + head * WA, b_ptr + head * WA, c_ptr + head * WC
@@ -174,7 +174,8 @@ def attend_kernel(
         back_high, back_low = tl.load(back_base + position), tl.load(back_base + sum_part + position)
 
     real = load_real(mask_ptr, b, t, L, MASKED)
-    a = load_tile(a_base, t, wa, H, WA, real)
+    # Products over the width of a take BK columns at a time; where that is all of them, a is loaded once, here.
+    a = load_tile(a_base, t, wk, H, WA, real)
     acc = tl.zeros((BT, BC), dtype=tl.float32)
     total = tl.zeros((BT,), dtype=tl.float32)
     if KIND == "dq" and NORMALIZE:
@@ -186,25 +187,27 @@ def attend_kernel(
 
     state_at = (bh * states + tl.minimum(chunk, states - 1)) * WA * WC
     z_at = bh * states + tl.minimum(chunk, states - 1)
-    state_offsets = wa[:, None].to(tl.int64) * state_a + wc[None, :] * state_c
-    state_inside = (wa < WA)[:, None] & (wc < WC)[None, :]
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
-            state = tl.load(
-                (left_ptr if side == 0 else right_ptr) + state_at + state_offsets, mask=state_inside, other=0.0
-            )
-            y = tl.dot(a.to(DOT), state.to(DOT), input_precision=PRECISION)
-            if WITH_Z:
-                z_ptr = z_left_ptr if side == 0 else z_right_ptr
-                if KIND == "out":
-                    z = tl.load(z_ptr + z_at * WA + wa, mask=wa < WA, other=0.0)
-                    part = tl.sum(a.to(tl.float32) * z[None, :], 1)
-                elif KIND == "dq" and NORMALIZE:
-                    z = tl.load(z_ptr + z_at * WC + wc, mask=wc < WC, other=0.0)
-                    y -= delta[:, None] * z[None, :]
-                elif KIND == "dk":
-                    z = tl.load(z_ptr + z_at * WC + wc, mask=wc < WC, other=0.0)
+            state_ptr = (left_ptr if side == 0 else right_ptr) + state_at
+            z_ptr = (z_left_ptr if side == 0 else z_right_ptr) + z_at * (WA if KIND == "out" else WC)
+            y = tl.zeros((BT, BC), dtype=tl.float32)
+            part = tl.zeros((BT,), dtype=tl.float32)
+            for k in range(0, BA, BK):
+                row = k + wk
+                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+                inside = (row < WA)[:, None] & (wc < WC)[None, :]
+                state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
+                y = tl.dot(a_k.to(DOT), state.to(DOT), y, input_precision=PRECISION)
+                if WITH_Z and KIND == "out":
+                    z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
+                    part += tl.sum(a_k.to(tl.float32) * z[None, :], 1)
+            if WITH_Z and (KIND == "dk" or (KIND == "dq" and NORMALIZE)):
+                z = tl.load(z_ptr + wc, mask=wc < WC, other=0.0)
+                if KIND == "dk":
                     y += z[None, :]
+                else:
+                    y -= delta[:, None] * z[None, :]
             if DECAY:
                 if side == 0:
                     weight = tl.exp(ahead_high + ahead_low)
@@ -229,9 +232,13 @@ def attend_kernel(
         for other in range(first, end):
             u = other * BT + here
             real_u = load_real(mask_ptr, b, u, L, MASKED)
-            b_tile = load_tile(b_base, u, wa, H, WA, real_u)
             c_tile = load_tile(c_base, u, wc, H, WC, real_u)
-            s = tl.dot(a, tl.trans(b_tile), input_precision=PRECISION)
+            s = tl.zeros((BT, BT), dtype=tl.float32)
+            for k in range(0, BA, BK):
+                row = k + wk
+                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+                b_tile = load_tile(b_base, u, row, H, WA, real_u)
+                s = tl.dot(a_k, tl.trans(b_tile), s, input_precision=PRECISION)
             if NORMALIZE:
                 if KIND == "dq":
                     s = s - delta[:, None]

@@ -241,9 +241,10 @@ class Run:
             left_.S, right_.S, left_.z, right_.z, *(self.data(e) for e in edges), self.or_nothing(own), flow,
             self.L, self.H, WA, WC, self.blocks, 1 if self.p.plain else self.chunks, *across,
             *self.strides(edges[0] or edges[1]), flow_part, self.p.eps,
-            KIND=kind, BA=padded(WA), BC=BC, LOWER=left is not None, UPPER=right is not None,
-            INTRA=not self.p.plain, DECAY=self.p.log_decay is not None, NORMALIZE=self.p.normalize, WITH_Z=with_z,
-            FLOW=own is not None, **self.common,
+            KIND=kind, BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC,
+            LOWER=left is not None, UPPER=right is not None, INTRA=not self.p.plain,
+            DECAY=self.p.log_decay is not None, NORMALIZE=self.p.normalize, WITH_Z=with_z, FLOW=own is not None,
+            **self.common,
         )  # fmt: skip
         return flow.sum(0).view(4, self.B, self.H, self.blocks, self.launch.BT) if own is not None else flow
 

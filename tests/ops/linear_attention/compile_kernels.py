@@ -61,7 +61,13 @@ def compile_one(c: Configuration, arch: int) -> dict:
     else:
         flow = c.kernel != "out"
         function, constants = kernels.attend_kernel, {"KIND": c.kernel, "NB": 1 if flow else launch.NB}
-        constants |= {"BA": padded(c.width), "BC": min(launch.BC, padded(c.width)), "NORMALIZE": True, "FLOW": flow}
+        constants |= {
+            "BA": padded(c.width),
+            "BK": min(launch.BK, padded(c.width)),
+            "BC": min(launch.BC, padded(c.width)),
+            "NORMALIZE": True,
+            "FLOW": flow,
+        }
         constants |= {"LOWER": True, "UPPER": True, "INTRA": True}
     constants |= common
     signature, attrs = {}, {}

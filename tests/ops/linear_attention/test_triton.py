@@ -85,7 +85,7 @@ def test_compiles_to_one_graph() -> None:
 def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.errors import OutOfResources
 
-    tiles = (Launch(64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 2, 4, 1))
+    tiles = (Launch(64, 64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 16, 2, 4, 1))
     monkeypatch.setattr(triton_backend, "table", lambda p: tiles)
     monkeypatch.setattr(triton_backend, "_fitting", {})
     tried = []
