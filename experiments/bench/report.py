@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.bench.registry import Benchmark, Row
 
 
 def table(benchmark: Benchmark, rows: list[Row], old: dict[str, Any] | None) -> Table:
-    """Return the table, a column per row of the benchmark; with an older result, each value is followed by new / old."""
+    """Return the table, a column per row; with an older result, each value is followed by new / old."""
     keys = list(dict.fromkeys(k for row in rows for k in row.key))
     values = list(dict.fromkeys(v for row in rows for v in row.values))
     same = [k for k in keys if len({str(row.key.get(k)) for row in rows}) == 1]
@@ -25,9 +26,11 @@ def table(benchmark: Benchmark, rows: list[Row], old: dict[str, Any] | None) -> 
     for row in rows:
         out.add_column(", ".join(f"{k} {row.key.get(k)}" for k in varying), justify="right")
     for v in values:
-        out.add_row(v, *(_cell(v, row.values.get(v), before.get(_identity(row.key), {}).get(v)) for row in rows))
+        out.add_row(
+            escape(v), *(_cell(v, row.values.get(v), before.get(_identity(row.key), {}).get(v)) for row in rows)
+        )
     for note in dict.fromkeys(row.note for row in rows if row.note):
-        out.add_row("note", note)
+        out.add_row("note", escape(note))
     return out
 
 
