@@ -28,6 +28,12 @@ def _at_least(owner: str, low: int, **values: int) -> None:
             raise ValueError(f"{owner}.{key} is {value}: expected {low} or more")
 
 
+def _at_most(owner: str, high: int, **values: int) -> None:
+    for key, value in values.items():
+        if value > high:
+            raise ValueError(f"{owner}.{key} is {value}: expected {high:,} or less")
+
+
 def _one_of(owner: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{owner}.{key} is {value!r}: expected one of {', '.join(allowed)}")
@@ -78,8 +84,11 @@ class TextConfig:
         _one_of("task", "encoding", self.encoding, _ENCODINGS)
         _at_least("task", 0, max_length=self.max_length, train=self.train, test=self.test)
         _at_least("task", 1, min_frequency=self.min_frequency, validation=self.validation)
-        if self.max_length == 1 or self.validation > 24_999:
-            raise ValueError("task: expected max_length 0 or above 1, and validation below 25,000")
+        _at_most("task", 1_000_000, max_length=self.max_length, train=self.train, test=self.test)
+        _at_most("task", 1_000_000_000, min_frequency=self.min_frequency)
+        _at_most("task", 24_998, validation=self.validation)
+        if self.max_length == 1:
+            raise ValueError("task.max_length is 1: expected 0, or 2 or more")
 
 
 @dataclass
@@ -102,8 +111,8 @@ class ImageConfig:
         _at_least("task", 1, validation=self.validation)
         if self.resolution not in (32, 16, 8):
             raise ValueError(f"task.resolution is {self.resolution}: expected 32, 16 or 8")
-        if self.validation > 49_999:
-            raise ValueError(f"task.validation is {self.validation}: expected less than 50,000")
+        _at_most("task", 1_000_000, train=self.train, test=self.test)
+        _at_most("task", 49_999, validation=self.validation)
 
 
 @dataclass
@@ -123,8 +132,10 @@ class RetrievalConfig:
         _one_of("task", "encoding", self.encoding, _ENCODINGS)
         _at_least("task", 0, max_length=self.max_length, train=self.train, validation=self.validation, test=self.test)
         _at_least("task", 1, min_frequency=self.min_frequency)
+        _at_most("task", 1_000_000, max_length=self.max_length, train=self.train, validation=self.validation)
+        _at_most("task", 1_000_000_000, min_frequency=self.min_frequency, test=self.test)
         if self.max_length == 1:
-            raise ValueError("task.max_length is 1: expected 0 or above 1")
+            raise ValueError("task.max_length is 1: expected 0, or 2 or more")
 
 
 @dataclass

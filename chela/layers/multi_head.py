@@ -9,6 +9,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from chela.layers.padding import zero_padding
+from chela.layers.recurrence import expect_causal
+from chela.ops.linear_attention import LinearAttentionState
+from chela.ops.linear_attention.recurrent import accumulation_dtype
 
 
 class MultiHead(nn.Module):
@@ -42,6 +45,13 @@ class MultiHead(nn.Module):
         """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``."""
         q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
         return q, k, v
+
+    def no_sums(self, batch: int) -> LinearAttentionState:
+        """Return the state of linear attention before the first token; refuse it to a layer that looks ahead."""
+        expect_causal(self)
+        like, width = self.out.weight, self.head_width
+        dtype = accumulation_dtype(like.dtype)
+        return LinearAttentionState.zeros(batch, self.heads, width, width, device=like.device, dtype=dtype)
 
     def merge(self, o: Tensor, mask: Tensor | None) -> Tensor:
         """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding."""

@@ -9,7 +9,7 @@ def expect_causal(layer: nn.Module) -> None:
     """Refuse to step through a layer that looks ahead.
 
     Raises:
-        ValueError: The layer was built with ``causal=False``.
+        RuntimeError: The layer was built with ``causal=False``.
     """
     if not layer.causal:
-        raise ValueError(f"{type(layer).__name__}.step: expected causal=True, got False; build the layer causal")
+        raise RuntimeError(f"{type(layer).__name__}.step: expected causal=True; a two-sided layer needs later tokens")

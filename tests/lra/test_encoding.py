@@ -28,7 +28,7 @@ def test_lengths_are_known_without_encoding(convention: str, text: bytes, longes
     ids = encoding.encode(as_array(text))
     characters = number_of_characters(text)
     assert len(ids) == encoding.lengths(np.array([len(text)]), np.array([characters]))[0] <= longest
-    assert 0 < ids.min() and ids.max() < encoding.vocab_size
+    assert ids.min() > 0 and ids.max() < encoding.vocab_size
     cut = encoding.cut(len(text), characters)
     total = characters if convention == "s4" else len(text)
     assert total - cut + (convention != "lra") == len(ids)

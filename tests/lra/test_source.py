@@ -80,7 +80,7 @@ def test_a_download_goes_on_where_it_broke_off(server: tuple[type[Server], str],
 def test_what_is_not_the_expected_file_is_not_kept(server: tuple[type[Server], str], tmp_path: Path) -> None:
     handler, url = server
     handler.body = BODY[:-1] + b"?"
-    with pytest.raises(DataError, match="sent is not the expected file .* expected"):
+    with pytest.raises(DataError, match=r"sent is not the expected file .* expected"):
         fetch("text", remote(url), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -180,6 +180,17 @@ class ChelaLayer(nn.Module):
             o = o.flatten(-2)
         return self._combine(self.norm(o), c, None), ChelaState(conv, attention)
 
+    def state_size(self, length: int) -> int:
+        """Count the numbers that ``step`` remembers of ``length`` tokens: S, z, and what was convolved."""
+        size = 0
+        if self.query_key is not None:
+            size = self.query_key.project.out_features * (self.value.out_features + self.heads)
+        if self.conv is not None and self.conv.short is not None:
+            size += self.conv.short.weight.numel()
+        if self.conv is not None and self.conv.long is not None:
+            size += 2 * self.value.in_features * length  # the tokens, and what they add to later outputs
+        return size
+
     def extra_repr(self) -> str:
         """Name the choices that have no module of their own."""
         return f"heads={self.heads}, causal={self.causal}, attention={self.attention}, gate={self.gate}"

@@ -66,16 +66,19 @@ class LightningAttention(MultiHead):
         o = linear_attention(q, k, v, causal=True, log_decay=self.log_decay, mask=mask)
         return self._combine(o, x, mask)
 
-    def step(self, x: Tensor, state: LinearAttentionState | None = None) -> tuple[Tensor, LinearAttentionState]:
-        """Feed one token ``x: (B, D)``; ``state`` is what the last call returned, None before the first token."""
+    def start(self, batch: int) -> LinearAttentionState:
+        """Return the state before the first token, for ``step``."""
+        return self.no_sums(batch)
+
+    def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
+        """Feed one token ``x: (B, D)``; return its output ``(B, D)`` and the new state."""
         q, k, v = (F.silu(t) for t in self.split(x))
-        if state is None:
-            state = LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
         o, state = linear_attention_step(q, k, v, state, log_decay=self.log_decay)
         return self._combine(o, x, None), state
 
     def _combine(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.merge((self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))).unflatten(-1, o.shape[-2:]), mask)
+        gated = self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))
+        return self.merge(gated.view_as(o), mask)
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens."""

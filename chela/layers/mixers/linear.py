@@ -6,7 +6,6 @@ from torch import Tensor
 
 from chela.layers.feature_map import elu_plus_one
 from chela.layers.multi_head import MultiHead
-from chela.layers.recurrence import expect_causal
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
@@ -30,12 +29,13 @@ class LinearAttention(MultiHead):
         o = linear_attention(elu_plus_one(q), elu_plus_one(k), v, causal=self.causal, mask=mask, normalize=True)
         return self.merge(o, mask)
 
-    def step(self, x: Tensor, state: LinearAttentionState | None = None) -> tuple[Tensor, LinearAttentionState]:
-        """Feed one token ``x: (B, D)``; ``state`` is what the last call returned, None before the first token."""
-        expect_causal(self)
+    def start(self, batch: int) -> LinearAttentionState:
+        """Return the state before the first token, for ``step``."""
+        return self.no_sums(batch)
+
+    def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
+        """Feed one token ``x: (B, D)``; return its output ``(B, D)`` and the new state."""
         q, k, v = self.split(x)
-        if state is None:
-            state = LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
         o, state = linear_attention_step(elu_plus_one(q), elu_plus_one(k), v, state, normalize=True)
         return self.merge(o, None), state
 

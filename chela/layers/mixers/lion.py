@@ -11,7 +11,6 @@ from chela.layers.decay import HeadDecay, TokenDecay, from_previous
 from chela.layers.feature_map import elu_plus_one, shifted_silu
 from chela.layers.multi_head import MultiHead
 from chela.layers.padding import zero_padding
-from chela.layers.recurrence import expect_causal
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 EPS = 1e-6
@@ -20,7 +19,7 @@ EPS = 1e-6
 class LIONState(NamedTuple):
     """The past of the causal form: sums, and log λ ``(B, H)`` of the last token, which decays the next edge."""
 
-    attention: LinearAttentionState
+    sums: LinearAttentionState
     log_decay: Tensor | None
 
 
@@ -100,17 +99,17 @@ class LION(MultiHead):
             total = total - (q * k).sum(-1, keepdim=True) * v
         return self.merge(total[..., :-1] / (EPS + total[..., -1:]), mask)
 
-    def step(self, x: Tensor, state: LIONState | None = None) -> tuple[Tensor, LIONState]:
-        """Feed one token ``x: (B, D)``; ``state`` is what the last call returned, None before the first token."""
-        expect_causal(self)
+    def start(self, batch: int) -> LIONState:
+        """Return the state before the first token, for ``step``."""
+        sums = self.no_sums(batch)
+        return LIONState(sums, None if self.token_decay is None else sums.S.new_zeros(batch, self.heads))
+
+    def step(self, x: Tensor, state: LIONState) -> tuple[Tensor, LIONState]:
+        """Feed one token ``x: (B, D)`` to the causal form; return its output ``(B, D)`` and the new state."""
         q, k, v = self._features(x)
-        decay = None if self.token_decay is None else self.token_decay(x)
-        if state is None:
-            start = LinearAttentionState.zeros(len(x), self.heads, self.head_width, self.head_width, device=x.device)
-            state = LIONState(start, None)
         edge = state.log_decay if self.head_decay is None else self.head_decay()
-        o, attention = linear_attention_step(q, k, v, state.attention, log_decay=edge, normalize=True, eps=EPS)
-        return self.merge(o, None), LIONState(attention, decay)
+        o, sums = linear_attention_step(q, k, v, state.sums, log_decay=edge, normalize=True, eps=EPS)
+        return self.merge(o, None), LIONState(sums, None if self.token_decay is None else self.token_decay(x))
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens."""
@@ -137,7 +136,7 @@ class LION(MultiHead):
 
 def _sweep(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
     """Run one recurrence over ``(B, L, H, ·)``."""
-    state = LinearAttentionState.zeros(len(q), *k.shape[2:], v.shape[-1], device=q.device)
+    state = LinearAttentionState.zeros(len(q), k.shape[2], k.shape[3], v.shape[3], device=q.device)
     outputs = []
     for t in range(q.shape[1]):
         o, state = linear_attention_step(q[:, t], k[:, t], v[:, t], state, log_decay=log_decay[:, t])

@@ -19,7 +19,7 @@ from chela.ops.fft_conv import fft_conv
 
 
 class MEGAState(NamedTuple):
-    """The past of the causal form: averages ``(B, D, N)``, and keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
+    """The causal form's past: averages ``(B, D, N)``; keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
 
     averages: Tensor
     keys: Tensor
@@ -120,8 +120,8 @@ class MEGA(nn.Module):
         length, size = q.shape[1], min(self.chunk, q.shape[1])
         rest = -length % size
         real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
-        q, k, v = (F.pad(t, (0, 0, 0, rest)).unflatten(1, (-1, size)) for t in (q, k, v))  # (B, chunks, C, ·)
-        seen = F.pad(real, (0, rest)).unflatten(1, (-1, size))[..., None, :]
+        q, k, v = (F.pad(t, (0, 0, 0, rest)).reshape(len(t), -1, size, t.shape[2]) for t in (q, k, v))
+        seen = F.pad(real, (0, rest)).reshape(len(q), -1, 1, size)
         if self.causal:
             seen = seen & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
         weights = self._weights(q @ k.transpose(-1, -2), self._bias(size), seen)
@@ -140,22 +140,26 @@ class MEGA(nn.Module):
         scores = scores / seen.sum(-1, keepdim=True).clamp(min=1) + bias
         return (0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) * math.sqrt(2 * math.pi)))).masked_fill(~seen, 0.0)
 
-    def step(self, x: Tensor, state: MEGAState | None = None) -> tuple[tuple[Tensor, Tensor], MEGAState]:
-        """Feed one token ``x: (B, D)``; ``state`` is what the last call returned, None before the first token."""
+    def start(self, batch: int) -> MEGAState:
+        """Return the state before the first token, for ``step``."""
         expect_causal(self)
-        averages, keys, values = (None, None, None) if state is None else state
+        _, d_qk, d_value, _ = self.sizes
+        averages, like = self.ema.delta.new_zeros(batch, *self.ema.delta.shape[1:]), self.out.weight
+        return MEGAState(averages, like.new_zeros(batch, 0, d_qk), like.new_zeros(batch, 0, d_value))
+
+    def step(self, x: Tensor, state: MEGAState) -> tuple[tuple[Tensor, Tensor], MEGAState]:
+        """Feed one token ``x: (B, D)`` to the causal form; return h and g ``(B, D)``, and the new state."""
         p, q = torch.sigmoid(self.ema.delta[0]), torch.sigmoid(self.ema.alpha[0])
-        fresh = p * self.ema.beta[0] * x[..., None]
-        averages = fresh if averages is None else (1 - p * q) * averages + fresh
-        ema = (averages * self.ema.gamma[0]).sum(-1) / math.sqrt(p.shape[-1])
-        update, query, key, reset, candidate = self._read(F.silu(ema + self.omega * x))
-        key, value, query = key[:, None], F.silu(self.value(x))[:, None], query[:, None]
-        if keys is not None and values is not None and keys.shape[1] < self.chunk:  # else a new chunk begins
-            key, value = torch.cat([keys, key], dim=1), torch.cat([values, value], dim=1)
-        seen = torch.ones(1, 1, key.shape[1], dtype=torch.bool, device=x.device)
-        weights = self._weights(query @ key.transpose(1, 2), self._bias(key.shape[1])[-1:], seen)
-        h = F.silu(candidate + self.out((weights @ value)[:, 0] * reset))
-        return (h, update), MEGAState(averages, key, value)
+        averages = (1 - p * q) * state.averages + p * self.ema.beta[0] * x[..., None]
+        average = (averages * self.ema.gamma[0]).sum(-1) / math.sqrt(p.shape[-1])
+        update, query, key, reset, candidate = self._read(F.silu(average + self.omega * x))
+        full = state.keys.shape[1] == self.chunk  # then a new one begins
+        keys = torch.cat([state.keys[:, :0] if full else state.keys, key[:, None]], dim=1)
+        values = torch.cat([state.values[:, :0] if full else state.values, F.silu(self.value(x))[:, None]], dim=1)
+        seen = torch.ones(1, 1, keys.shape[1], dtype=torch.bool, device=x.device)
+        weights = self._weights(query[:, None] @ keys.transpose(1, 2), self._bias(keys.shape[1])[-1:], seen)
+        h = F.silu(candidate + self.out((weights @ values)[:, 0] * reset))
+        return (h, update), MEGAState(averages, keys, values)
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens, at most."""

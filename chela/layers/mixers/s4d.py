@@ -67,12 +67,15 @@ class S4D(nn.Module):
         y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip)
         return zero_padding(self._out(y), mask)
 
-    def step(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Feed one token ``x: (B, D)``; ``state: (B, D, N/2)`` complex is what the last call returned, None at first."""
+    def start(self, batch: int) -> Tensor:
+        """Return the state before the first token, for ``step``: zeros ``(B, D, N/2)``, complex."""
         expect_causal(self)
+        return torch.view_as_complex(self.kernel.output_matrix.new_zeros(batch, *self.kernel.frequency.shape, 2))
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Feed one token ``x: (B, D)`` to the recurrence; return its output ``(B, D)`` and the new state."""
         log_transition, input_matrix, output_matrix = self.kernel.discretised()
-        update = input_matrix * x[..., None]
-        state = update if state is None else torch.exp(log_transition) * state + update
+        state = torch.exp(log_transition) * state + input_matrix * x[..., None]
         y = 2 * (output_matrix[0] * state).real.sum(-1) + self.skip * x
         return self._out(y.to(x.dtype)), state
 

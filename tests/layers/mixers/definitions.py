@@ -206,9 +206,9 @@ def chela(layer, x: Tensor, real: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         )
         c = silu(c) * present
     if layer.conv is not None and layer.conv.long is not None:
-        forward, back = layer.conv.long(x.shape[1])
+        forward, back = layer.conv.long.kernel(x.shape[1])
         c = c * present
-        c = silu(toeplitz(forward, back, c) + layer.conv.skip * c) * present
+        c = silu(toeplitz(forward, back, c) + layer.conv.long.skip * c) * present
     if layer.query_key is None:
         o = silu(affine(layer.value, c))
     else:

@@ -41,7 +41,7 @@ def test_the_three_forms_of_lion_agree(name, padded, x):
 def test_steps_equal_the_whole(name, x):
     layer = SYSTEMS[name].build(True).eval()
     with torch.no_grad():
-        whole, state, steps = layer(x), None, []
+        whole, state, steps = layer(x), layer.start(len(x)), []
         for t in range(x.shape[1]):
             out, state = layer.step(x[:, t], state)
             steps.append(out)
@@ -53,7 +53,9 @@ def test_steps_equal_the_whole(name, x):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["linear", "lightning", "lion_lit", "lion_d", "lion_s", "s4d", "mega", "mega-chunk"])
+@pytest.mark.parametrize(
+    "name", ["linear", "lightning", "lion_lit", "lion_d", "lion_s", "s4d", "mega", "mega-chunk", "chela"]
+)
 def test_these_systems_can_step(name):
     assert name in STEPPING
 
@@ -61,8 +63,8 @@ def test_these_systems_can_step(name):
 @pytest.mark.parametrize("name", sorted({n for n in STEPPING if SYSTEMS[n].bidirectional}))
 def test_a_layer_that_looks_ahead_does_not_step(name):
     layer = SYSTEMS[name].build(False)
-    with pytest.raises(ValueError, match="causal"):
-        layer.step(torch.zeros(1, D_MODEL, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="causal=True"):
+        layer.start(1)
 
 
 def _numbers(state) -> int:
@@ -75,7 +77,8 @@ def _numbers(state) -> int:
 
 @pytest.mark.parametrize("name", ["linear", "lightning", "lion_d", "lion_s", "s4d", "mega", "mega-chunk"])
 def test_state_size_counts_the_state(name, x):
-    layer, state = SYSTEMS[name].build(True), None
+    layer = SYSTEMS[name].build(True)
+    state = layer.start(len(x))
     for t in range(5):
         _, state = layer.step(x[:, t], state)
     assert layer.state_size(5) == _numbers(state)
