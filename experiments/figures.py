@@ -5,6 +5,7 @@ Colours belong to systems, not to positions in a list, so that a system has the 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from experiments.runs import Run, labels, task_order
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from experiments.probe import Kernel
+    from experiments.summary import Part
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
@@ -57,10 +61,14 @@ def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
     return {task: dict(rows) for task, rows in groups.items()}
 
 
-def learning_curves(runs: Sequence[Run]) -> Figure:
+def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """Draw loss and accuracy against the step, a row of panels for each task, seeds as a band from least to most.
 
     Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class.
+
+    Args:
+        runs: What is drawn.
+        training: Draw the training curves too.
     """
     groups = grouped(runs)
     figure, axes = new_figure(len(groups), 2, 5.2, 3.2)
@@ -69,7 +77,8 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
         for name, members in rows.items():
             for axis, column in ((left, "loss"), (right, "accuracy")):
                 scale = 100.0 if column == "accuracy" else 1.0
-                _band(axis, [run.metrics("train") for run in members], column, scale, colour[name], SMOOTHING)
+                if training:
+                    _band(axis, [run.metrics("train") for run in members], column, scale, colour[name], SMOOTHING)
                 seeds = f"{name} ({len(members)} seeds)" if len(members) > 1 else f"{name} seed {members[0].seed}"
                 _band(axis, [run.metrics("validation") for run in members], column, scale, colour[name], 1, seeds)
         left.set(title=task, xlabel="step", ylabel="loss")
@@ -111,6 +120,65 @@ def _band(
     )
     if thick and len(metrics) > 1:
         axis.fill_between(steps, low * scale, high * scale, color=colour, alpha=0.2, linewidth=0)
+
+
+def accuracy_against(part: Part, key: str, label: str) -> Figure:
+    """Draw test accuracy (mean, ± deviation over seeds) against a number of ``result.json``, a panel for each task."""
+    tasks = [task for task in part.tasks if any(task in row for row in part.cells.values())]
+    columns = min(3, len(tasks))
+    figure, axes = new_figure(-(-len(tasks) // columns), columns, 4.0, 3.0)
+    colour = colours(list(part.cells))
+    for axis, task in itertools.zip_longest(axes.flat, tasks):
+        if task is None:
+            axis.set_visible(False)
+            continue
+        for name, row in part.cells.items():
+            cost, mean = (row[task].cost(key), row[task].mean) if task in row else (None, None)
+            if cost is None or mean is None:
+                continue
+            axis.errorbar(cost, mean, yerr=row[task].sd, fmt="o", color=colour[name], capsize=2)
+            axis.annotate(f" {name}", (cost, mean), fontsize=7, color=colour[name])
+        if (majority := part.majority(task)) is not None:
+            axis.axhline(majority, color="0.5", linestyle="--", linewidth=0.8)
+        axis.margins(x=0.25)
+        axis.set(title=f"{task} {part.preset}", xlabel=label, ylabel="test accuracy, %")
+    return figure
+
+
+def learned_kernels(layers: Sequence[Kernel], title: str) -> Figure:
+    """Draw each layer's long kernel over the lag: median and 10-90 % of the channels' absolute values, both ways."""
+    columns = min(4, len(layers))
+    figure, axes = new_figure(-(-len(layers) // columns), columns, 3.2, 2.6)
+    for axis, layer in itertools.zip_longest(axes.flat, layers):
+        if layer is None:
+            axis.set_visible(False)
+            continue
+        for values, name, style in ((layer.forward, "earlier", "-"), (layer.back, "later", "--")):
+            if values is None or not values.size:
+                continue
+            first = 0 if name == "earlier" else 1  # lag 0 belongs to the forward kernel
+            lags = 1 + np.arange(first, first + values.shape[1])  # from 1 on, for the log axis
+            low, middle, high = np.quantile(np.abs(values), (0.1, 0.5, 0.9), axis=0)
+            (line,) = axis.plot(lags, middle, style, linewidth=1, label=f"{name} tokens")
+            axis.fill_between(lags, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set(xscale="log", yscale="log", title=layer.name, xlabel="lag + 1", ylabel="|kernel|")
+        axis.legend(fontsize=7, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figure:
+    """Draw how strongly the middle position's output depends on the input at each distance, systems together."""
+    figure, axes = new_figure(1, 1, 7.0, 3.6)
+    axis, colour = axes[0, 0], colours(list(fields))
+    for name, strength in fields.items():
+        middle = len(strength) // 2
+        offset = np.arange(len(strength)) - middle
+        axis.plot(offset, strength / strength.max(), linewidth=1, color=colour[name], label=name)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set(yscale="log", xlabel="distance of the input token", ylabel="gradient norm, largest = 1", title=title)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
 
 
 def mean_curve(series: list[tuple[list[float], list[float]]], window: int) -> Curve | None:

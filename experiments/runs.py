@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.cli import guarded
-from chela.config import _NOT_IN_HASH
+from chela.config import _NOT_IN_IDENTITY
 from chela.errors import UsageError
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
@@ -142,7 +142,7 @@ def _run_folders(top: Path) -> list[Path]:
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
     result, failed = _json(folder / "result.json"), _json(folder / "failed.json")
-    config = {key: value for key, value in read_config(folder / "config.yaml").items() if _counts(key)}
+    config = {key: value for key, value in read_config(folder / "config.yaml").items() if key not in _NOT_IN_IDENTITY}
     missing = {"task.name", "model.name", "preset", "seed", "data.validation"} - set(config)
     if missing:
         raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(sorted(missing))}")
@@ -177,11 +177,6 @@ def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
-
-
-def _counts(key: str) -> bool:
-    section, _, name = key.rpartition(".")
-    return name not in _NOT_IN_HASH.get(section, ())
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -106,11 +106,13 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
             lies there is damaged or of another format.
     """
     folder = spec.folder(root)
-    if folder.exists():
+    with _not_writable(root):
+        there = folder.exists()
+        if not there:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    if there:
         check(folder, spec)
         return folder
-    with _not_writable(root):
-        folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         if folder.exists():  # built by the process that held the lock
             check(folder, spec)
@@ -119,7 +121,7 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
         shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
         _check_room(root, spec)
         try:
-            with _room(folder):
+            with _file_errors(folder):
                 made = _build(building, spec, splits(), progress)
                 _write_manifest(made, spec)
                 os.rename(made, folder)
@@ -350,24 +352,28 @@ def _check_room(root: Path, spec: RecordSpec) -> None:
     free = shutil.disk_usage(root).free
     if free < spec.expected_bytes:
         raise DataError(
-            f"the disk of {root} is full: {spec.name} needs about {spec.expected_bytes / 1e6:,.0f} MB, "
+            f"too little room at {root}: {spec.name} needs about {spec.expected_bytes / 1e6:,.0f} MB, "
             f"{free / 1e6:,.0f} MB are free: make room or set data.dir"
         )
 
 
 @contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Turns what a full disk does to the writers (some of them C++, with errors of their own) into one line."""
+def _file_errors(folder: Path) -> Iterator[None]:
+    """Turns files that cannot be read or written into one line; the writers in C++ have errors of their own."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        known = isinstance(error, OSError) and error.errno in _NO_ROOM
-        text = _one_line(error)
-        if not known and not any(os.strerror(number) in text for number in _NO_ROOM):
-            raise
-        raise DataError(f"the disk is full while {folder} is built ({text}): make room or set data.dir") from error
+        reasons = {number: os.strerror(number) for number in _NO_ROOM}
+        for number, reason in reasons.items():
+            if (isinstance(error, OSError) and error.errno == number) or reason in str(error):
+                raise DataError(
+                    f"the disk is full ({reason}) while {folder} is built: make room or set data.dir"
+                ) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise DataError(f"{error.filename}: {error.strerror}, while {folder} is built") from error
+        raise
 
 
 @contextlib.contextmanager

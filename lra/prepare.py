@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def prepare(config: Config, show: int = 0, full_check: bool = False) -> int:
     """Make the records that a configuration asks for, and say what there is; returns the exit status."""
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     from lra.builder import check
@@ -28,7 +29,7 @@ def prepare(config: Config, show: int = 0, full_check: bool = False) -> int:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = get_task(config.task)
-    with Progress(*columns, transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         shown: dict[str, TaskID] = {}
 
         def progress(what: str, done: int, total: int) -> None:

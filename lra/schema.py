@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from lra.generators.pathfinder_options import PathfinderOptions
 
 
 def option(default: Any, help: str) -> Any:
@@ -24,6 +26,12 @@ def _at_least(owner: str, low: int, **values: int) -> None:
     for key, value in values.items():
         if value < low:
             raise ValueError(f"{owner}.{key} is {value}: expected {low} or more")
+
+
+def _at_most(owner: str, high: int, **values: int) -> None:
+    for key, value in values.items():
+        if value > high:
+            raise ValueError(f"{owner}.{key} is {value}: expected {high:,} or less")
 
 
 def _one_of(owner: str, key: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -76,8 +84,11 @@ class TextConfig:
         _one_of("task", "encoding", self.encoding, _ENCODINGS)
         _at_least("task", 0, max_length=self.max_length, train=self.train, test=self.test)
         _at_least("task", 1, min_frequency=self.min_frequency, validation=self.validation)
-        if self.max_length == 1 or self.validation > 24_999:
-            raise ValueError("task: expected max_length 0 or above 1, and validation below 25,000")
+        _at_most("task", 1_000_000, max_length=self.max_length, train=self.train, test=self.test)
+        _at_most("task", 1_000_000_000, min_frequency=self.min_frequency)
+        _at_most("task", 24_998, validation=self.validation)
+        if self.max_length == 1:
+            raise ValueError("task.max_length is 1: expected 0, or 2 or more")
 
 
 @dataclass
@@ -100,8 +111,8 @@ class ImageConfig:
         _at_least("task", 1, validation=self.validation)
         if self.resolution not in (32, 16, 8):
             raise ValueError(f"task.resolution is {self.resolution}: expected 32, 16 or 8")
-        if self.validation > 49_999:
-            raise ValueError(f"task.validation is {self.validation}: expected less than 50,000")
+        _at_most("task", 1_000_000, train=self.train, test=self.test)
+        _at_most("task", 49_999, validation=self.validation)
 
 
 @dataclass
@@ -121,8 +132,10 @@ class RetrievalConfig:
         _one_of("task", "encoding", self.encoding, _ENCODINGS)
         _at_least("task", 0, max_length=self.max_length, train=self.train, validation=self.validation, test=self.test)
         _at_least("task", 1, min_frequency=self.min_frequency)
+        _at_most("task", 1_000_000, max_length=self.max_length, train=self.train, validation=self.validation)
+        _at_most("task", 1_000_000_000, min_frequency=self.min_frequency, test=self.test)
         if self.max_length == 1:
-            raise ValueError("task.max_length is 1: expected 0 or above 1")
+            raise ValueError("task.max_length is 1: expected 0, or 2 or more")
 
 
 @dataclass
@@ -155,9 +168,83 @@ class DataConfig:
         return Path(os.path.expanduser(folder))  # leaves an unknown ~user alone, where Path.expanduser raises
 
 
+@dataclass
+class PathfinderConfig:
+    """Pathfinder: are two marked tips on one dashed path? Generated, or LRA's release where data.root is set.
+
+    An option of the generator that is left empty has the value LRA states for the resolution and the level
+    (`lra.generators.pathfinder_options`, which also says what each means).
+    """
+
+    name: str = option("pathfinder", "name of the task")
+    resolution: int = option(32, "pixels a side: 32, 64, 128 or 256; 16 is our own, smaller than LRA's smallest")
+    level: str = option("hard", "'easy', 'intermediate' or 'hard'; LRA's tasks are hard")
+    form: str = option("gray", "'gray': one value a pixel; 'tokens': gray levels as token ids")
+    normalization: str = option("s4", "'s4': 0 … 1; 'mega': -1 … 1; unused by tokens")
+    train: int = option(160_000, "images to train on (of a release: 80 % of what is there, at most so many)")
+    validation: int = option(20_000, "images to validate on (of a release: 10 %)")
+    test: int = option(20_000, "images to test on (of a release: 10 %)")
+    seed: int = option(0, "seed of the images; the run's own seed does not change the data")
+    padding: int | None = option(None, "border that paths keep off")
+    paddle_length: int | None = option(None, "length of a dash")
+    paddle_thickness: float | None = option(None, "width of a dash")
+    paddle_margins: list[int] | None = field(
+        default=None, metadata={"help": "free space around a dash, one drawn per image"}
+    )
+    marker_radius: float | None = option(None, "radius of the markers")
+    seed_distance: int | None = option(None, "distance between the starts of the two paths")
+    contour_length: int | None = option(None, "dashes of a long path")
+    distractor_length: int | None = option(None, "dashes of a distractor")
+    distractors: int | None = option(
+        None, "distractors to try; LRA states 8 for Path-X, its release seems to have 15-17"
+    )
+    continuity: float | None = option(None, "how sharply turns are disfavoured")
+    snake_contrasts: list[float] | None = field(default=None, metadata={"help": "contrast of a path"})
+    paddle_contrasts: list[float] | None = field(
+        default=None, metadata={"help": "contrast of a dash of a long path, times the path's"}
+    )
+    antialias: int | None = option(None, "enlargement at which dashes and markers are drawn")
+    segment_retries: int | None = option(None, "further draws for a dash that does not fit")
+    distractor_retries: int | None = option(None, "further attempts for a distractor that does not fit")
+    single_paddles: bool | None = option(None, "fill up with single dashes")
+
+    def options(self) -> PathfinderOptions:
+        """The generator's parameters. Raises `ValueError` for what cannot be drawn."""
+        given = {
+            f.name: getattr(self, f.name) for f in fields(PathfinderOptions) if getattr(self, f.name, None) is not None
+        }
+        for name in ("paddle_margins", "snake_contrasts", "paddle_contrasts"):
+            if name in given:
+                given[name] = tuple(given[name])
+        try:
+            return replace(PathfinderOptions.preset(self.resolution, self.level), **given)
+        except ValueError as error:
+            raise ValueError(f"task: {error}") from None
+
+    def check(self) -> None:
+        """Raise `ValueError` where an option is out of range."""
+        _one_of("task", "form", self.form, ("gray", "tokens"))
+        _one_of("task", "normalization", self.normalization, ("s4", "mega"))
+        _at_least("task", 1, train=self.train, validation=self.validation, test=self.test)
+        _at_least("task", 0, seed=self.seed)
+        if self.seed >= 2**63:
+            raise ValueError(f"task.seed is {self.seed}: expected less than 2^63")
+        self.options()
+
+
+@dataclass
+class PathXConfig(PathfinderConfig):
+    """Path-X: Pathfinder at 128 pixels, a sequence of 16,384."""
+
+    name: str = option("pathx", "name of the task")
+    resolution: int = option(128, "pixels a side: 128; Pathfinder has others")
+
+
 TASKS: dict[str, type] = {
     "listops": ListOpsConfig,
     "text": TextConfig,
     "image": ImageConfig,
     "retrieval": RetrievalConfig,
+    "pathfinder": PathfinderConfig,
+    "pathx": PathXConfig,
 }

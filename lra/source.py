@@ -78,7 +78,7 @@ def locate(task: str, data: DataConfig, forms: Sequence[Form], progress: Progres
         DataError: naming what is missing, where it was looked for, and what to do.
     """
     downloads = data.folder() / "downloads"
-    root = Path(data.root).expanduser() if data.root is not None else downloads
+    root = Path(os.path.expanduser(data.root)) if data.root is not None else downloads
     if data.root is not None and not root.exists():
         raise DataError(f"{task}: data.root is {root}, which does not exist")
     for form in forms:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -99,13 +101,27 @@ def _masked_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Ten
     return mean, var, count
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over the processes of a run; the loss of each depends on every term, so gradients are summed too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        total = grad.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 def _sum_over_processes(value: Tensor) -> Tensor:
-    """Sum over the processes of a distributed run; gradients are summed back."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
-    from torch.distributed.nn.functional import all_reduce  # not at import time: it is absent on some platforms
-
-    return all_reduce(value)  # type: ignore[no-untyped-call, no-any-return]
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
+    return total
 
 
 NORMS: dict[str, type[nn.Module]] = {

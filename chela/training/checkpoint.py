@@ -100,8 +100,11 @@ def load(path: Path, keys: tuple[str, ...], identity: str) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        if not zipfile.is_zipfile(path):  # torch would try formats of old, among them plain pickle
-            raise ValueError("no zip archive, or its end is missing")
+        # torch itself does not look at the checksums, and what is no archive it would read as plain pickle
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise ValueError(f"{bad} has another checksum than was written")
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__

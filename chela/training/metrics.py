@@ -152,9 +152,9 @@ class ChanceWatch(L.Callback):
             self.warned = True
             self.say(
                 f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a "
-                f"point of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too low, a "
-                "warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, or too "
-                "few steps yet"
+                f"point of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too "
+                "low, a warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, "
+                "or too few steps yet"
             )
         self.correct = self.count = self.steps = 0
 

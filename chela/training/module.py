@@ -121,9 +121,9 @@ class LitClassifier(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Sum over the processes; ``evaluated`` holds loss, accuracy and count."""
         assert self.sums is not None
-        sums = self.sums
+        sums = self.sums.to(self.device)
         if self.trainer.world_size > 1:
-            sums = self.all_gather(sums.to(self.device)).sum(0)  # type: ignore[union-attr]
+            torch.distributed.all_reduce(sums)
         loss, correct, count = sums.tolist()
         if not math.isfinite(loss) and self.trainer.state.fn == TrainerFn.FITTING:
             raise DivergedError(self.divergence("the validation loss", self.global_step))

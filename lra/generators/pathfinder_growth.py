@@ -1,9 +1,10 @@
 """How a Pathfinder image grows: two long paths, short distractors, markers. Compiled with numba.
 
-`taken` is the occupancy of the image, `(size, size)` uint8, 255 fully taken; a path's newest paddle stays out of it
-so that the path can go on. A paddle is the row `(row, column, direction, path)` of an int64 array: where its stamp's
-centre lies, which stamp it is, and the path it was drawn for (0 and 1 the long ones). Randomness is splitmix64
-(Steele, Lea and Flood 2014) in a one-element array, keyed by (seed, index), so an image depends on nothing else.
+`taken` is the occupancy of the image, `(size, size)` uint8, 255 fully taken; a path's newest paddle stays out of it, so
+that the path can go on. `near` is `taken` widened by a disc of radius margin and tells where a head may lie; it is kept
+by widening each stamp. (What a stamp would widen from beyond the border lies within the widened frame.) A paddle is the
+row `(row, column, direction, path)` of an int64 array: where its stamp's centre lies, which stamp it is, and the path
+it was drawn for (0 and 1 the long ones). An image's random stream is keyed by (seed, index) and nothing else.
 """
 
 from __future__ import annotations
@@ -74,18 +75,14 @@ def _clashes(taken, stamp, row, column, unit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _around(taken, row, column, disc):  # type: ignore[no-untyped-def]
-    """Return the largest occupancy within the disc about a pixel."""
-    size, most = taken.shape[0], 0
-    for k in range(disc.shape[0]):
-        y, x = row + disc[k, 0], column + disc[k, 1]
-        if _inside(size, y, x):
-            most = max(most, int(taken[y, x]))
-    return most
+def _take(taken, near, stamps, paddle):  # type: ignore[no-untyped-def]
+    """Take the room of a paddle, in the occupancy and in its widened copy."""
+    merge(taken, stamps.mask[paddle[2]], paddle[0], paddle[1])
+    merge(near, stamps.wide_mask[paddle[2]], paddle[0], paddle[1])
 
 
 @njit(nogil=True, cache=True)
-def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cumulative):  # type: ignore[no-untyped-def]
+def _grow(taken, near, pivot_row, pivot_column, direction, stamps, retries, state, cumulative):  # type: ignore[no-untyped-def]
     """Find the next paddle of a path.
 
     Returns:
@@ -99,7 +96,7 @@ def _grow(taken, pivot_row, pivot_column, direction, stamps, retries, state, cum
         y, x = row + stamps.circle[u, 0], column + stamps.circle[u, 1]
         weight = stamps.turn_weight[direction, u]
         if weight > 0.0 and _inside(stamps.size, y, x):
-            total += weight * (1.0 - stamps.unit[_around(taken, y, x, stamps.disc)])
+            total += weight * (1.0 - stamps.unit[near[y, x]])
         cumulative[u] = total
     if total < _DEAD_END:
         return -1, row, column
@@ -210,7 +207,7 @@ def _put(paddles, n, row, column, direction, path):  # type: ignore[no-untyped-d
 
 
 @njit(nogil=True, cache=True)
-def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative):  # type: ignore[no-untyped-def]
+def _draw_pair(taken, near, paddles, contrasts, tips, stamps, plan, state, cumulative):  # type: ignore[no-untyped-def]
     """Grow the two targets together, a paddle of each in turn; False when one of them gets stuck.
 
     Fills paddles 0, 2, … (path 0) and 1, 3, … (path 1), and tips `(path, origin or terminal, row or column)`.
@@ -218,6 +215,9 @@ def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative)
     size, padding = stamps.size, stamps.padding
     taken[:] = 255
     taken[padding : size - padding, padding : size - padding] = 0
+    reach = padding + stamps.margin
+    near[:] = 255
+    near[reach : size - reach, reach : size - reach] = 0
     n_snake = plan.snake_contrasts.shape[0]
     first, second = below(state, 2 * n_snake), below(state, 2 * n_snake - 1)
     second += second >= first  # two of the doubled list, without putting back
@@ -240,23 +240,23 @@ def _draw_pair(taken, paddles, contrasts, tips, stamps, plan, state, cumulative)
         for path in range(2):
             last = paddles[n - 2 + path]
             u, pivots[path, 0], pivots[path, 1] = _grow(
-                taken, pivots[path, 0], pivots[path, 1], last[2], stamps, plan.segment_retries, state, cumulative
+                taken, near, pivots[path, 0], pivots[path, 1], last[2], stamps, plan.segment_retries, state, cumulative
             )
             if u < 0:
                 return False
-            merge(taken, stamps.mask[last[2]], last[0], last[1])
+            _take(taken, near, stamps, last)
             row, column = pivots[path, 0] + stamps.circle[u, 0], pivots[path, 1] + stamps.circle[u, 1]
             _put(paddles, n + path, row, column, SEED_DIRECTIONS + u, path)
             contrasts[n + path] = contrast * shades[path]
             tips[path, 1, 0], tips[path, 1, 1] = row, column
     last = paddles[2 * plan.contour_length - 1]
-    merge(taken, stamps.mask[last[2]], last[0], last[1])  # of the last two paddles only the second path's is merged
+    _take(taken, near, stamps, last)  # of the last two paddles only the second path's is merged
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
-    """Grow one distractor into paddles n, n + 1, …; False when it gets stuck (the caller restores `taken`)."""
+def _draw_distractor(taken, near, paddles, contrasts, n, path, length, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
+    """Grow one distractor into paddles n, n + 1, …; False when it gets stuck (the caller restores the occupancy)."""
     blocked, forbidden, cumulative = buffers
     n_snake = plan.snake_contrasts.shape[0]
     contrasts[n] = plan.snake_contrasts[below(state, n_snake)]
@@ -267,29 +267,29 @@ def _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, s
     for k in range(n + 1, n + length):
         contrasts[k] = plan.snake_contrasts[below(state, n_snake)]
         u, pivot_row, pivot_column = _grow(
-            taken, pivot_row, pivot_column, paddles[k - 1, 2], stamps, plan.segment_retries, state, cumulative
+            taken, near, pivot_row, pivot_column, paddles[k - 1, 2], stamps, plan.segment_retries, state, cumulative
         )
         if u < 0:
             return False
-        merge(taken, stamps.mask[paddles[k - 1, 2]], paddles[k - 1, 0], paddles[k - 1, 1])
+        _take(taken, near, stamps, paddles[k - 1])
         _put(paddles, k, pivot_row + stamps.circle[u, 0], pivot_column + stamps.circle[u, 1], SEED_DIRECTIONS + u, path)
     last = paddles[n + length - 1]
-    merge(taken, stamps.mask[last[2]], last[0], last[1])
+    _take(taken, near, stamps, last)
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractors(taken, paddles, contrasts, n, path, counts, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
+def _draw_distractors(taken, near, paddles, contrasts, n, path, counts, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
     """Grow distractors `(how many, paddles each, retries each)`; returns the paddles and paths drawn so far."""
     how_many, length, retries = counts
-    before = taken.copy()
+    before, near_before = taken.copy(), near.copy()
     for _ in range(how_many):
         for _ in range(retries + 1):
-            if _draw_distractor(taken, paddles, contrasts, n, path, length, stamps, plan, state, buffers):
+            if _draw_distractor(taken, near, paddles, contrasts, n, path, length, stamps, plan, state, buffers):
                 n, path = n + length, path + 1
-                before[:] = taken
+                before[:], near_before[:] = taken, near
                 break
-            taken[:] = before
+            taken[:], near[:] = before, near_before
     return n, path
 
 
@@ -312,7 +312,8 @@ def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, pa
         The number of the first image whose targets could not be placed in `plan.restarts` attempts, or -1.
     """
     size, reach = stamps.size, stamps.length + stamps.margin
-    state, taken = np.zeros(1, np.uint64), np.empty((size, size), np.uint8)
+    state = np.zeros(1, np.uint64)
+    taken, near = np.empty((size, size), np.uint8), np.empty((size, size), np.uint8)
     blocked = np.zeros((size + 2 * reach, size + 2 * reach), np.uint8)
     buffers = (blocked, np.empty((size, size), np.uint8), np.empty(stamps.circle.shape[0]))
     contrasts, tips = np.empty(paddles.shape[1]), np.zeros((2, 2, 2), np.int64)
@@ -322,15 +323,15 @@ def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, pa
         label = below(state, 2)
         below(state, n_margins)
         attempt = 0
-        while not _draw_pair(taken, paddles[k], contrasts, tips, stamps, plan, state, buffers[2]):
+        while not _draw_pair(taken, near, paddles[k], contrasts, tips, stamps, plan, state, buffers[2]):
             attempt += 1
             if attempt > plan.restarts:
                 return indices[k]
         n, path = 2 * plan.contour_length, 2
         chains = (plan.distractors, plan.distractor_length, plan.distractor_retries)
-        n, path = _draw_distractors(taken, paddles[k], contrasts, n, path, chains, stamps, plan, state, buffers)
+        n, path = _draw_distractors(taken, near, paddles[k], contrasts, n, path, chains, stamps, plan, state, buffers)
         singles = (plan.single_paddles, 1, plan.segment_retries)
-        n, path = _draw_distractors(taken, paddles[k], contrasts, n, path, singles, stamps, plan, state, buffers)
+        n, path = _draw_distractors(taken, near, paddles[k], contrasts, n, path, singles, stamps, plan, state, buffers)
         counts[k, 0], counts[k, 1] = n, path
         origin = below(state, 2)
         terminal = origin if label == 1 else 1 - origin

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
-Level = Literal["easy", "intermediate", "hard"]
 CONTOUR_LENGTHS: dict[str, int] = {"easy": 6, "intermediate": 9, "hard": 14}
 
 
@@ -76,7 +74,7 @@ class PathfinderOptions:
             )
 
     @classmethod
-    def preset(cls, size: int, level: Level = "hard") -> PathfinderOptions:
+    def preset(cls, size: int, level: str = "hard") -> PathfinderOptions:
         """Return the values LRA states for a size and a level.
 
         LRA states the hard level only (in `lra_benchmarks/data/pathfinder.py`), for 32, 64, 128 and 256 pixels; what

@@ -20,7 +20,7 @@ def merge(taken, stamp, row, column):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _paint_marker(canvas, stamps, row, column):  # type: ignore[no-untyped-def]
+def paint_marker(canvas, stamps, row, column):  # type: ignore[no-untyped-def]
     """Paint the marker at a pixel into the uint8 canvas, in the shape it has that close to the border."""
     size, classes = stamps.size, stamps.marker.shape[0]
     i, j = row, column
@@ -45,7 +45,7 @@ def paint(image, paddles, contrasts, n, marked, stamps, canvas, markers):  # typ
                 canvas[top + i, left + j] = max(canvas[top + i, left + j], ink)
     markers[:] = 0
     for tip in range(2):
-        _paint_marker(markers, stamps, marked[tip, 0], marked[tip, 1])
+        paint_marker(markers, stamps, marked[tip, 0], marked[tip, 1])
     for y in range(size):
         for x in range(size):
             canvas[y, x] = max(canvas[y, x], markers[y, x] / 255.0)

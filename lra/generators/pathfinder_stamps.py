@@ -42,12 +42,12 @@ class Stamps(NamedTuple):
     """`(A, S, S)` uint8: the paddle, from the stamp's centre; a grown paddle runs back from its head to the pivot."""
     mask: np.ndarray
     """`(A, S, S)` uint8: the paddle widened by the margin; 255 is fully taken."""
+    wide_mask: np.ndarray
+    """`(A, S + 2·margin, S + 2·margin)` uint8: the mask widened once more, by the disc of radius margin."""
     circle: np.ndarray
     """`(U, 2)` int64: pixels of the growth circle relative to the pivot."""
     turn_weight: np.ndarray
     """`(A, U)` float64: cos² of the turn from direction a to circle pixel u, before the mask has its say."""
-    disc: np.ndarray
-    """`(·, 2)` int64: the disc of radius margin."""
     seed_footprint: np.ndarray
     """`(360, ·, 2)` int64: pixels, relative to its tail, that a seed paddle must find free."""
     seed_footprint_count: np.ndarray
@@ -236,9 +236,9 @@ def draw_stamps(
         back_cosine=_each(math.cos, back),
         line=np.stack([stamp[0] for stamp in stamps]),
         mask=mask,
+        wide_mask=np.stack([_dilate(np.pad(stamp, margin), disc_offsets(margin)) for stamp in mask]),
         circle=circle,
         turn_weight=_turn_weights(angles, circle_angles, continuity),
-        disc=disc_offsets(margin),
         seed_footprint=footprint,
         seed_footprint_count=counts,
         marker=_marker_stamps(size, marker_radius, antialias),

@@ -11,7 +11,8 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @njit(nogil=True, cache=True)
-def _mix(z):  # type: ignore[no-untyped-def]
+def mix(z):  # type: ignore[no-untyped-def]
+    """Finish a word: a bijection of 64-bit words."""
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
@@ -20,14 +21,14 @@ def _mix(z):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def start(state, seed, index):  # type: ignore[no-untyped-def]
     """Key the random stream by (seed, index)."""
-    state[0] = _mix(_mix(np.uint64(seed) + _GAMMA) ^ _mix(np.uint64(index) * _GAMMA + _MIX_1))
+    state[0] = mix(mix(np.uint64(seed) + _GAMMA) ^ mix(np.uint64(index) * _GAMMA + _MIX_1))
 
 
 @njit(nogil=True, cache=True)
 def uniform(state):  # type: ignore[no-untyped-def]
     """Draw a float64 in [0, 1)."""
     state[0] += _GAMMA
-    return float(_mix(state[0]) >> np.uint64(11)) * 2.0**-53
+    return float(mix(state[0]) >> np.uint64(11)) * 2.0**-53
 
 
 @njit(nogil=True, cache=True)

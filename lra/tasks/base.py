@@ -32,6 +32,7 @@ class Task(ABC):
         input_dim: values per position for continuous input, 1 for tokens.
         pair: whether a record is two sequences.
         note: what every result on this data must say, after `prepare`: empty, or why it is not the benchmark's.
+        sources: values of `data.source` that the task knows.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Task(ABC):
     input_dim: int = 1
     pair: bool = False
     note: str = ""
+    sources: tuple[str, ...] = ("auto",)
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -77,6 +79,10 @@ class Task(ABC):
     def prepare(self, data: DataConfig, *, progress: Progress | None = None) -> None:
         """Make the records on first use; cheap when they are there. Raises `DataError`."""
         data.check()
+        if data.source not in self.sources:
+            raise DataError(
+                f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
+            )
         self._folder, self._data, self._sets = self._build(data, progress), data, {}
 
     @property

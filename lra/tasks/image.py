@@ -150,8 +150,8 @@ def gray(rgb: np.ndarray) -> np.ndarray:
     >>> gray(np.array([[255, 255, 255], [255, 0, 0], [0, 1, 2]], np.uint8)).tolist()
     [255, 76, 1]
     """
-    weighted = rgb.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((weighted + 0x8000) >> 16).astype(np.uint8)
+    red, green, blue = (rgb[..., i].astype(np.uint32) for i in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
 
 
 _GRAY_STATISTICS = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}

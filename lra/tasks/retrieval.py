@@ -106,6 +106,7 @@ class Retrieval(Task):
     version = "1.0.0"
     num_classes = 2
     pair = True
+    sources = ("auto", "scisumm")
 
     def __init__(self, config: RetrievalConfig) -> None:
         super().__init__()

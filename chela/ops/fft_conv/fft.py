@@ -8,11 +8,15 @@ Shapes: B batch, L length, C channels, K taps, N FFT length, F = N//2 + 1 freque
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1 << 20
-"""Aim for the padded input of one block of channels, on a CPU: it and its spectrum then fit the second-level cache."""
+LINE = 16
+"""Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
+BLOCK_BYTES = 1 << 19
+"""Where the padded input of one block is smaller than this, more lines are taken at once."""
 
 
 def fft_length(length: int, taps: int, taps_back: int) -> int:
@@ -33,19 +37,28 @@ def compute_dtype(u: Tensor, kernel: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
 
 
-def _blocks(u: Tensor, n: int, dtype: torch.dtype) -> list[slice]:
+def _blocks(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Cut the channels into blocks, and give each `count` rows a channel: a buffer `(count, c, N)`.
+
+    The buffer is the same for all blocks (but for a smaller last one) and was zero at first: whoever fills the same
+    places in every block finds zeros elsewhere.
+    """
     channels = u.shape[2]
-    if u.device.type != "cpu":
-        return [slice(0, channels)]
-    width = max(BLOCK_BYTES // (max(u.shape[0], 1) * n * dtype.itemsize), 4)
-    return [slice(start, min(start + width, channels)) for start in range(0, channels, width)]
+    width = channels
+    if u.device.type == "cpu":
+        width = min(LINE * max(BLOCK_BYTES // (LINE * max(count, 1) * n * dtype.itemsize), 1), channels)
+    rows = torch.zeros(0)
+    for start in range(0, channels, max(width, 1)):
+        c = slice(start, min(start + width, channels))
+        if rows.shape != (count, c.stop - c.start, n):
+            rows = torch.zeros(count, c.stop - c.start, n, dtype=dtype, device=u.device)
+        yield c, rows
 
 
 def _place_taps(circle: Tensor, forward: Tensor, back: Tensor, skip: Tensor | None) -> Tensor:
-    """Fill circle `(c, N)`: lag s at s, lag −s at N − s, the skip on lag 0."""
+    """Put the kernel on a circle `(c, N)` of zeros: lag s at s, lag −s at N − s, the skip on lag 0."""
     n, taps, taps_back = circle.shape[1], forward.shape[1], back.shape[1]
     circle[:, :taps] = forward
-    circle[:, taps : n - taps_back] = 0
     if taps_back:
         circle[:, n - taps_back :] = back.flip(1)
     if skip is not None:
@@ -59,8 +72,12 @@ def _crop(kernel: Tensor, kernel_back: Tensor, length: int) -> tuple[Tensor, Ten
 
 
 def _as_rows(buffer: Tensor, x: Tensor) -> Tensor:
-    """Copy x `(B, L, c)` into the front of buffer `(B, c, N)`, whose tail holds zeros already."""
-    buffer[:, :, : x.shape[1]].copy_(x.transpose(1, 2))
+    """Transpose x `(B, L, c)` into the front of buffer `(B, c, N)`, whose tail holds zeros already.
+
+    Reading across the channels left out is what a transposition waits for: on a CPU a block is first pulled together.
+    """
+    compact = x.contiguous() if x.device.type == "cpu" else x
+    buffer[:, :, : x.shape[1]].copy_(compact.transpose(1, 2))
     return buffer
 
 
@@ -70,18 +87,13 @@ def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
-    dtype = compute_dtype(u, kernel)
     with torch.autocast(u.device.type, enabled=False):
-        blocks = _blocks(u, n, dtype)
-        width = blocks[0].stop if blocks else 0
-        rows = torch.zeros(batch, width, n, dtype=dtype, device=u.device)
-        circle = torch.empty(width, n, dtype=dtype, device=u.device)
-        for c in blocks:
-            width = c.stop - c.start
-            taps = _place_taps(circle[:width], kernel[c], kernel_back[c], None if skip is None else skip[c])
-            spectrum = torch.fft.rfft(_as_rows(rows[:, :width], u[:, :, c]))
-            spectrum *= torch.fft.rfft(taps)
-            y[:, :, c] = torch.fft.irfft(spectrum, n=n)[:, :, :length].transpose(1, 2)
+        for c, rows in _blocks(u, batch + 1, n, compute_dtype(u, kernel)):
+            _as_rows(rows[:batch], u[:, :, c])
+            _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
+            spectrum = torch.fft.rfft(rows)
+            product = spectrum[:batch].mul_(spectrum[batch])
+            y[:, :, c] = torch.fft.irfft(product, n=n)[:, :, :length].transpose(1, 2)
     return y
 
 
@@ -98,6 +110,7 @@ def convolve_backward(
 
     The gradient of u is the convolution of `grad` with the mirrored kernel, that of the kernel the correlation of
     `grad` and u, summed over the batch before its one inverse transform. The skip's gradient is lag 0 of the kernel's.
+    A block makes one transform each way, of all its rows: grad, u and the kernel; then both gradients.
     """
     batch, length = u.shape[:2]
     d_u, d_kernel, d_back = empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
@@ -107,26 +120,29 @@ def convolve_backward(
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     taps, taps_back = kernel.shape[1], kernel_back.shape[1]
     n = fft_length(length, taps, taps_back)
-    dtype = compute_dtype(u, kernel)
+    of_u = slice(batch, 2 * batch) if kernel_grad else slice(batch, batch)
     with torch.autocast(u.device.type, enabled=False):
-        blocks = _blocks(u, n, dtype)
-        width = blocks[0].stop if blocks else 0
-        rows = torch.zeros(batch, width, n, dtype=dtype, device=u.device)
-        circle = torch.empty(width, n, dtype=dtype, device=u.device)
-        for c in blocks:
-            width = c.stop - c.start
-            spectrum = torch.fft.rfft(_as_rows(rows[:, :width], grad[:, :, c]))
+        for c, rows in _blocks(u, of_u.stop + int(input_grad), n, compute_dtype(u, kernel)):
+            _as_rows(rows[:batch], grad[:, :, c])
             if kernel_grad:
-                product = torch.fft.rfft(_as_rows(rows[:, :width], u[:, :, c])).conj_physical_()
-                product *= spectrum
-                lags = torch.fft.irfft(product.sum(0), n=n)
-                d_kernel[c, :taps] = lags[:, :taps]
-                if taps_back:
-                    d_back[c, :taps_back] = lags[:, n - taps_back :].flip(1)
+                _as_rows(rows[of_u], u[:, :, c])
             if input_grad:
-                mirrored = _place_mirrored(circle[:width], kernel[c], kernel_back[c], None if skip is None else skip[c])
-                spectrum *= torch.fft.rfft(mirrored)
-                d_u[:, :, c] = torch.fft.irfft(spectrum, n=n)[:, :, :length].transpose(1, 2)
+                _place_mirrored(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
+            spectrum = torch.fft.rfft(rows)
+            if kernel_grad:
+                product = spectrum[of_u].conj_physical_().mul_(spectrum[:batch])
+                if batch > 1:
+                    product[0] = product.sum(0)
+            if input_grad:
+                spectrum[:batch].mul_(spectrum[-1])
+            wanted = spectrum[0 if input_grad else batch : batch + int(kernel_grad)]
+            back = torch.fft.irfft(wanted, n=n)
+            if input_grad:
+                d_u[:, :, c] = back[:batch, :, :length].transpose(1, 2)
+            if kernel_grad:
+                d_kernel[c, :taps] = back[-1, :, :taps]
+                if taps_back:
+                    d_back[c, :taps_back] = back[-1, :, n - taps_back :].flip(1)
     return d_u, d_kernel, d_back
 
 

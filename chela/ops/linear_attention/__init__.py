@@ -11,9 +11,11 @@ from chela.ops.backend import Backend, choose, register
 from chela.ops.linear_attention.chunked import linear_attention_chunked
 from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype, linear_attention_step
 from chela.ops.linear_attention.reference import linear_attention_reference
+from chela.ops.linear_attention.triton_backend import MAX_WIDTH, linear_attention_triton, why_not
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
 
+register("linear_attention", Backend("triton", linear_attention_triton, auto_on=("cuda",), why_not=why_not))
 register("linear_attention", Backend("chunked", linear_attention_chunked, auto_on=("*",)))
 register("linear_attention", Backend("reference", linear_attention_reference))
 
@@ -121,6 +123,8 @@ def linear_attention(
     _check_options(causal, log_decay, log_decay_back, initial_state, return_state, chunk_size)
     log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
     _check_state(q, v, initial_state)
+    if backend == "auto" and (q.dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH):
+        backend = "chunked"  # the one that takes any dtype and width
     run = choose("linear_attention", backend, q.device).run
     with torch.autocast(q.device.type, enabled=False):  # sums are float32 whatever the dtype of the inputs
         out, state = run(

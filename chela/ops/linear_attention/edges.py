@@ -95,33 +95,26 @@ def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device
     return Edges(scan, sums, enter[..., None], leave[..., None])
 
 
-def edge_gradient(lower: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
-    """Return the gradient of each edge's log decay, `(n, B, H, C)`: all that flows over that edge.
+def edge_gradient(inside: Tensor, entering: Tensor, leaving: Tensor, through: Tensor) -> Tensor:
+    """Return the gradient of each edge's log decay, `(…, C)`: all that flows over that edge.
 
     Every term is a sum of flows that do cross the edge; none is the difference of two large sums, so that the gradient
-    keeps its digits when a strong decay makes it small.
+    keeps its digits when a strong decay makes it small. It is told for edges that are crossed rightward; for the other
+    direction exchange ``entering`` and ``leaving``.
 
     Args:
-        lower: `(n, B, H, C, C)`, the flow from token j to token i, j < i, else zero (the diagonal crosses no edge).
-        row: `(n, B, H, C)`, what comes to token i from before the chunk.
-        column: `(n, B, H, C)`, what leaves token j for after the chunk.
-        across: `(n, B, H)`, what comes from before the chunk and leaves it again.
+        inside: `(…, C)`, what crosses each edge between two tokens of the chunk.
+        entering: `(…, C)`, what each token exchanges with tokens left of the chunk.
+        leaving: `(…, C)`, what each token exchanges with tokens right of it.
+        through: `(…)`, what passes over the whole chunk.
     """
-    C = lower.shape[-1]
-    before = torch.ones(C, C, dtype=lower.dtype, device=lower.device).triu_(1)
-    inside = (lower @ before).tril_().sum(-2)
-    reaching = row.flip(-1).cumsum(-1).flip(-1)
-    left = torch.nn.functional.pad(column[..., :-1].cumsum(-1), (1, 0))
-    return inside + reaching + left + across[..., None]
+    reaching = entering.flip(-1).cumsum(-1).flip(-1)
+    left = torch.nn.functional.pad(leaving[..., :-1].cumsum(-1), (1, 0))
+    return inside + reaching + left + through[..., None]
 
 
-def edge_gradient_back(upper: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
-    """Return the same for the other direction, in which token i hears from tokens j > i.
-
-    Args:
-        upper: `(n, B, H, C, C)`, the flow from token j to token i, j > i, zero elsewhere.
-        row: `(n, B, H, C)`, what comes to token i from after the chunk.
-        column: `(n, B, H, C)`, what leaves token j for before the chunk.
-        across: `(n, B, H)`, what passes over the whole chunk.
-    """
-    return edge_gradient(upper.transpose(-1, -2), column, row, across)
+def crossing(flow: Tensor) -> Tensor:
+    """Return what crosses each edge, `(…, C)`, of the flow from token j to token i > j, `(…, C, C)`, zero elsewhere."""
+    C = flow.shape[-1]
+    before = torch.ones(C, C, dtype=flow.dtype, device=flow.device).triu_(1)
+    return (flow @ before).tril_().sum(-2)

@@ -1,4 +1,4 @@
-"""Bidirectional linear attention without decay: every token sees the same state, so it is two matrix products.
+"""Bidirectional linear attention without decay: two matrix products.
 
 Each batch row is read where it lies, as `(H, T, ·)` slices of `(B, L, H, ·)`, T tokens at a time, so that what a product
 writes is still in the cache when it is divided and copied to its place.
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention.recurrent import accumulation_dtype
+from chela.ops.linear_attention.op import Gradients, Problem
 from chela.ops.linear_attention.segments import Workspace
 
 # Elements of a slice: 1 MiB of float32.
@@ -21,11 +21,11 @@ SLICE_ELEMENTS = 2**18
 class Slices:
     """The slices of one batch row."""
 
-    def __init__(self, q: Tensor, E: int, mask: Tensor | None, dtype: torch.dtype) -> None:
-        _, self.L, self.H, self.D = q.shape
-        self.absent = None if mask is None else ~mask
-        self.T = max(1, SLICE_ELEMENTS // (self.H * max(self.D, E)))
-        self.buffer = Workspace(dtype, q.device)
+    def __init__(self, p: Problem) -> None:
+        _, self.L, H, D = p.q.shape
+        self.absent = None if p.mask is None else ~p.mask
+        self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
+        self.buffer = Workspace(p.sum_dtype, p.q.device)
         self.b, self.tokens = 0, slice(0)
 
     def __call__(self, b: int) -> Iterator[None]:
@@ -54,72 +54,60 @@ class Slices:
         x[self.b, self.tokens] = y.transpose(0, 1)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the output, the normaliser, nothing, and the state `(1, 1, B, H, D, E + normalize)`."""
-    B, L, H, D = q.shape
-    E = v.shape[-1]
-    dtype = accumulation_dtype(v.dtype)
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    total = torch.empty((B, L, H) if normalize else (0,), dtype=dtype, device=v.device)
-    saved = torch.zeros(1, 1, B, H, D, E + normalize, dtype=dtype, device=v.device)
-    x = Slices(q, E, mask, dtype)
+def saved_shape(p: Problem) -> tuple[int, ...]:
+    """Return the shape of the state, all that the backward pass needs beside the inputs."""
+    return p.state_shape
+
+
+def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the output, the normaliser, nothing, and the state."""
+    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    out, total, nothing = p.new_outputs()
+    saved = p.new(*saved_shape(p))
+    x = Slices(p)
     for b in range(B):
-        S, z = torch.zeros(H, D, E, dtype=dtype, device=v.device), saved[0, 0, b, ..., E:]
+        S, z = saved.new_zeros(H, D, E), saved.new_zeros(H, D, int(p.normalize))
         for _ in x(b):
-            k_ = x.read("k", k)
-            S.baddbmm_(k_.mT, x.read("v", v))
-            if normalize:
+            k_ = x.read("k", p.k)
+            S.baddbmm_(k_.mT, x.read("v", p.v))
+            if p.normalize:
                 z += k_.sum(1)[..., None]
-        saved[0, 0, b, ..., :E] = S
+        torch.cat([S, z], -1, out=saved[b])
         for _ in x(b):
-            q_ = x.read("q", q)
+            q_ = x.read("q", p.q)
             o = x.product(q_, S)
-            if normalize:
+            if p.normalize:
                 t = q_ @ z
-                x.write(t, total[..., None])
-                o /= t + eps
+                x.write(t, total.mT[..., None])
+                o /= t + p.eps
             x.write(o, out)
-    return out, total, saved.new_empty(0), saved
+    return out, total, nothing, saved
 
 
-def backward(
-    d_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    total: Tensor,
-    saved: Tensor,
-    normalize: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tensor) -> Gradients:
     """Return the gradients of q, k and v; nothing for decays and state."""
-    (B, _, H, D), E = q.shape, v.shape[-1]
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    x = Slices(q, E, mask, saved.dtype)
+    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(False)
+    x = Slices(p)
     for b in range(B):
-        S, z = saved[0, 0, b, ..., :E].mT, saved[0, 0, b, ..., E:].mT
+        S, z = saved[b, ..., :E].mT, saved[b, ..., E:].mT
         dS, dz = saved.new_zeros(H, D, E), saved.new_zeros(H, 1, D)
         for _ in x(b):
-            q_, do = x.read("q", q), x.read("do", d_out)
-            if normalize:
-                scale = 1 / (x.read("total", total[..., None]) + eps)
+            q_, do = x.read("q", p.q), x.read("do", d_out)
+            if p.normalize:
+                scale = 1 / (x.read("total", total.mT[..., None]) + p.eps)
                 d_total = (do * x.read("out", out)).sum(-1, keepdim=True).mul_(scale).neg_()
                 do = torch.mul(do, scale, out=x.buffer("scaled", *do.shape))
                 dz += d_total.mT @ q_
             dS.baddbmm_(q_.mT, do)
             dq_ = x.product(do, S)
-            if normalize:
+            if p.normalize:
                 dq_ += d_total * z
             x.write(dq_, dq)
         for _ in x(b):
-            dk_ = x.product(x.read("v", v), dS.mT)
-            if normalize:
+            dk_ = x.product(x.read("v", p.v), dS.mT)
+            if p.normalize:
                 dk_ += dz
             x.write(dk_, dk)
-            x.write(x.product(x.read("k", k), dS), dv)
-    nothing = saved.new_empty(0)
-    return dq, dk, dv, nothing, nothing.clone(), nothing.clone()
+            x.write(x.product(x.read("k", p.k), dS), dv)
+    return dq, dk, dv, d_decay, d_back, d_state

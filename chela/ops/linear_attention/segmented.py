@@ -1,45 +1,18 @@
 """The chunked algorithm, segment by segment: causal of any decay, and bidirectional with decay.
 
-Shapes: n chunks of C tokens, `(n, B, H, C, ·)`; states `(n + 1, B, H, D, E)`, one per chunk border. A state that runs left
-to right is a prefix, one that runs right to left a suffix. `a` are the edges a prefix of k vᵀ crosses, `z` those that a
-suffix of k vᵀ crosses; gradients run the other way over the same edges.
+Shapes: n chunks of C tokens, `(n, B, H, C, ·)`; states `(n + 1, B, H, D, E)`, one per chunk border. A state that
+runs left to right is a prefix, one that runs right to left a suffix. `a` are the edges that a prefix of k vᵀ crosses,
+`z` those that a suffix of k vᵀ crosses; gradients run the other way over the same edges.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention.edges import Edges, edge_gradient, edge_gradient_back, edges
-from chela.ops.linear_attention.recurrent import accumulation_dtype
+from chela.ops.linear_attention.edges import Edges, crossing, edge_gradient, edges
+from chela.ops.linear_attention.op import Gradients, Problem
 from chela.ops.linear_attention.segments import Segment, Workspace, chunks_per_segment, segments
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call's tensors `(B, L, H, ·)` and options.
-
-    Attributes:
-        ones: Whether v has a further column of ones, whose sums are the normaliser and z.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    log_decay: Tensor | None
-    log_decay_back: Tensor | None
-    mask: Tensor | None
-    causal: bool
-    normalize: bool
-    ones: bool
-    eps: float
-    chunk: int
-
-    def blocks(self) -> list[list[Segment]]:
-        """Return blocks of batch rows, each a list of segments along the sequence."""
-        return segments(self.q, self.v.shape[-1], self.chunk, self.mask)
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -56,9 +29,9 @@ def accumulate(a: Tensor, b: Tensor, to: Tensor) -> None:
 class Walk:
     """The buffers and the loaded tensors of the segment at hand."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype) -> None:
+    def __init__(self, problem: Problem) -> None:
         self.p = problem
-        self.buffer = Workspace(dtype, problem.q.device)
+        self.buffer = Workspace(problem.sum_dtype, problem.q.device)
 
     def enter(self, s: Segment) -> None:
         """Go to a segment: load q, k and v, and take its edges."""
@@ -102,19 +75,20 @@ def intra(a: Edges, z: Edges | None, C: int) -> Tensor:
     return M if z is None else M + z.within(C).tril(-1).mT
 
 
+def saved_shape(p: Problem) -> tuple[int, ...]:
+    """Return the shape of the states at segment borders: from the left and, when bidirectional, from the right."""
+    _, L, H, D = p.q.shape
+    tokens = chunks_per_segment(H, D, p.v.shape[-1], p.chunk) * p.chunk
+    return (1 if p.causal else 2, (L + tokens - 1) // tokens, *p.state_shape)
+
+
 def forward(p: Problem, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the output, the normaliser, the last state and the states at segment borders."""
-    B, L, H, D = p.q.shape
     E = p.v.shape[-1]
-    dtype, device = accumulation_dtype(p.v.dtype), p.v.device
-    out = torch.empty_like(p.v, memory_format=torch.contiguous_format)
-    total = torch.empty((B, L, H) if p.normalize else (0,), dtype=dtype, device=device)
-    shape = (B, H, D, E + p.ones)
-    borders = -(-L // (chunks_per_segment(H, D, E, p.chunk) * p.chunk))
-    saved = torch.empty((1 if p.causal else 2, borders, *shape), dtype=dtype, device=device)
-    end = torch.empty(shape if p.causal else (0,), dtype=dtype, device=device)
-    walk = Walk(p, dtype)
-    for block in p.blocks():
+    out, total, end = p.new_outputs()
+    saved = p.new(*saved_shape(p))
+    walk = Walk(p)
+    for block in segments(p.q, p.v.shape[-1], p.chunk, p.mask):
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
         if not p.causal:
@@ -125,13 +99,13 @@ def forward(p: Problem, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, T
                 carry = walk.suffix("after", z.entering(walk.k), walk.v, z, carry)[0].clone()
             carry = carry.zero_()
         if state is not None:
-            carry = state[rows].to(dtype)
+            carry = state[rows].to(saved.dtype)
         for s in block:
             saved[0, s.index, rows] = carry
             walk.enter(s)
             o, carry = _segment_output(walk, carry, None if p.causal else saved[1, s.index, rows])
             if p.normalize:
-                s.store(o[..., E:], total[..., None])
+                s.store(o[..., E:], total.mT[..., None])
                 o[..., :E] /= o[..., E:] + p.eps
             s.store(o[..., :E], out)
         if p.causal:
@@ -158,8 +132,8 @@ def _segment_output(w: Walk, left: Tensor, right: Tensor | None) -> tuple[Tensor
 class BackwardWalk(Walk):
     """A walk that also holds the gradient of the sums, before division, of the segment at hand."""
 
-    def __init__(self, problem: Problem, dtype: torch.dtype, d_out: Tensor, out: Tensor, total: Tensor) -> None:
-        super().__init__(problem, dtype)
+    def __init__(self, problem: Problem, d_out: Tensor, out: Tensor, total: Tensor) -> None:
+        super().__init__(problem)
         self.d_out, self.out, self.total = d_out, out, total
 
     def enter(self, s: Segment) -> None:
@@ -170,24 +144,19 @@ class BackwardWalk(Walk):
         if p.normalize:
             dot = self.load("o", self.out).mul_(self.do[..., :-1]).sum(-1, keepdim=True)
             self.do[..., -1:] = dot.neg_()
-            self.do /= self.load("total", self.total[..., None]) + p.eps
+            self.do /= self.load("total", self.total.mT[..., None]) + p.eps
         elif p.ones:
             self.do[..., -1] = 0
 
 
 def backward(
     p: Problem, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, saved: Tensor, decay_grad: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Return the gradients of q, k, v, log_decay, log_decay_back and the initial state; empty where there is none."""
-    dtype, E = saved.dtype, p.v.shape[-1]
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (p.q, p.k, p.v))
-    decays = [
-        saved.new_empty(0) if x is None or not decay_grad else torch.zeros_like(x)
-        for x in (p.log_decay, p.log_decay_back)
-    ]
-    d_state = torch.empty_like(saved[0, 0]) if p.causal else saved.new_empty(0)
-    walk = BackwardWalk(p, dtype, d_out, out, total)
-    for block in p.blocks():
+    E = p.v.shape[-1]
+    dq, dk, dv, *decays, d_state = p.new_gradients(decay_grad)
+    walk = BackwardWalk(p, d_out, out, total)
+    for block in segments(p.q, p.v.shape[-1], p.chunk, p.mask):
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
         lefts: list[Tensor] = []
@@ -200,7 +169,7 @@ def backward(
                 carry = walk.prefix("d_before", z.leaving(walk.q), walk.do, z, carry)[-1].clone()
             carry = torch.zeros_like(carry)
         if d_end is not None:
-            carry = d_end[rows].to(dtype)
+            carry = d_end[rows].to(saved.dtype)
         for s in reversed(block):
             walk.enter(s)
             right = None if p.causal else (saved[1, s.index, rows], lefts[s.index])
@@ -254,7 +223,7 @@ def _segment_gradient(
     dk += dk_a
     if flow is not None and decays is not None:
         through = a.across((before[:-1] * d_after[1:]).sum((-1, -2)))
-        g = edge_gradient(flow.tril(-1), (w.q * dq_a).sum(-1), (w.k * dk_a).sum(-1), through)
+        g = edge_gradient(crossing(flow.tril(-1)), (w.q * dq_a).sum(-1), (w.k * dk_a).sum(-1), through)
         add_edge_gradient(w.s, g, decays[0])
     if z is None or right is None:
         return d_after[0]
@@ -269,7 +238,7 @@ def _segment_gradient(
     dk += dk_z
     if flow is not None and decays is not None:
         through = z.across((after[1:] * d_before[:-1]).sum((-1, -2)))
-        g = edge_gradient_back(flow.triu(1), (w.q * dq_z).sum(-1), (w.k * dk_z).sum(-1), through)
+        g = edge_gradient(crossing(flow.triu(1).mT), (w.k * dk_z).sum(-1), (w.q * dq_z).sum(-1), through)
         add_edge_gradient(w.s, g, decays[1])
     return d_after[0]
 

@@ -20,7 +20,7 @@ CHUNK = 64
 
 
 class Workspace:
-    """Named buffers of one call, allocated once and used by every segment: fresh memory costs a page fault per 4 KiB."""
+    """Named buffers of one call, allocated once for all segments: fresh memory costs a page fault per 4 KiB."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
@@ -61,7 +61,7 @@ class Segment:
     absent: Tensor | None
 
     def load(self, x: Tensor, into: Tensor) -> Tensor:
-        """Copy x `(B, L, H, ·)` to ``into`` `(n, B, H, C, ·)`, zero where absent; a further column is filled with ones."""
+        """Copy x `(B, L, H, ·)` to ``into`` `(n, B, H, C, ·)`, zero where absent; a further column is set to one."""
         part = x[self.rows, self.tokens]
         B, T, H, width = part.shape
         body, whole = into[..., :width], T // self.C

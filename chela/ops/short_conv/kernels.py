@@ -36,7 +36,7 @@ def _convolved(
     total = tl.full((BLOCK_L, BLOCK_C), 0.0, dtype)
     if HAS_BIAS:
         total += tl.load(bias_ptr + channels, mask=channels < C, other=0.0).to(dtype)[None, :]
-    for j in tl.static_range(K):
+    for j in range(K):
         tap = K - 1 - j if FLIP else j
         weight = tl.load(weight_ptr + channels * K + tap, mask=channels < C, other=0.0).to(dtype)
         total += weight[None, :] * _load_rows(x_ptr, batch, rows + (j - LEFT), channels, L, C, dtype)
@@ -84,7 +84,7 @@ def short_conv_backward_kernel(
         inside = (rows < L)[:, None] & (channels < C)[None, :]
         tl.store(d_sum_ptr + offsets, d_sum, mask=inside)
     part_ptr = partial_ptr + tl.program_id(0).to(tl.int64) * (K + 1) * C + channels
-    for j in tl.static_range(K):
+    for j in range(K):
         x = _load_rows(x_ptr, batch, rows + (j - LEFT), channels, L, C, dtype)
         tl.store(part_ptr + j * C, tl.sum(d_sum * x, axis=0), mask=channels < C)
     tl.store(part_ptr + K * C, tl.sum(d_sum, axis=0), mask=channels < C)

@@ -1,0 +1,47 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chela.training.module import LitClassifier
+from tests.training.launches import TINY, launch, left_by, only_run
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data folder for all tests, filled on first use."""
+    return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def tiny(data: str, tmp_path: Path) -> tuple[str, ...]:
+    """The words of a tiny run in a folder of its own."""
+    return (*TINY, f"data.dir={data}", f"runs={tmp_path / 'runs'}")
+
+
+@pytest.fixture(scope="session")
+def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a run leaves that was never stopped."""
+    runs = tmp_path_factory.mktemp("straight")
+    ended = launch(*TINY, f"data.dir={data}", f"runs={runs}")
+    assert ended.status == 0, ended.err
+    return left_by(only_run(runs))
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Call something while a step (from 1) is taken, once."""
+
+    def arrange(step: int, action: Callable[[], None]) -> None:
+        plain = LitClassifier.training_step
+        todo = [action]
+
+        def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+            if self.global_step + 1 == step and todo:
+                todo.pop()()
+            return plain(self, batch, batch_idx)
+
+        monkeypatch.setattr(LitClassifier, "training_step", training_step)
+
+    return arrange

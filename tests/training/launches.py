@@ -1,0 +1,175 @@
+"""Launches of tiny runs, in this process or in one that may be killed, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from chela.cli import main
+from chela.train import train
+
+# 48 records in batches of 8: an epoch is 6 steps; validations at steps 2, 7 and 12, checkpoints at 4, 8 and 12
+TINY = (
+    "task=listops",
+    "preset=tiny",
+    "task.train=48",
+    "task.validation=30",
+    "task.test=40",
+    "model.norm=batch",
+    "model.dropout=0.1",
+    "trainer.max_steps=12",
+    "trainer.batch_size=8",
+    "trainer.eval_batch_size=16",
+    "trainer.val_every=5",
+    "trainer.checkpoint_every=4",
+    "trainer.threads=1",
+    "trainer.progress=none",
+    "tensorboard=false",
+    "allocator=false",
+)
+EPOCH = 6
+VALIDATION = 7
+LAST = 12
+
+
+@dataclass
+class Ended:
+    """What a launch printed and how it ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+def launch(*words: str) -> Ended:
+    """Call the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(train, "", list(words))
+    return Ended(status, out.getvalue(), err.getvalue())
+
+
+# ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["chela.training.fit", "tensorflow_datasets", "tests.training.launches"])
+
+
+def fork(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
+    """Start a launch in a process of its own; it prints to ``log`` and calls ``prepare(*given)`` first."""
+    process = _FORKS.Process(target=_forked, args=(words, log, prepare, given))
+    process.start()
+    return process
+
+
+def _forked(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    with open(log, "w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        if prepare is not None:
+            prepare(*given)
+        status = main(train, "", list(words))
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def die_at(point: int) -> None:
+    """Kill this process at the given one of all points at which it is about to change, or has just changed, a file."""
+    from chela.training import checkpoint, metrics
+    from chela.training.module import LitClassifier
+
+    left = point
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(function: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            tick()
+            result = function(*arguments, **options)
+            tick()
+            return result
+
+        return wrapped
+
+    class Halves(io.FileIO):
+        def write(self, data: Any) -> int:
+            half = len(data) // 2
+            super().write(data[:half])
+            tick()
+            return half + (super().write(data[half:]) or 0)
+
+    os.fsync = around(os.fsync)
+    os.replace = around(os.replace)
+    metrics.append = around(metrics.append)
+    LitClassifier.test_step = around(LitClassifier.test_step)  # type: ignore[method-assign]
+    checkpoint.open = lambda path, mode: Halves(path, mode)  # type: ignore[attr-defined]
+
+
+# ---- what a run leaves behind --------------------------------------------------------------------------------------
+
+_CLOCK = {"wall_seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes", "processes", "seconds"}
+
+
+def only_run(runs: Path) -> Path:
+    """The one run under a folder."""
+    (config,) = runs.rglob("config.yaml")
+    return config.parent
+
+
+def metrics_of(run: Path) -> list[dict[str, str]]:
+    """The lines of ``metrics.csv``, without what a clock says."""
+    head, *lines = (run / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
+    return [{key: value for key, value in row.items() if key not in _CLOCK} for row in rows]
+
+
+def left_by(run: Path) -> dict[str, Any]:
+    """Everything that a finished run leaves, without what a clock says."""
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    last = {key: value for key, value in last.items() if key not in _CLOCK}
+    last["parts"] = {"watch": last["parts"]["watch"], "tokens": last["parts"]["metrics"]["tokens"]}
+    result = json.loads((run / "result.json").read_text())
+    result = {key: value for key, value in result.items() if key not in _CLOCK}
+    return {"last": last, "best": best, "result": result, "metrics": metrics_of(run)}
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """Compare to the last bit, naming the place of the first difference."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict) and found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), f"{where}: {len(found)} against {len(expected)}"
+        for i, value in enumerate(expected):
+            assert_equal(found[i], value, f"{where}[{i}]")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, f"{where}: {found!r} against {expected!r}"

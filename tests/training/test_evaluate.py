@@ -1,0 +1,69 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from chela.evaluate import main as evaluate
+from chela.training.run import RunFolder
+from tests.training.launches import TINY, launch, metrics_of, only_run
+
+
+@pytest.fixture(scope="module", params=["32-true", "64-true"])
+def done(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    runs = tmp_path_factory.mktemp("done")
+    words = (*TINY, f"data.dir={data}", f"runs={runs}", "optimizer.lr=1e-2", f"trainer.precision={request.param}")
+    assert launch(*words).status == 0
+    return RunFolder(only_run(runs))
+
+
+def score(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[float, int, float]:
+    assert evaluate(list(words)) == 0
+    found = re.search(r"accuracy (\S+) of (\d+), loss (\S+), by", capsys.readouterr().out)
+    assert found is not None
+    return float(found[1]), int(found[2]), float(found[3])
+
+
+def test_the_test_number_again_to_the_last_digit(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(done.result.read_text())
+    assert score(capsys, f"run={done.path}") == (result["test_accuracy"], 40, result["test_loss"])
+
+
+def test_the_validation_of_the_last_and_of_the_best_weights(
+    done: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {int(row["step"]): row for row in metrics_of(done.path) if row["split"] == "validation"}
+    result = json.loads(done.result.read_text())
+    for which, step in (("last", 12), ("best", result["best_step"])):
+        accuracy, _, loss = score(capsys, f"run={done.path}", f"checkpoint={which}", "split=validation")
+        assert (repr(accuracy), repr(loss)) == (rows[step]["accuracy"], rows[step]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
+        (["split=train"], "split: expected one of test, validation"),
+        (["nonsense"], "expected run=FOLDER, checkpoint=best|last"),
+        (["x=1"], "expected run=FOLDER"),
+        (["split=test"], "expected run=FOLDER, the folder that a training run printed"),
+        (["run=no/such"], "run: expected the folder of a run, got 'no/such': there is no such folder"),
+        (["run=."], "it holds no config.yaml"),
+        (["run=" + "x" * 5000], "File name too long"),
+    ],
+)
+def test_bad_words(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(words) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+
+
+def test_a_run_without_its_best_weights(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(done.path, tmp_path / "run")
+    RunFolder(tmp_path / "run").best.unlink()
+    assert evaluate([f"run={tmp_path / 'run'}"]) == 2
+    assert "best.ckpt, there is none" in capsys.readouterr().err

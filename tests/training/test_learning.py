@@ -1,0 +1,125 @@
+"""What a run says when it does not learn, or learns nonsense."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chela.training.metrics import ChanceWatch
+from chela.training.module import LitClassifier
+from chela.training.run import RunFolder
+from tests.training.launches import launch, metrics_of, only_run
+
+STUCK = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12", "optimizer.warmup_steps=2", "model.norm=layer")
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
+    """Make something no finite number while a step (from 1) is taken."""
+    plain = LitClassifier.training_step
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+        out = plain(self, batch, batch_idx)
+        if self.global_step + 1 == step:
+            if what == "loss":
+                out["loss"] = out["loss"] * float("nan")
+                self._loss = out["loss"].detach()
+            else:
+                bias = self.model.head.out.bias
+                assert isinstance(bias, torch.Tensor)
+                bias.register_hook(lambda grad: grad * float("inf"))
+        return out
+
+    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+
+
+@pytest.mark.parametrize(("what", "named"), [("loss", "the loss"), ("gradient", "the gradient of head.out.bias")])
+def test_the_first_number_that_is_not_finite_ends_the_run(
+    what: str, named: str, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 6, what)
+    ended = launch(*tiny)
+    run = RunFolder(only_run(tmp_path))
+    assert ended.status == 3
+    assert ended.error.startswith(f"step 6: expected finite numbers, {named} is not. Usual causes: a learning rate")
+    assert ended.error.endswith(f"Last good checkpoint: {run.last}")
+    state = run.load_last(run.path.name[-8:], lambda _: None)
+    assert state is not None and state["step"] == 4
+    assert max(int(row["step"]) for row in metrics_of(run.path)) == 5
+
+
+def test_before_the_first_checkpoint(tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, 1, "loss")
+    ended = launch(*tiny)
+    assert ended.status == 3 and ended.error.endswith("Last good checkpoint: none yet")
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Finite gradients can still throw the weights over: seen before they reach the disk."""
+    plain = LitClassifier.on_train_batch_start
+
+    def on_train_batch_start(self: LitClassifier, batch: Any, batch_idx: int) -> None:
+        plain(self, batch, batch_idx)
+        if self.global_step + 1 == 8:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = float("inf")
+
+    monkeypatch.setattr(LitClassifier, "on_train_batch_start", on_train_batch_start)
+    ended = launch(*tiny)
+    assert ended.status == 3 and "step 8: expected finite numbers, " in ended.error
+    run = RunFolder(only_run(tmp_path))
+    state = run.load_last(run.path.name[-8:], lambda _: None)
+    assert state is not None and state["step"] == 4
+
+
+def test_a_validation_loss_that_is_not_finite(
+    tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validation_step(self: LitClassifier, batch: Any, batch_idx: int) -> None:
+        assert self.sums is not None
+        self.sums += float("nan")
+
+    monkeypatch.setattr(LitClassifier, "validation_step", validation_step)
+    ended = launch(*tiny)
+    assert ended.status == 3 and "step 2: expected finite numbers, the validation loss is not" in ended.error
+
+
+def test_a_run_that_stays_at_chance_is_warned_of_once(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    ended = launch(*tiny, *STUCK, "trainer.chance_steps=3")
+    assert ended.status == 0
+    assert ended.out.count("warning: after the warm-up and 3 steps the training accuracy is") == 1
+    assert "Usual causes: a learning rate too high or too low" in ended.out
+    assert json.loads((only_run(tmp_path) / "result.json").read_text())["learned"] is False
+
+
+def test_the_warning_comes_once_over_all_launches(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    said = 0
+    for _ in range(12):
+        said += launch(*tiny, *STUCK, "trainer.chance_steps=3", "trainer.max_time=0s", "resume=auto").out.count(
+            "warning:"
+        )
+    assert said == 1
+
+
+class Counts:
+    correct, count = 0, 0
+
+
+@pytest.mark.parametrize(
+    ("correct", "learned"), [(0.100, False), (0.109, False), (0.112, True), (0.5, True), (0.0, False)]
+)
+def test_learned_is_more_than_a_point_above_the_majority(correct: float, learned: bool) -> None:
+    watch = ChanceWatch(Counts(), majority=0.1, say=lambda _: None)  # type: ignore[arg-type]
+    watch.count, watch.correct, watch.steps = 100_000, round(100_000 * correct), 500
+    watch._judge(500)
+    assert watch.learned is learned and watch.warned is not learned
+
+
+def test_a_short_window_must_show_more_than_luck() -> None:
+    watch = ChanceWatch(Counts(), majority=0.1, say=lambda _: None)  # type: ignore[arg-type]
+    watch.count, watch.correct, watch.steps = 100, 15, 2  # five points above, and 1.7 standard errors
+    watch._judge(500)
+    assert not watch.learned and not watch.warned  # too early for a warning, too

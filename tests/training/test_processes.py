@@ -1,0 +1,183 @@
+"""Two processes (gloo, CPU) against one with the same global batch."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
+
+# Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole
+# steps: a larger eps keeps it small, so that weights can be compared, and not only losses.
+PAIR = (*TINY, "model.dropout=0", "task.validation=29", "task.test=43", "optimizer.eps=1e-4")
+
+
+def join_group(rank: int, port: int) -> None:
+    """Set what torchrun sets for each of its processes."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="tests",
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(words: tuple[str, ...], folder: Path) -> list[Any]:
+    port = free_port()
+    return [
+        fork((*words, "trainer.devices=2"), folder / f"rank{rank}.log", join_group, rank, port) for rank in range(2)
+    ]
+
+
+def finish(pair: list[Any], folder: Path) -> list[int]:
+    for process in pair:
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+            pytest.fail(f"hangs: {(folder / 'rank0.log').read_text()}\n{(folder / 'rank1.log').read_text()}")
+    return [process.exitcode for process in pair]
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """Every loss, accuracy and weight of two runs within 1e-5; the same lines."""
+    rows, others = metrics_of(run), metrics_of(other)
+    assert [(row["step"], row["split"]) for row in rows] == [(row["step"], row["split"]) for row in others]
+    for row, reference in zip(rows, others, strict=True):
+        assert float(row["loss"]) == pytest.approx(float(reference["loss"]), abs=1e-5), row
+        assert float(row["accuracy"]) == pytest.approx(float(reference["accuracy"]), abs=1e-9), row
+    a, b = left_by(run), left_by(other)
+    for name, value in a["last"]["model"].items():
+        torch.testing.assert_close(value, b["last"]["model"][name], rtol=0, atol=1e-5)
+    for key in ("test_accuracy", "test_count", "best_step", "majority_accuracy"):
+        assert a["result"][key] == b["result"][key]
+    assert a["result"]["test_loss"] == pytest.approx(b["result"]["test_loss"], abs=1e-5)
+    assert a["last"]["parts"]["tokens"] == b["last"]["parts"]["tokens"]
+
+
+@pytest.fixture(scope="module")
+def alone(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    runs = tmp_path_factory.mktemp("alone")
+    ended = launch(*PAIR, f"data.dir={data}", f"runs={runs}")
+    assert ended.status == 0, ended.err
+    return only_run(runs)
+
+
+@pytest.fixture(scope="module")
+def pair(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes."""
+    runs = tmp_path_factory.mktemp("pair")
+    assert finish(start((*PAIR, f"data.dir={data}", f"runs={runs}"), runs), runs) == [0, 0], logs(runs)
+    return only_run(runs)
+
+
+def logs(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted(folder.glob("rank*.log")))
+
+
+def test_two_processes_are_one(alone: Path, pair: Path) -> None:
+    assert_close(pair, alone)
+    assert (pair.parents[1] / "rank1.log").read_text() == ""  # the first one alone speaks
+    assert left_by(pair)["result"]["test_count"] == 43
+
+
+def test_a_signal_to_one_stops_both_and_both_go_on(data: str, pair: Path, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto")
+    both = start(words, tmp_path)
+    wait_for_steps(tmp_path, 2)
+    os.kill(both[1].pid, signal.SIGTERM)
+    assert finish(both, tmp_path) == [128 + signal.SIGTERM, 0], logs(tmp_path)
+    assert "stopped (SIGTERM) at step" in (tmp_path / "rank0.log").read_text()
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    assert_equal(left_by(only_run(tmp_path)), left_by(pair))
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        files = list(folder.rglob("metrics.csv"))
+        if files and len(files[0].read_text().splitlines()) > steps:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"no steps: {logs(folder)}")
+
+
+def test_a_launcher_with_another_number_of_processes(data: str, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}")
+    process = fork(words, tmp_path / "rank0.log", join_group, 0, free_port())
+    process.join(60)
+    assert process.exitcode == 2
+    assert "expected trainer.devices x trainer.num_nodes = 2, the processes that torchrun started" in logs(tmp_path)
+
+
+@pytest.mark.slow
+def test_both_killed_at_random_moments(data: str, pair: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto", "trainer.checkpoint_every=1")
+    for _ in range(8):
+        both = start(words, tmp_path)
+        time.sleep(draw.uniform(0.3, 3.0))
+        for process in both:
+            process.kill()
+            process.join()
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    assert_equal(left_by(only_run(tmp_path)), left_by(pair))
+
+
+def command(launcher: list[str], words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*launcher, "-m", "chela.train", *words, "trainer.devices=2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [sys.executable],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"],
+    ],
+    ids=["devices", "torchrun"],
+)
+def test_as_a_person_starts_it(launcher: list[str], alone: Path, data: str, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto")
+    stopped = command(launcher, (*words, "trainer.max_time=0s"))
+    assert stopped.returncode == 0 and "at step 1; saved" in stopped.stdout, stopped.stderr
+    done = command(launcher, words)
+    assert done.returncode == 0 and done.stdout.count("test accuracy") == 1, done.stderr
+    assert_close(only_run(tmp_path), alone)
+    again = command(launcher, words)  # a finished run is reported by the first process, and the second waits for nobody
+    assert again.returncode == 0 and again.stdout.count("test accuracy") == 1, again.stderr
+
+
+@pytest.mark.slow
+def test_divergence_ends_all_processes(data: str, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "optimizer.lr=10", "optimizer.clip=0", "model.norm=scale")
+    words = (*words, "optimizer.warmup_steps=0", "optimizer.schedule=constant", "trainer.max_steps=500")
+    both = start(words, tmp_path)
+    assert finish(both, tmp_path) in ([3, 0], [0, 0]), logs(tmp_path)
+    assert "Traceback" not in logs(tmp_path)

@@ -1,0 +1,213 @@
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chela.training import fit as fitting
+from chela.training.module import LitClassifier
+from tests.training.launches import (
+    EPOCH,
+    LAST,
+    TINY,
+    VALIDATION,
+    assert_equal,
+    die_at,
+    fork,
+    launch,
+    left_by,
+    metrics_of,
+    only_run,
+)
+
+AtStep = Callable[[int, Callable[[], None]], None]
+
+
+class Killed(BaseException):
+    """Ends a launch in the middle, with nothing saved."""
+
+
+def kill() -> None:
+    raise Killed
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("step", [1, 3, EPOCH, VALIDATION, LAST])
+def test_stopped_at_a_step(
+    step: int, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, at_step: AtStep
+) -> None:
+    at_step(step, terminate)
+    ended = launch(*tiny)
+    assert ended.status == 128 + signal.SIGTERM and not ended.err
+    run = only_run(tmp_path)
+    assert f"stopped (SIGTERM) at step {step}; saved. To go on: python -m chela.train resume={run}" in ended.out
+    assert not (run / "result.json").exists()
+    assert launch(f"resume={run}").status == 0
+    assert_equal(left_by(run), straight)
+
+
+@pytest.mark.parametrize("step", [2, 5, EPOCH + 1, LAST])
+def test_killed_at_a_step(
+    step: int, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, at_step: AtStep
+) -> None:
+    at_step(step, kill)
+    with pytest.raises(Killed):
+        launch(*tiny)
+    assert len(metrics_of(only_run(tmp_path))) >= step - 1
+    ended = launch(*tiny, "resume=auto")
+    assert ended.status == 0, ended.err
+    assert_equal(left_by(only_run(tmp_path)), straight)
+
+
+def test_slices(tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path) -> None:
+    """A limit that is over at once: every launch takes one step."""
+    for step in range(1, LAST):
+        ended = launch(*tiny, "resume=auto", "trainer.max_time=0s")
+        assert ended.status == 0 and f"stopped (trainer.max_time=0s) at step {step}; saved" in ended.out, ended.err
+    assert launch(*tiny, "resume=auto").status == 0
+    assert_equal(left_by(only_run(tmp_path)), straight)
+
+
+def test_slices_by_the_folder_alone(
+    tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, at_step: AtStep
+) -> None:
+    """The limit holds for one launch: the one that goes on has its own."""
+    at_step(4, lambda: time.sleep(0.3))
+    assert launch(*tiny, "trainer.max_time=100d").status == 0
+    run = only_run(tmp_path)
+    assert "max_time: 100d" in (run / "config.yaml").read_text()
+    (run / "result.json").unlink()
+    ended = launch(f"resume={run}")
+    assert ended.status == 0 and "test accuracy" in ended.out
+    assert_equal(left_by(run), straight)
+
+
+def test_a_finished_run_is_reported_not_repeated(tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep) -> None:
+    assert launch(*tiny).status == 0
+    at_step(1, kill)
+    run = only_run(tmp_path)
+    before = (run / "result.json").read_bytes()
+    for words in ((*tiny, "resume=auto"), (f"resume={run}",)):
+        ended = launch(*words)
+        assert ended.status == 0 and "test accuracy" in ended.out
+    assert (run / "result.json").read_bytes() == before
+
+
+def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    short = (*tiny, "trainer.max_steps=1")
+    assert launch(*short).status == launch(*short).status == 0
+    first, second = sorted(path.parent for path in tmp_path.glob("runs/*/*/config.yaml"))
+    assert second.name == f"{first.name}-2"
+    assert_equal(left_by(second), left_by(first))  # same seed, same numbers, to the last bit
+    ended = launch(*short, "resume=auto")
+    assert f"run={second}" in ended.out  # the newest one
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.precision=64-true", "model=softmax"),
+        ("data.workers=1", "model.prenorm=false"),
+        ("trainer.precision=bf16-mixed", "model.norm=layer", "model.causal=true"),
+        ("model=linear", "trainer.val_every=1", "trainer.checkpoint_every=100"),
+    ],
+)
+def test_other_systems_and_settings(
+    words: tuple[str, ...], tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep
+) -> None:
+    apart = (*tiny, *words, f"runs={tmp_path / 'apart'}")
+    assert launch(*apart).status == 0
+    at_step(3, terminate)
+    assert launch(*tiny, *words).status == 128 + signal.SIGTERM
+    assert launch(*tiny, *words, "resume=auto").status == 0
+    assert_equal(left_by(only_run(tmp_path / "runs")), left_by(only_run(tmp_path / "apart")))
+
+
+@pytest.mark.parametrize("place", ["write_best", "test_step", "write_result"])
+def test_killed_after_the_last_step(
+    place: str, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = {"write_best": fitting.Keeper, "test_step": LitClassifier, "write_result": fitting.RunFolder}[place]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, lambda *_: kill())
+        with pytest.raises(Killed):
+            launch(*tiny)
+    assert launch(*tiny, "resume=auto").status == 0
+    assert_equal(left_by(only_run(tmp_path)), straight)
+
+
+# ---- kill -9 -------------------------------------------------------------------------------------------------------
+
+
+def killed_then_resumed(point: int, words: tuple[str, ...], folder: Path) -> Path | None:
+    """Kill a launch at a point and go on; None when it ended before that point."""
+    process = fork(words, folder / "killed.log", die_at, point)
+    process.join(120)
+    if process.exitcode == 0:
+        return None
+    assert process.exitcode == -signal.SIGKILL, (folder / "killed.log").read_text()
+    resume(words, folder)
+    return only_run(folder)
+
+
+def resume(words: tuple[str, ...], folder: Path) -> None:
+    process = fork((*words, "resume=auto"), folder / "resumed.log")
+    process.join(120)
+    assert process.exitcode == 0, (folder / "resumed.log").read_text()
+
+
+def test_kill_9_while_a_checkpoint_is_written(tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path) -> None:
+    """A point in the middle of the second checkpoint; the slow test below takes them all."""
+    run = killed_then_resumed(42, (*tiny, "resume=auto"), tmp_path)
+    assert run is not None
+    assert_equal(left_by(run), straight)
+
+
+@pytest.mark.slow
+def test_kill_9_at_every_change_of_a_file(data: str, straight: dict[str, Any], tmp_path: Path) -> None:
+    point, survived = 0, 0
+    while True:
+        point += 1
+        folder = tmp_path / str(point)
+        folder.mkdir()
+        run = killed_then_resumed(point, (*TINY, f"data.dir={data}", f"runs={folder}", "resume=auto"), folder)
+        if run is None:
+            break
+        assert_equal(left_by(run), straight, f"point {point}")
+        survived += 1
+    assert survived > 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_kill_9_at_random_moments(moment: int, data: str, straight: dict[str, Any], tmp_path: Path) -> None:
+    """Several kills in each run, wherever they fall."""
+    draw = random.Random(moment)
+    words = (*TINY, f"data.dir={data}", f"runs={tmp_path}", "resume=auto", "trainer.checkpoint_every=1")
+    for _ in range(3):
+        process = fork(words, tmp_path / "killed.log")
+        process.join(draw.uniform(0.05, 1.5))
+        process.kill()
+        process.join(60)
+    resume(words, tmp_path)
+    assert_equal(left_by(only_run(tmp_path)), straight)
+
+
+@pytest.mark.slow
+def test_kill_9_while_the_data_is_built(straight: dict[str, Any], tmp_path: Path) -> None:
+    draw = random.Random(0)
+    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "resume=auto")
+    for _ in range(8):
+        process = fork(words, tmp_path / "killed.log")
+        process.join(draw.uniform(0.1, 2.0))
+        process.kill()
+        process.join(60)
+    resume(words, tmp_path)
+    assert_equal(left_by(only_run(tmp_path / "runs")), straight)
