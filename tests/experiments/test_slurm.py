@@ -41,7 +41,7 @@ def test_an_array_whose_run_meets_its_time_limit_is_complete_in_the_end(
     """Four runs as an array; CHELA's is longer than the limit: it is asked to save, requeued, and goes on."""
     monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
     seldom = {"trainer.checkpoint_every": 1000, "trainer.log_every": 100}
-    long = {"trainer.max_steps": 9000, "trainer.val_every": 3000, **seldom}
+    long = {"trainer.max_steps": 4500, "trainer.val_every": 1500, **seldom}
     words = write(
         tmp_path,
         {
