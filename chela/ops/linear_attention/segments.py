@@ -70,7 +70,11 @@ class Segment:
             body[whole, :, :, : T - whole * self.C].copy_(part[:, whole * self.C :].transpose(1, 2))
         if into.shape[-1] > width:
             into[..., width:] = 1
-        return into if self.absent is None else into.masked_fill_(self.absent[..., None], 0)
+        return self.fill(into, 0)
+
+    def fill(self, x: Tensor, value: float) -> Tensor:
+        """Set x `(n, B, H, C, ·)` to a value where absent, in place."""
+        return x if self.absent is None else x.masked_fill_(self.absent[..., None], value)
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""
