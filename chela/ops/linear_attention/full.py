@@ -25,7 +25,7 @@ class Slices:
         _, self.L, H, D = p.q.shape
         self.absent = None if p.mask is None else ~p.mask
         self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
-        self.buffer = Workspace(p.sum_dtype, p.q.device)
+        self.buffer = Workspace(p.sum_dtype, p.q.device, buffers_per_block=2)
         self.b, self.tokens = 0, slice(0)
 
     def __call__(self, b: int) -> Iterator[None]:
