@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.param_groups import mark
+
 __all__ = ["LONG_KERNELS", "DampedEMAKernel", "FreeKernel", "LongKernel", "MultiscaleKernel"]
 
 
 class LongKernel(nn.Module):
     """What the variants share: the crop, the length check and the cache.
 
-    The parameters carry their own learning rate and weight decay in the attribute `_optim`, which
-    `chela.param_groups` reads. In eval mode without gradients the kernel is built once and kept until a parameter
-    changes.
+    The parameters have their own learning rate and weight decay, which `chela.param_groups` reads. In eval mode without
+    gradients the kernel is built once and kept until a parameter changes.
 
     Args:
         d_model: Number of channels C.
@@ -47,14 +48,12 @@ class LongKernel(nn.Module):
         if l_max < 1:
             raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
         self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
-        self._own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
+        self.own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
         self._cached: Sequence[Tensor] | Tensor = ()
         self._cached_for: tuple[object, ...] = ()
 
     def _parameter(self, *shape: int) -> nn.Parameter:
-        parameter = nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
-        parameter._optim = dict(self._own_optim)  # type: ignore[attr-defined]
-        return parameter
+        return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
     def reset_parameters(self) -> None:
         """Draw new parameters from torch's global generator, and renew what is derived from them."""
@@ -133,6 +132,7 @@ class MultiscaleKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)))
         self.weight = self._parameter(scales, scale_size)
+        mark(self, **self.own_optim)
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
         self.register_buffer("stretch", _stretch(scales, scale_size), persistent=False)
         self.reset_parameters()
@@ -196,6 +196,7 @@ class FreeKernel(LongKernel):
     ) -> None:
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         self.weight = self._parameter(l_max)
+        mark(self, **self.own_optim)
         alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
         self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
         self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
@@ -238,6 +239,7 @@ class DampedEMAKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
         self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
+        mark(self, **self.own_optim)
         self.reset_parameters()
 
     @torch.no_grad()

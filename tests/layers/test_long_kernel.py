@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from chela.layers.long_kernel import LONG_KERNELS, DampedEMAKernel, FreeKernel, MultiscaleKernel
+from chela.layers.param_groups import param_groups
 
 NAMES = sorted(LONG_KERNELS)
 
@@ -104,10 +105,12 @@ def test_kept_in_eval_mode_until_a_parameter_changes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_carry_their_own_optimiser_options(name):
-    kernel = LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05)
-    assert all(p._optim == {"lr": 2e-3, "weight_decay": 0.05} for p in kernel.parameters())
-    assert all("lr" not in p._optim for p in LONG_KERNELS[name](4, 50, lr=None).parameters())
-    assert MultiscaleKernel(4, 50).weight._optim == {"lr": 1e-3, "weight_decay": 0.0}
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=None), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1.0, 0.0)
+    (group,) = param_groups(MultiscaleKernel(4, 50), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)
