@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.param_groups import mark
+
 
 def elu_plus_one(x: Tensor) -> Tensor:
     """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
@@ -45,8 +47,7 @@ class HedgehogFeatureMap(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(heads, width, width))
         self.bias = nn.Parameter(torch.empty(heads, width))
-        for parameter in (self.weight, self.bias):
-            parameter._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+        mark(self, "weight", "bias", weight_decay=0.0)
         self.reset_parameters()
 
     @torch.no_grad()

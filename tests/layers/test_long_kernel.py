@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from chela.layers.long_kernel import LONG_KERNELS, DampedEMAKernel, FreeKernel, MultiscaleKernel
+from chela.layers.param_groups import param_groups
 
 NAMES = sorted(LONG_KERNELS)
 
@@ -42,7 +43,8 @@ def test_multiscale_is_stretched_scaled_and_joined_pieces(l_max):
 
 def test_the_norm_is_taken_at_construction_and_saved():
     kernel = MultiscaleKernel(5, 64)  # 64 = 16·2²: the whole kernel is as long as l_max
-    torch.testing.assert_close(kernel.build(64).norm(dim=2), torch.ones(2, 5))
+    torch.testing.assert_close(kernel(64)[0].norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(kernel.build(65)[1].norm(dim=1), torch.ones(5))
     before = kernel(64)[0].detach()
     with torch.no_grad():
         kernel.weight.mul_(3)
@@ -51,7 +53,7 @@ def test_the_norm_is_taken_at_construction_and_saved():
     other.load_state_dict(kernel.state_dict())
     torch.testing.assert_close(other(64)[0], 3 * before)
     kernel.reset_parameters()
-    torch.testing.assert_close(kernel.build(64).norm(dim=2), torch.ones(2, 5))
+    torch.testing.assert_close(kernel(64)[0].norm(dim=1), torch.ones(5))
 
 
 def test_ema_is_its_formula_at_any_length():
@@ -103,10 +105,12 @@ def test_kept_in_eval_mode_until_a_parameter_changes(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_carry_their_own_optimiser_options(name):
-    kernel = LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05)
-    assert all(p._optim == {"lr": 2e-3, "weight_decay": 0.05} for p in kernel.parameters())
-    assert all("lr" not in p._optim for p in LONG_KERNELS[name](4, 50, lr=None).parameters())
-    assert MultiscaleKernel(4, 50).weight._optim == {"lr": 1e-3, "weight_decay": 0.0}
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=None), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1.0, 0.0)
+    (group,) = param_groups(MultiscaleKernel(4, 50), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)

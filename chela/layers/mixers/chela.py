@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from chela.layers.decay import HeadDecay
 from chela.layers.feature_map import FEATURE_MAPS
 from chela.layers.norm import LayerNorm
+from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv, ShortLongConvState
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.linear_attention.recurrent import accumulation_dtype
@@ -216,8 +217,7 @@ class QueryKey(nn.Module):
         self.project = nn.Linear(d_model, d_qk)
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
-        for parameter in (self.gamma, self.beta):
-            parameter._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+        mark(self, "gamma", "beta", weight_decay=0.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

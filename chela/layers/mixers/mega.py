@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from chela.layers.long_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
+from chela.layers.param_groups import mark
 from chela.layers.recurrence import expect_causal
 from chela.ops.fft_conv import fft_conv
 
@@ -82,8 +83,7 @@ class MEGA(nn.Module):
         self.gamma = nn.Parameter(torch.empty(2, d_qk))
         self.beta = nn.Parameter(torch.empty(2, d_qk))
         self.position_bias = nn.Parameter(torch.empty(2 * self.chunk - 1))
-        for parameter in (self.gamma, self.beta):
-            parameter._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+        mark(self, "gamma", "beta", weight_decay=0.0)
         self.value = Projection(d_model, d_value)
         self.gates = Projection(d_model, sum(self.sizes))
         self.out = Projection(d_value, d_model)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from chela.layers.long_kernel import LongKernel
 from chela.layers.padding import zero_padding
+from chela.layers.param_groups import mark
 from chela.layers.recurrence import expect_causal
 from chela.ops.fft_conv import fft_conv
 
@@ -120,8 +121,7 @@ class S4DKernel(LongKernel):
         self.log_damping = nn.Parameter(torch.empty(d_model, d_state // 2))
         self.frequency = nn.Parameter(torch.empty(d_model, d_state // 2))
         self.output_matrix = nn.Parameter(torch.empty(self.directions, d_model, d_state // 2, 2))
-        for parameter in (self.log_dt, self.log_damping, self.frequency):
-            parameter._optim = dict(self._own_optim)  # type: ignore[attr-defined]
+        mark(self, "log_dt", "log_damping", "frequency", **self.own_optim)
         self.reset_parameters()
 
     @torch.no_grad()
