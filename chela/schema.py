@@ -43,11 +43,68 @@ class ChelaConfig:
 
 
 @dataclass
+class HedgehogConfig:
+    """Hedgehog (arXiv 2402.04347): normalised linear attention with learned features."""
+
+    name: str = "hedgehog"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    rotary: bool = option(False, "rotary positions on queries and keys, before the feature map")
+
+
+@dataclass
+class LightningConfig:
+    """Lightning Attention-2 (arXiv 2401.04658): a fixed decay per head; causal only."""
+
+    name: str = "lightning"
+    heads: int = option(8, "attention heads, each with its own decay", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+
+
+@dataclass
 class LinearConfig:
     """Linear transformer (arXiv 2006.16236): elu + 1, normalised."""
 
     name: str = "linear"
     heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+
+
+@dataclass
+class LionConfig:
+    """LION (arXiv 2502.16249): linear attention in both directions, without decay, by head or by token."""
+
+    name: str = "lion"
+    heads: int = option(4, "attention heads", ge=1, le=256)
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    decay: str = option("token", "none is LION-LIT, head LION-D, token LION-S", choices=("none", "head", "token"))
+    feature_map: str = option(
+        "shifted_silu", "shifted_silu is the paper's, elu its code's for LION-LIT", choices=("shifted_silu", "elu")
+    )
+
+
+@dataclass
+class MegaConfig:
+    """MEGA (arXiv 2209.10655): moving average, then gated attention, full or in chunks."""
+
+    name: str = "mega"
+    d_qk: int = option(32, "width Z of queries and keys", ge=1, le=4096)
+    d_value: int = option(128, "width of the values", ge=1, le=16384)
+    averages: int = option(16, "moving averages per channel", ge=1, le=256)
+    attention_function: str = option(
+        "softmax", "softmax for symbols, laplace for pixels", choices=("softmax", "laplace")
+    )
+    chunk: int = option(0, "tokens that attend to one another; 0: all", ge=0, le=1_000_000)
+
+
+@dataclass
+class S4DConfig:
+    """S4D (arXiv 2206.11893): a diagonal state space model as a long convolution."""
+
+    name: str = "s4d"
+    d_state: int = option(64, "real state size per channel, even", ge=2, le=4096)
+    dt_min: float = option(1e-3, "smallest initial step: about one over the longest memory", gt=0, le=1)
+    dt_max: float = option(1e-1, "largest initial step", gt=0, le=1)
 
 
 @dataclass
@@ -56,10 +113,20 @@ class SoftmaxConfig:
 
     name: str = "softmax"
     heads: int = option(4, "attention heads", ge=1, le=256)
-    rotary: bool = option(True, "rotary positions on queries and keys")
+    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
+    rotary: bool = option(True, "rotary positions on queries and keys; false with model.positions=learned")
 
 
-MIXERS: dict[str, type] = {"chela": ChelaConfig, "linear": LinearConfig, "softmax": SoftmaxConfig}
+MIXERS: dict[str, type] = {
+    "chela": ChelaConfig,
+    "hedgehog": HedgehogConfig,
+    "lightning": LightningConfig,
+    "linear": LinearConfig,
+    "lion": LionConfig,
+    "mega": MegaConfig,
+    "s4d": S4DConfig,
+    "softmax": SoftmaxConfig,
+}
 
 
 # ---- what all systems share -----------------------------------------------------------------------------------------

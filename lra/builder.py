@@ -10,14 +10,12 @@ is on disk: whatever stops it, nothing half-made carries the target's name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lra.errors import DataError
+from lra.files import file_errors, locked, not_writable, one_line, sha256, sync
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ FORMAT = 1
 
 _OLDER: dict[int, str] = {}  # format: why it cannot be read any more
 MANIFEST = "records.json"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Progress(Protocol):
@@ -70,7 +68,8 @@ class RecordSpec:
         fields: names of the byte fields.
         counts: records of each split; a build that yields another number fails.
         sizes: names of the numbers in `Example.sizes`.
-        about: kept in `records.json` for people: options, origin, checksums of the source.
+        about: kept in `records.json`: options, origin, what the source taught. Written when the records are whole:
+            what is only known then may be added while they are read.
         expected_bytes: room the build needs, 0 if not known.
     """
 
@@ -80,7 +79,7 @@ class RecordSpec:
     fields: tuple[str, ...]
     counts: Mapping[str, int]
     sizes: tuple[str, ...] = ("length",)
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     expected_bytes: int = 0
 
     def folder(self, root: Path) -> Path:
@@ -105,12 +104,14 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
             lies there is damaged or of another format.
     """
     folder = spec.folder(root)
-    if folder.exists():
+    with not_writable(root):
+        there = folder.exists()
+        if not there:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    if there:
         check(folder, spec)
         return folder
-    with _not_writable(root):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if folder.exists():  # built by the process that held the lock
             check(folder, spec)
             return folder
@@ -118,11 +119,11 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
         shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
         _check_room(root, spec)
         try:
-            with _room(folder):
+            with file_errors(folder):
                 made = _build(building, spec, splits(), progress)
                 _write_manifest(made, spec)
                 os.rename(made, folder)
-                _sync(folder.parent)
+                sync(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     log.info("built %s: %s", folder, ", ".join(f"{n:,} {split}" for split, n in spec.counts.items()))
@@ -160,7 +161,7 @@ def check(folder: Path, spec: RecordSpec | None = None, *, full: bool = False) -
         if size != stored["bytes"]:
             came = "it is missing" if size is None else f"it has {size:,} bytes"
             raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, {came}: {remedy}")
-        if full and _sha256(path) != stored["sha256"]:
+        if full and sha256(path) != stored["sha256"]:
             raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {remedy}")
     return manifest
 
@@ -211,17 +212,13 @@ class RecordSet:
                 try:
                     self._source.__getitems__([i])
                 except Exception as error:
-                    raise DataError(f"{self.where(i)} cannot be read ({_one_line(error)})") from error
-            raise DataError(f"{self.folder}: {self.split} cannot be read ({_one_line(first)})") from first
+                    raise DataError(f"{self.where(i)} cannot be read ({one_line(error)})") from error
+            raise DataError(f"{self.folder}: {self.split} cannot be read ({one_line(first)})") from first
         return records
 
     def where(self, i: int) -> str:
         """A record's name in an error."""
         return f"record {i} of split {self.split} in {self.folder}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _open(folder: Path, split: str) -> Any:
@@ -268,7 +265,7 @@ def _build(
         def _info(self) -> Any:
             return tfds.core.DatasetInfo(
                 builder=self,
-                description=json.dumps(spec.about, sort_keys=True),
+                description=f"Records of {spec.name}, {spec.config}; see {MANIFEST}.",
                 features=tfds.features.FeaturesDict(features),
                 disable_shuffling=True,
             )
@@ -302,7 +299,7 @@ def _no_bars(tfds: Any) -> Iterator[None]:
 
 
 def _write_manifest(made: Path, spec: RecordSpec) -> None:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(made.iterdir())}
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(made.iterdir())}
     manifest = {
         "format_version": FORMAT,
         "name": spec.name,
@@ -314,82 +311,18 @@ def _write_manifest(made: Path, spec: RecordSpec) -> None:
         "files": files,
     }
     for name in files:
-        _sync(made / name)
+        sync(made / name)
     with open(made / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    _sync(made)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _not_writable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise
-        raise DataError(f"cannot write to the data folder {root} ({error.strerror}): set data.dir to another") from None
+    sync(made)
 
 
 def _check_room(root: Path, spec: RecordSpec) -> None:
     free = shutil.disk_usage(root).free
     if free < spec.expected_bytes:
         raise DataError(
-            f"the disk of {root} is full: {spec.name} needs about {spec.expected_bytes / 1e6:,.0f} MB, "
+            f"too little room at {root}: {spec.name} needs about {spec.expected_bytes / 1e6:,.0f} MB, "
             f"{free / 1e6:,.0f} MB are free: make room or set data.dir"
         )
-
-
-@contextlib.contextmanager
-def _room(folder: Path) -> Iterator[None]:
-    """Turns what a full disk does to the writers (some of them C++, with errors of their own) into one line."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        known = isinstance(error, OSError) and error.errno in _NO_ROOM
-        text = _one_line(error)
-        if not known and not any(os.strerror(number) in text for number in _NO_ROOM):
-            raise
-        raise DataError(f"the disk is full while {folder} is built ({text}): make room or set data.dir") from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of one set of records; it falls with the process, however that ends."""
-    import fcntl
-
-    path = folder.parent / f".{folder.name}.lock"
-    with _not_writable(folder.parent):
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    with file:
-        said = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    file.seek(0)
-                    log.warning("waiting for another process (%s), which builds %s", file.read() or "unknown", folder)
-                    said = True
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        yield

@@ -33,8 +33,8 @@ def collate(records: Sequence[tuple[Encoded, int]], length: int, step: int) -> B
         step: passed on.
 
     Returns:
-        `inputs` `(B, L)` int64 or `(B, L, F)` float32, `mask` `(B, L)` bool (True: real), `labels` `(B,)` int64, `step`. Records that are pairs
-        give inputs and mask of `2B` rows: the first documents, then the second.
+        `inputs` `(B, L)` int64 or `(B, L, F)` float32, `mask` `(B, L)` bool (True: real), `labels` `(B,)` int64, and
+        `step`. Records that are pairs give inputs and mask of `2B` rows: the first documents, then the second.
     """
     if records and isinstance(records[0][0], tuple):
         rows = [x[0] for x, _ in records] + [x[1] for x, _ in records]

@@ -7,10 +7,13 @@ unless causal, starts at lag −1. Shapes: C channels, L length, D directions (1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from chela.layers.param_groups import mark
 
 __all__ = ["LONG_KERNELS", "DampedEMAKernel", "FreeKernel", "LongKernel", "MultiscaleKernel"]
 
@@ -18,9 +21,8 @@ __all__ = ["LONG_KERNELS", "DampedEMAKernel", "FreeKernel", "LongKernel", "Multi
 class LongKernel(nn.Module):
     """What the variants share: the crop, the length check and the cache.
 
-    The parameters carry their own learning rate and weight decay in the attribute `_optim`, which
-    `chela.param_groups` reads. In eval mode without gradients the kernel is built once and kept until a parameter
-    changes.
+    The parameters have their own learning rate and weight decay, which `chela.param_groups` reads. In eval mode without
+    gradients the kernel is built once and kept until a parameter changes.
 
     Args:
         d_model: Number of channels C.
@@ -46,21 +48,19 @@ class LongKernel(nn.Module):
         if l_max < 1:
             raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
         self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
-        self._own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
-        self._cached: Tensor | None = None
+        self.own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
+        self._cached: Sequence[Tensor] | Tensor = ()
         self._cached_for: tuple[object, ...] = ()
 
     def _parameter(self, *shape: int) -> nn.Parameter:
-        parameter = nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
-        parameter._optim = dict(self._own_optim)  # type: ignore[attr-defined]
-        return parameter
+        return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
     def reset_parameters(self) -> None:
         """Draw new parameters from torch's global generator, and renew what is derived from them."""
         raise NotImplementedError
 
-    def build(self, length: int) -> Tensor:
-        """Return the kernels of all directions, `(D, C, length)`; lag −1 comes first in the back one."""
+    def build(self, length: int) -> Sequence[Tensor] | Tensor:
+        """Return the kernels of all directions, each `(C, length)`; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
 
     def forward(self, length: int) -> tuple[Tensor, Tensor | None]:
@@ -75,26 +75,25 @@ class LongKernel(nn.Module):
                 "build the layer with a larger l_max or cut the sequence"
             )
         kernels = self._kept(length) if self._may_keep() else self.build(length)
-        back = kernels[1, :, : max(length - 1, 0)] if self.directions == 2 else None
-        return kernels[0, :, :length], back
+        return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
     def _may_keep(self) -> bool:
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
-    def _kept(self, length: int) -> Tensor:
-        """Take the kernel from the cache, unless a parameter was written to or it is too short."""
+    def _kept(self, length: int) -> Sequence[Tensor] | Tensor:
+        """Take the kernels from the cache, unless a parameter was written to or they are too short."""
         tensors = [*self.parameters(), *self.buffers()]
-        if any(t.is_inference() for t in tensors):  # these do not count their changes
-            return self.build(length)
-        state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
-        if self._cached is None or self._cached_for != state or self._cached.shape[2] < length:
-            self._cached, self._cached_for = self.build(max(length, self.l_max)), state
+        whole = max(length, self.l_max)
+        state = tuple((t.data_ptr(), None if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
+        counted = not any(t.is_inference() for t in tensors)  # inference tensors do not count their changes
+        if not (counted and len(self._cached) and self._cached_for == state and self._cached[0].shape[1] >= length):
+            self._cached, self._cached_for = self.build(whole), state
         return self._cached
 
     def train(self, mode: bool = True) -> LongKernel:
         """Set the mode; going to training drops the cached kernel."""
         if mode:
-            self._cached = None
+            self._cached = ()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -133,6 +132,7 @@ class MultiscaleKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)))
         self.weight = self._parameter(scales, scale_size)
+        mark(self, **self.own_optim)
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
         self.register_buffer("stretch", _stretch(scales, scale_size), persistent=False)
         self.reset_parameters()
@@ -142,21 +142,29 @@ class MultiscaleKernel(LongKernel):
         """Draw the pieces from N(0, 1) and take the norm of the kernel they make."""
         nn.init.normal_(self.weight)
         self.norm.fill_(1.0)
-        whole = self.build(self.stretch.shape[1])
-        self.norm.copy_(whole.norm(dim=2)[:, :, None, None])
+        for direction, norm in enumerate(self.norm):
+            norm.copy_(self._joined(direction, self.stretch.shape[1]).norm(dim=1)[:, None, None])
 
-    def build(self, length: int) -> Tensor:
-        """Stretch, scale and join the pieces that `length` needs."""
+    def build(self, length: int) -> list[Tensor]:
+        """Build each direction at its own length: cutting the last lag off would copy the whole gradient."""
+        return [self._joined(direction, length - direction) for direction in range(self.directions)]
+
+    def _joined(self, direction: int, length: int) -> Tensor:
+        """Stretch, scale and join the pieces of one direction that `length` needs: `(C, length)`."""
         size = self.weight.shape[3]
         with torch.autocast(self.weight.device.type, enabled=False):
-            pieces = (self.weight / self.norm).unbind(2)
+            pieces = (self.weight[direction] / self.norm[direction]).unbind(1)
             bounds = [0, *(size << i for i in range(len(pieces)))]
             needed = [
                 piece @ self.stretch[:, start : min(stop, length)]
                 for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False)
-                if start < length
+                if start < max(length, 1)
             ]
-            return torch.cat(needed, dim=2)
+            return torch.cat(needed, dim=1)
+
+
+def _crop(kernel: Tensor, length: int) -> Tensor:
+    return kernel if kernel.shape[1] == length else kernel[:, :length]
 
 
 def _stretch(scales: int, size: int) -> Tensor:
@@ -188,6 +196,7 @@ class FreeKernel(LongKernel):
     ) -> None:
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         self.weight = self._parameter(l_max)
+        mark(self, **self.own_optim)
         alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
         self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
         self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
@@ -230,6 +239,7 @@ class DampedEMAKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
         self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
         self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
+        mark(self, **self.own_optim)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -120,7 +120,7 @@ class _Sum(torch.autograd.Function):
 def _sum_over_processes(value: Tensor) -> Tensor:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
-    total: Tensor = _Sum.apply(value)
+    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
     return total
 
 

@@ -7,14 +7,36 @@ from typing import Any
 from torch import nn
 
 
+def mark(module: nn.Module, *names: str, **options: float) -> None:
+    """Say how the parameters ``names`` of ``module`` are to be optimised, for ``param_groups`` to read.
+
+    It is kept by the module, not on the tensors, so that it survives ``copy.deepcopy`` and pickling.
+
+    Args:
+        module: Owns the parameters.
+        names: Its own parameters; none marks all of them.
+        options: ``lr`` and ``weight_decay``; what is not given is the model's.
+    """
+    marked = {name: dict(options) for name in names or [name for name, _ in module.named_parameters(recurse=False)]}
+    module.__dict__["optim_options"] = module.__dict__.get("optim_options", {}) | marked
+
+
+def _marks(model: nn.Module) -> dict[nn.Parameter, dict[str, float]]:
+    marks = {}
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        options: dict[str, dict[str, float]] = module.__dict__.get("optim_options", {})
+        marks.update({own[name]: options[name] for name in own.keys() & options.keys()})
+    return marks
+
+
 def param_groups(
     model: nn.Module, lr: float, weight_decay: float, *, kernel_lr: float | None = None
 ) -> list[dict[str, Any]]:
     """Split the parameters of ``model`` for AdamW.
 
-    Matrices decay; vectors (norms, biases, per-channel scales and shifts) and whatever a layer marks do not. A layer
-    marks a parameter by its attribute ``_optim``, e.g. ``{"lr": 1e-3, "weight_decay": 0.0}`` for a long kernel, which
-    needs a smaller, fixed rate (arXiv 2210.09298, section 4).
+    Matrices decay; vectors (norms, biases, per-channel scales and shifts) do not. What a layer marks (see ``mark``) is
+    as it asks: a long kernel, for one, needs a smaller, fixed rate and no decay (arXiv 2210.09298, section 4).
 
     Args:
         model: Any module, e.g. your own that holds a ``ChelaLayer``.
@@ -31,10 +53,11 @@ def param_groups(
     [('decay', 1, 0.1), ('no_decay', 1, 0.0)]
     """
     groups: dict[str, dict[str, Any]] = {}
+    marks = _marks(model)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        marked: dict[str, float] | None = getattr(parameter, "_optim", None)
+        marked = marks.get(parameter)
         if marked is not None:
             rate, decay = marked.get("lr", lr), marked.get("weight_decay", weight_decay)
             rate = kernel_lr if "lr" in marked and kernel_lr is not None else rate

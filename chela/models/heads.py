@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +38,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, d_model: int, d_head: int, num_classes: int) -> None:
         super().__init__()
+        self.built_from: Any = None
         self.backbone = backbone
         self.head = ClassifierHead(d_model, d_head, num_classes)
 
@@ -60,6 +63,7 @@ class PairClassifier(nn.Module):
         super().__init__()
         if features not in ("nli", "concat"):
             raise ValueError(f"features: expected 'nli' or 'concat', got {features!r}")
+        self.built_from: Any = None
         self.backbone = backbone
         self.features = features
         self.head = ClassifierHead(d_model * (4 if features == "nli" else 2), d_head, num_classes)

@@ -20,8 +20,9 @@ import numba
 import numpy as np
 
 from lra.errors import DataError
+from lra.generators.splitmix import mix
 from lra.schema import ListOpsConfig
-from lra.streams import key, permutation
+from lra.streams import GOLDEN, key, permutation
 
 VERSION = "1.0.0"  # of the trees: a change that moves any byte raises it
 
@@ -34,15 +35,7 @@ OPERATOR_PROBABILITY = 0.25  # LRA's code calls it VALUE_P, but a digit is what 
 BLOCK = 4096  # trees drawn by one call of a worker
 _BARREN_BLOCKS = 250  # a million trees without a new one: there are no more
 
-_ONE, _11, _32 = np.uint64(1), np.uint64(11), np.uint64(32)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _mix(z):  # type: ignore[no-untyped-def]
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+_11, _32 = np.uint64(11), np.uint64(32)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -75,10 +68,10 @@ def _grow(state, out, min_length, max_length, max_depth, max_args):  # type: ign
     while True:
         digit = level + 1 >= max_depth
         if not digit:
-            state += _GOLDEN
-            digit = np.float64(_mix(state) >> _11) * 2.0**-53 > OPERATOR_PROBABILITY
-        state += _GOLDEN
-        word = _mix(state)
+            state += GOLDEN
+            digit = np.float64(mix(state) >> _11) * 2.0**-53 > OPERATOR_PROBABILITY
+        state += GOLDEN
+        word = mix(state)
         if digit:
             values[top] = _below(word, 10)
             out[length] = DIGIT + values[top]
@@ -93,8 +86,8 @@ def _grow(state, out, min_length, max_length, max_depth, max_args):  # type: ign
             return 0, 0
         while level > 0 and missing[level - 1] == 0:
             level -= 1
-            state += _GOLDEN
-            operator = MIN + _below(_mix(state), 4)
+            state += GOLDEN
+            operator = MIN + _below(mix(state), 4)
             out[place[level]] = operator
             out[length] = CLOSE
             values[bottom[level]] = _apply(operator, values[bottom[level] : top])
@@ -113,7 +106,7 @@ def _block(seed, first, number, min_length, max_length, max_depth, max_args):  #
     labels = np.empty(number, np.uint8)
     kept, end = 0, 0
     for n in range(first, first + number):
-        state = _mix(seed + np.uint64(n) * _GOLDEN)
+        state = mix(seed + np.uint64(n) * GOLDEN)
         length, value = _grow(state, tokens[end : end + max_length], min_length, max_length, max_depth, max_args)
         if length > 0:
             lengths[kept], labels[kept] = length, value

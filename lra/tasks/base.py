@@ -12,6 +12,7 @@ import numpy as np
 from lra.builder import Progress, RecordSet
 from lra.errors import DataError
 from lra.schema import DataConfig
+from lra.streams import permutation
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Token ids `(L,)` integer or values `(L, F)` float32; a pair task has two of them."""
@@ -30,6 +31,8 @@ class Task(ABC):
         vocab_size: number of token ids, padding 0 included; `None` for continuous input.
         input_dim: values per position for continuous input, 1 for tokens.
         pair: whether a record is two sequences.
+        note: what every result on this data must say, after `prepare`: empty, or why it is not the benchmark's.
+        sources: values of `data.source` that the task knows.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Task(ABC):
     vocab_size: int | None
     input_dim: int = 1
     pair: bool = False
+    note: str = ""
+    sources: tuple[str, ...] = ("auto",)
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -57,9 +62,27 @@ class Task(ABC):
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """Length of every record after `encode`, from what is stored beside the records; int64 `(N,)`."""
 
+    def check(self, encoded: Encoded) -> None:
+        """Raise `ValueError` for what the network cannot take: an empty or over-long sequence, an unknown token."""
+        for sequence in encoded if isinstance(encoded, tuple) else (encoded,):
+            if len(sequence) == 0:
+                raise ValueError("the sequence is empty, expected at least one token")
+            if len(sequence) > self.l_max:
+                raise ValueError(f"the sequence has {len(sequence)} tokens, expected at most {self.l_max}")
+            if self.vocab_size is not None and not 0 < sequence.min() <= sequence.max() < self.vocab_size:
+                bad = int(np.flatnonzero((sequence < 1) | (sequence >= self.vocab_size))[0])
+                raise ValueError(
+                    f"token {int(sequence[bad])} at position {bad} is not in the vocabulary "
+                    f"(ids 1 … {self.vocab_size - 1})"
+                )
+
     def prepare(self, data: DataConfig, *, progress: Progress | None = None) -> None:
         """Make the records on first use; cheap when they are there. Raises `DataError`."""
         data.check()
+        if data.source not in self.sources:
+            raise DataError(
+                f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
+            )
         self._folder, self._data, self._sets = self._build(data, progress), data, {}
 
     @property
@@ -89,6 +112,14 @@ class Task(ABC):
     def _choose(self, split: str, policy: str) -> tuple[str, np.ndarray | None]:
         """The stored split that `split` is taken from, and which of its records (all: None)."""
         return split, None
+
+
+def sample(records: np.ndarray, number: int) -> np.ndarray:
+    """A fixed random choice of `number` of some records, in their order; all when it is 0."""
+    if not number:
+        return records
+    chosen: np.ndarray = records[np.sort(permutation(len(records), "sample")[:number])]
+    return chosen
 
 
 class Records:
@@ -128,21 +159,14 @@ class Records:
             out.append((encoded, label))
         return out
 
+    def stored(self, i: int) -> dict[str, Any]:
+        """One record as it is stored, before `encode`."""
+        return self._stored.read([i if self._chosen is None else int(self._chosen[i])])[0]
+
     def _check(self, encoded: Encoded, label: int) -> None:
-        task = self._task
-        if not 0 <= label < task.num_classes:
-            raise ValueError(f"label is {label}, expected 0 … {task.num_classes - 1}")
-        for sequence in encoded if isinstance(encoded, tuple) else (encoded,):
-            if len(sequence) == 0:
-                raise ValueError("the sequence is empty, expected at least one token")
-            if len(sequence) > task.l_max:
-                raise ValueError(f"the sequence has {len(sequence)} tokens, expected at most {task.l_max}")
-            if task.vocab_size is not None and not 0 < sequence.min() <= sequence.max() < task.vocab_size:
-                bad = int(np.flatnonzero((sequence < 1) | (sequence >= task.vocab_size))[0])
-                raise ValueError(
-                    f"token {int(sequence[bad])} at position {bad} is not in the vocabulary "
-                    f"(ids 1 … {task.vocab_size - 1})"
-                )
+        if not 0 <= label < self._task.num_classes:
+            raise ValueError(f"label is {label}, expected 0 … {self._task.num_classes - 1}")
+        self._task.check(encoded)
 
     def lengths(self) -> np.ndarray:
         """Encoded length of every record (of a pair: of the longer), int64 `(N,)`; no record is read."""

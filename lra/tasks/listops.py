@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.errors import DataError
 from lra.generators import listops as generator
 from lra.generators.listops import DIGIT, MIN, OOV, VOCABULARY
 from lra.schema import DataConfig, ListOpsConfig
+from lra.source import Form, locate
 from lra.tasks.base import Task
 
 _IDS = {token: i for i, token in enumerate(VOCABULARY[:OOV])}
@@ -77,6 +80,42 @@ def evaluate(expression: str) -> int:
     return root[0]
 
 
+_FILES = {"train": "train", "validation": "val", "test": "test"}
+_EVALUATED = 50  # of the released rows, one in so many is evaluated against its label
+
+
+def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
+    """The trees of a released file: CSV quoting, a header, one expression and its value a row."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing: expected basic_train.tsv, basic_val.tsv and basic_test.tsv side by side")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.reader(file, delimiter="\t")
+        if next(rows, None) != ["Source", "Target"]:
+            raise DataError(f"{path} does not start with the columns Source and Target: it is another file")
+        for n, row in enumerate(rows):
+            try:
+                yield _released_example(row, longest, evaluated=n % _EVALUATED == 0)
+            except ValueError as error:
+                raise DataError(f"{path} line {rows.line_num}: {error}: the file is damaged") from None
+
+
+def _released_example(row: list[str], longest: int, evaluated: bool) -> Example:
+    if len(row) != 2:
+        raise ValueError(f"expected 2 columns, got {len(row)}")
+    source, target = row
+    tokens = tokenize(source)
+    if not 0 < len(tokens) <= longest:
+        raise ValueError(f"expected 1 to {longest} tokens (task.max_length), got {len(tokens)}")
+    if (tokens == OOV).any():
+        raise ValueError(f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps")
+    if target not in _DIGITS or (evaluated and evaluate(source) != int(target)):
+        raise ValueError(f"the value {target!r} is not that of the expression")
+    return Example({"tokens": tokens}, int(target), (len(tokens),))
+
+
+RELEASED = Form("the trees of the LRA release", "basic_train.tsv", lambda base: base)
+
+
 class ListOps(Task):
     """Ten classes, ids 1 … 16 (`lra.generators.listops.VOCABULARY`) and padding 0; `l_max` is the longest kept tree."""
 
@@ -90,27 +129,31 @@ class ListOps(Task):
         self.config = config
         self.l_max = config.max_length
 
-    def _spec(self) -> RecordSpec:
+    def _spec(self, released: bool) -> RecordSpec:
         c = self.config
-        config = (
+        made = (
             f"n{c.train}-{c.validation}-{c.test}_len{c.min_length}-{c.max_length}"
             f"_depth{c.max_depth}_args{c.max_args}_seed{c.seed}"
         )
         counts = {"train": c.train, "validation": c.validation, "test": c.test}
         return RecordSpec(
             name="lra_listops",
-            config=config,
+            config=f"released_len{c.max_length}" if released else made,
             version=self.version,
             fields=("tokens",),
             counts=counts,
-            about={"origin": "generated", "options": asdict(c)},
+            about={} if released else {"origin": "generated", "options": asdict(c)},
             expected_bytes=sum(counts.values()) * (c.max_length // 2 + 64),
         )
 
     def _build(self, data: DataConfig, progress: Progress | None) -> Path:
-        spec = self._spec()
+        spec = self._spec(released=data.root is not None)
 
         def splits() -> Mapping[str, Iterator[Example]]:
+            if data.root is not None:
+                form, path = locate(self.name, data, [RELEASED], progress)
+                spec.about["origin"] = f"{form.name}: {path}"
+                return {split: _read_tsv(path / f"basic_{file}.tsv", self.l_max) for split, file in _FILES.items()}
             trees = generator.generate(self.config, data.processes, progress)
             bounds = np.cumsum([0, *spec.counts.values()]).tolist()
             return {

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "long-only": {"conv": "long"},
     "free-kernel": {"long_kernel": "free"},
     "ema-kernel": {"long_kernel": "ema"},
+    "reparam": {"reparam": True},
     "unnormalised": {"normalize": False, "feature_map": "silu"},
 }
 
@@ -101,11 +102,11 @@ def test_default_is_the_equations() -> None:
     padded = F.pad(x, (0, 0, 2, 2))
     short = sum(m.conv.short.weight[:, j] * padded[:, j : j + 9] for j in range(5))
     u = F.silu(short)
-    forward, back = m.conv.long(9)
+    forward, back = m.conv.long.kernel(9)
     long = torch.zeros_like(u)
     for t, s in itertools.product(range(9), range(9)):
         long[:, t] += u[:, s] * (forward[:, t - s] if s <= t else back[:, s - t - 1])
-    c = F.silu(long + m.conv.skip * u)
+    c = F.silu(long + m.conv.long.skip * u)
     z = m.query_key.project(c)
     (gamma_q, gamma_k), (beta_q, beta_k) = m.query_key.gamma[:, 0], m.query_key.beta[:, 0]
     q, k = F.elu(z * gamma_q + beta_q) + 1, F.elu(z * gamma_k + beta_k) + 1
@@ -125,3 +126,40 @@ def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
 def test_heads_must_divide_the_value_width() -> None:
     with pytest.raises(ValueError, match="multiple of heads=3, got 8"):
         layer(heads=3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_step_equals_the_whole(variant: str) -> None:
+    mixer = layer(causal=True, **VARIANTS[variant])
+    x = torch.randn(2, L_MAX, D, dtype=torch.float64)
+    with torch.no_grad():
+        expected = mixer(x)
+    state, outs = mixer.start(2), []
+    for t in range(L_MAX):
+        out, state = mixer.step(x[:, t], state)
+        outs.append(out)
+    if isinstance(expected, tuple):
+        pairs = [(torch.stack(parts, 1), whole) for parts, whole in zip(zip(*outs, strict=True), expected, strict=True)]
+    else:
+        pairs = [(torch.stack(outs, 1), expected)]
+    for stepped, whole in pairs:
+        torch.testing.assert_close(stepped, whole, rtol=0, atol=1e-10)
+
+
+def test_step_needs_a_causal_layer() -> None:
+    with pytest.raises(RuntimeError, match="expected causal=True"):
+        layer().start(1)
+
+
+def test_merged_equals_eval_after_training_steps() -> None:
+    mixer = layer(torch.float32, reparam=True).train()
+    optimizer = torch.optim.AdamW(mixer.parameters(), lr=1e-2)
+    x, mask = torch.randn(3, 20, D), torch.arange(20) < torch.tensor([[20], [9], [3]])
+    for _ in range(5):
+        optimizer.zero_grad()
+        mixer(x, mask).square().mean().backward()
+        optimizer.step()
+    mixer.eval()
+    expected = mixer(x, mask)
+    mixer.conv.merge()
+    torch.testing.assert_close(mixer(x, mask), expected, rtol=0, atol=1e-5)

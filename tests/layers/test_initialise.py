@@ -46,8 +46,8 @@ def test_param_groups_hold_every_parameter_once() -> None:
     found = [parameter for group in groups.values() for parameter in group["params"]]
     assert len(found) == len({id(p) for p in found}) == sum(p.requires_grad for p in layer.parameters())
     where = {id(p): name for name, group in groups.items() for p in group["params"]}
-    assert groups[where[id(layer.conv.long.weight)]]["lr"] == 1e-3
-    assert groups[where[id(layer.conv.long.weight)]]["weight_decay"] == 0
+    assert groups[where[id(layer.conv.long.kernel.weight)]]["lr"] == 1e-3
+    assert groups[where[id(layer.conv.long.kernel.weight)]]["weight_decay"] == 0
     assert groups[where[id(layer.query_key.gamma)]]["weight_decay"] == 0
     assert groups[where[id(layer.query_key.gamma)]]["lr"] == 2e-3
     assert groups[where[id(layer.norm.weight)]]["weight_decay"] == 0

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,17 @@ def small_listops() -> ListOpsConfig:
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """One data folder for all tests that only read."""
     return DataConfig(dir=str(tmp_path_factory.mktemp("records")), processes=1)
+
+
+@pytest.fixture(scope="session")
+def real_text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """The whole of IMDb as records."""
+    return DataConfig(dir=str(tmp_path_factory.mktemp("text")), root=str(shared / "text"))
+
+
+@pytest.fixture(scope="session")
+def real_image(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """The whole of CIFAR-10, laid out as its authors ship it."""
+    folder = tmp_path_factory.mktemp("image")
+    subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder / "mine"), "image"], check=True)
+    return DataConfig(dir=str(folder / "records"), root=str(folder / "mine"))

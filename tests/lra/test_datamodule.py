@@ -1,3 +1,4 @@
+import pickle
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,18 @@ def test_it_goes_on_where_it_stopped(small_listops: ListOpsConfig, data_folder: 
     resumed = list(module(small_listops, data, first_step=23).train_dataloader())
     assert len(resumed) == 17
     assert all(same(a, b) for a, b in zip(straight[23:], resumed, strict=True))
+
+
+def test_workers_may_be_spawned(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    """As on macOS: what a worker gets must survive pickling."""
+    loader = module(small_listops, data_folder).train_dataloader()
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert same(copy[3], loader.dataset[3])
+
+
+def test_a_source_of_another_task_is_refused(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    with pytest.raises(DataError, match=r"data.source is 'scisumm': expected auto for task=listops"):
+        get_task(small_listops).prepare(DataConfig(dir=data_folder.dir, source="scisumm"))
 
 
 def test_processes_share_the_global_batch(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:

@@ -13,7 +13,12 @@ from torch import nn
 
 _WHERE = {
     "chela": "chela.layers.mixers.chela:ChelaLayer",
+    "hedgehog": "chela.layers.mixers.hedgehog:HedgehogAttention",
+    "lightning": "chela.layers.mixers.lightning:LightningAttention",
     "linear": "chela.layers.mixers.linear:LinearAttention",
+    "lion": "chela.layers.mixers.lion:LION",
+    "mega": "chela.layers.mixers.mega:MEGA",
+    "s4d": "chela.layers.mixers.s4d:S4D",
     "softmax": "chela.layers.mixers.softmax:SoftmaxAttention",
 }
 

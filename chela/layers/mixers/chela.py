@@ -5,17 +5,20 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.decay import HeadDecay
 from chela.layers.feature_map import FEATURE_MAPS
 from chela.layers.norm import LayerNorm
-from chela.layers.short_long_conv import ShortLongConv
-from chela.ops.linear_attention import linear_attention
+from chela.layers.param_groups import mark
+from chela.layers.short_long_conv import ShortLongConv, ShortLongConvState
+from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from chela.ops.linear_attention.recurrent import accumulation_dtype
 
 
 class ChelaLayer(nn.Module):
@@ -94,6 +97,7 @@ class ChelaLayer(nn.Module):
                 mode=conv,
                 short_kernel=short_kernel,
                 long_kernel=long_kernel,
+                reparam=reparam,
             )
         self.query_key = None if attention == "none" else QueryKey(d_model, d_qk, heads)
         self.decay = HeadDecay(heads) if attention == "decay" else None
@@ -115,18 +119,16 @@ class ChelaLayer(nn.Module):
     def _attend(self, x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor:
         if self.query_key is None:
             return F.silu(self.value(c))
-        q, k = self.query_key(c)
-        v = rearrange(F.silu(self.value(x)), "b l (h e) -> b l h e", h=self.heads)
-        o = linear_attention(
-            self.feature_map(q),
-            self.feature_map(k),
-            v,
-            causal=self.causal,
-            log_decay=None if self.decay is None else self.decay(),
-            mask=mask,
-            normalize=self.normalize,
-        )
-        return rearrange(o, "b l h e -> b l (h e)")
+        q, k, v = self._project(x, c, self.query_key)
+        log_decay = None if self.decay is None else self.decay()
+        o = linear_attention(q, k, v, causal=self.causal, log_decay=log_decay, mask=mask, normalize=self.normalize)
+        return o.flatten(-2)
+
+    def _project(self, x: Tensor, c: Tensor, query_key: QueryKey) -> tuple[Tensor, Tensor, Tensor]:
+        """Return φ(q), φ(k) `(…, H, Z)` and v `(…, H, V / H)`."""
+        q, k = query_key(c)
+        v = rearrange(F.silu(self.value(x)), "... (h e) -> ... h e", h=self.heads)
+        return self.feature_map(q), self.feature_map(k), v
 
     def _combine(self, o: Tensor, c: Tensor, mask: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         if self.gate != "none":
@@ -138,9 +140,73 @@ class ChelaLayer(nn.Module):
             h = h * mask.unsqueeze(-1)
         return (h, torch.sigmoid(self.highway(c))) if self.gate == "mega" else h
 
+    def start(self, batch: int) -> ChelaState:
+        """Return the state before the first token, for ``step``; the long kernel is the one of now.
+
+        Raises:
+            RuntimeError: The layer is not causal.
+        """
+        if not self.causal:
+            raise RuntimeError("ChelaLayer.step: expected causal=True; a two-sided layer needs later tokens")
+        like = self.value.weight
+        width = self.value.out_features // self.heads
+        attention = None
+        if self.query_key is not None:
+            d_qk = self.query_key.project.out_features
+            attention = LinearAttentionState.zeros(
+                batch, self.heads, d_qk, width, device=like.device, dtype=accumulation_dtype(like.dtype)
+            )
+        return ChelaState(None if self.conv is None else self.conv.start(batch), attention)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: ChelaState) -> tuple[Tensor | tuple[Tensor, Tensor], ChelaState]:
+        """Feed one token ``x: (B, D)`` to the causal layer: the same position of ``forward`` in eval mode.
+
+        O(D·log² L) on average over L tokens for the convolution, O(Z·V) for the attention, without gradients.
+
+        Returns:
+            What ``forward`` returns, of shape `(B, D)`, and the state.
+        """
+        conv, attention = state
+        c = x
+        if self.conv is not None:
+            assert conv is not None
+            c, conv = self.conv.step(x, conv)
+        if self.query_key is None or attention is None:
+            o = F.silu(self.value(c))
+        else:
+            q, k, v = self._project(x, c, self.query_key)
+            log_decay = None if self.decay is None else self.decay()
+            o, attention = linear_attention_step(q, k, v, attention, log_decay=log_decay, normalize=self.normalize)
+            o = o.flatten(-2)
+        return self._combine(self.norm(o), c, None), ChelaState(conv, attention)
+
+    def state_size(self, length: int) -> int:
+        """Count the numbers that ``step`` remembers of ``length`` tokens: S, z, and what was convolved."""
+        size = 0
+        if self.query_key is not None:
+            size = self.query_key.project.out_features * (self.value.out_features + self.heads)
+        if self.conv is not None and self.conv.short is not None:
+            size += self.conv.short.weight.numel()
+        if self.conv is not None and self.conv.long is not None:
+            size += 2 * self.value.in_features * length  # the tokens, and what they add to later outputs
+        return size
+
     def extra_repr(self) -> str:
         """Name the choices that have no module of their own."""
         return f"heads={self.heads}, causal={self.causal}, attention={self.attention}, gate={self.gate}"
+
+
+class ChelaState(NamedTuple):
+    """What the causal layer remembers between steps.
+
+    Attributes:
+        conv: Of the convolution, updated in place by a step; None without one.
+        attention: Of the attention; None without one.
+    """
+
+    conv: ShortLongConvState | None
+    attention: LinearAttentionState | None
 
 
 class QueryKey(nn.Module):
@@ -151,8 +217,7 @@ class QueryKey(nn.Module):
         self.project = nn.Linear(d_model, d_qk)
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
-        for parameter in (self.gamma, self.beta):
-            parameter._optim = {"weight_decay": 0.0}  # type: ignore[attr-defined]
+        mark(self, "gamma", "beta", weight_decay=0.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -161,29 +226,10 @@ class QueryKey(nn.Module):
         nn.init.zeros_(self.beta)
 
     def forward(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``c: (B, L, D)`` to queries and keys ``(B, L, H, Z)``."""
+        """Map ``c: (…, D)`` to queries and keys ``(…, H, Z)``."""
         z = self.project(c)[..., None, None, :]
         q, k = (z * self.gamma + self.beta).unbind(-3)
         return q, k
-
-
-class HeadDecay(nn.Module):
-    """A learned decay per head, log λ = −softplus(a) ≤ 0; heads start spread from near to far."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Spread the reach 1 / (1 − λ) of the heads over about 4 … 1,000 tokens, on a log scale."""
-        rates = torch.logspace(-0.6, -3, self.raw.numel())
-        with torch.no_grad():
-            self.raw.copy_(torch.log(torch.expm1(rates)))
-
-    def forward(self) -> Tensor:
-        """Return ``log_decay: (H,)``."""
-        return -F.softplus(self.raw)
 
 
 def _expect(key: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from chela.layers.feature_map import elu_plus_one
-from chela.ops.linear_attention import linear_attention
+from chela.layers.multi_head import MultiHead
+from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
-class LinearAttention(nn.Module):
-    """Linear attention with elu + 1 features, normalised (arXiv 2006.16236, section 3.2): O(L) time and memory.
+class LinearAttention(MultiHead):
+    """Linear attention with elu + 1 features, normalised (arXiv 2006.16236, section 3.2).
 
-    ``o_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j)`` per head.
+    Per head, with φ(x) = elu(x) + 1::
 
-    Args:
-        d_model: Width D.
-        heads: Attention heads H; D must be a multiple.
-        causal: No position sees a later one.
+        o_i = Σ_j (φ(q_i)·φ(k_j)) v_j / Σ_j φ(q_i)·φ(k_j)
+
+    O(L·V·(D + Z)) time, O(L·V) memory; see ``MultiHead`` for the arguments and letters.
+
+    >>> import torch
+    >>> LinearAttention(16)(torch.randn(2, 10, 16)).shape
+    torch.Size([2, 10, 16])
     """
-
-    def __init__(self, d_model: int, *, heads: int = 4, causal: bool = False) -> None:
-        super().__init__()
-        if d_model % heads:
-            raise ValueError(f"linear: expected d_model to be a multiple of heads, got {d_model} and {heads}")
-        self.heads, self.causal = heads, causal
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = rearrange(self.qkv(x), "b l (three h z) -> three b l h z", three=3, h=self.heads)
+        q, k, v = self.split(x)
         o = linear_attention(elu_plus_one(q), elu_plus_one(k), v, causal=self.causal, mask=mask, normalize=True)
-        out: Tensor = self.out(rearrange(o, "b l h z -> b l (h z)"))
-        return out if mask is None else out * mask.unsqueeze(-1)
+        return self.merge(o, mask)
+
+    def start(self, batch: int) -> LinearAttentionState:
+        """Return the state before the first token, for ``step``."""
+        return self.no_sums(batch)
+
+    def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
+        """Feed one token ``x: (B, D)``; return its output ``(B, D)`` and the new state."""
+        q, k, v = self.split(x)
+        o, state = linear_attention_step(elu_plus_one(q), elu_plus_one(k), v, state, normalize=True)
+        return self.merge(o, None), state
+
+    def state_size(self, length: int) -> int:
+        """Count the numbers that ``step`` remembers of ``length`` tokens."""
+        return self.d_value * (self.head_width + 1)

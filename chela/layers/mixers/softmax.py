@@ -3,55 +3,64 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from chela.layers.multi_head import MultiHead
+from chela.layers.rotary import rotate
 
-class SoftmaxAttention(nn.Module):
-    """Multi-head softmax attention: O(L²·D) time, O(L·D) memory through the fused kernel.
 
-    ``o_i = Σ_j softmax_j(q_i·k_j / √Z) v_j`` per head, rotary positions (arXiv 2104.09864) on queries and keys.
+class SoftmaxAttention(MultiHead):
+    """Multi-head softmax attention (arXiv 1706.03762, section 3.2), rotary positions (2104.09864) on queries and keys.
+
+    Per head::
+
+        o_i = Σ_j softmax_j(q_i·k_j / √Z) v_j
+
+    O(L²·V) time, O(L·V) memory through the fused kernel (O(B·L²) when causal with a mask). Learned positions are the
+    backbone's: ``model.positions=learned model.mixer.rotary=false``. See ``MultiHead`` for the other arguments.
 
     Args:
         d_model: Width D.
-        heads: Attention heads H; D must be a multiple, and D / H even for rotary positions.
-        rotary: Turn queries and keys by their position.
+        heads: Attention heads H.
+        d_value: Width V of queries, keys and values, all heads together; None is D.
+        rotary: Turn queries and keys by their position; the width of a head must then be even.
         causal: No position sees a later one.
+
+    >>> SoftmaxAttention(16)(torch.randn(2, 10, 16)).shape
+    torch.Size([2, 10, 16])
     """
 
-    def __init__(self, d_model: int, *, heads: int = 4, rotary: bool = True, causal: bool = False) -> None:
-        super().__init__()
-        if d_model % heads or (rotary and d_model // heads % 2):
+    def __init__(
+        self, d_model: int, *, heads: int = 4, d_value: int | None = None, rotary: bool = True, causal: bool = False
+    ) -> None:
+        super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
+        if rotary and self.head_width % 2:
             raise ValueError(
-                f"softmax: expected an even d_model / heads, got {d_model} / {heads}; change one of the two"
+                f"rotary: expected an even width of a head, got {self.head_width}; change d_value or heads"
             )
-        self.heads, self.rotary, self.causal = heads, rotary, causal
-        self.qkv = nn.Linear(d_model, 3 * d_model)
-        self.out = nn.Linear(d_model, d_model)
+        self.rotary = rotary
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (B, L, D)`` to what is attended with, ``(B, L, H, Z)`` each."""
+        q, k, v = self.split(x)
+        return (rotate(q), rotate(k), v) if self.rotary else (q, k, v)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = rearrange(self.qkv(x), "b l (three h z) -> three b h l z", three=3, h=self.heads)
-        if self.rotary:
-            q, k = rotate(q), rotate(k)
-        allowed = None
-        if mask is not None:
-            allowed = mask[:, None, None, :]
-            if self.causal:
-                allowed = allowed & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
-            # a row with no allowed key would be NaN: let padding look at itself, its output is never read
-            allowed = allowed | torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-        o = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=self.causal and mask is None)
-        out: Tensor = self.out(rearrange(o, "b h l z -> b l (h z)"))
-        return out if mask is None else out * mask.unsqueeze(-1)
+        q, k, v = (t.transpose(1, 2) for t in self.queries_keys_values(x))
+        seen = None if mask is None else self._seen(mask)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=self.causal and mask is None)
+        return self.merge(o.transpose(1, 2), mask)
 
+    def _seen(self, mask: Tensor) -> Tensor:
+        """Say which keys each query sees; one that would see none (its output is never read) sees more: no NaN."""
+        if not self.causal:
+            return (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
+        before = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+        itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+        return (mask[:, None, :] & before | itself)[:, None]
 
-def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of features of ``x: (B, H, L, Z)`` by an angle that grows with the position (arXiv 2104.09864)."""
-    length, width = x.shape[-2:]
-    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)
-    angles = torch.arange(length, device=x.device, dtype=torch.float32)[:, None] * rates
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    def state_size(self, length: int) -> int:
+        """Count the keys and values that ``length`` tokens leave behind."""
+        return 2 * self.d_value * length

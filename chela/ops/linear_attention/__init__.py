@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import torch
 from torch import Tensor
 
@@ -9,11 +11,51 @@ from chela.ops.backend import Backend, choose, register
 from chela.ops.linear_attention.chunked import linear_attention_chunked
 from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype, linear_attention_step
 from chela.ops.linear_attention.reference import linear_attention_reference
+from chela.ops.linear_attention.triton_backend import MAX_WIDTH, linear_attention_triton, why_not
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
 
+register("linear_attention", Backend("triton", linear_attention_triton, auto_on=("cuda",), why_not=why_not))
 register("linear_attention", Backend("chunked", linear_attention_chunked, auto_on=("*",)))
 register("linear_attention", Backend("reference", linear_attention_reference))
+
+
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    initial_state: LinearAttentionState | None = ...,
+    return_state: Literal[False] = ...,
+    chunk_size: int | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+
+
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool,
+    log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ...,
+    mask: Tensor | None = ...,
+    normalize: bool = ...,
+    eps: float = ...,
+    initial_state: LinearAttentionState | None = ...,
+    return_state: Literal[True],
+    chunk_size: int | None = ...,
+    backend: str = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...
 
 
 def linear_attention(
@@ -81,20 +123,24 @@ def linear_attention(
     _check_options(causal, log_decay, log_decay_back, initial_state, return_state, chunk_size)
     log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
     _check_state(q, v, initial_state)
-    out, state = choose("linear_attention", backend, q.device).run(
-        q,
-        k,
-        v,
-        causal=causal,
-        log_decay=log_decay,
-        log_decay_back=log_decay_back,
-        mask=mask,
-        normalize=normalize,
-        eps=eps,
-        initial_state=initial_state,
-        return_state=return_state,
-        chunk_size=chunk_size,
-    )
+    if backend == "auto" and (q.dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH):
+        backend = "chunked"  # the one that takes any dtype and width
+    run = choose("linear_attention", backend, q.device).run
+    with torch.autocast(q.device.type, enabled=False):  # sums are float32 whatever the dtype of the inputs
+        out, state = run(
+            q,
+            k,
+            v,
+            causal=causal,
+            log_decay=log_decay,
+            log_decay_back=log_decay_back,
+            mask=mask,
+            normalize=normalize,
+            eps=eps,
+            initial_state=initial_state,
+            return_state=return_state,
+            chunk_size=chunk_size,
+        )
     return (out, state) if return_state else out
 
 

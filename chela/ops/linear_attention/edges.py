@@ -37,13 +37,13 @@ class Edges:
     enter: Tensor | None = None
     leave: Tensor | None = None
 
-    def entering(self, x: Tensor) -> Tensor:
+    def entering(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return x `(n, B, H, C, ·)` weighted by what lies between each token and the chunk's left border."""
-        return x if self.enter is None else x * self.enter
+        return x if self.enter is None else torch.mul(x, self.enter, out=out)
 
-    def leaving(self, x: Tensor) -> Tensor:
+    def leaving(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return x weighted by what lies between each token and the chunk's last token."""
-        return x if self.leave is None else x * self.leave
+        return x if self.leave is None else torch.mul(x, self.leave, out=out)
 
     def across(self, x: Tensor) -> Tensor:
         """Return x `(n, B, H)` weighted by the decay over each whole chunk."""
@@ -57,7 +57,7 @@ class Edges:
         torch.sub(self.sums[..., :, None], self.sums[..., None, :], out=M)
         return M.clamp_(max=0).exp_().tril_()
 
-    def carry(self, states: Tensor, *, reverse: bool = False) -> Tensor:
+    def carry(self, states: Tensor, out: Tensor, *, reverse: bool = False) -> Tensor:
         """Carry states `(n + 1, B, H, D, E)` over the borders of the chunks.
 
         Going forward, ``states[0]`` is what comes in and ``states[c + 1]`` what chunk c adds; the answer's row r is the
@@ -66,10 +66,12 @@ class Edges:
         borders, B, H, D, E = states.shape
         W = self.scan.mT if reverse else self.scan
         if W.ndim == 2:
-            return (W @ states.view(borders, -1)).view_as(states)
+            torch.mm(W, states.view(borders, -1), out=out.view(borders, -1))
+            return out
         W = W.expand(B, -1, -1, -1).reshape(B * H, borders, borders)
-        carried = torch.bmm(W, states.view(borders, B * H, D * E).transpose(0, 1))
-        return carried.transpose(0, 1).contiguous().view_as(states)
+        rows, carried = (x.view(borders, B * H, D * E).transpose(0, 1) for x in (states, out))
+        torch.bmm(W, rows, out=carried)
+        return out
 
 
 def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device: torch.device) -> Edges:
@@ -78,7 +80,9 @@ def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device
         return Edges(torch.ones(segment.n + 1, segment.n + 1, dtype=dtype, device=device).tril_())
     log_decay = log_decay.detach().clamp(min=lowest_log_decay(dtype))
     if log_decay.ndim == 3:
-        sums = segment.load(log_decay[..., None], torch.float64)[..., 0].cumsum(-1)
+        B, H = segment.rows.stop - segment.rows.start, log_decay.shape[-1]
+        steps = torch.empty(segment.n, B, H, segment.C, 1, dtype=torch.float64, device=device)
+        sums = segment.load(log_decay[..., None], steps)[..., 0].cumsum(-1)
     elif segment.absent is None:
         steps = torch.arange(1, segment.C + 1, dtype=torch.float64, device=device)
         sums = (log_decay.double()[:, None] * steps)[None, None]
@@ -91,33 +95,26 @@ def edges(log_decay: Tensor | None, segment: Segment, dtype: torch.dtype, device
     return Edges(scan, sums, enter[..., None], leave[..., None])
 
 
-def edge_gradient(lower: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
-    """Return the gradient of each edge's log decay, `(n, B, H, C)`: all that flows over that edge.
+def edge_gradient(inside: Tensor, entering: Tensor, leaving: Tensor, through: Tensor) -> Tensor:
+    """Return the gradient of each edge's log decay, `(…, C)`: all that flows over that edge.
 
     Every term is a sum of flows that do cross the edge; none is the difference of two large sums, so that the gradient
-    keeps its digits when a strong decay makes it small.
+    keeps its digits when a strong decay makes it small. It is told for edges that are crossed rightward; for the other
+    direction exchange ``entering`` and ``leaving``.
 
     Args:
-        lower: `(n, B, H, C, C)`, the flow from token j to token i, j < i, else zero (the diagonal crosses no edge).
-        row: `(n, B, H, C)`, what comes to token i from before the chunk.
-        column: `(n, B, H, C)`, what leaves token j for after the chunk.
-        across: `(n, B, H)`, what comes from before the chunk and leaves it again.
+        inside: `(…, C)`, what crosses each edge between two tokens of the chunk.
+        entering: `(…, C)`, what each token exchanges with tokens left of the chunk.
+        leaving: `(…, C)`, what each token exchanges with tokens right of it.
+        through: `(…)`, what passes over the whole chunk.
     """
-    C = lower.shape[-1]
-    before = torch.ones(C, C, dtype=lower.dtype, device=lower.device).triu_(1)
-    inside = (lower @ before).tril_().sum(-2)
-    reaching = row.flip(-1).cumsum(-1).flip(-1)
-    left = column.cumsum(-1) - column
-    return inside + reaching + left + across[..., None]
+    reaching = entering.flip(-1).cumsum(-1).flip(-1)
+    left = torch.nn.functional.pad(leaving[..., :-1].cumsum(-1), (1, 0))
+    return inside + reaching + left + through[..., None]
 
 
-def edge_gradient_back(upper: Tensor, row: Tensor, column: Tensor, across: Tensor) -> Tensor:
-    """Return the same for the other direction, in which token i hears from tokens j > i.
-
-    Args:
-        upper: `(n, B, H, C, C)`, the flow from token j to token i, j > i, zero elsewhere.
-        row: `(n, B, H, C)`, what comes to token i from after the chunk.
-        column: `(n, B, H, C)`, what leaves token j for before the chunk.
-        across: `(n, B, H)`, what passes over the whole chunk.
-    """
-    return edge_gradient(upper.transpose(-1, -2), column, row, across)
+def crossing(flow: Tensor) -> Tensor:
+    """Return what crosses each edge, `(…, C)`, of the flow from token j to token i > j, `(…, C, C)`, zero elsewhere."""
+    C = flow.shape[-1]
+    before = torch.ones(C, C, dtype=flow.dtype, device=flow.device).triu_(1)
+    return (flow @ before).tril_().sum(-2)

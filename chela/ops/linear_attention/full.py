@@ -1,78 +1,113 @@
-"""Bidirectional linear attention without decay: every token sees the same state, so it is two matrix products.
+"""Bidirectional linear attention without decay: it is two matrix products.
 
-The products read the tensors where they lie, `(L, D)` slices of `(B, L, H, D)`, one batch row at a time.
+Each batch row is read where it lies, as `(H, T, ·)` slices of `(B, L, H, ·)`, T tokens at a time, so that what a
+product writes is still in the cache when it is divided and copied to its place.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention.recurrent import accumulation_dtype
+from chela.ops.linear_attention.op import Gradients, Problem
+from chela.ops.linear_attention.segments import Workspace
+
+# Elements of a slice: 1 MiB of float32.
+SLICE_ELEMENTS = 2**18
 
 
-def _row(x: Tensor, b: int, absent: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Return batch row b of x `(B, L, H, ·)` as `(H, L, ·)`, zero where absent, without a copy where none is needed."""
-    row = x[b].transpose(0, 1).to(dtype)
-    return row if absent is None else row.masked_fill(absent[b, None, :, None], 0)
+class Slices:
+    """The slices of one batch row."""
+
+    def __init__(self, p: Problem) -> None:
+        _, self.L, H, D = p.q.shape
+        self.absent = None if p.mask is None else ~p.mask
+        self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
+        self.buffer = Workspace(p.sum_dtype, p.q.device)
+        self.b, self.tokens = 0, slice(0)
+
+    def __call__(self, b: int) -> Iterator[None]:
+        """Go through the slices of batch row b; ``read`` and ``write`` then work on the one at hand."""
+        self.b = b
+        for start in range(0, self.L, self.T):
+            self.tokens = slice(start, min(start + self.T, self.L))
+            yield
+
+    def read(self, name: str, x: Tensor) -> Tensor:
+        """Return `(H, T, ·)` of x, zero where absent; a view of x where that is all it takes."""
+        part = x[self.b, self.tokens].transpose(0, 1)
+        if self.absent is None and x.dtype == self.buffer.dtype:
+            return part
+        part = self.buffer(name, *part.shape).copy_(part)
+        return part if self.absent is None else part.masked_fill_(self.absent[self.b, self.tokens, None], 0)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b `(H, T, ·)`, to be used before the next product."""
+        return torch.bmm(a, b, out=self.buffer("product", *a.shape[:2], b.shape[-1]))
+
+    def write(self, y: Tensor, x: Tensor) -> None:
+        """Copy y `(H, T, ·)` to its place in x, zero where absent."""
+        if self.absent is not None:
+            y.masked_fill_(self.absent[self.b, self.tokens, None], 0)
+        x[self.b, self.tokens] = y.transpose(0, 1)
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, normalize: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the output, the normaliser, nothing, and the state `(1, 1, B, H, D, E + normalize)`."""
-    B, L, H, D = q.shape
-    E = v.shape[-1]
-    dtype = accumulation_dtype(v.dtype)
-    absent = None if mask is None else ~mask
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    total = torch.empty((B, L, H) if normalize else (0,), dtype=dtype, device=v.device)
-    saved = torch.empty(1, 1, B, H, D, E + normalize, dtype=dtype, device=v.device)
+def saved_shape(p: Problem) -> tuple[int, ...]:
+    """Return the shape of the state, all that the backward pass needs beside the inputs."""
+    return p.state_shape
+
+
+def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the output, the normaliser, nothing, and the state."""
+    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    out, total, nothing = p.new_outputs()
+    saved = p.new(*saved_shape(p))
+    x = Slices(p)
     for b in range(B):
-        q_, k_, v_ = (_row(x, b, absent, dtype) for x in (q, k, v))
-        S = saved[0, 0, b, ..., :E]
-        S.copy_(k_.transpose(1, 2) @ v_)
-        o = q_ @ S
-        if normalize:
-            saved[0, 0, b, ..., E] = k_.sum(1)
-            t = (q_ @ saved[0, 0, b, ..., E:])[..., 0]
-            total[b] = t.T
-            o /= (t + eps)[..., None]
-        out[b] = o.transpose(0, 1)
-    return out, total, saved.new_empty(0), saved
+        S, z = saved.new_zeros(H, D, E), saved.new_zeros(H, D, int(p.normalize))
+        for _ in x(b):
+            k_ = x.read("k", p.k)
+            S.baddbmm_(k_.mT, x.read("v", p.v))
+            if p.normalize:
+                z += k_.sum(1)[..., None]
+        torch.cat([S, z], -1, out=saved[b])
+        for _ in x(b):
+            q_ = x.read("q", p.q)
+            o = x.product(q_, S)
+            if p.normalize:
+                t = q_ @ z
+                x.write(t, total.mT[..., None])
+                o /= t + p.eps
+            x.write(o, out)
+    return out, total, nothing, saved
 
 
-def backward(
-    d_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    total: Tensor,
-    saved: Tensor,
-    normalize: bool,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tensor) -> Gradients:
     """Return the gradients of q, k and v; nothing for decays and state."""
-    E, dtype = v.shape[-1], saved.dtype
-    absent = None if mask is None else ~mask
-    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
-    for b in range(q.shape[0]):
-        q_, k_, v_, do = (_row(x, b, absent, dtype) for x in (q, k, v, d_out))
-        S = saved[0, 0, b, ..., :E]
-        if normalize:
-            scale = 1 / (total[b].T + eps)[..., None]
-            d_total = -(do * out[b].transpose(0, 1)).sum(-1, keepdim=True) * scale
-            do = do * scale
-        dS = q_.transpose(1, 2) @ do
-        dq_, dk_ = do @ S.transpose(1, 2), v_ @ dS.transpose(1, 2)
-        if normalize:
-            dq_ += d_total * saved[0, 0, b, ..., E][:, None]
-            dk_ += (q_ * d_total).sum(1, keepdim=True)
-        if absent is not None:
-            dk_.masked_fill_(absent[b, None, :, None], 0)
-            dq_.masked_fill_(absent[b, None, :, None], 0)
-        dq[b], dk[b], dv[b] = dq_.transpose(0, 1), dk_.transpose(0, 1), (k_ @ dS).transpose(0, 1)
-    nothing = saved.new_empty(0)
-    return dq, dk, dv, nothing, nothing.clone(), nothing.clone()
+    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(False)
+    x = Slices(p)
+    for b in range(B):
+        S, z = saved[b, ..., :E].mT, saved[b, ..., E:].mT
+        dS, dz = saved.new_zeros(H, D, E), saved.new_zeros(H, 1, D)
+        for _ in x(b):
+            q_, do = x.read("q", p.q), x.read("do", d_out)
+            if p.normalize:
+                scale = 1 / (x.read("total", total.mT[..., None]) + p.eps)
+                d_total = (do * x.read("out", out)).sum(-1, keepdim=True).mul_(scale).neg_()
+                do = torch.mul(do, scale, out=x.buffer("scaled", *do.shape))
+                dz += d_total.mT @ q_
+            dS.baddbmm_(q_.mT, do)
+            dq_ = x.product(do, S)
+            if p.normalize:
+                dq_ += d_total * z
+            x.write(dq_, dq)
+        for _ in x(b):
+            dk_ = x.product(x.read("v", p.v), dS.mT)
+            if p.normalize:
+                dk_ += dz
+            x.write(dk_, dk)
+            x.write(x.product(x.read("k", p.k), dS), dv)
+    return dq, dk, dv, d_decay, d_back, d_state

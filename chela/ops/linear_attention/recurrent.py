@@ -90,7 +90,7 @@ def linear_attention_step(
         S, z = S * decay[..., None], z * decay
     S = S + k_[..., :, None] * v_[..., None, :]
     z = z + k_
-    out = torch.einsum("bhd,bhde->bhe", q_, S)
+    out = (q_[..., None] * S).sum(-2)  # not a matrix product: autocast would round it
     if normalize:
         out = out / (eps + (q_ * z).sum(-1, keepdim=True))
     return out.to(v.dtype), LinearAttentionState(S, z)

@@ -7,20 +7,37 @@ one batched matrix product over contiguous memory, and a scan over chunks is a p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements of one buffer of a segment: 1 MiB of float32, so that a dozen of them fit a shared L3 and the busy ones L2.
-SEGMENT_ELEMENTS = 2**18
+# Elements of one buffer of a segment: 256 KiB of float32, so that the busy ones fit L2 and all of them L3.
+SEGMENT_ELEMENTS = 2**16
 CHUNK = 64
 
 
+class Workspace:
+    """Named buffers of one call, allocated once for all segments: fresh memory costs a page fault per 4 KiB."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._flat: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Return the buffer of that name, seen as ``shape``; what it held is gone once it is asked for again."""
+        size = math.prod(shape)
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size:
+            flat = self._flat[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return flat[:size].view(shape)
+
+
 def chunks_per_segment(H: int, D: int, E: int, chunk: int) -> int:
-    """Return how many chunks a segment of one batch row takes; depends on no length, so it adds no guard to a graph."""
-    return max(1, min(32, SEGMENT_ELEMENTS // (H * max(D, E) * chunk)))
+    """Return how many chunks a segment of one batch row takes; no length comes in, so it adds no guard to a graph."""
+    return max(4, min(32, SEGMENT_ELEMENTS // (H * max(D, E) * chunk)))
 
 
 @dataclass(frozen=True)
@@ -43,18 +60,17 @@ class Segment:
     C: int
     absent: Tensor | None
 
-    def load(self, x: Tensor, dtype: torch.dtype, *, ones: bool = False) -> Tensor:
-        """Copy x `(B, L, H, ·)` to `(n, B, H, C, ·)`, zero where absent; ``ones`` appends a column of ones."""
+    def load(self, x: Tensor, into: Tensor) -> Tensor:
+        """Copy x `(B, L, H, ·)` to ``into`` `(n, B, H, C, ·)`, zero where absent; a further column is set to one."""
         part = x[self.rows, self.tokens]
         B, T, H, width = part.shape
-        out = torch.empty(self.n, B, H, self.C, width + ones, dtype=dtype, device=x.device)
-        body, whole = out[..., :width], T // self.C
+        body, whole = into[..., :width], T // self.C
         body[:whole].copy_(part[:, : whole * self.C].view(B, whole, self.C, H, width).permute(1, 0, 3, 2, 4))
         if whole < self.n:
             body[whole, :, :, : T - whole * self.C].copy_(part[:, whole * self.C :].transpose(1, 2))
-        if ones:
-            out[..., width:] = 1
-        return out if self.absent is None else out.masked_fill_(self.absent[..., None], 0)
+        if into.shape[-1] > width:
+            into[..., width:] = 1
+        return into if self.absent is None else into.masked_fill_(self.absent[..., None], 0)
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from chela.ops import backend as _backend
 from chela.ops.short_conv.reference import short_conv_reference
 from chela.ops.short_conv.torch_conv import short_conv_torch
+from chela.ops.short_conv.triton_conv import short_conv_triton, why_not
 
 __all__ = ["short_conv"]
 
@@ -71,5 +72,6 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise ValueError(f"short_conv: {name} is on {t.device}, x on {x.device}; move them to one device")
 
 
+_backend.register("short_conv", _backend.Backend("triton", short_conv_triton, auto_on=("cuda",), why_not=why_not))
 _backend.register("short_conv", _backend.Backend("torch", short_conv_torch, auto_on=("*",)))
 _backend.register("short_conv", _backend.Backend("reference", short_conv_reference))

@@ -28,4 +28,4 @@ def short_conv_torch(x: Tensor, weight: Tensor, bias: Tensor | None, causal: boo
         # causal: the right padding only adds outputs beyond the end; same with an even size: one at the front.
         start = 0 if causal or taps % 2 else 1
         y = y.squeeze(2).transpose(1, 2)[:, start : start + length]
-        return (F.silu(y) if silu else y).to(x.dtype)
+        return (F.silu(y) if silu else y.contiguous()).to(x.dtype)

@@ -1,0 +1,181 @@
+"""MEGA: a moving average, then gated single-head attention, full or in chunks (arXiv 2209.10655).
+
+Shapes: B batch, L length, D model width, Z query/key width, V value width, C chunk, N averages per channel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chela.layers.long_kernel import DampedEMAKernel
+from chela.layers.padding import zero_padding
+from chela.layers.param_groups import mark
+from chela.layers.recurrence import expect_causal
+from chela.ops.fft_conv import fft_conv
+
+
+class MEGAState(NamedTuple):
+    """The causal form's past: averages ``(B, D, N)``; keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
+
+    averages: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+class MEGA(nn.Module):
+    """Moving-average equipped gated attention (arXiv 2209.10655, sections 3.1–3.4), x being the normed input.
+
+    ::
+
+        c = SiLU(EMA(x) + ω ⊙ x)                      damped EMA of N averages a channel, in both directions
+        z = SiLU(W_z c),   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k,   v = SiLU(W_v x)
+        o = f(scale · q kᵀ + b_{j−i}) v               over the whole sequence, or within chunks of C tokens
+        r = SiLU(W_r c),   h = SiLU(W_h c + W_o (o ⊙ r)),   g = σ(W_u c),        returns (h, g)
+
+    f = softmax with scale Z^−½, or "laplace", f(x) = ½(1 + erf((x − √½) / (σ√2))), σ = (4π)^−½, with scale one over the
+    number of keys seen. O(L²·(Z + V)) time and O(L²) memory, in chunks O(L·C·(Z + V)) and O(L·C); the EMA adds
+    O(D·L·log L + D·N·L).
+
+    Args:
+        d_model: Width D.
+        l_max: Longest sequence.
+        causal: No position sees a later one.
+        d_qk: Width Z.
+        d_value: Width V; None is 2·D.
+        averages: N.
+        attention_function: f, "softmax" or "laplace".
+        chunk: C; 0 attends over the whole sequence. Chunks are cut at positions C, 2C, …
+
+    Raises:
+        ValueError: An unknown attention function.
+
+    >>> h, g = MEGA(16, l_max=100, chunk=32)(torch.randn(2, 100, 16))
+    >>> tuple(h.shape), tuple(g.shape)
+    ((2, 100, 16), (2, 100, 16))
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        l_max: int,
+        causal: bool = False,
+        d_qk: int = 32,
+        d_value: int | None = None,
+        averages: int = 16,
+        attention_function: str = "softmax",
+        chunk: int = 0,
+    ) -> None:
+        super().__init__()
+        if attention_function not in ("softmax", "laplace"):
+            raise ValueError(f"attention_function: expected softmax or laplace, got {attention_function!r}")
+        d_value = 2 * d_model if d_value is None else d_value
+        self.causal, self.attention_function = causal, attention_function
+        self.sizes = d_model, d_qk, d_value, d_model  # update gate, z, reset gate, candidate: all read c
+        self.chunk = min(chunk or l_max, l_max)
+        self.ema = DampedEMAKernel(d_model, l_max, causal=causal, averages=averages)
+        self.omega = nn.Parameter(torch.empty(d_model))
+        self.gamma = nn.Parameter(torch.empty(2, d_qk))
+        self.beta = nn.Parameter(torch.empty(2, d_qk))
+        self.position_bias = nn.Parameter(torch.empty(2 * self.chunk - 1))
+        mark(self, "gamma", "beta", weight_decay=0.0)
+        self.value = Projection(d_model, d_value)
+        self.gates = Projection(d_model, sum(self.sizes))
+        self.out = Projection(d_value, d_model)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """ω ~ N(0, 1); γ and the position bias ~ N(0, 0.02²), β = 0; the submodules draw their own."""
+        nn.init.normal_(self.omega)
+        nn.init.normal_(self.gamma, std=0.02)
+        nn.init.normal_(self.position_bias, std=0.02)
+        nn.init.zeros_(self.beta)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mix ``x: (B, L, D)``; ``mask: (B, L)`` bool, True = real token. Returns the update h and its gate g."""
+        x = zero_padding(x, mask)
+        update, q, k, reset, candidate = self._read(F.silu(self._average(x)))
+        o = self._attend(q, k, F.silu(self.value(x)), mask)
+        return zero_padding(F.silu(candidate + self.out(o * reset)), mask), update
+
+    def _average(self, x: Tensor) -> Tensor:
+        """EMA(x) + ω ⊙ x. Both directions of MEGA start at lag 0, where ``fft_conv`` keeps one: ω takes the other."""
+        forward, back = self.ema(x.shape[1] + 1)
+        if back is None:
+            return fft_conv(x, forward, skip=self.omega)
+        return fft_conv(x, forward, kernel_back=back[:, 1:], skip=self.omega + back[:, 0])
+
+    def _read(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Map ``c: (..., D)`` to update gate, queries, keys, reset gate and candidate."""
+        update, z, reset, candidate = self.gates(c).split(self.sizes, dim=-1)
+        q, k = (F.silu(z)[..., None, :] * self.gamma + self.beta).unbind(-2)
+        return torch.sigmoid(update), q, k, F.silu(reset), candidate
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        length, size = q.shape[1], min(self.chunk, q.shape[1])
+        rest = -length % size
+        real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
+        q, k, v = (F.pad(t, (0, 0, 0, rest)).reshape(len(t), -1, size, t.shape[2]) for t in (q, k, v))
+        seen = F.pad(real, (0, rest)).reshape(len(q), -1, 1, size)
+        if self.causal:
+            seen = seen & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+        weights = self._weights(q @ k.transpose(-1, -2), self._bias(size), seen)
+        return (weights @ v).flatten(1, 2)[:, :length]
+
+    def _bias(self, size: int) -> Tensor:
+        """Return b_{j−i} as ``(size, size)``."""
+        place = torch.arange(size, device=self.position_bias.device)
+        return self.position_bias[self.chunk - 1 + place - place[:, None]]
+
+    def _weights(self, scores: Tensor, bias: Tensor, seen: Tensor) -> Tensor:
+        """Turn q·k into attention weights over the keys that are ``seen``; a query that sees none gets zeros."""
+        if self.attention_function == "softmax":
+            scores = (scores * self.sizes[1] ** -0.5 + bias).masked_fill(~seen, float("-inf"))
+            return scores.masked_fill(~seen.any(-1, keepdim=True), 0.0).softmax(-1).masked_fill(~seen, 0.0)
+        scores = scores / seen.sum(-1, keepdim=True).clamp(min=1) + bias
+        return (0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) * math.sqrt(2 * math.pi)))).masked_fill(~seen, 0.0)
+
+    def start(self, batch: int) -> MEGAState:
+        """Return the state before the first token, for ``step``."""
+        expect_causal(self)
+        _, d_qk, d_value, _ = self.sizes
+        averages, like = self.ema.delta.new_zeros(batch, *self.ema.delta.shape[1:]), self.out.weight
+        return MEGAState(averages, like.new_zeros(batch, 0, d_qk), like.new_zeros(batch, 0, d_value))
+
+    def step(self, x: Tensor, state: MEGAState) -> tuple[tuple[Tensor, Tensor], MEGAState]:
+        """Feed one token ``x: (B, D)`` to the causal form; return h and g ``(B, D)``, and the new state."""
+        p, q = torch.sigmoid(self.ema.delta[0]), torch.sigmoid(self.ema.alpha[0])
+        averages = (1 - p * q) * state.averages + p * self.ema.beta[0] * x[..., None]
+        average = (averages * self.ema.gamma[0]).sum(-1) / math.sqrt(p.shape[-1])
+        update, query, key, reset, candidate = self._read(F.silu(average + self.omega * x))
+        full = state.keys.shape[1] == self.chunk  # then a new one begins
+        keys = torch.cat([state.keys[:, :0] if full else state.keys, key[:, None]], dim=1)
+        values = torch.cat([state.values[:, :0] if full else state.values, F.silu(self.value(x))[:, None]], dim=1)
+        seen = torch.ones(1, 1, keys.shape[1], dtype=torch.bool, device=x.device)
+        weights = self._weights(query[:, None] @ keys.transpose(1, 2), self._bias(keys.shape[1])[-1:], seen)
+        h = F.silu(candidate + self.out((weights @ values)[:, 0] * reset))
+        return (h, update), MEGAState(averages, keys, values)
+
+    def state_size(self, length: int) -> int:
+        """Count the numbers that ``step`` remembers of ``length`` tokens, at most."""
+        d_model, d_qk, d_value, _ = self.sizes
+        return d_model * self.ema.delta.shape[-1] + min(self.chunk, length) * (d_qk + d_value)
+
+    def extra_repr(self) -> str:
+        """Show what no submodule shows."""
+        return f"chunk={self.chunk}, attention_function={self.attention_function}, causal={self.causal}"
+
+
+class Projection(nn.Linear):
+    """A linear map that starts as MEGA's do: weights ~ N(0, 0.02²), biases 0."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights."""
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)

@@ -1,0 +1,60 @@
+"""A network as the Hugging Face Hub wants it; needs ``pip install huggingface_hub``.
+
+HubModel(model).push_to_hub("me/listops-chela")
+model = HubModel.from_pretrained("me/listops-chela").network
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, snapshot_download  # type: ignore[import-not-found]
+from torch import Tensor, nn
+
+from chela.models.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+
+
+class HubModel(nn.Module, ModelHubMixin):  # type: ignore[misc]
+    """A network with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``; only safetensors are fetched.
+
+    Args:
+        network: As ``chela.models.build_model`` makes it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Call the network."""
+        scores: Tensor = self.network(inputs, mask)
+        return scores
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_pretrained(self.network, save_directory)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **_: Any,
+    ) -> HubModel:
+        folder = model_id
+        if not Path(model_id).is_dir():
+            folder = snapshot_download(
+                model_id,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                allow_patterns=[CONFIG, WEIGHTS],
+            )
+        return cls(from_pretrained(folder))

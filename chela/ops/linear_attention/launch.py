@@ -1,0 +1,75 @@
+"""Tiles of the Triton kernels: a table by dtype, width and shared memory of the device, no tuning at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+def padded(width: int) -> int:
+    """Return the power of two, at least 16, that a tile of this width is padded to."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the kernels are cut.
+
+    Attributes:
+        BT: Tokens per tile.
+        BK: Columns of a product's width at a time.
+        BC: Columns of the output per program.
+        BS: Rows and columns of a state per program.
+        NB: Tiles per chunk: more of them write fewer states and multiply more inside chunks.
+        warps: Warps per program.
+        stages: Stages of the software pipeline.
+    """
+
+    BT: int
+    BK: int
+    BC: int
+    BS: int
+    NB: int
+    warps: int
+    stages: int
+
+
+# (bytes of an element, widest tile) → (KiB of shared memory the device must have, launch), best first.
+# Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
+_TABLE = {
+    (2, 64): (
+        (90, Launch(64, 64, 64, 64, 4, 8, 2)),
+        (48, Launch(32, 64, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
+    ),
+    (2, 128): (
+        (200, Launch(64, 128, 64, 64, 4, 8, 2)),
+        (90, Launch(64, 128, 32, 64, 4, 8, 2)),
+        (48, Launch(32, 128, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
+    ),
+    (2, 256): (
+        (200, Launch(64, 256, 32, 64, 4, 8, 1)),
+        (90, Launch(32, 256, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 64, 16, 16, 16, 4, 1)),
+    ),
+    (4, 64): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (4, 128): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (4, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+}
+# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
+INTERPRETED = Launch(64, 128, 128, 128, 2, 4, 1)
+
+
+def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
+    """Return the launches worth trying, best first; the last one always fits.
+
+    Args:
+        D: Width of queries and keys.
+        E: Width of values.
+        dtype: Of the inputs.
+        shared_memory: Bytes a program may use on the device.
+    """
+    wide = max(64, padded(max(D, E)))
+    return tuple(launch for least, launch in _TABLE[dtype.itemsize, wide] if least * 1024 <= shared_memory)

@@ -1,0 +1,100 @@
+"""Look into a trained model: the kernels it learned, and how far it sees. Needs the run's checkpoint, and torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from chela.config import fingerprint, load
+from chela.layers.long_kernel import LongKernel
+from chela.models import build_model
+from chela.training.run import open_run
+from experiments.runs import Run
+from lra.tasks import get_task
+
+MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
+SEQUENCES = 4
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The long kernel of one layer.
+
+    Args:
+        name: Where it stands.
+        forward: ``(C, L)``, lags from 0 on, towards earlier tokens.
+        back: ``(C, L − 1)``, lags from 1 on, towards later tokens; None when causal.
+    """
+
+    name: str
+    forward: NDArray[np.float64]
+    back: NDArray[np.float64] | None
+
+
+def has_weights(run: Run) -> bool:
+    """Whether the run's best weights lie in its folder."""
+    return (run.path / "checkpoints" / "best.ckpt").is_file()
+
+
+def trained_model(run: Run) -> nn.Module:
+    """Build the run's model with its best weights, in eval mode."""
+    folder = open_run(run.path)
+    config = load(folder.config)
+    model = build_model(config.model, get_task(config.task), config.seed)
+    model.load_state_dict(folder.load_best(fingerprint(config))["model"])
+    return model.double().eval()
+
+
+@torch.no_grad()
+def long_kernels(model: nn.Module) -> list[Kernel]:
+    """Return every layer's long kernel at its full length, as it was trained (branches and skip are not in it)."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, LongKernel):
+            forward, back = module(module.l_max)
+            block = next((part for part in name.split(".") if part.isdecimal()), name)
+            found.append(Kernel(f"layer {block}", forward.numpy(), None if back is None else back.numpy()))
+    return found
+
+
+def receptive_field(model: nn.Module, seed: int = 0) -> NDArray[np.float64]:
+    """Measure how the middle position's output depends on each position's embedded input.
+
+    The gradient of a random projection of the last block's output at the middle position is taken with respect to the
+    embeddings; its norm per position is averaged (root of the mean square) over random sequences of the task's
+    symbols or of standard normal values.
+
+    Returns:
+        ``(L,)``, the middle position at L // 2.
+    """
+    backbone = model.get_submodule("backbone")
+    generator = torch.Generator().manual_seed(seed)
+    length = min(int(backbone.l_max), MOST_TOKENS)  # type: ignore[arg-type]
+    embedding = backbone.get_submodule("embedding")
+    inputs = _random_inputs(embedding, length, generator)
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    handle = embedding.register_forward_hook(keep)
+    try:
+        middle = backbone(inputs)[:, length // 2]
+    finally:
+        handle.remove()
+    direction = torch.randn(middle.shape, generator=generator, dtype=middle.dtype)
+    (gradient,) = torch.autograd.grad((middle * direction).sum(), kept)
+    strength: NDArray[np.float64] = gradient.square().sum(-1).mean(0).sqrt().numpy()
+    return strength
+
+
+def _random_inputs(embedding: nn.Module, length: int, generator: torch.Generator) -> Tensor:
+    if isinstance(embedding, nn.Embedding):
+        return torch.randint(1, embedding.num_embeddings, (SEQUENCES, length), generator=generator)
+    assert isinstance(embedding, nn.Linear)
+    return torch.randn(SEQUENCES, length, embedding.in_features, generator=generator, dtype=torch.float64)

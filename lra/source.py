@@ -1,0 +1,250 @@
+"""Where a task's bytes come from.
+
+That is what the user has (a folder, an archive, a prepared tensorflow-datasets directory), or a download that says its
+size and address first, goes on where it broke off, and is checked before it is used. Nothing of the user's is ever
+changed, and nothing is ever put in the place of data that is absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import lzma
+import os
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lra.builder import Progress
+from lra.errors import DataError
+from lra.schema import DataConfig
+
+log = logging.getLogger(__name__)
+
+DEPTH = 3  # folders below data.root that are searched
+_CHUNK = 1 << 20
+_TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file that can be fetched, and how to know it.
+
+    Attributes:
+        file: its name here.
+        url: its address.
+        size: bytes.
+        sha256: checksum, hexadecimal.
+    """
+
+    file: str
+    url: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form in which users have a data set.
+
+    Attributes:
+        name: for messages, `the extracted tree aclImdb/`.
+        mark: a path that is there when the form is, relative to the folder that holds the form; may hold `*`.
+        read: reads it, given that folder, or the file that `mark` names if `file`.
+        file: whether the mark is the data itself, an archive say, rather than a part of it.
+        remote: where the official file comes from, if this form is an archive that can be fetched and verified.
+    """
+
+    name: str
+    mark: str
+    read: Callable[[Path], Any]
+    file: bool = False
+    remote: Remote | None = None
+
+
+def locate(
+    task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None, hint: str = ""
+) -> tuple[Form, Path]:
+    """The first form that is there: under `data.root` if set, else in the data folder's `downloads`, else fetched.
+
+    Args:
+        task: for messages.
+        data: where to look, and whether the network may be used.
+        forms: in the order in which they are tried.
+        progress: called with (what, done, total) while a file is fetched.
+        hint: ends the message when the data is absent and cannot be fetched.
+
+    Returns:
+        The form, and what its `read` needs.
+
+    Raises:
+        DataError: naming what is missing, where it was looked for, and what to do.
+    """
+    downloads = data.folder() / "downloads"
+    root = Path(os.path.expanduser(data.root)) if data.root is not None else downloads
+    if data.root is not None and not root.exists():
+        raise DataError(f"{task}: data.root is {root}, which does not exist")
+    for form in forms:
+        found = _find(root, form)
+        if found is not None:
+            if form.remote is not None:
+                verify(found, form.remote)
+            return form, found
+    remotes = [form for form in forms if form.remote is not None]
+    if data.root is None and remotes:
+        remote = remotes[0].remote
+        assert remote is not None
+        return remotes[0], fetch(task, remote, downloads, allowed=data.download, progress=progress)
+    wanted = "; ".join(f"{form.name} ({form.mark})" for form in forms)
+    if data.root is not None:
+        raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
+    raise DataError(
+        f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
+        f"`python -m lra.prepare task={task} data.root=FOLDER`{hint}"
+    )
+
+
+def _find(root: Path, form: Form) -> Path | None:
+    """Where the form's mark lies at `root` or up to `DEPTH` folders below, and the folder or file to read."""
+    if root.is_file():
+        return root if form.file and root.match(form.mark) else None
+    level = [root]
+    if root.resolve().match(form.mark.split("/")[0]):  # `aclImdb` itself
+        level.append(root.resolve().parent)
+    for _ in range(DEPTH + 1):
+        for base in level:
+            found = sorted(base.glob(form.mark))
+            if found:
+                return found[-1] if form.file else base
+        level = [Path(entry.path) for base in level for entry in _folders(base)]
+    return None
+
+
+def _folders(base: Path) -> list[os.DirEntry[str]]:
+    if not base.is_dir():
+        return []
+    with os.scandir(base) as entries:
+        return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
+
+
+def verify(path: Path, remote: Remote) -> None:
+    """Compare a file with what it should be. Raises `DataError` naming both checksums."""
+    size = path.stat().st_size
+    if size != remote.size:
+        raise DataError(f"{path} has {size:,} bytes, expected {remote.size:,}: it is truncated or another file")
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != remote.sha256:
+        raise DataError(f"{path} has SHA-256 {found}, expected {remote.sha256}: it is damaged or another file")
+
+
+def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
+    """Download a file unless it is there; goes on with a part that an earlier try left.
+
+    Args:
+        task: for messages.
+        remote: what to fetch.
+        folder: where to.
+        allowed: whether the network may be used.
+        progress: called with (what, bytes done, bytes in all).
+
+    Raises:
+        DataError: without network, or when what came is not what was expected (the bad file is removed).
+    """
+    target = folder / remote.file
+    by_hand = (
+        f"get {remote.url} ({remote.size / 1e6:,.0f} MB) another way and put it at {target}, or run "
+        f"`python -m lra.prepare task={task} data.root=FOLDER` with the folder that has it"
+    )
+    if target.exists():
+        verify(target, remote)
+        return target
+    if not allowed:
+        raise DataError(f"{task}: {remote.file} is not at {target} and data.download is false: {by_hand}")
+    folder.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(remote.file + ".part")
+    log.warning("fetching %s (%.0f MB) from %s to %s", remote.file, remote.size / 1e6, remote.url, folder)
+    try:
+        _download(remote, part, progress)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{task}: {remote.file} could not be fetched ({reason}): {by_hand}") from None
+    if part.stat().st_size < remote.size:
+        raise DataError(
+            f"{task}: {remote.file} broke off at {part.stat().st_size:,} of {remote.size:,} bytes: run again to go on"
+        )
+    try:
+        verify(part, remote)
+    except DataError as error:
+        part.unlink()
+        raise DataError(f"{task}: what {remote.url} sent is not the expected file ({error}): {by_hand}") from None
+    os.replace(part, target)
+    return target
+
+
+def _download(remote: Remote, part: Path, progress: Progress | None) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    if done >= remote.size:
+        return
+    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        if done and response.status != 206:  # the server sends all of it again
+            done = 0
+        with open(part, "ab" if done else "wb") as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(f"fetching {remote.file}", done, remote.size)
+
+
+def members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the wanted files of a tar archive, in its order; nothing is unpacked to disk.
+
+    Raises:
+        DataError: for an archive that is truncated, damaged or none.
+    """
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                if member.isfile() and wanted(member.name):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield member.name, file.read()
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise DataError(f"{archive} cannot be read ({error}): it is truncated or no archive; fetch it again") from None
+
+
+def read_tfds(info: Path, splits: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(split, record) of a prepared tensorflow-datasets directory, given its `dataset_info.json`.
+
+    Raises:
+        DataError: for a directory in tfrecord form, with the command that prepares it anew.
+    """
+    folder = info.parent
+    stored = json.loads(info.read_text(encoding="utf-8"))
+    form, name = stored.get("fileFormat", "tfrecord"), stored["name"]
+    if form != "array_record":
+        data_dir = folder.parents[1] if stored.get("configName") is None else folder.parents[2]
+        raise DataError(
+            f"{folder} is in {form} form, which cannot be read without TensorFlow: where TensorFlow is installed, run "
+            f"`python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{data_dir}_array_record', "
+            f"file_format='array_record').download_and_prepare()\"` and set data.root to {data_dir}_array_record"
+        )
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(os.fspath(folder))
+    for split in splits:
+        if split not in builder.info.splits:
+            raise DataError(f"{folder} has no split {split}, only {', '.join(builder.info.splits)}: prepare it again")
+        for record in builder.as_data_source(split):
+            yield split, record

@@ -1,0 +1,69 @@
+"""Run folders as training leaves them, without the training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chela.config import fingerprint, resolve, to_yaml
+
+MakeRun = Callable[..., Path]
+COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")  # those of chela.training
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Return a function that writes the folder of a run: ``make_run("model=softmax", seed=1, accuracy=0.5)``."""
+
+    def make(*words: str, seed: int = 0, accuracy: float | None = 0.5, root: Path | None = None, **result: Any) -> Path:
+        config = resolve(["task=listops", "preset=tiny", f"seed={seed}", *words])
+        mark = fingerprint(config)
+        parent = (root or tmp_path / "runs") / f"{config.task.name}-{config.preset}"
+        folder = parent / f"{config.model.name}-seed{seed}-{mark}"
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+        write_metrics(folder / "metrics.csv", seed)
+        if accuracy is not None:
+            found = {
+                "format_version": 1,
+                "task": config.task.name,
+                "model": config.model.name,
+                "preset": config.preset,
+                "seed": seed,
+                "fingerprint": mark,
+                "steps": config.trainer.max_steps,
+                "parameters": 1000,
+                "best_validation_accuracy": accuracy,
+                "validation_accuracy": accuracy,
+                "test_accuracy": accuracy,
+                "majority_accuracy": 0.17,
+                "validation_policy": config.data.validation,
+                "learned": True,
+                "wall_seconds": 20.0,
+                "training_seconds": 15.0,
+                "tokens_per_second": 10000,
+                "peak_memory_bytes": 500_000_000,
+                "processes": 1,
+                "device": "x86_64",
+                "threads": 1,
+                "versions": {"torch": "2.13.0"},
+                "git_commit": "0123456789abcdef0123456789abcdef01234567",
+            }
+            (folder / "result.json").write_text(json.dumps({**found, **result}))
+        return folder
+
+    return make
+
+
+def write_metrics(path: Path, seed: int = 0) -> None:
+    """Write twenty training steps and two validations."""
+    lines = [",".join(COLUMNS)]
+    for step in range(1, 21):
+        lines.append(f"{step},train,{2.3 - 0.05 * step},{0.1 + 0.01 * step + 0.01 * seed},0.001,9000,{0.1 * step}")
+        if step % 10 == 0:
+            lines.append(f"{step},validation,{2.2 - 0.04 * step},{0.12 + 0.01 * step + 0.01 * seed},,,{0.1 * step}")
+    path.write_text("\n".join(lines) + "\n")

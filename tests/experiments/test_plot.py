@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.figures import mean_curve
+from experiments.plot import main
+from tests.experiments.conftest import MakeRun
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_one_run_is_drawn_beside_its_metrics(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(accuracy=None)  # a run that still goes on has curves too
+    assert main([str(folder)]) == 0
+    assert (folder / "curves.png").read_bytes().startswith(PNG)
+    assert str(folder / "curves.png") in capsys.readouterr().out
+
+
+def test_several_runs_go_to_the_file_that_is_named(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(seed=0), make_run(seed=1), make_run("model=softmax")
+    out = tmp_path / "figures" / "listops.png"
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    first = out.read_bytes()
+    assert first.startswith(PNG)
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert out.read_bytes() == first  # the same runs give the same bytes
+
+
+def test_errors_are_one_line(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run()
+    assert main([str(folder), "--out", str(tmp_path / "a.nonsense")]) == 2
+    (folder / "metrics.csv").unlink()
+    assert main([str(folder)]) == 2
+    assert main([str(tmp_path / "absent")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+def test_seeds_are_averaged_where_all_of_them_have_a_value() -> None:
+    curve = mean_curve([([10.0, 20.0, 30.0], [1.0, 2.0, 3.0]), ([10.0, 20.0], [3.0, 6.0])], window=1)
+    assert curve is not None
+    steps, mean, low, high = curve
+    np.testing.assert_allclose(steps, [10, 20])
+    np.testing.assert_allclose([mean, low, high], [[2, 4], [1, 2], [3, 6]])
+
+
+def test_the_running_mean_trails() -> None:
+    curve = mean_curve([([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])], window=2)
+    assert curve is not None
+    np.testing.assert_allclose(curve[1], [1.0, 1.5, 2.5, 3.5])

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.figures import bench_curves
+from experiments.report import main
+from tests.experiments.conftest import MakeRun
+
+pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def results(make_run: MakeRun, tmp_path: Path) -> Path:
+    for seed, accuracy in enumerate((0.4, 0.6)):
+        make_run(seed=seed, accuracy=accuracy)
+        make_run("model=softmax", seed=seed, accuracy=accuracy - 0.2, parameters=700, training_seconds=9.0)
+    return tmp_path / "runs"
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.images: list[dict[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        self.links += [given[name] for name in ("src", "href") if name in given]
+        if tag == "img":
+            self.images.append(given)
+
+
+def test_the_page_holds_everything_in_itself(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert main([str(results), "--out", str(out), "--figures", str(tmp_path / "figures")]) == 0
+    text = out.read_text()
+    page = Page(text)
+    assert page.links and all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not re.search(r"@import|url\(|<script|<link", text)
+    assert all(image["alt"] for image in page.images)
+    assert all(base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG") for image in page.images)
+    assert "50.00 ± 14.14 (2)" in text and "Published, not measured here" in text
+    written = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert written == ["tiny-holdout-curves.png", "tiny-holdout-parameters.png", "tiny-holdout-training_seconds.png"]
+    assert len(page.images) == len(written)
+
+
+def test_what_needs_checkpoints_is_said_to_be_left_out(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert main([str(results), "--out", str(out)]) == 0
+    assert "left out for 2 of the cells: they need checkpoints" in out.read_text()
+
+
+def test_runs_without_results_make_a_page_too(make_run: MakeRun, tmp_path: Path) -> None:
+    (make_run(accuracy=None) / "metrics.csv").unlink()
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")]) == 0
+    assert "1 unfinished" in (tmp_path / "r.html").read_text()
+
+
+def test_a_benchmark_is_drawn_against_the_length(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [
+        {"chela [ms]": 0.001 * L, "softmax [ms]": 1e-6 * L**2, "chela [MiB]": 3.0, "ratio": 2.0} for L in (64, 128)
+    ]
+    rows = [{"key": {"L": L, "H": 4}, "values": found} for L, found in zip((64, 128), values, strict=True)]
+    bench = {"name": "layers", "machine": {"device": "a CPU"}, "rows": rows}
+    figure = bench_curves(bench)
+    assert figure is not None
+    times, memory = figure.axes
+    assert [line.get_label() for line in times.lines] == ["chela", "softmax"] and times.get_ylabel() == "ms"
+    np.testing.assert_allclose(times.lines[0].get_xydata(), [[64, 64], [128, 128]])  # kept in seconds, drawn in ms
+    assert memory.get_ylabel() == "MiB" and len(memory.lines) == 1
+    path, out = tmp_path / "layers.json", tmp_path / "r.html"
+    path.write_text(json.dumps(bench))
+    assert main([str(results), "--bench", str(path), "--out", str(out)]) == 0
+    assert "Benchmark layers against the length, on device a CPU" in out.read_text()
+    path.write_text("[]")
+    assert main([str(results), "--bench", str(path), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("error: --bench: expected the JSON of experiments.bench")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="expected chromium to open the page, none is installed")
+def test_a_browser_without_a_network_shows_the_page(results: Path, tmp_path: Path) -> None:
+    out, shot = tmp_path / "report.html", tmp_path / "shot.png"
+    assert main([str(results), "--out", str(out)]) == 0
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += "--disable-component-update --disable-sync --hide-scrollbars --window-size=1200,2400"
+    words = [
+        str(CHROMIUM),
+        *flags.split(),
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+    ]
+    subprocess.run([*words, f"--screenshot={shot}", out.as_uri()], capture_output=True, timeout=120, check=True)
+    pixels = _pixels(shot)
+    assert pixels.shape[:2] == (2400, 1200)
+    dark, coloured = (pixels < 90).all(-1), np.ptp(pixels.astype(int), axis=-1) > 60
+    assert dark[:600].mean() > 0.003, "expected text in the upper part, it is nearly empty"
+    assert coloured.mean() > 0.0005, "expected coloured curves, there are none"
+
+
+def _pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB"))

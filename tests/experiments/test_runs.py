@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chela.errors import UsageError
+from experiments.runs import labels, main, read_run, read_runs
+from tests.experiments.conftest import MakeRun
+
+
+def test_a_run_is_read(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run(seed=3, accuracy=0.4)
+    (run,) = read_runs([tmp_path])
+    assert (run.path, run.state, run.task, run.model, run.preset) == (folder, "finished", "listops", "chela", "tiny")
+    assert (run.seed, run.policy, run.result["test_accuracy"]) == (3, "holdout", 0.4)
+    assert run.metrics("train")["step"] == list(range(1, 21))
+    assert run.metrics("validation")["accuracy"] == pytest.approx([0.25, 0.35])
+
+
+def test_runs_of_one_configuration_are_counted_once_and_the_finished_one_wins(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    finished = make_run(accuracy=0.4)
+    make_run(accuracy=None, root=tmp_path / "another")
+    assert [run.path for run in read_runs([tmp_path])] == [finished]
+    assert [run.path for run in read_runs([finished, finished.parent])] == [finished]
+
+
+def test_a_failure_that_was_written_down_counts_until_the_run_is_finished(make_run: MakeRun, tmp_path: Path) -> None:
+    failed = make_run(accuracy=None)
+    mark = read_run(failed).fingerprint
+    (failed / "failed.json").write_text(json.dumps({"fingerprint": mark, "status": 3, "error": "not finite"}))
+    make_run(accuracy=None, root=tmp_path / "begun")
+    (run,) = read_runs([tmp_path])
+    assert (run.state, run.error) == ("failed", "not finite")
+    make_run(accuracy=0.2, root=tmp_path / "again")
+    assert [run.state for run in read_runs([tmp_path])] == ["finished"]
+
+
+def test_tuning_runs_are_no_results_unless_asked_for(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(root=tmp_path / "s")
+    make_run("trainer.max_steps=5", root=tmp_path / "s" / "tune")
+    assert len(read_runs([tmp_path / "s"])) == 1
+    assert len(read_runs([tmp_path / "s" / "tune"])) == 1
+
+
+def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    plain = [make_run(seed=0), make_run(seed=1)]
+    no_conv = make_run("model.mixer.conv=none")
+    no_gate = make_run("model.mixer.gate=none")
+    other = make_run("model=softmax", "optimizer.lr=0.01")
+    names = labels(read_runs([tmp_path]))
+    assert [names[path] for path in plain] == ["chela", "chela"]
+    assert names[no_conv] == "chela [model.mixer.conv=none]"
+    assert names[no_gate] == "chela [model.mixer.gate=none]"
+    assert names[other] == "softmax"
+
+
+def test_two_ways_without_a_usual_one_both_say_theirs(make_run: MakeRun, tmp_path: Path) -> None:
+    folders = [make_run("optimizer.lr=0.001"), make_run("optimizer.lr=0.01", seed=1)]
+    names = labels(read_runs([tmp_path]))
+    assert [names[path] for path in folders] == ["chela [optimizer.lr=0.001]", "chela [optimizer.lr=0.01]"]
+
+
+def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("data.dir=/one", "runs=a", "trainer.max_time=1m", seed=0)
+    make_run("data.dir=/two", "runs=b", seed=1)
+    assert set(labels(read_runs([tmp_path])).values()) == {"chela"}
+
+
+def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_run("data.dir=/secret/place", f"runs={tmp_path}/runs", accuracy=0.4)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "best.ckpt").write_text("large")
+    make_run(seed=1, accuracy=None)
+    (tmp_path / "runs" / "rates").mkdir()
+    (tmp_path / "runs" / "rates" / "listops-tiny-chela.yaml").write_text("chosen: 0.002")
+    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert "copied 1 runs" in capsys.readouterr().out
+    files = sorted(path.name for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    assert files == ["config.yaml", "listops-tiny-chela.yaml", "metrics.csv", "result.json"]
+    (kept,), (before,) = read_runs([tmp_path / "kept"]), read_runs([folder])
+    assert (kept.config, kept.result, kept.fingerprint) == (before.config, before.result, before.fingerprint)
+    text = (kept.path / "config.yaml").read_text()
+    assert "/secret" not in text and str(tmp_path) not in text
+
+
+def test_torn_metrics_are_read_up_to_the_tear(make_run: MakeRun) -> None:
+    folder = make_run()
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("21,tra")
+    assert read_run(folder).metrics("train")["step"][-1] == 20
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "config.yaml").write_text("a: [1"), "config.yaml"),
+        (lambda folder: (folder / "config.yaml").write_text("a: 1"), "it lacks"),
+        (lambda folder: (folder / "result.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "config.yaml").unlink(), "holds none"),
+    ],
+)
+def test_a_broken_folder_is_one_line(make_run: MakeRun, break_it: object, message: str) -> None:
+    folder = make_run()
+    break_it(folder)  # type: ignore[operator]
+    with pytest.raises(UsageError, match=message):
+        read_runs([folder])
+
+
+def test_reading_results_needs_neither_torch_nor_lightning(make_run: MakeRun) -> None:
+    code = "import sys; from experiments.runs import main; main(['list', sys.argv[1]]); "
+    code += "assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True)
+    assert done.returncode == 0 and "50.00%" in done.stdout, done.stderr

@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import csv
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chela.config import configs_folder, fingerprint, names, resolve
+from experiments.plan import read_plan
+from experiments.runs import read_runs
+from experiments.sweep import main, sharded
+from experiments.table import to_csv
+from tests.experiments.fake_train import CRASHES, DIES
+
+FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
+SMALL = {
+    "preset": "tiny",
+    "tasks": ["listops"],
+    "models": ["chela", "softmax"],
+    "seeds": [0, 1],
+    "overrides": {"trainer.max_steps": 12},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sweep"
+
+
+def sweep(tmp_path: Path, content: dict[str, object], *words: str) -> int:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return main([str(path), f"runs={tmp_path / 'sweep'}", "jobs=2", *words], command=FAKE)
+
+
+def accuracies(folder: Path) -> dict[tuple[str, int], float]:
+    return {(run.model, run.seed): run.result["test_accuracy"] for run in read_runs([folder])}
+
+
+def test_every_run_of_the_grid_is_made_once(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(tmp_path, SMALL) == 0
+    assert sorted(accuracies(folder)) == [("chela", 0), ("chela", 1), ("softmax", 0), ("softmax", 1)]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    capsys.readouterr()
+    assert sweep(tmp_path, SMALL) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == before
+    assert "4 of 4 runs finished (4 of them before)" in capsys.readouterr().out
+
+
+def test_a_failure_is_told_and_recorded_and_stops_nobody(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {**SMALL, "per_model": {"softmax": {"seeds": [0], "overrides": {"model.d_ff": CRASHES}}}}
+    assert sweep(tmp_path, broken) == 1
+    assert "FAILED, the others go on: RuntimeError: it went wrong" in capsys.readouterr().out
+    states = {(run.model, run.seed): (run.state, run.error) for run in read_runs([folder])}
+    assert states["softmax", 0] == ("failed", "RuntimeError: it went wrong")
+    assert [states["chela", seed][0] for seed in (0, 1)] == ["finished", "finished"]
+
+
+def test_a_run_that_is_always_killed_is_given_up_in_the_end(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dies = {**SMALL, "models": ["chela"], "seeds": [0], "overrides": {"model.d_ff": DIES}}
+    assert sweep(tmp_path, dies) == 1
+    out = capsys.readouterr().out
+    assert out.count("killed by signal 9") == 2 and "FAILED" in out
+
+
+def test_a_failure_is_forgotten_once_the_run_is_finished(tmp_path: Path, folder: Path) -> None:
+    one = {**SMALL, "models": ["chela"], "seeds": [0]}
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(one))
+    (plan_pair,) = read_plan(path, folder, {}, []).pairs()
+    (job,) = plan_pair.runs(None)
+    failing = (sys.executable, "-c", "raise SystemExit('no space left')")
+    assert main([str(path), f"runs={folder}"], command=failing) == 1
+    assert [run.state for run in read_runs([folder])] == ["failed"]
+    assert sweep(tmp_path, one) == 0
+    assert [run.state for run in read_runs([folder])] == ["finished"]
+    assert job.finished() and not list(folder.rglob("failed.json"))
+
+
+def test_slices_go_on_where_they_stopped(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = {**SMALL, "models": ["chela"], "seeds": [0], "overrides": {"trainer.max_steps": 3}}
+    assert sweep(tmp_path, one, "trainer.max_time=1s") == 0
+    assert "stopped at step 1 of 3" in capsys.readouterr().out
+    assert sweep(tmp_path, one, "trainer.max_time=1s") == 0
+    assert "goes on from step 1" in capsys.readouterr().out
+    assert sweep(tmp_path, one) == 0  # without a limit it is the same run
+    assert [run.state for run in read_runs([folder])] == ["finished"]
+
+
+def test_the_rate_is_chosen_on_validation_and_written_down(tmp_path: Path, folder: Path) -> None:
+    tuned = {**SMALL, "tune": {"rates": [0.001, 0.002, 0.01, 0.9], "steps": 0.5}}
+    assert sweep(tmp_path, tuned) == 0
+    for model in ("chela", "softmax"):
+        record = yaml.safe_load((folder / "rates" / f"listops-tiny-{model}.yaml").read_text())
+        scores = {row["rate"]: row.get("validation_accuracy") for row in record["grid"]}
+        assert scores.pop(0.9) is None and record["grid"][-1]["diverged"]
+        assert record["chosen"] == max(scores, key=scores.__getitem__) and record["steps"] == 6
+        chosen = [run for run in read_runs([folder]) if run.model == model]
+        assert [run.seed for run in chosen] == [0, 1]
+        assert {run.config["optimizer.lr"] for run in chosen} == {record["chosen"]}
+        assert {run.config["trainer.max_steps"] for run in chosen} == {12}
+
+
+def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, folder: Path) -> None:
+    tuned = {**SMALL, "models": ["chela"], "seeds": [0], "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
+    assert sweep(tmp_path, tuned) == 0
+    record = folder / "rates" / "listops-tiny-chela.yaml"
+    other = {0.001: 0.002, 0.002: 0.001}[yaml.safe_load(record.read_text())["chosen"]]
+    record.write_text(yaml.safe_dump({**yaml.safe_load(record.read_text()), "chosen": other}))
+    assert sweep(tmp_path, tuned) == 0
+    assert yaml.safe_load(record.read_text())["chosen"] == other
+    assert sweep(tmp_path, {**tuned, "tune": {"rates": [0.001, 0.003], "steps": 0.5}}) == 0
+    assert {row["rate"] for row in yaml.safe_load(record.read_text())["grid"]} == {0.001, 0.003}
+
+
+def test_a_grid_that_diverges_everywhere_blocks_its_pair(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hopeless = {**SMALL, "tune": {"rates": [0.5, 0.9]}, "per_model": {"chela": {"overrides": {"trainer.max_steps": 2}}}}
+    assert sweep(tmp_path, hopeless, "model=chela") == 1
+    assert not (folder / "rates").exists()
+    assert "not run: listops-tiny-chela: training diverged at every" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("tune", [None, {"rates": [0.001, 0.002]}])
+def test_the_shards_are_the_whole(tmp_path: Path, folder: Path, tune: object) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "seeds": [0, 1, 2], **({"tune": tune} if tune else {})}))
+    pairs = list(read_plan(path, folder, {}, []).pairs())
+    parts = [sharded(pairs, f"{part}/4") for part in (1, 2, 3, 4)]
+    jobs = [job.name for part in parts for pair in part for job in pair.runs(0.01)]
+    assert sorted(jobs) == sorted(job.name for pair in pairs for job in pair.runs(0.01))
+    assert len(set(jobs)) == 6
+
+
+def test_a_job_is_what_its_words_resolve_to(tmp_path: Path, folder: Path) -> None:
+    """Folder and fingerprint are foretold without resolving the words; the run must find the same."""
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "tune": {"rates": [1e-05, 0.3], "steps": 0.3}}))
+    for pair in read_plan(path, folder, {}, ["optimizer.beta2=0.99"]).pairs():
+        for job in (*pair.tune, *pair.runs(3e-4)):
+            config = resolve(list(job.words))
+            assert fingerprint(config) == job.fingerprint
+            assert job.folder.parent == Path(config.runs) / f"{config.task.name}-{config.preset}"
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path, SMALL, "seed=0", "model=chela") == 0
+    capsys.readouterr()
+    assert sweep(tmp_path, SMALL, "--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["finished", "new", "new", "new"]
+    assert "python -m chela.train task=listops model=softmax preset=tiny" in lines[-1]
+    assert len(list(folder.rglob("result.json"))) == 1
+
+
+def test_threads_are_pinned(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "threads": 3, "models": ["chela"], "seeds": [0]}))
+    look = "import os, sys; print(os.environ['OMP_NUM_THREADS'], 'trainer.threads=3' in sys.argv); sys.exit(1)"
+    assert main([str(path), f"runs={folder}"], command=(sys.executable, "-c", look)) == 1
+    assert next((folder / "logs").iterdir()).read_text() == "3 True\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        ({**SMALL, "models": ["chella"]}, [], "did you mean 'chela'"),
+        ({**SMALL, "modles": ["chela"]}, [], "modles"),
+        ({**SMALL, "preset": "auto"}, [], "expected one of full, mini, tiny"),
+        ({**SMALL, "overrides": {"model.dpeth": 2}}, [], "did you mean 'model.depth'"),
+        ({**SMALL, "overrides": {"seed": 2}}, [], "set by the sweep itself"),
+        ({**SMALL, "models": ["chela", "chela"]}, [], "each once"),
+        ({**SMALL, "tune": {"rates": []}}, [], "at least one"),
+        ({"preset": "tiny"}, [], "expected a sweep file"),
+        (SMALL, ["task=image"], "expected some of the sweep's listops"),
+        (SMALL, ["launcher=cloud"], "expected one of local, slurm"),
+        (SMALL, ["jobs=many"], "expected a number"),
+        (SMALL, ["--shard", "3/2"], "expected i/n"),
+        (SMALL, ["nonsense"], "expected key=value"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path,
+    content: dict[str, object],
+    words: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert sweep(tmp_path, content, *words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_a_mistake_is_told_without_waiting_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SMALL, "models": ["chella"]}))
+    code = "import sys; from experiments.sweep import main; assert main(sys.argv[1:]) == 2; "
+    code += "assert not {'torch', 'lightning', 'matplotlib', 'submitit'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((configs_folder() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_sweeps_of_this_repository_can_be_planned(path: Path, folder: Path) -> None:
+    """Every task and system that this tree has, with the sweep's own overrides."""
+    listed = yaml.safe_load(path.read_text())
+    chosen = {
+        group: ",".join(name for name in listed[f"{group}s"] if name in names(group)) for group in ("task", "model")
+    }
+    if "" in chosen.values():
+        pytest.skip(f"none of the sweep's tasks or systems is in this tree: {listed['tasks']}, {listed['models']}")
+    pairs = list(read_plan(path, folder, chosen, []).pairs())
+    jobs = [job for pair in pairs for job in (*pair.tune, *pair.runs(None))]
+    assert pairs and len({job.name for job in jobs}) == len(jobs)
+    steps: dict[str, set[int]] = {}
+    for pair in pairs:
+        steps.setdefault(pair.config.task.name, set()).add(pair.config.trainer.max_steps)
+    assert all(len(found) == 1 for found in steps.values()), f"expected equal steps within a task, got {steps}"
+
+
+# ---- killing ---------------------------------------------------------------------------------------------------------
+
+LAUNCH = "import sys; from experiments.sweep import main; sys.exit(main(sys.argv[2:], command=sys.argv[1].split()))"
+
+
+def launch(tmp_path: Path, folder: Path, command: str) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", LAUNCH, command, str(tmp_path / "s.yaml"), f"runs={folder}", "jobs=2"]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, "FAKE_STEP_SECONDS": "0.04"})
+
+
+def workers(folder: Path) -> list[int]:
+    """Find the processes that train into a folder, orphans included."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word.startswith(f"runs={folder}".encode()) for word in words) and b"resume=auto" in words:
+            found.append(int(entry.name))
+    return found
+
+
+def kill_at_random(tmp_path: Path, folder: Path, command: str, kills: int, longest: float) -> None:
+    """Kill -9 workers and launcher in turn, and start the sweep again when it is the launcher's turn."""
+    rng = random.Random(9)
+    launcher = launch(tmp_path, folder, command)
+    for number in range(kills):
+        time.sleep(rng.uniform(0.1, longest))
+        alive = workers(folder)
+        if number % 2 or not alive:
+            launcher.kill()
+            launcher.wait()
+            if rng.random() < 0.5:  # otherwise its workers go on as orphans, and the next launcher must wait for them
+                for worker in workers(folder):
+                    os.kill(worker, signal.SIGKILL)
+            launcher = launch(tmp_path, folder, command)
+        else:
+            os.kill(rng.choice(alive), signal.SIGKILL)
+    assert launcher.wait() in (0, 1)
+    last = launch(tmp_path, folder, command)
+    assert last.wait() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Path, folder: Path) -> None:
+    content = {**SMALL, "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
+    assert sweep(tmp_path, content) == 0
+    undisturbed = accuracies(folder)
+    killed = tmp_path / "killed"
+    kill_at_random(tmp_path, killed, " ".join(FAKE), kills=10, longest=0.7)
+    assert accuracies(killed) == undisturbed and len(undisturbed) == 4
+    rates = [{path.name: path.read_text() for path in (top / "rates").iterdir()} for top in (folder, killed)]
+    assert rates[0] == rates[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_killed_at_random_real_runs_give_the_same_accuracy_columns(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
+    content = {**SMALL, "overrides": {"trainer.max_steps": 200, "trainer.val_every": 50}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert main([str(tmp_path / "s.yaml"), f"runs={folder}", "jobs=2"]) == 0
+    killed = tmp_path / "killed"
+    kill_at_random(tmp_path, killed, f"{sys.executable} -m chela.train", kills=10, longest=15.0)
+    assert accuracy_columns(killed) == accuracy_columns(folder)
+    assert len(accuracy_columns(folder)) == 2
+
+
+def accuracy_columns(folder: Path) -> list[tuple[str, ...]]:
+    rows = csv.DictReader(io.StringIO(to_csv(read_runs([folder]), with_published=False)))
+    keys = ("task", "system", "accuracy", "sd", "seeds", "at_chance", "failed", "unfinished", "lr", "steps")
+    return [tuple(row[key] for key in keys) for row in rows if row["kind"] == "measured"]
+
+
+def test_asked_to_stop_it_lets_the_runs_save(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SMALL, "overrides": {"trainer.max_steps": 400}}))
+    launcher = launch(tmp_path, folder, " ".join(FAKE))
+    deadline = time.monotonic() + 20
+    while len(list(folder.rglob("checkpoint.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=20) == 128 + signal.SIGTERM
+    assert not workers(folder)
+    assert [run.state for run in read_runs([folder])] == ["unfinished", "unfinished"]
+
+
+def test_two_launchers_share_the_work(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(SMALL))
+    both = [launch(tmp_path, folder, " ".join(FAKE)) for _ in range(2)]
+    assert [launcher.wait(timeout=60) for launcher in both] == [0, 0]
+    assert len(accuracies(folder)) == 4
+    started = sum(path.read_text().count("12,train") for path in folder.rglob("metrics.csv"))
+    assert started == 4  # nobody's last step was taken twice

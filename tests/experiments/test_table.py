@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import html.parser
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.runs import TASKS, read_run, read_runs
+from experiments.summary import parts, published
+from experiments.table import main, to_csv
+from tests.experiments.conftest import MakeRun
+
+RECIPES = Path(__file__).parents[2] / ".." / "shared" / "design" / "recipes.md"
+
+
+def table(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def markdown_rows(text: str) -> dict[str, list[str]]:
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            rows.setdefault(name, cells)
+    return rows
+
+
+def test_mean_and_deviation_over_all_seeds(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, accuracy in enumerate((0.40, 0.50, 0.60)):
+        make_run(seed=seed, accuracy=accuracy, learned=seed != 0)
+    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published"))
+    assert rows["system"][:6] == ["ListOps", "Text", "Retrieval", "Image", "Pathfinder", "Path-X"]
+    assert rows["chela"][0] == "50.00 ± 10.00 (3; 1 at chance)"  # the mean is of the unlucky seed too; n - 1
+    assert rows["chela"][1:7] == ["–"] * 6  # five tasks without a run, hence no average
+    assert rows["majority class"][0] == "17.00"
+
+
+def test_failed_and_unfinished_runs_are_counted(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(seed=0, accuracy=0.4)
+    make_run(seed=1, accuracy=None)
+    failed = make_run(seed=2, accuracy=None)
+    (failed / "failed.json").write_text(json.dumps({"fingerprint": read_run(failed).fingerprint, "error": "e"}))
+    only_failed = make_run("model=softmax", accuracy=None)
+    (only_failed / "failed.json").write_text(json.dumps({"fingerprint": read_run(only_failed).fingerprint}))
+    rows = markdown_rows(table(capsys, str(tmp_path)))
+    assert rows["chela"][0] == "40.00 (1; 1 failed; 1 unfinished)"
+    assert rows["softmax"][0] == "– (1 failed)"
+
+
+def test_costs_stand_beside_softmax(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("model=softmax", parameters=1000, tokens_per_second=10_000, peak_memory_bytes=400 * 2**20)
+    make_run(parameters=1500, tokens_per_second=25_000, peak_memory_bytes=100 * 2**20)
+    rows = markdown_rows(table(capsys, str(tmp_path)))
+    assert rows["system"][-3:] == ["parameters ×", "tokens/s ×", "memory ×"]
+    assert rows["chela"][-3:] == ["1.50×", "2.50×", "0.25×"]
+    detail = next(line for line in table(capsys, str(tmp_path)).splitlines() if line.startswith("| ListOps | chela "))
+    assert "1,500 (1.50×)" in detail and "25,000 (2.50×)" in detail and "100 (0.25×)" in detail
+
+
+def test_without_softmax_there_is_nothing_to_be_beside(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    assert markdown_rows(table(capsys, str(tmp_path)))["chela"][-3:] == ["–", "–", "–"]
+
+
+def test_presets_and_policies_never_share_a_table(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(accuracy=0.1)
+    make_run("preset=mini", accuracy=0.2)
+    make_run("preset=mini", "data.validation=test", accuracy=0.3)
+    text = table(capsys, str(tmp_path))
+    headings = re.findall(r"^## (Measured.*)$", text, re.M)
+    assert headings == [
+        "Measured here: preset mini, validation holdout",
+        "Measured here: preset mini, validation test",
+        "Measured here: preset tiny, validation holdout",
+    ]
+    assert "must not be compared with one another" in text
+    for part in parts(read_runs([tmp_path])):
+        assert len({(run.preset, run.policy) for run in part.runs}) == 1
+
+
+def test_the_average_needs_all_six_tasks(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run()
+    (part,) = parts(read_runs([tmp_path]))
+    cell = part.cells["chela"]["listops"]
+    row = part.cells["chela"]
+    row.update(dict.fromkeys(TASKS, cell))
+    assert part.average("chela") == pytest.approx(50.0)
+    del row["pathx"]
+    assert part.average("chela") is None
+
+
+def test_what_qualifies_the_table_is_said(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(git_commit="a" * 40 + "+changes")
+    make_run("model=softmax", "trainer.max_steps=40", device="NVIDIA H100")
+    text = table(capsys, str(tmp_path))
+    assert "preset tiny: a smaller task, not an LRA number" in text
+    assert "commit 0123456789, aaaaaaaaaa+changes" in text
+    assert "listops: the steps differ (20: chela; 40: softmax)" in text
+    assert "speed and memory come from different machines" in text
+
+
+def test_published_rows_stand_apart_and_carry_their_sources(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run()
+    text = table(capsys, str(tmp_path))
+    ours, _, theirs = text.partition("## Published, not measured here")
+    assert "MEGA" not in ours and "88.21" not in ours
+    assert "no number measured here may be set beside them" in theirs
+    assert markdown_rows(theirs)["CHELA"] == ["–"] * 8 + ["not obtained: its text could not be had"]
+    assert "Published" not in table(capsys, str(tmp_path), "--no-published")
+
+
+def test_published_rows_are_marked_and_their_averages_are_right() -> None:
+    for row in published():
+        assert row.source and row.mark in ("A", "B", "–")
+        values = [value for value in row.values.values() if isinstance(value, float | int)]
+        assert all(10 < value < 100 for value in values)
+        if row.average is None or not values:
+            continue
+        mean = sum(values) / (6 if "counts Path-X as 0" in row.source else len(values))
+        noted = re.search(r"its values give ([\d.]+)", row.source)  # a slip of the source, said beside it
+        assert mean == pytest.approx(float(noted.group(1)) if noted else row.average, abs=0.025), row.name
+
+
+@pytest.mark.skipif(not RECIPES.exists(), reason="the notes on published results are not part of the repository")
+def test_published_rows_equal_the_notes_they_were_taken_from() -> None:
+    notes = RECIPES.read_text().replace("*", "")
+    for row in published():
+        for value in row.values.values():
+            if isinstance(value, float | int):
+                assert re.search(rf"(?<![\d.]){re.escape(f'{value:.2f}'.rstrip('0').rstrip('.'))}0?(?![\d])", notes), (
+                    row.name,
+                    value,
+                )
+
+
+def test_csv_has_a_line_for_each_task_and_system(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(seed=0, accuracy=0.4), make_run(seed=1, accuracy=0.6), make_run("model=softmax")
+    rows = list(csv.DictReader(io.StringIO(to_csv(read_runs([tmp_path])))))
+    measured = {row["system"]: row for row in rows if row["kind"] == "measured"}
+    assert set(measured) == {"chela", "softmax"}
+    assert float(measured["chela"]["accuracy"]) == pytest.approx(50)
+    assert (measured["chela"]["seeds"], measured["chela"]["preset"]) == ("2", "tiny")
+    assert {row["kind"] for row in rows} == {"measured", "majority", "published-A", "published-B"}
+    assert not any(row["system"] == "CHELA" for row in rows)
+
+
+def test_html_is_well_formed_and_escaped(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run("model.mixer.gate=none"), make_run()
+    open_tags: list[str] = []
+
+    class Check(html.parser.HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            open_tags.append(tag)
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Check().feed(table(capsys, str(tmp_path), "--format", "html"))
+    assert not open_tags
+
+
+def test_latex_escapes_what_latex_reads(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(seed=0), make_run(seed=1, accuracy=0.6)
+    text = table(capsys, str(tmp_path), "--format", "latex")
+    assert r"55.00 $\pm$ 7.07 (2)" in text and text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+    assert not re.search(r"(?<!\\)[%_#]", text)
+
+
+def test_the_table_needs_neither_torch_nor_lightning_nor_matplotlib(make_run: MakeRun) -> None:
+    code = "import sys; from experiments.table import main; assert main([sys.argv[1]]) == 0; "
+    code += "assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

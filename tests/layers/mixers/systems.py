@@ -1,0 +1,87 @@
+"""The systems under test: how each is built small, and its definition."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from chela.layers.initialise import initialise
+from chela.layers.mixers import build_mixer
+from tests.layers.mixers import definitions
+
+D_MODEL, L_MAX = 16, 160
+
+
+@dataclass(frozen=True)
+class System:
+    """One row: the mixer, its options, and the dense statement of it."""
+
+    mixer: str
+    options: dict
+    definition: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    bidirectional: bool = True
+    layer: int = 0
+    depth: int = 1
+
+    def build(self, causal: bool) -> nn.Module:
+        """A float64 layer whose parameters are all away from special values."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            mixer = build_mixer(
+                self.mixer, D_MODEL, self.options, l_max=L_MAX, causal=causal, layer=self.layer, depth=self.depth
+            )
+            initialise(mixer, 1)
+            generator = torch.Generator().manual_seed(2)
+            with torch.no_grad():
+                for parameter in mixer.parameters():
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        finally:
+            torch.set_default_dtype(before)
+        return mixer
+
+
+def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    return functools.partial(definitions.lightning, index=layer, depth=depth)
+
+
+_CHELA = {"d_qk": 8, "d_value": 24}
+_MEGA = {"d_qk": 8, "d_value": 24, "averages": 4}
+
+SYSTEMS: dict[str, System] = {
+    "linear": System("linear", {"heads": 2}, definitions.linear),
+    "softmax": System("softmax", {"heads": 2, "d_value": 24}, definitions.softmax),
+    "softmax-learned": System("softmax", {"heads": 2, "rotary": False}, definitions.softmax),
+    "hedgehog": System("hedgehog", {"heads": 2, "d_value": 12}, definitions.hedgehog),
+    "hedgehog-rotary": System("hedgehog", {"heads": 2, "rotary": True}, definitions.hedgehog),
+    "lightning": System("lightning", {"d_value": 24}, _lightning(0, 1), bidirectional=False),
+    "lightning-deep": System("lightning", {}, _lightning(1, 3), bidirectional=False, layer=1, depth=3),
+    "lightning-last": System("lightning", {}, _lightning(2, 3), bidirectional=False, layer=2, depth=3),
+    "lion_lit": System("lion", {"heads": 2, "decay": "none"}, definitions.lion),
+    "lion_d": System("lion", {"heads": 2, "decay": "head"}, definitions.lion),
+    "lion_s": System("lion", {"heads": 2, "decay": "token"}, definitions.lion),
+    "s4d": System("s4d", {"d_state": 8}, definitions.s4d),
+    "mega": System("mega", _MEGA, definitions.mega),
+    "mega-laplace": System("mega", _MEGA | {"attention_function": "laplace"}, definitions.mega),
+    "mega-chunk": System("mega", _MEGA | {"chunk": 5}, definitions.mega),
+    "mega-chunk-laplace": System("mega", _MEGA | {"chunk": 5, "attention_function": "laplace"}, definitions.mega),
+    "chela": System("chela", _CHELA, definitions.chela),
+    "chela-mega-gate": System("chela", _CHELA | {"gate": "mega"}, definitions.chela),
+    "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
+    "chela-decay": System("chela", _CHELA | {"attention": "decay", "heads": 3}, definitions.chela),
+    "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
+    "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),
+    "chela-short": System("chela", _CHELA | {"conv": "short"}, definitions.chela),
+    "chela-long": System("chela", _CHELA | {"conv": "long", "long_kernel": "ema"}, definitions.chela),
+}
+
+CASES = [
+    (name, causal)
+    for name, system in SYSTEMS.items()
+    for causal in ((False, True) if system.bidirectional else (True,))
+]
+IDS = [f"{name}-{'causal' if causal else 'both'}" for name, causal in CASES]

@@ -1,0 +1,107 @@
+"""What holds for every mixer: padding is absent, causal sees no future, any length and dtype, seeds decide."""
+
+import pytest
+import torch
+
+from tests.layers.mixers.systems import CASES, D_MODEL, IDS, SYSTEMS
+
+
+def _update(layer, x, mask=None) -> torch.Tensor:
+    update = layer(x, mask)
+    return torch.cat(update, dim=-1) if isinstance(update, tuple) else update
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    torch.manual_seed(3)
+    return torch.randn(3, 40, D_MODEL, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_appended_padding_changes_nothing(name, causal, x):
+    layer = SYSTEMS[name].build(causal)
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    longer = torch.cat([x, torch.full((3, 60, D_MODEL), 7.0, dtype=torch.float64)], dim=1)
+    padded = _update(layer, longer, torch.nn.functional.pad(mask, (0, 60)))[:, :40]
+    torch.testing.assert_close(padded, _update(layer, x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(padded, _update(layer, x, mask), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("place", ["right", "left", "holes"])
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_the_content_of_padding_changes_nothing(name, causal, place, x):
+    layer = SYSTEMS[name].build(causal)
+    lengths = torch.tensor([[40], [23], [1]])
+    mask = torch.arange(40) < lengths if place == "right" else torch.arange(40) >= 40 - lengths
+    if place == "holes":
+        mask = (torch.arange(40) % 7 != 3).expand(3, 40)
+    other = torch.where(mask[..., None], x, 100 * torch.rand_like(x))
+    a, b = _update(layer, x, mask), _update(layer, other, mask)
+    torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=1e-10)
+    assert torch.isfinite(a).all()
+    h = layer(x, mask)
+    h = h[0] if isinstance(h, tuple) else h
+    assert (h[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name, causal in CASES if causal])
+def test_causal_sees_no_future(name, x):
+    layer = SYSTEMS[name].build(True)
+    later = x.clone()
+    later[:, 17:] = torch.randn_like(later[:, 17:])
+    torch.testing.assert_close(_update(layer, x)[:, :17], _update(layer, later)[:, :17], rtol=0, atol=1e-10)
+    assert not torch.allclose(_update(layer, x)[:, 17:], _update(layer, later)[:, 17:])
+
+
+@pytest.mark.parametrize("name", sorted({name for name, causal in CASES if not causal}))
+def test_both_directions_are_seen(name, x):
+    """A change in the middle is felt before it and after it, unless the convolution is short and alone."""
+    layer = SYSTEMS[name].build(False)
+    changed = x.clone()
+    changed[:, 20] += 1
+    moved = (_update(layer, x) - _update(layer, changed)).abs().amax((0, 2)) > 1e-12
+    assert moved[19] and moved[20] and moved[21]
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_an_empty_row_gives_zeros_and_no_nan(name, causal, x):
+    layer = SYSTEMS[name].build(causal)
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    mask[1] = False
+    x = x.requires_grad_()
+    out = layer(x, mask)
+    h = out[0] if isinstance(out, tuple) else out
+    assert (h[1] == 0).all()
+    grads = torch.autograd.grad(h.square().sum(), [x, *layer.parameters()], allow_unused=True)
+    assert all(torch.isfinite(g).all() for g in grads if g is not None)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 63, 130])
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_single_precision_stays_near_double(name, causal, length):
+    layer = SYSTEMS[name].build(causal)
+    torch.manual_seed(length)
+    x = torch.randn(2, length, D_MODEL, dtype=torch.float64)
+    with torch.no_grad():
+        exact = _update(layer, x)
+        single = _update(layer.float(), x.float())
+    assert (single - exact).norm() <= 2e-5 * exact.norm()
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_bf16_autocast_runs_and_stays_near(name, causal, x):
+    layer = SYSTEMS[name].build(causal).float()
+    x = x.float()
+    mask = torch.arange(40) < torch.tensor([[40], [23], [9]])
+    exact = _update(layer, x, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = _update(layer, x, mask)
+    out.float().square().sum().backward()
+    assert (out.float() - exact)[mask].norm() <= 0.05 * exact[mask].norm()
+    assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_seeds_decide_the_initial_values(name, causal):
+    a, b = SYSTEMS[name].build(causal).state_dict(), SYSTEMS[name].build(causal).state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)

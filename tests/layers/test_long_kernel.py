@@ -1,0 +1,133 @@
+"""The long kernels: their definitions, the crop, the norm buffer, the cache. Shapes: forward (C, L), back (C, L-1)."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chela.layers.long_kernel import LONG_KERNELS, DampedEMAKernel, FreeKernel, MultiscaleKernel
+from chela.layers.param_groups import param_groups
+
+NAMES = sorted(LONG_KERNELS)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["two-sided", "causal"])
+@pytest.mark.parametrize("l_max", [1, 16, 17, 100])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shorter_kernel_is_the_crop_of_the_whole(name, l_max, causal):
+    kernel = LONG_KERNELS[name](6, l_max, causal=causal)
+    forward, back = kernel(l_max)
+    assert forward.shape == (6, l_max) and (back is None) == causal
+    for length in sorted({1, min(2, l_max), min(15, l_max), l_max - 1 or 1, l_max}):
+        shorter, shorter_back = kernel(length)
+        torch.testing.assert_close(shorter, forward[:, :length])
+        if not causal:
+            torch.testing.assert_close(shorter_back, back[:, : length - 1])
+            assert shorter_back.shape == (6, length - 1)
+
+
+@pytest.mark.parametrize("l_max", [1, 16, 17, 33, 100, 128])
+def test_multiscale_is_stretched_scaled_and_joined_pieces(l_max):
+    kernel = MultiscaleKernel(5, l_max)
+    scales = kernel.weight.shape[2]
+    assert 16 * 2 ** (scales - 1) >= l_max > (0 if scales == 1 else 16 * 2 ** (scales - 2))
+    for direction, got in enumerate(kernel(l_max)):
+        pieces = [kernel.weight[direction, :, i] for i in range(scales)]
+        stretched = [
+            F.interpolate(piece[None], size=16 * 2 ** max(0, i - 1), mode="linear")[0] / 2**i
+            for i, piece in enumerate(pieces)
+        ]
+        whole = torch.cat(stretched, dim=1)
+        want = (whole / whole.norm(dim=1, keepdim=True))[:, : l_max - direction]
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+def test_the_norm_is_taken_at_construction_and_saved():
+    kernel = MultiscaleKernel(5, 64)  # 64 = 16·2²: the whole kernel is as long as l_max
+    torch.testing.assert_close(kernel(64)[0].norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(kernel.build(65)[1].norm(dim=1), torch.ones(5))
+    before = kernel(64)[0].detach()
+    with torch.no_grad():
+        kernel.weight.mul_(3)
+    torch.testing.assert_close(kernel(64)[0], 3 * before)
+    other = MultiscaleKernel(5, 64)
+    other.load_state_dict(kernel.state_dict())
+    torch.testing.assert_close(other(64)[0], 3 * before)
+    kernel.reset_parameters()
+    torch.testing.assert_close(kernel(64)[0].norm(dim=1), torch.ones(5))
+
+
+def test_ema_is_its_formula_at_any_length():
+    kernel = DampedEMAKernel(3, 10).double()
+    length = 37  # beyond l_max
+    got = kernel(length)
+    for direction in (0, 1):
+        for t in (0, 1, 5, 9, 10, 35):
+            p, a = torch.sigmoid(kernel.delta[direction]), torch.sigmoid(kernel.alpha[direction])
+            want = (p * kernel.beta[direction] * kernel.gamma[direction] * (1 - p * a) ** t).sum(1) / 16**0.5
+            torch.testing.assert_close(got[direction][:, t], want)
+
+
+def test_free_decays_under_its_window_and_starts_with_norm_at_most_one():
+    torch.manual_seed(0)
+    kernel = FreeKernel(64, 512)
+    forward, _ = kernel(512)
+    ratio = forward / kernel.weight[0]
+    torch.testing.assert_close(ratio, kernel.window)
+    assert (kernel.window.diff(dim=1) < 0).all()
+    assert forward.norm(dim=1).mean() < 1.1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_beyond_l_max_is_an_error_or_the_declared_extension(name):
+    kernel = LONG_KERNELS[name](4, 20)
+    if kernel.extends_beyond_l_max:
+        assert kernel(21)[0].shape == (4, 21)
+        return
+    with pytest.raises(ValueError, match=r"expected a length up to l_max=20, got 21; build the layer with a larger"):
+        kernel(21)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kept_in_eval_mode_until_a_parameter_changes(name):
+    kernel = LONG_KERNELS[name](4, 50).eval()
+    with torch.no_grad():
+        first = kernel(50)[0]
+        assert kernel(50)[0].data_ptr() == kernel(20)[0].data_ptr() == first.data_ptr()
+        next(kernel.parameters()).mul_(2)  # in place, as an optimiser does
+        changed = kernel(50)[0]
+        assert not torch.equal(changed, first)
+        kernel.load_state_dict({k: v.clone() + 0.1 for k, v in kernel.state_dict().items()})
+        assert not torch.equal(kernel(50)[0], changed)
+    assert kernel(50)[0].requires_grad, "with gradients it must be built anew"
+    with torch.no_grad():
+        assert kernel.double()(50)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_carry_their_own_optimiser_options(name):
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)
+    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=None), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1.0, 0.0)
+    (group,) = param_groups(MultiscaleKernel(4, 50), lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reset_draws_from_the_global_generator(name):
+    first, second = LONG_KERNELS[name](4, 50), LONG_KERNELS[name](4, 50)
+    for kernel in (first, second):
+        torch.manual_seed(7)
+        kernel.reset_parameters()
+    torch.testing.assert_close(first(50)[0], second(50)[0], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_under_autocast_and_gradients_reach_every_parameter(name):
+    kernel = LONG_KERNELS[name](4, 50)
+    want = kernel(50)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, back = kernel(50)
+    assert torch.equal(got, want)
+    (got.sum() + back.sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in kernel.parameters())

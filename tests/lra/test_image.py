@@ -1,0 +1,230 @@
+import hashlib
+import io
+import lzma
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.errors import DataError
+from lra.schema import DataConfig, ImageConfig
+from lra.tasks import get_task, image
+from tests.lra import python2_pickle
+from tests.lra.test_source import archive
+
+SMALL = 20  # images a batch
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Six batches of 20 images, and the digest that these have."""
+    noise = np.random.default_rng(0)
+    made = {
+        name: (noise.integers(0, 10, SMALL).astype(np.uint8), noise.integers(0, 256, (SMALL, 3072)).astype(np.uint8))
+        for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+    }
+    whole = hashlib.sha256()
+    for names in (list(made)[:5], ["test_batch"]):
+        for part in (0, 1):
+            for name in names:
+                whole.update(made[name][part].tobytes())
+    monkeypatch.setattr(image, "_BATCH", SMALL)
+    monkeypatch.setattr(image, "COUNTS", {"train": 5 * SMALL, "test": SMALL})
+    monkeypatch.setattr(image, "CONTENT", whole.hexdigest())
+    return made
+
+
+Batches = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def binary(made: Batches) -> dict[str, bytes]:
+    return {f"{n}.bin": np.concatenate([labels[:, None], pixels], 1).tobytes() for n, (labels, pixels) in made.items()}
+
+
+def python(made: Batches) -> dict[str, bytes]:
+    """As Python 2 wrote them, but for one that a newer Python wrote again."""
+    out = {
+        name: python2_pickle.batch("batch", labels.tolist(), pixels, [f"{i}.png" for i in range(SMALL)])
+        for name, (labels, pixels) in made.items()
+    }
+    labels, pixels = made["data_batch_3"]
+    out["data_batch_3"] = pickle.dumps({"labels": labels.tolist(), "data": pixels}, 4)
+    return out
+
+
+def write(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir(parents=True)
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    return folder
+
+
+def prepared(root: Path, made: Batches) -> None:
+    """As tensorflow-datasets prepares `cifar10`, with its ids and its shuffling."""
+    import PIL.Image
+    import tensorflow_datasets as tfds
+
+    def examples(names: list[str], split: str) -> object:
+        place = 0
+        for name in names:
+            for label, pixels in zip(*made[name], strict=True):
+                file = io.BytesIO()
+                PIL.Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(file, "PNG")
+                file.seek(0)
+                yield place, {"id": f"{split}_{place:05d}", "image": file, "label": int(label)}
+                place += 1
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
+        name = "cifar10"
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self) -> object:
+            f = tfds.features
+            features = {"id": f.Text(), "image": f.Image(shape=(32, 32, 3)), "label": f.ClassLabel(num_classes=10)}
+            return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: object) -> object:
+            names = list(made)
+            return {"train": examples(names[:5], "train"), "test": examples(names[5:], "test")}
+
+        def _generate_examples(self) -> None:
+            raise NotImplementedError
+
+    Cifar10(data_dir=str(root), file_format="array_record").download_and_prepare()
+
+
+@pytest.mark.parametrize("form", ["binary", "python", "python archive", "prepared"])
+def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, batches: Batches, form: str) -> None:
+    mine = tmp_path / "mine"
+    if form == "binary":
+        write(mine / "cifar-10-batches-bin", binary(batches))
+    elif form == "python":
+        write(mine / "cifar-10-batches-py", python(batches))
+    elif form == "python archive":
+        mine.mkdir()
+        files = {f"cifar-10-batches-py/{n}": raw for n, raw in python(batches).items()}
+        archive(mine / "cifar-10-python.tar.gz", files | {"cifar-10-batches-py/batches.meta": b"cos\nsystem\n"})
+    else:
+        prepared(mine, batches)
+    task = get_task(ImageConfig(form="tokens", validation=10))
+    task.prepare(DataConfig(dir=str(tmp_path / "records"), root=str(mine)))
+    records = task.records("train")
+    assert records.labels.tolist() == np.concatenate([batches[f"data_batch_{i}"][0] for i in range(1, 6)]).tolist()
+    for i, record in zip((0, 47, 99), records.read([0, 47, 99]), strict=True):
+        planes = batches[f"data_batch_{i // SMALL + 1}"][1][i % SMALL].reshape(3, 1024)
+        assert np.array_equal(record["pixels"].reshape(1024, 3).T, planes)
+    assert len(task.dataset("train")) == 90 and len(task.dataset("validation")) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("size", r"data_batch_2.bin has 61,459 bytes, expected 61,460: it is truncated or another file"),
+        ("missing", r"test_batch.bin is missing: expected the six batches"),
+        ("content", r"does not hold the images of CIFAR-10"),
+    ],
+)
+def test_bad_batches_are_named(tmp_path: Path, batches: Batches, change: str, message: str) -> None:
+    folder = write(tmp_path / "cifar-10-batches-bin", binary(batches))
+    bad = folder / "data_batch_2.bin"
+    if change == "size":
+        bad.write_bytes(bad.read_bytes()[:-1])
+    elif change == "missing":
+        (folder / "test_batch.bin").unlink()
+    else:
+        bad.write_bytes(bad.read_bytes()[::-1])
+    with pytest.raises(DataError, match=message):
+        get_task(ImageConfig()).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
+    assert not list((tmp_path / "r").rglob("*.array_record*"))
+
+
+def test_a_python_batch_is_never_unpickled(tmp_path: Path, batches: Batches) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return Path.touch, (tmp_path / "ran",)
+
+    files = python(batches) | {"data_batch_4": pickle.dumps({"labels": [0] * SMALL, "data": Evil()}, 2)}
+    write(tmp_path / "cifar-10-batches-py", files)
+    with pytest.raises(DataError, match="data_batch_4 is no batch of the Python version"):
+        get_task(ImageConfig()).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_truncated_official_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match="has 2 bytes, expected 170,052,171"):
+        get_task(ImageConfig()).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
+
+
+def test_gray_is_pillows() -> None:
+    import PIL.Image
+
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    assert np.array_equal(image.gray(rgb), np.asarray(PIL.Image.fromarray(rgb).convert("L")))
+
+
+def test_encodings() -> None:
+    record = {"pixels": np.arange(3072).astype(np.uint8)}
+    levels = image.gray(record["pixels"].reshape(32, 32, 3)).reshape(-1)
+    tokens = get_task(ImageConfig(form="tokens"))
+    assert tokens.vocab_size == 257 and np.array_equal(tokens.encode(record), levels.astype(int) + 1)
+    s4, mega = get_task(ImageConfig()), get_task(ImageConfig(normalization="mega"))
+    assert s4.vocab_size is None and s4.input_dim == 1 and s4.l_max == 1024
+    np.testing.assert_allclose(s4.encode(record)[:, 0], (levels / 255 - 122.6 / 255) / (61 / 255), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mega.encode(record)[:, 0], (levels / 255 - 0.48) / 0.24, rtol=1e-5, atol=1e-6)
+    rgb = get_task(ImageConfig(form="rgb"))
+    assert rgb.input_dim == 3 and rgb.encode(record).shape == (1024, 3)
+    small = get_task(ImageConfig(resolution=16, normalization="mega"))
+    mean = levels.reshape(32, 32)[:2, 2:4].mean()
+    assert small.l_max == 256 and small.encode(record).dtype == np.float32
+    np.testing.assert_allclose(small.encode(record)[1, 0], (mean / 255 - 0.48) / 0.24, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"3,071|3071"):
+        s4.encode({"pixels": record["pixels"][1:]})
+
+
+def test_facts_of_the_real_images(real_image: DataConfig) -> None:
+    task = get_task(ImageConfig(form="tokens"))
+    task.prepare(real_image)
+    records = task.records("train")
+    assert records.labels[:5].tolist() == [6, 9, 9, 4, 1]
+    assert np.bincount(records.labels).tolist() == [5000] * 10
+    assert real_image.root is not None
+    _, pixels = image._read_binary(Path(real_image.root))["train"]
+    levels = image.gray(pixels.transpose(0, 2, 3, 1))
+    assert f"{levels.mean():.2f} {levels.std():.2f}" == "122.62 60.99"
+    for i, record in zip((0, 17, 49_999), records.read([0, 17, 49_999]), strict=True):
+        assert np.array_equal(task.encode(record) - 1, levels[i].reshape(-1))
+    assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [45_000, 5_000, 10_000]
+    s4 = get_task(ImageConfig())
+    s4.prepare(real_image)
+    values = np.stack([x for x, _ in s4.dataset("test").read(range(1000))])
+    assert abs(values.mean()) < 0.05 and abs(values.std() - 1) < 0.05
+
+
+def test_the_split_is_that_of_s4_and_mega() -> None:
+    import torch
+    from torch.utils.data import random_split
+
+    train, held = random_split(range(50_000), [45_000, 5_000], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
+    ours = image.holdout(50_000, 5_000)
+    assert ours[0].tolist() == sorted(train.indices) and ours[1].tolist() == sorted(held.indices)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("data_batch_1", 0), *(pytest.param(f"data_batch_{i + 1}", i, marks=pytest.mark.slow) for i in range(1, 5))],
+)
+def test_the_python_version_byte_for_byte(shared: Path, real_image: DataConfig, name: str, number: int) -> None:
+    """The official batch, rebuilt, has the official MD5; reading it gives the pixels of the binary version."""
+    rows = slice(number * 10_000, (number + 1) * 10_000)
+    index = lzma.decompress((shared / "image" / "cifar10_index.tsv.xz").read_bytes()).decode().splitlines()
+    names = [row.split("\t")[3] for row in index if row.startswith("train\t")][rows]
+    assert real_image.root is not None
+    file = Path(real_image.root) / "cifar-10-batches-bin" / f"{name}.bin"
+    labels, planes = image._binary(file.read_bytes(), file.name)
+    pixels = planes.reshape(10_000, 3072)
+    raw = python2_pickle.batch(f"training batch {number + 1} of 5", labels.tolist(), pixels, names)
+    assert hashlib.md5(raw).hexdigest() == python2_pickle.MD5[name]
+    read = image._python(raw, name)
+    assert np.array_equal(read[0], labels) and np.array_equal(read[1], planes)

@@ -1,0 +1,210 @@
+"""The Pathfinder generator: against the reference's images, against Pillow, and against itself."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lra.generators.pathfinder import BLOCK, generate, generate_blocks
+from lra.generators.pathfinder_options import PathfinderOptions
+from lra.generators.pathfinder_paint import paint_marker
+from lra.generators.pathfinder_stamps import draw_marker, draw_stamps, shrink
+from tests.lra.pathfinder_statistics import INK, compare, components, rejected
+from tests.lra.two_sample import held_out_accuracy
+
+LEVEL = 0.01  # chance that any of the tests of one comparison rejects though the distributions are equal
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+def reference(shared: Path, size: int) -> Labelled:
+    """Images and labels that the reference generator made."""
+    file = np.load(shared / "pathfinder" / f"reference_pathfinder{size}_hard.npz", allow_pickle=False)
+    return file["images"], file["labels"]
+
+
+@pytest.fixture(scope="module")
+def ours() -> Labelled:
+    made = generate(PathfinderOptions.preset(32), seed=2, start=0, count=2000)
+    return made.images, made.labels
+
+
+def dimmed(images: np.ndarray) -> np.ndarray:
+    return (images * 0.97 + 0.5).astype(np.uint8)
+
+
+def without_smallest_component(images: np.ndarray) -> np.ndarray:
+    erased = images.copy()
+    for image in erased:
+        labels, n = components(image > INK)
+        smallest = 1 + np.bincount(labels.ravel(), minlength=n + 1)[1:].argmin()
+        image[labels == smallest] = 0
+    return erased
+
+
+def with_smaller_markers(count: int) -> np.ndarray:
+    """The same paths, the markers' diameter one pixel less."""
+    options = dataclasses.replace(PathfinderOptions.preset(32), marker_radius=1.0)
+    return generate(options, seed=2, start=0, count=count).images
+
+
+CORRUPTIONS = {
+    "dimmed": lambda images: dimmed(images),
+    "erased": lambda images: without_smallest_component(images),
+    "smaller": lambda images: with_smaller_markers(len(images)),
+}
+
+
+def test_statistics_match_the_reference_at_32_pixels(shared: Path, ours: Labelled) -> None:
+    p_values = compare(ours, reference(shared, 32))
+    assert rejected(p_values, LEVEL) == [], p_values
+
+
+def test_statistics_match_the_reference_at_128_pixels(shared: Path) -> None:
+    made = generate(PathfinderOptions.preset(128), seed=2, start=0, count=200)
+    p_values = compare((made.images, made.labels), reference(shared, 128))
+    assert rejected(p_values, LEVEL) == [], p_values
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_statistics_catch_a_corruption(shared: Path, ours: Labelled, corruption: str) -> None:
+    images, labels = ours
+    assert rejected(compare((CORRUPTIONS[corruption](images), labels), reference(shared, 32)), LEVEL)
+
+
+def test_a_network_cannot_tell_ours_from_the_reference(shared: Path, ours: Labelled) -> None:
+    accuracy, n = held_out_accuracy(ours[0], reference(shared, 32)[0])
+    assert n == 1000 and accuracy <= 0.55
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_network_catches_a_corruption(shared: Path, ours: Labelled, corruption: str) -> None:
+    accuracy, _ = held_out_accuracy(CORRUPTIONS[corruption](ours[0]), reference(shared, 32)[0])
+    assert accuracy > 0.55
+
+
+def test_statistics_catch_a_distractor_less(shared: Path) -> None:
+    options = dataclasses.replace(PathfinderOptions.preset(32), distractors=4)
+    made = generate(options, seed=2, start=0, count=2000)
+    assert rejected(compare((made.images, made.labels), reference(shared, 32)), LEVEL)
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("level", ["easy", "intermediate", "hard"])
+def test_every_preset_draws(size: int, level: str) -> None:
+    if size == 16 and level != "hard":
+        with pytest.raises(ValueError, match="16 pixels: hard only"):
+            PathfinderOptions.preset(size, level)
+        return
+    options = PathfinderOptions.preset(size, level)
+    made = generate(options, seed=0, start=0, count=8)
+    assert made.images.shape == (8, size, size) and made.images.dtype == np.uint8
+    assert (made.images.max(axis=(1, 2)) == 255).all() and (made.images.min(axis=(1, 2)) == 0).all()
+    paths = [np.bincount(p[: c[0], 3]) for p, c in zip(made.paddles, made.counts, strict=True)]
+    assert all((p[:2] == options.contour_length).all() for p in paths)
+    assert all((p[2:] == options.distractor_length).all() and len(p) <= options.distractors + 2 for p in paths)
+
+
+def test_lra_values_of_the_presets() -> None:
+    assert [PathfinderOptions.preset(s).distractors for s in (32, 64, 128, 256)] == [5, 5, 8, 7]
+    assert [PathfinderOptions.preset(32, lv).distractors for lv in ("easy", "intermediate")] == [10, 6]
+    assert PathfinderOptions.preset(128).paddle_margins == (2, 3)
+    assert PathfinderOptions.preset(32) == PathfinderOptions()
+
+
+def test_an_image_depends_on_its_seed_and_number_alone() -> None:
+    options = PathfinderOptions.preset(32)
+    whole = generate(options, 3, 0, 600)
+    parts = list(generate_blocks(options, 3, 0, 600, threads=2))
+    assert [len(part.images) for part in parts] == [BLOCK, BLOCK, 600 - 2 * BLOCK]
+    for k, field in enumerate(whole._fields):
+        np.testing.assert_array_equal(np.concatenate([part[k] for part in parts]), whole[k], err_msg=field)
+    np.testing.assert_array_equal(generate(options, 3, 599, 1).images[0], whole.images[599])
+    other = generate(options, 4, 0, 50).images
+    assert not any((a == b).all() for a, b in zip(other, whole.images[:50], strict=True))
+    assert len({image.tobytes() for image in whole.images}) == 600
+
+
+def test_bytes_of_the_first_version() -> None:
+    """A change of these is a change of data: raise VERSION with it."""
+    digests = [
+        hashlib.sha256(generate(PathfinderOptions.preset(size), 0, 0, 20).images.tobytes()).hexdigest()[:12]
+        for size in (16, 32, 64, 128, 256)
+    ]
+    assert digests == ["2b4bd5a14810", "acc62747312a", "203d655e1be8", "b0bbbebf1df5", "d39f52be443f"]
+
+
+def test_margins_are_drawn_evenly_and_labels_do_not_follow_them() -> None:
+    options = PathfinderOptions(size=64, seed_distance=12, paddle_margins=(1, 2), contour_length=6, distractors=0)
+    made = generate(options, 5, 0, 1000)
+    assert abs((made.margins == 2).mean() - 0.5) < 0.05
+    assert abs(made.labels.mean() - 0.5) < 0.05
+    assert abs(np.corrcoef(made.margins, made.labels)[0, 1]) < 0.1
+
+
+def test_markers_cover_their_tips_and_lie_on_the_right_paths() -> None:
+    made = generate(PathfinderOptions.preset(32), 6, 0, 300)
+    for i in range(300):
+        paddles, label = made.paddles[i], made.labels[i]
+        origin, terminal = made.markers[i]
+        paths = [int(np.flatnonzero((paddles[:2, :2] == origin).all(axis=1))[0])]
+        assert ((paddles[26:28, :2] == terminal).all(axis=1))[paths[0] if label else 1 - paths[0]]
+        assert all(made.images[i, y, x] > 160 for y, x in (origin, terminal))
+
+
+def test_single_paddles_fill_up() -> None:
+    options = PathfinderOptions.preset(128)
+    sparse = generate(options, 7, 0, 4)
+    full = generate(dataclasses.replace(options, single_paddles=True), 7, 0, 4)
+    assert (full.counts[:, 0] > sparse.counts[:, 0]).all()
+
+
+def test_contrasts_of_several_are_all_used() -> None:
+    options = PathfinderOptions(snake_contrasts=(0.5, 2.0), contour_length=6, distractors=0)
+    images = generate(options, 8, 0, 200).images
+    dashes = [np.percentile(image[image > INK], 50) for image in images]
+    assert min(dashes) < 60 and max(dashes) > 120  # both paths faint, both bright
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paddle_thickness": 0.3}, "whole number"),
+        ({"paddle_margins": ()}, "paddle_margins"),
+        ({"snake_contrasts": (0.0,)}, "snake_contrasts"),
+        ({"seed_distance": 8}, "under a quarter"),
+        ({"contour_length": 1}, "contour_length"),
+        ({"distractors": -1}, "distractors"),
+        ({"padding": 0}, "padding"),
+    ],
+)
+def test_options_that_cannot_be_drawn_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PathfinderOptions(), **change)
+
+
+def test_paths_without_room_end_with_an_error() -> None:
+    with pytest.raises(ValueError, match=r"image 0 found no room .* make the image larger"):
+        generate(PathfinderOptions(size=16, seed_distance=3, contour_length=60), 0, 0, 1)
+
+
+def test_shrinking_is_pillows_lanczos_of_the_stretched_canvas() -> None:
+    canvas = np.random.default_rng(0).random((41, 41)) * 7 - 3
+    stretched = np.clip((canvas - canvas.min()) * (255 / (canvas.max() - canvas.min())) + 0.5, 0, 255).astype(np.uint8)
+    expected = Image.fromarray(stretched).resize((21, 21), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(shrink(canvas, (21, 21)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("size", "radius"), [(16, 1.5), (32, 1.5), (128, 3.0)])
+def test_markers_are_those_of_a_whole_canvas_wherever_they_lie(size: int, radius: float) -> None:
+    stamps = draw_stamps(size, 1, 2, 0.5, 1, radius, 1.0, 2)
+    near = [0, 1, 2, 5, 6, 7, size // 2, size - 7, size - 5, size - 2, size - 1]
+    for row in near:
+        for column in near:
+            canvas = np.zeros((size, size), np.uint8)
+            paint_marker(canvas, stamps, row, column)
+            whole = draw_marker(size, (row, column), radius, 2)
+            np.testing.assert_allclose(canvas.astype(int), whole.astype(int), atol=1)  # Pillow's weights round by place

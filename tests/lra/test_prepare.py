@@ -1,0 +1,93 @@
+import io
+import re
+import xml.etree.ElementTree as ET
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from lra.prepare import main
+from lra.show import tree_svg
+
+
+def run(*words: str) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = main(list(words))
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
+    return tmp_path
+
+
+def test_listops_with_a_page(here: Path) -> None:
+    status, out, err = run("task=listops", "preset=tiny", "--show", "3", "--check")
+    assert (status, err) == (0, "")
+    assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
+    assert "every file has its SHA-256" in out
+    page = (here / "listops.html").read_text()
+    assert page.count("<article>") == page.count("<svg") == 3
+    for value, label in re.findall(r"value (\d), label (\d)", page):
+        assert value == label
+
+
+def test_a_tree_is_drawn() -> None:
+    svg = ET.fromstring(tree_svg("[MAX 2 [SM 9 5 ] ]"))
+    texts = {t.text: (float(t.get("x") or 0), float(t.get("y") or 0)) for t in svg.iter("text")}
+    assert set(texts) == {"MAX=4", "2", "SM=4", "9", "5"}
+    assert texts["2"][0] < texts["9"][0] < texts["SM=4"][0] < texts["5"][0]
+    assert texts["MAX=4"][1] < texts["SM=4"][1] == texts["2"][1] < texts["9"][1] == texts["5"][1]
+    assert len(list(svg.iter("line"))) == 4
+
+
+def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[no-untyped-def]
+    where = (f"data.dir={real_text.dir}", f"data.root={real_text.root}")
+    status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "--show", "6")
+    assert (status, err) == (0, "")
+    page = (here / "text.html").read_text()
+    assert page.count("<article>") == 6 and 'class="cut"' in page and "bytes are cut off" in page
+    assert "positive" in page and "negative" in page
+
+
+def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  # type: ignore[no-untyped-def]
+    where = (f"data.dir={real_image.dir}", f"data.root={real_image.root}")
+    assert run("task=image", "preset=mini", *where, "--show", "2")[0] == 0
+    page = (here / "image.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
+
+
+def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, shared: Path) -> None:
+    words = ("task=retrieval", "data.source=scisumm", f"data.root={shared / 'retrieval'}", "preset=mini")
+    status, out, _ = run(*words, "--show", "1")
+    assert status == 0 and "note: the scisumm pairs, not LRA's" in out
+    assert "the scisumm pairs, not LRA&#x27;s" in (here / "retrieval.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=listop"], "did you mean 'listops'"),
+        (["task=listops", "--show"], "--show: expected a number of records from 1 to 1000, got ''"),
+        (["task=listops", "--show", "x"], "got 'x'"),
+        (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth is 0: expected 1 or more"),
+        (["task=retrieval", "preset=tiny"], "retrieval: this data cannot be fetched for you"),
+        (
+            ["task=image", "preset=tiny", "data.download=false"],
+            "data.download is false: get https://www.cs.toronto.edu",
+        ),
+        (["task=text", "preset=tiny", "data.root=/nowhere"], "data.root is /nowhere, which does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(here: Path, words: list[str], message: str) -> None:
+    status, out, err = run(*words)
+    assert status == 2 and message in err and err.count("\n") == 1
+    assert out == ""
+
+
+def test_help_names_its_own_flags(here: Path) -> None:
+    status, out, _ = run("--help")
+    assert status == 0 and "--show 6" in out and "--check" in out and "data.root" in out

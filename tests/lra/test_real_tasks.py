@@ -1,0 +1,45 @@
+"""Every task trains, stops, goes on and is scored again from real data, by the commands that a person types."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chela import evaluate, train
+from chela.cli import main
+from lra.schema import DataConfig
+
+
+def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]:
+    assert main(train.train, "", [*words, f"runs={folder}", "trainer.progress=none"]) == status
+    results = list(folder.glob("*/*/result.json"))
+    return json.loads(results[0].read_text()) if results else {}
+
+
+@pytest.mark.parametrize("task", ["text", "image", "retrieval", "listops"])
+def test_it_trains_resumes_and_evaluates(
+    task: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"task={task}", "preset=tiny", "trainer.max_steps=5", "trainer.val_every=5", "allocator=false"]
+    if task in ("text", "image"):
+        real: DataConfig = request.getfixturevalue(f"real_{task}")
+        words += [f"data.dir={real.dir}", f"data.root={real.root}"]
+    elif task == "retrieval":
+        shared: Path = request.getfixturevalue("shared")
+        words += ["data.source=scisumm", f"data.dir={tmp_path / 'data'}", f"data.root={shared / 'retrieval'}"]
+    else:
+        words += [f"data.dir={tmp_path / 'data'}"]
+    straight = run_train(tmp_path / "straight", words)
+    assert straight["task"] == task and straight["preset"] == "tiny" and straight["validation_policy"] == "holdout"
+    assert 0 < straight["majority_accuracy"] < 0.6
+
+    stopped = main(train.train, "", [*words, f"runs={tmp_path / 'cut'}", "trainer.max_time=0.001s"])
+    assert not list((tmp_path / "cut").glob("*/*/result.json")), stopped
+    (folder,) = (tmp_path / "cut").glob("*/*")
+    cut = run_train(tmp_path / "cut", [f"resume={folder}"])
+    assert cut["test_loss"] == straight["test_loss"] and cut["steps"] == straight["steps"] == 5
+
+    capsys.readouterr()
+    assert evaluate.main([f"run={folder}"]) == 0
+    assert f"loss {cut['test_loss']!r}" in capsys.readouterr().out

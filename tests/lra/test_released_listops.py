@@ -1,0 +1,60 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from lra.errors import DataError
+from lra.schema import DataConfig, ListOpsConfig
+from lra.tasks import get_task
+from lra.tasks.listops import evaluate, text
+
+TREES = [("( ( ( [MAX 2 ) 9 ) ] )", "9"), ("( ( ( [SM ( ( ( [MED 4 ) 7 ) ] ) ) 8 ) ] )", "3"), ("5", "5")]
+
+
+def release(root: Path, train: list[tuple[str, ...]] = TREES, header: tuple[str, ...] = ("Source", "Target")) -> Path:
+    folder = root / "lra_release" / "listops-1000"
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val", "test"):
+        with open(folder / f"basic_{split}.tsv", "w", newline="") as file:
+            csv.writer(file, delimiter="\t").writerows([header, *(train if split == "train" else TREES)])
+    return root
+
+
+CONFIG = ListOpsConfig(train=3, validation=3, test=3, min_length=1, max_length=20)
+
+
+def test_the_released_trees(tmp_path: Path) -> None:
+    task = get_task(CONFIG)
+    task.prepare(DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine"))))
+    records = task.dataset("train")
+    assert [text(x) for x, _ in records.read(range(3))] == ["[MAX 2 9 ]", "[SM [MED 4 7 ] 8 ]", "5"]
+    assert [evaluate(text(x)) for x, _ in records.read(range(3))] == records.labels().tolist() == [9, 3, 5]
+    assert "the trees of the LRA release" in task.records("train").about["origin"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([TREES[0], ("[MAX 2 x ]", "2"), TREES[2]], r"basic_train.tsv line 3: 'x' is no token of ListOps"),
+        ([("[MAX 2 9 ]", "2"), *TREES[1:]], r"line 2: the value '2' is not that of the expression"),
+        ([TREES[0], ("[MAX 2 9 ]", "10"), TREES[2]], r"line 3: the value '10'"),
+        ([TREES[0], ("[MAX 2 9 ]",), TREES[2]], r"line 3: expected 2 columns, got 1"),
+        ([TREES[0], ("", "1"), TREES[2]], r"line 3: expected 1 to 20 tokens \(task.max_length\), got 0"),
+        ([TREES[0], ("[MAX" + " 1" * 30 + " ]", "1"), TREES[2]], r"expected 1 to 20 tokens .*, got 32"),
+        (TREES[:2], r"train has 2 records, expected 3"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        get_task(CONFIG).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine", rows))))
+    assert not list((tmp_path / "r").rglob("*.array_record*"))
+
+
+def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    data = DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine", header=("a", "b"))))
+    with pytest.raises(DataError, match="does not start with the columns Source and Target"):
+        get_task(CONFIG).prepare(data)
+    release(tmp_path / "mine")
+    (tmp_path / "mine" / "lra_release" / "listops-1000" / "basic_val.tsv").unlink()
+    with pytest.raises(DataError, match=r"basic_val.tsv is missing"):
+        get_task(CONFIG).prepare(data)

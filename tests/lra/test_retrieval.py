@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.datamodule import LRADataModule
+from lra.errors import DataError
+from lra.schema import DataConfig, RetrievalConfig
+from lra.tasks import get_task, retrieval
+
+ROWS = ["1.0\tA1\tB1\tthe \"first paper\tand 'its citation\n", "0\tA2\tB2\tünlike\tthings\r\n", "1\tA3\tB3\ta\tb\n"]
+
+
+@pytest.fixture
+def aan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A release with three pairs in every split, in the folders of the archive."""
+    monkeypatch.setattr(retrieval, "AAN_COUNTS", {"train": 3, "validation": 3, "test": 3})
+    folder = tmp_path / "mine" / "lra_release" / "lra_release" / "tsv_data"
+    folder.mkdir(parents=True)
+    for split in ("train", "eval", "test"):
+        (folder / f"new_aan_pairs.{split}.tsv").write_text("".join(ROWS), newline="")
+    return folder
+
+
+def prepared(root: Path, tmp_path: Path, **options: int) -> retrieval.Retrieval:
+    task = retrieval.make(RetrievalConfig(**options))  # type: ignore[arg-type]
+    task.prepare(DataConfig(dir=str(tmp_path / "records"), root=str(root)))
+    return task
+
+
+def test_the_release_is_read_without_quoting(aan: Path, tmp_path: Path) -> None:
+    task = prepared(tmp_path / "mine", tmp_path)
+    records = task.dataset("validation")
+    (first, second), label = records[0]
+    assert (first - 1).astype(np.uint8).tobytes() == b'the "first paper'
+    assert (second - 1).astype(np.uint8).tobytes() == b"and 'its citation"
+    assert label == 1 and records.labels().tolist() == [1, 0, 1]
+    assert records.lengths().tolist() == [17, 7, 1]
+    assert (records[1][0][1] - 1).astype(np.uint8).tobytes() == b"things"
+    assert task.note == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1\tA\tB\tfour columns\n", "new_aan_pairs.eval.tsv line 2 has 4 columns, expected 5: the file is damaged"),
+        ("2\tA\tB\tx\ty\n", "line 2 has label '2', expected 0 or 1"),
+        ("x\tA\tB\tx\ty\n", "line 2 has label 'x'"),
+        ("1\tA\tB\t\ty\n", "line 2 has an empty document"),
+    ],
+)
+def test_a_row_that_does_not_parse_is_named(aan: Path, tmp_path: Path, line: str, message: str) -> None:
+    (aan / "new_aan_pairs.eval.tsv").write_text(ROWS[0] + line + ROWS[2])
+    with pytest.raises(DataError, match=message):
+        prepared(aan, tmp_path)
+    assert not list((tmp_path / "records").rglob("*.array_record*"))
+
+
+def test_missing_files_and_pairs(aan: Path, tmp_path: Path) -> None:
+    (aan / "new_aan_pairs.test.tsv").write_text(ROWS[0])
+    with pytest.raises(DataError, match="test has 1 records, expected 3"):
+        prepared(aan, tmp_path)
+    (aan / "new_aan_pairs.test.tsv").unlink()
+    with pytest.raises(DataError, match=r"new_aan_pairs.test.tsv is missing: expected the three splits"):
+        prepared(aan, tmp_path)
+
+
+def test_absent_data_says_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        get_task(RetrievalConfig()).prepare(DataConfig(dir=str(tmp_path)))
+    for part in ("new_aan_pairs.train.tsv", str(tmp_path / "downloads"), "data.root=FOLDER", "data.source=scisumm"):
+        assert part in str(error.value)
+
+
+def test_only_the_first_bytes_are_kept(aan: Path, tmp_path: Path) -> None:
+    rows = [f"1\tA\tB\t{'é' * 9000}\tb\n", *ROWS[1:]]
+    for split in ("train", "eval", "test"):
+        (aan / f"new_aan_pairs.{split}.tsv").write_text("".join(rows))
+    task = prepared(aan, tmp_path)
+    assert task.records("train").sizes("first").max() == retrieval.READ_BYTES == 10_000
+    assert task.dataset("train").lengths().max() == 4000
+
+
+def test_the_real_small_set(shared: Path, tmp_path: Path) -> None:
+    data = DataConfig(dir=str(tmp_path), root=str(shared / "retrieval"), source="scisumm")
+    made = LRADataModule(RetrievalConfig(max_length=100, train=64), data, batch_size=8, seed=0, max_steps=3)
+    made.prepare_data()
+    assert made.task.note == "the scisumm pairs, not LRA's"
+    for batch in made.train_dataloader():
+        assert batch["inputs"].shape == (16, 100) and batch["labels"].shape == (8,)
+    assert [len(made.records(s)) for s in ("train", "validation", "test")] == [64, 558, 598]
+    assert made.majority_accuracy("test") == 0.5
+    assert 0.3 < made.records("train").labels().mean() < 0.7  # a sample, not a sorted beginning
+    s4 = retrieval.make(RetrievalConfig(encoding="s4"))
+    s4.prepare(data)
+    records = s4.dataset("test")
+    assert [max(len(a), len(b)) for (a, b), _ in records.read(range(50))] == records.lengths()[:50].tolist()
+
+
+def test_damage_to_the_small_set(shared: Path, tmp_path: Path) -> None:
+    for file in (shared / "retrieval").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    data = DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path), source="scisumm")
+    (tmp_path / "scisumm_pairs.eval.tsv").unlink()
+    with pytest.raises(DataError, match=r"scisumm_pairs.eval.tsv is missing"):
+        get_task(RetrievalConfig()).prepare(data)
+    (tmp_path / "scisumm_pairs.eval.tsv").write_bytes(b"1\tA\tB\n")
+    with pytest.raises(DataError, match="has 6 bytes, expected 11,160"):
+        get_task(RetrievalConfig()).prepare(data)

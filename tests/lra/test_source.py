@@ -1,0 +1,190 @@
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lra.errors import DataError
+from lra.schema import DataConfig
+from lra.source import Form, Remote, fetch, locate, members, read_tfds, verify
+
+BODY = bytes(range(256)) * 20_000  # 5 MB
+
+
+def remote(url: str = "http://127.0.0.1:1/set.bin", body: bytes = BODY) -> Remote:
+    return Remote("set.bin", url, len(body), hashlib.sha256(body).hexdigest())
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Sends BODY; can break off, ignore ranges, or send something else."""
+
+    log: list[tuple[str, str | None]]
+    break_at: int | None = None
+    ranges = True
+    body = BODY
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        type(self).log.append((self.path, wanted))
+        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and self.ranges else 0
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.body) - start))
+        self.end_headers()
+        self.wfile.write(self.body[start : self.break_at])
+        if self.break_at is not None:
+            self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[type[Server], str]]:
+    handler = type("Handler", (Server,), {"log": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield handler, f"http://127.0.0.1:{made.server_port}/set.bin"
+        made.shutdown()
+
+
+def test_a_download_says_size_and_address_first(
+    server: tuple[type[Server], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler, url = server
+    seen: list[int] = []
+    path = fetch("text", remote(url), tmp_path / "new", progress=lambda what, done, total: seen.append(done))
+    assert path.read_bytes() == BODY and seen[-1] == len(BODY)
+    assert f"fetching set.bin (5 MB) from {url}" in caplog.text
+    fetch("text", remote(url), tmp_path / "new")
+    assert len(handler.log) == 1  # what is there is verified, not fetched again
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["set.bin"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_goes_on_where_it_broke_off(server: tuple[type[Server], str], tmp_path: Path, ranges: bool) -> None:
+    handler, url = server
+    handler.break_at, handler.ranges = 3_000_000, ranges
+    with pytest.raises(DataError, match=r"set.bin (broke off at 3,000,000 of 5,120,000 bytes: run again|could not be)"):
+        fetch("text", remote(url), tmp_path)
+    assert (tmp_path / "set.bin.part").stat().st_size == 3_000_000 and not (tmp_path / "set.bin").exists()
+    handler.break_at = None
+    assert fetch("text", remote(url), tmp_path).read_bytes() == BODY
+    assert handler.log[1] == ("/set.bin", "bytes=3000000-")
+
+
+def test_what_is_not_the_expected_file_is_not_kept(server: tuple[type[Server], str], tmp_path: Path) -> None:
+    handler, url = server
+    handler.body = BODY[:-1] + b"?"
+    with pytest.raises(DataError, match=r"sent is not the expected file .* expected"):
+        fetch("text", remote(url), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_network_the_error_names_file_place_and_command(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        fetch("text", remote(), tmp_path)
+    for part in ("set.bin could not be fetched", "http://127.0.0.1:1/set.bin", str(tmp_path / "set.bin")):
+        assert part in str(error.value)
+    assert "python -m lra.prepare task=text data.root=FOLDER" in str(error.value)
+    with pytest.raises(DataError, match=r"data.download is false: get http"):
+        fetch("text", remote(), tmp_path, allowed=False)
+
+
+def test_a_wrong_checksum_leaves_the_file_of_the_user_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "set.bin"
+    mine.write_bytes(BODY[:-1] + b"?")
+    with pytest.raises(DataError, match=r"has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
+        locate("text", DataConfig(root=str(tmp_path)), [Form("it", "set.bin", Path, file=True, remote=remote())])
+    mine.write_bytes(BODY[:-1])
+    with pytest.raises(DataError, match="has 5,119,999 bytes, expected 5,120,000: it is truncated"):
+        verify(mine, remote())
+    assert mine.exists()
+
+
+FORMS = [
+    Form("a tree", "aclImdb/train/pos", Path),
+    Form("an archive", "set*.tar.gz", Path, file=True),
+    Form("prepared", "named/*/dataset_info.json", Path, file=True),
+]
+
+
+@pytest.mark.parametrize("below", ["", "a", "a/b", "a/b/c"])
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [("aclImdb/train/pos/", ""), ("set1.tar.gz", "set1.tar.gz"), ("named/1.0/dataset_info.json",) * 2],
+)
+def test_forms_are_found_at_the_root_and_below(tmp_path: Path, below: str, made: str, found: str) -> None:
+    path = tmp_path / below / made
+    if made.endswith("/"):
+        path.mkdir(parents=True)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert locate("text", DataConfig(root=str(tmp_path)), FORMS)[1] == tmp_path / below / found
+
+
+def test_the_root_may_be_the_tree_or_the_archive_itself(tmp_path: Path) -> None:
+    (tmp_path / "aclImdb" / "train" / "pos").mkdir(parents=True)
+    assert locate("text", DataConfig(root=str(tmp_path / "aclImdb")), FORMS)[1] == tmp_path
+    archive = tmp_path / "set.tar.gz"
+    archive.write_text("")
+    assert locate("text", DataConfig(root=str(archive)), FORMS) == (FORMS[1], archive)
+
+
+def test_what_is_absent_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="which does not exist"):
+        locate("text", DataConfig(root=str(tmp_path / "none")), FORMS)
+    with pytest.raises(DataError, match=r"holds none of: a tree \(aclImdb/train/pos\); an archive"):
+        locate("text", DataConfig(root=str(tmp_path)), FORMS)
+    with pytest.raises(DataError, match=rf"cannot be fetched for you; .* put it into {tmp_path / 'downloads'}"):
+        locate("text", DataConfig(dir=str(tmp_path)), FORMS)
+
+
+def test_what_lies_in_the_downloads_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "set.bin").write_bytes(BODY)
+    form = Form("it", "set.bin", Path, file=True, remote=remote())
+    assert locate("text", DataConfig(dir=str(tmp_path)), [form])[1].read_bytes() == BODY
+
+
+def archive(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, raw in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+    return path
+
+
+def test_members_of_an_archive(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar.gz", {"x/a.txt": b"1", "x/b.bin": b"2", "x/c.txt": b"3"})
+    assert list(members(path, lambda name: name.endswith(".txt"))) == [("x/a.txt", b"1"), ("x/c.txt", b"3")]
+
+
+@pytest.mark.parametrize("kept", [0.05, 0.5, 0.99])
+def test_a_truncated_archive_is_named(tmp_path: Path, kept: float) -> None:
+    noise = hashlib.shake_256(b"noise").digest(300_000)
+    path = archive(tmp_path / "a.tar.gz", {"x/a.txt": noise, "x/b.txt": noise[::-1]})
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    with pytest.raises(DataError, match=r"a\.tar\.gz cannot be read .*truncated"):
+        list(members(path, lambda name: True))
+    path.write_text("<html>not found</html>")
+    with pytest.raises(DataError, match="or no archive"):
+        list(members(path, lambda name: True))
+
+
+def test_a_prepared_directory_in_tfrecord_form_is_refused_with_the_command(tmp_path: Path) -> None:
+    info = tmp_path / "imdb_reviews" / "plain_text" / "1.0.0" / "dataset_info.json"
+    info.parent.mkdir(parents=True)
+    info.write_text(json.dumps({"name": "imdb_reviews", "configName": "plain_text", "fileFormat": "tfrecord"}))
+    with pytest.raises(DataError) as error:
+        next(read_tfds(info, ["train"]))
+    assert "is in tfrecord form" in str(error.value)
+    assert f"t.builder('imdb_reviews', data_dir='{tmp_path}_array_record', file_format='array_record')" in str(
+        error.value
+    )

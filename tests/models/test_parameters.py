@@ -1,0 +1,44 @@
+"""Parameter counts: MEGA's published ones, and that the rows of the mini table are of one size."""
+
+import pytest
+import torch
+
+from chela.config import names, resolve
+from chela.layers.mixers.mega import MEGA
+from chela.models import build_model
+from chela.models.backbone import Backbone
+from chela.models.heads import Classifier
+from tests.models.test_one_block import LISTOPS
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_mega_on_raw_speech_has_the_published_size():
+    """SC-raw, big: 6 layers, d 72, v = FFN = 144, z 36, batch norm before each layer, chunk 1000: 476K parameters."""
+    options = {"d_qk": 36, "d_value": 144, "averages": 16, "attention_function": "laplace", "chunk": 1000}
+    backbone = Backbone(
+        "mega", options, d_model=72, depth=6, d_ff=144, l_max=16_000, vocab_size=None, input_dim=1, norm="batch"
+    )
+    assert round(count(Classifier(backbone, 72, 144, 10)) / 1000) == 476
+
+
+@pytest.mark.parametrize(
+    ("d_model", "d_qk", "l_max", "chunk"), [(80, 64, 2000, 0), (128, 64, 4000, 128), (160, 96, 1024, 0)]
+)
+def test_mega_is_the_sum_of_its_shapes(d_model, d_qk, l_max, chunk):
+    """Shapes of the released layer: v, gates, h projections, two-way EMA of 16 averages, ω, γ, β, position bias."""
+    d_value = 2 * d_model
+    projections = (d_model + 1) * d_value + (d_model + 1) * (2 * d_model + d_qk + d_value) + (d_value + 1) * d_model
+    expected = projections + 4 * 2 * d_model * 16 + d_model + 4 * d_qk + 2 * (chunk or l_max) - 1
+    assert count(MEGA(d_model, l_max=l_max, d_qk=d_qk, chunk=chunk)) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in names("model") if not name.startswith("chela")])
+def test_the_mini_rows_are_of_one_size(name):
+    sizes = {
+        key: count(build_model(resolve([f"model={key}", "task=listops", "preset=mini"]).model, LISTOPS, 0))
+        for key in ("chela", name)
+    }
+    assert 0.94 <= sizes[name] / sizes["chela"] <= 1.15

@@ -1,0 +1,35 @@
+"""Every backend is held to the float64 definition, output and gradients, by the same template."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(case: Case, backend: str, seed: int = 0) -> None:
+    ratios = error_ratios(case, draw(case, seed), backend)
+    wrong = {name: ratio for name, ratio in ratios.items() if not ratio <= TOLERANCE[case.dtype]}
+    assert not wrong, f"{backend} {case}: {wrong}"
+
+
+@pytest.mark.parametrize("case", cases(DTYPES), ids=str)
+def test_chunked_agrees_with_the_definition(case: Case) -> None:
+    check(case, "chunked")
+
+
+@pytest.mark.parametrize("case", cases(DTYPES)[::5], ids=str)
+def test_reference_keeps_its_dtype_and_gradients(case: Case) -> None:
+    check(case, "reference")
+
+
+def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chela.ops.linear_attention.edges import Edges
+
+    leaving = Edges.leaving
+    monkeypatch.setattr(Edges, "leaving", lambda self, x, out=None: leaving(self, x) * 1.001)
+    with pytest.raises(AssertionError, match="'d_k'"):
+        check(Case(500, 16, 16, True, "head", False, False), "chunked")

@@ -1,0 +1,73 @@
+"""The public function: what it refuses and what it says."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+import torch
+
+import chela
+from chela.ops import LinearAttentionState, backends, linear_attention
+from chela.ops.backend import choose
+from chela.ops.linear_attention import triton_backend
+
+Q = torch.randn(2, 10, 3, 4)
+V = torch.randn(2, 10, 3, 5)
+STATE = LinearAttentionState(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4))
+
+WRONG = [
+    ({"q": Q[0]}, "expected q and k of one shape (B, L, H, D), got (10, 3, 4) and (2, 10, 3, 4)"),
+    ({"k": Q[:, :9]}, "got (2, 10, 3, 4) and (2, 9, 3, 4)"),
+    ({"v": V[:1]}, "expected v (B, L, H, E) with (B, L, H) = (2, 10, 3), got (1, 10, 3, 5)"),
+    ({"v": V.half()}, "of one floating dtype, got torch.float32, torch.float32, torch.float16; cast them"),
+    ({"mask": torch.ones(2, 10)}, "expected a bool mask (2, 10), True = real token, got torch.float32 (2, 10)"),
+    ({"log_decay": torch.zeros(2)}, "expected log_decay of shape (3,) or (2, 10, 3), got (2,)"),
+    ({"causal": True, "log_decay_back": torch.zeros(3)}, "drop it or set causal=False"),
+    ({"causal": False, "log_decay_back": torch.zeros(3)}, "without log_decay"),
+    ({"causal": False, "initial_state": STATE}, "need causal=True"),
+    ({"causal": False, "return_state": True}, "need causal=True"),
+    ({"initial_state": LinearAttentionState(STATE.z, STATE.z)}, "expected initial_state with S, z of shapes"),
+    ({"chunk_size": 0}, "expected chunk_size ≥ 1 or None, got 0"),
+    ({"backend": "fast"}, "expected backend 'auto' or one of"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG, ids=[m for _, m in WRONG])
+def test_errors_say_what_was_expected(changed: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        linear_attention(**{"q": Q, "k": Q, "v": V, "causal": True, **changed})
+    assert "\n" not in str(error.value)
+
+
+def test_backends_are_listed() -> None:
+    listed = backends()["linear_attention"]
+    assert listed["reference"] is None and listed["chunked"] is None
+
+
+def test_the_package_exports_it() -> None:
+    assert chela.linear_attention is linear_attention
+
+
+def test_one_decay_of_each_kind() -> None:
+    head, token = torch.full((3,), -0.5), torch.full((2, 10, 3), -0.5)
+    a = linear_attention(Q, Q, V, causal=False, log_decay=head, log_decay_back=token)
+    torch.testing.assert_close(a, linear_attention(Q, Q, V, causal=False, log_decay=head))
+
+
+def test_empty_batch() -> None:
+    assert linear_attention(Q[:0], Q[:0], V[:0], causal=True).shape == (0, 10, 3, 5)
+
+
+def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="'triton' cannot run on cuda .*is not installed.*trying the next one"):
+        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
+        assert choose("linear_attention", "auto", torch.device("cpu")).name == "chunked"
+    with pytest.raises(ValueError, match="pip install 'chela"):
+        choose("linear_attention", "triton", torch.device("cuda"))
+    assert "not installed" in backends("cuda")["linear_attention"]["triton"]

@@ -1,0 +1,69 @@
+"""The examples run: the one for other people's LightningModules, and the conversion of a trained run."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import lightning
+import pytest
+import torch
+
+from chela.config import fingerprint, resolve
+from chela.models import build_model
+from chela.models.pretrained import from_pretrained
+from chela.training import checkpoint
+from chela.training.run import BEST_KEYS, RunFolder
+from lra.tasks import get_task
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_reuse_in_a_lightning_module():
+    text = (EXAMPLES / "reuse_in_lightning.py").read_text()
+    assert len(text.splitlines()) < 40
+    lightning.seed_everything(0)
+    module = _load("reuse_in_lightning").Tagger()
+    batches = torch.utils.data.DataLoader(torch.randint(0, 2, (640, 12)), batch_size=32)
+    before = module.training_step(next(iter(batches)), 0).item()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, batches)
+    assert module.training_step(next(iter(batches)), 0).item() < 0.9 * before
+    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates["marked(lr=0.001, weight_decay=0)"] == 1e-3
+    assert rates["decay"] == 3e-3
+
+
+def test_hedgehog_distillation_of_a_run(tmp_path, capsys):
+    words = ["task=listops", "preset=tiny", "task.train=64", "task.validation=20", "task.test=20"]
+    config = resolve(["model=softmax", *words, f"data.dir={tmp_path / 'data'}", "data.processes=1"])
+    run = RunFolder(tmp_path / "run")
+    run.best.parent.mkdir(parents=True)
+    run.create(config)
+    model = build_model(config.model, get_task(config.task), config.seed)
+    state = dict.fromkeys(BEST_KEYS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
+    checkpoint.save(run.best, state)
+
+    _load("hedgehog_distill").main(str(run.path), str(tmp_path / "student"), 3)
+    assert "student trained on the task" in capsys.readouterr().out
+    student = from_pretrained(tmp_path / "student")
+    assert student(torch.randint(1, 17, (2, 9))).shape == (2, 10)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_is_tested(path):
+    assert path.stem in Path(__file__).read_text()

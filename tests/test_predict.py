@@ -1,0 +1,131 @@
+"""Labels for a user's own sequences: the right ones, in order, and bad input refused in one line."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from chela.config import fingerprint, resolve
+from chela.models import build_model
+from chela.predict import label_sequences, load_run, main
+from chela.training import checkpoint
+from chela.training.run import BEST_KEYS, RunFolder
+from lra.tasks import get_task
+
+EXPRESSIONS = ["[MAX 2 [MIN 4 7 ] ]", "( ( [SM 1 ) 9 ) ]", "[MED 1 2 3 4 5 6 7 8 ]"]
+
+
+def _run(folder, *words: str) -> str:
+    """A run's folder with an untrained network in it."""
+    config = resolve([*words, "preset=tiny", f"runs={folder}"])
+    run = RunFolder(folder / "run")
+    run.best.parent.mkdir(parents=True)
+    run.create(config)
+    model = build_model(config.model, get_task(config.task), config.seed)
+    state = dict.fromkeys(BEST_KEYS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
+    checkpoint.save(run.best, state)
+    return str(run.path)
+
+
+@pytest.fixture
+def listops(tmp_path) -> str:
+    return _run(tmp_path, "task=listops", "model=chela")
+
+
+def _said(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_each_line_gets_its_label(listops, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("\n".join(EXPRESSIONS) + "\n")
+    assert main([f"run={listops}", f"input={tmp_path / 'in.txt'}", "batch=2"]) == 0
+    said = _said(capsys)
+    model, _ = load_run(listops)
+    from lra.tasks.listops import tokenize
+
+    for expression, answer in zip(EXPRESSIONS, said, strict=True):
+        with torch.no_grad():
+            alone = model(torch.from_numpy(tokenize(expression).astype(np.int64))[None]).softmax(-1)[0]
+        assert answer["label"] == int(alone.argmax())
+        assert answer["probabilities"] == pytest.approx(alone.tolist(), abs=1e-6)
+        assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-6)
+
+
+def test_standard_input(listops, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"[MAX 2 3 ]\r\n")))
+    assert main([f"run={listops}", "input=-"]) == 0
+    assert len(_said(capsys)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["task=text"], [b"A film.", "Schön".encode(), b"\xff\xfe odd bytes"]),
+        (["task=retrieval"], [b"one paper\tanother, longer paper"]),
+        (["task=image"], [b" ".join([b"17"] * 1024), b",".join([b"255"] * 3072)]),
+        (["task=image", "task.form=tokens"], [b" ".join([b"0"] * 1024)]),
+    ],
+    ids=["text", "retrieval", "image", "image-tokens"],
+)
+def test_every_task_reads_its_lines(words, lines, tmp_path, capsys):
+    run = _run(tmp_path, *words)
+    (tmp_path / "in").write_bytes(b"\n".join(lines))
+    assert main([f"run={run}", f"input={tmp_path / 'in'}"]) == 0
+    assert len(_said(capsys)) == len(lines)
+
+
+class PixelsAsScores(torch.nn.Linear):
+    """Gives back the first ten pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return inputs[:, :10, 0]
+
+
+def test_gray_levels_are_what_three_equal_channels_are(tmp_path):
+    _, task = load_run(_run(tmp_path, "task=image"))
+    gray = " ".join(str(i % 256) for i in range(1024))
+    rgb = " ".join(f"{i % 256} {i % 256} {i % 256}" for i in range(1024))
+    model = PixelsAsScores()
+    (a,), (b,) = (list(label_sequences(model, task, [line])) for line in (gray, rgb))
+    assert a == b
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[MAX 2 3 ]\n\n", "line 2: the sequence is empty"),
+        ("[MAX 2 3 ]\n[MAX 2 11 ]", "line 2: expected digits"),
+        ("[MAX " + "1 " * 40 + "]", "line 1: the sequence has 42 tokens, expected at most 32"),
+    ],
+)
+def test_a_line_that_is_no_sequence_is_named(listops, tmp_path, capsys, text, match):
+    (tmp_path / "in").write_text(text)
+    assert main([f"run={listops}", f"input={tmp_path / 'in'}"]) == 2
+    err = capsys.readouterr().err
+    assert match in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["run=RUN"], "input: expected"),
+        (["input=-"], "run: expected"),
+        (["run=RUN", "input=/no/such/file"], "input: expected a file"),
+        (["run=/no/such/run", "input=-"], "there is no such folder"),
+        (["run=RUN", "input=-", "checkpoint=worst"], "best or last"),
+        (["run=RUN", "input=-", "checkpoint=last"], "there is none"),
+        (["run=RUN", "input=-", "batch=0"], "at least 1"),
+        (["run=RUN", "colour=red"], "got 'colour=red'"),
+    ],
+)
+def test_bad_words_are_refused_in_one_line(listops, capsys, words, match):
+    assert main([word.replace("RUN", listops) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert match in err
+    assert err.count("\n") == 1

@@ -1,0 +1,77 @@
+"""Every system trains on every task: a smoke run each, all of them slow; CI runs two that change from day to day."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chela.cli import main
+from chela.config import names
+from chela.train import train
+from lra.schema import TASKS
+
+SHARED = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
+ALL = [(task, model) for task in TASKS for model in names("model")]
+TODAY = datetime.date.today().toordinal()
+GENERATED = [(task, model) for task, model in ALL if task == "listops"]
+ROTATING = {GENERATED[(2 * TODAY + i) % len(GENERATED)] for i in range(2)}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Prepared records, made once."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> Path:
+    """CIFAR-10 and IMDb as their authors ship them."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
+    folder = tmp_path_factory.mktemp("sources")
+    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
+    """Where the task's data comes from."""
+    if task in ("text", "image"):
+        return [f"data.root={request.getfixturevalue('sources')}"]
+    if task == "retrieval":
+        if not SHARED.is_dir():
+            pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
+        return ["data.source=scisumm", f"data.root={SHARED / 'retrieval'}"]
+    return []
+
+
+def _train(task: str, model: str, data: Path, runs: Path, words: list[str]) -> dict:
+    small = ["preset=tiny", "trainer.max_steps=6", "trainer.val_every=3", "allocator=false", "tensorboard=false"]
+    where = [f"data.dir={data}", "data.processes=1", f"runs={runs}", "trainer.accelerator=cpu", "trainer.threads=1"]
+    assert main(train, "", [f"task={task}", f"model={model}", *small, *where, *words]) == 0
+    (result,) = runs.rglob("result.json")
+    return json.loads(result.read_text())
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [pytest.param(*pair, marks=() if pair in ROTATING else pytest.mark.slow) for pair in ALL],
+    ids=[f"{task}-{model}" for task, model in ALL],
+)
+def test_trains(task, model, data, tmp_path, request):
+    result = _train(task, model, data, tmp_path, _words(task, request))
+    assert result["steps"] == 6
+    assert result["model"] == model
+    assert 0 <= result["test_accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", names("model"))
+def test_learns_what_the_first_step_shows(model, data, tmp_path):
+    """Two hundred steps on short trees leave the majority class behind, whatever the system."""
+    words = ["trainer.max_steps=200", "trainer.val_every=100", "optimizer.lr=5e-3", "model.depth=1"]
+    result = _train("listops", model, data, tmp_path, words)
+    assert result["test_accuracy"] > result["majority_accuracy"] + 0.02
