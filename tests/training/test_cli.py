@@ -111,9 +111,9 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["task.max_length=5"], "task.max_length is 5: expected min_length"),
         (["runs="], "runs: expected a folder, got ''"),
         # names
-        (["task=listop"], "task: expected one of listops"),
-        (["task="], "task: expected one of listops"),
-        (["model=../model/chela"], "model: expected one of chela, linear, softmax, got '../model/chela'"),
+        (["task=listop"], "task: expected one of "),
+        (["task="], "task: expected one of "),
+        (["model=../model/chela"], "got '../model/chela'"),
         (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
         (["model.mixer.name=softmax"], "model.mixer.name: chosen by model=NAME, got 'softmax'"),
         # folders of runs
