@@ -155,6 +155,7 @@ def test_bad_surroundings(
     ended = launch(*tiny, *(word.format(folder=tmp_path) for word in words))
     assert ended.status == 2
     assert message in ended.error
+    assert words[0].startswith("data.") or not list(tmp_path.glob("runs/*/*"))
 
 
 # ---- runs that cannot go on ----------------------------------------------------------------------------------------
