@@ -335,7 +335,7 @@ def _set(cfg: DictConfig, key: str, value: str) -> None:
     if key not in keys:
         if any(name.startswith(f"{key}.") for name in keys):
             raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {_shown(value)}; see --help")
-        raise UsageError(f"unknown key {_shown(key)}{_closest(key, keys)}; see --help")
+        raise UsageError(f"unknown key {_shown(key)}{_closest(key, [*keys, 'task', 'model', 'preset'])}; see --help")
     if key in ("task.name", "model.mixer.name", "model.name"):
         if OmegaConf.select(cfg, key) != value:
             raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {_shown(value)}")

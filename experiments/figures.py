@@ -6,6 +6,7 @@ Colours belong to systems, not to positions in a list, so that a system has the 
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
+_UNIT = re.compile(r"\[([^\]]+)\]$")
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -178,6 +180,39 @@ def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figu
     axis.set_xscale("symlog", linthresh=1)
     axis.set(yscale="log", xlabel="distance of the input token", ylabel="gradient norm, largest = 1", title=title)
     axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def bench_curves(result: dict[str, Any]) -> Figure | None:
+    """Draw a benchmark's values against the length, a panel for each unit, both axes logarithmic.
+
+    Args:
+        result: The JSON of ``experiments.bench``; values without a unit are ratios and stay in its table.
+
+    Returns:
+        The figure; None when the benchmark has no length ``L`` or no value with a unit.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    rows = [row for row in result["rows"] if "L" in row["key"]]
+    keys = dict.fromkeys(key for row in rows for key in row["key"] if key != "L")
+    apart = [key for key in keys if len({str(row["key"].get(key)) for row in rows}) > 1]
+    for row in rows:
+        said = " ".join(str(row["key"].get(key)) for key in apart)
+        for name, value in row["values"].items():
+            unit = _UNIT.search(name)
+            if unit and value is not None:
+                scale = 1e3 if unit.group(1) == "ms" else 1.0  # stored in seconds
+                label = f"{name[: unit.start()].strip()} {said}".strip()
+                curves[unit.group(1)][label].append((row["key"]["L"], scale * value))
+    if not curves:
+        return None
+    figure, axes = new_figure(1, len(curves), 5.2, 3.6)
+    for axis, (unit_name, series) in zip(axes.flat, curves.items(), strict=True):
+        colour = colours(list(series))
+        for label, points in series.items():
+            axis.plot(*zip(*sorted(points), strict=True), marker=".", color=colour[label], label=label)
+        axis.set(xscale="log", yscale="log", xlabel="length", ylabel=unit_name, title=result["name"])
+        axis.legend(fontsize=7, frameon=False)
     return figure
 
 

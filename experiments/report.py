@@ -2,6 +2,7 @@
 
 python -m experiments.report experiments/results/lra_mini --out report.html
 python -m experiments.report runs/lra_mini --figures docs/figures              each figure as a PNG too
+python -m experiments.report runs/lra_mini --bench experiments/results/bench/layers.json
 
 The learned kernels and the receptive fields need the runs' checkpoints; committed results have none, and the page
 then says so.
@@ -13,6 +14,8 @@ import argparse
 import base64
 import html
 import io
+import itertools
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,20 +115,42 @@ def probed_figures(part: Part) -> Iterator[Drawn | str]:
         )
 
 
-def page(runs: Sequence[Run], title: str, figures_folder: Path | None = None) -> str:
+def bench_figure(path: Path) -> Drawn | str:
+    """Draw a benchmark's result against the length."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        figure = figures.bench_curves(result)
+        machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"--bench: expected the JSON of experiments.bench at {path}, got {reason}") from None
+    if figure is None:
+        return f"{result['name']}: no length L or no value with a unit to draw"
+    return Drawn(f"bench-{result['name']}", figure, f"Benchmark {result['name']} against the length, on {machine}.")
+
+
+def page(runs: Sequence[Run], title: str, figures_folder: Path | None = None, benches: Sequence[Path] = ()) -> str:
     """Return the page; with a folder, write each figure there as well."""
+
+    def add(drawn: Drawn | str) -> None:
+        if isinstance(drawn, str):
+            body.append(render([Paragraph(drawn)], "html"))
+            return
+        if figures_folder is not None:
+            figures.save(drawn.figure, figures_folder / f"{drawn.name}.png")
+        body.append(_figure(drawn))
+
     body: list[str] = [f"<h1>{html.escape(title)}</h1>"]
     found = parts(runs)
     body.append(render(measured(found), "html"))
     for part in found:
         body.append(render([Heading(f"Figures: preset {part.preset}, validation {part.policy}")], "html"))
-        for drawn in (*part_figures(part), *probed_figures(part)):
-            if isinstance(drawn, str):
-                body.append(render([Paragraph(drawn)], "html"))
-                continue
-            if figures_folder is not None:
-                figures.save(drawn.figure, figures_folder / f"{drawn.name}.png")
-            body.append(_figure(drawn))
+        for drawn in itertools.chain(part_figures(part), probed_figures(part)):
+            add(drawn)
+    if benches:
+        body.append(render([Heading("Speed and memory against length")], "html"))
+        for path in benches:
+            add(bench_figure(path))
     body.append(render(from_papers(found), "html"))
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -152,14 +177,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write each figure there as a PNG too")
+    parser.add_argument("--bench", type=Path, nargs="+", default=[], metavar="FILE", help="JSON of experiments.bench")
     parser.add_argument("--title", default="CHELA on the Long Range Arena")
     asked = parser.parse_args(argv)
-    return guarded(lambda: write(asked.runs, asked.out, asked.figures, asked.title))
+    return guarded(lambda: write(asked.runs, asked.out, asked.figures, asked.bench, asked.title))
 
 
-def write(paths: list[str], out: Path, figures_folder: Path | None, title: str) -> int:
+def write(paths: list[str], out: Path, figures_folder: Path | None, benches: list[Path], title: str) -> int:
     """Write the page of the runs below ``paths``."""
-    text = page(read_runs(paths), title, figures_folder)
+    text = page(read_runs(paths), title, figures_folder, benches)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")

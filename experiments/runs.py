@@ -3,8 +3,8 @@
 python -m experiments.runs list runs/lra_mini                    one line for each run
 python -m experiments.runs collect runs/lra_mini --to experiments/results/lra_mini
 
-``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``), without
-checkpoints, and takes the folders of this machine out of the configuration.
+``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``) and a sweep's
+choices of learning rates, without checkpoints, and takes the folders of this machine out of the configuration.
 """
 
 from __future__ import annotations
@@ -281,6 +281,9 @@ def _list(paths: list[str]) -> int:
 def _collect(paths: list[str], to: Path) -> int:
     runs = read_runs(paths)
     copied = collect(runs, to)
+    for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:
+        (to / "rates").mkdir(exist_ok=True)
+        shutil.copyfile(rates, to / "rates" / rates.name)
     left = f"; {len(runs) - copied} unfinished left out" if copied < len(runs) else ""
     sys.stdout.write(f"copied {copied} runs to {to}{left}\n")
     return 0

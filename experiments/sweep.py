@@ -63,6 +63,7 @@ class Sweep:
         self.diverged: set[str] = set()  # runs of a grid: an answer, no failure
         self.blocked: dict[str, str] = {}
         self._known: set[str] = set()
+        self._news = True  # something has ended since the pairs were last looked at
         self._asked: int | None = None
 
     def run(self) -> int:
@@ -90,10 +91,12 @@ class Sweep:
         """Look once at everything; return whether there is anything left to wait for."""
         for ended in self.launcher.poll():
             self._settle(ended)
-        self._decide()
+        if self._news:
+            self._news = False
+            self._decide()
         self._start()
         self.board.show(self.launcher.running(), len(self.waiting), len(self.undecided))
-        return bool(self.waiting or self.launcher.running())
+        return bool(self._news or self.waiting or self.launcher.running())
 
     def _decide(self) -> None:
         """Queue the grids of rates, and the seeds of the pairs whose rate is known."""
@@ -151,6 +154,7 @@ class Sweep:
         for job in batch:
             if job.finished():  # by another launcher, while it waited here
                 self.board.finished(job)
+                self._news = True
             else:
                 ready.append(job)
         elsewhere = self.launcher.start(ready) if ready else []
@@ -158,6 +162,7 @@ class Sweep:
         self.board.started([job for job in ready if job not in elsewhere])
 
     def _settle(self, ended: Ended) -> None:
+        self._news = True
         job = ended.job
         if job.finished():
             clear_failure(job)

@@ -10,14 +10,12 @@ is on disk: whatever stops it, nothing half-made carries the target's name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lra.errors import DataError
+from lra.files import file_errors, locked, not_writable, one_line, sha256, sync
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,6 @@ FORMAT = 1
 
 _OLDER: dict[int, str] = {}  # format: why it cannot be read any more
 MANIFEST = "records.json"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Progress(Protocol):
@@ -106,14 +104,14 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
             lies there is damaged or of another format.
     """
     folder = spec.folder(root)
-    with _not_writable(root):
+    with not_writable(root):
         there = folder.exists()
         if not there:
             folder.parent.mkdir(parents=True, exist_ok=True)
     if there:
         check(folder, spec)
         return folder
-    with _locked(folder):
+    with locked(folder):
         if folder.exists():  # built by the process that held the lock
             check(folder, spec)
             return folder
@@ -121,11 +119,11 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
         shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
         _check_room(root, spec)
         try:
-            with _file_errors(folder):
+            with file_errors(folder):
                 made = _build(building, spec, splits(), progress)
                 _write_manifest(made, spec)
                 os.rename(made, folder)
-                _sync(folder.parent)
+                sync(folder.parent)
         finally:
             shutil.rmtree(building, ignore_errors=True)
     log.info("built %s: %s", folder, ", ".join(f"{n:,} {split}" for split, n in spec.counts.items()))
@@ -163,7 +161,7 @@ def check(folder: Path, spec: RecordSpec | None = None, *, full: bool = False) -
         if size != stored["bytes"]:
             came = "it is missing" if size is None else f"it has {size:,} bytes"
             raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, {came}: {remedy}")
-        if full and _sha256(path) != stored["sha256"]:
+        if full and sha256(path) != stored["sha256"]:
             raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {remedy}")
     return manifest
 
@@ -214,17 +212,13 @@ class RecordSet:
                 try:
                     self._source.__getitems__([i])
                 except Exception as error:
-                    raise DataError(f"{self.where(i)} cannot be read ({_one_line(error)})") from error
-            raise DataError(f"{self.folder}: {self.split} cannot be read ({_one_line(first)})") from first
+                    raise DataError(f"{self.where(i)} cannot be read ({one_line(error)})") from error
+            raise DataError(f"{self.folder}: {self.split} cannot be read ({one_line(first)})") from first
         return records
 
     def where(self, i: int) -> str:
         """A record's name in an error."""
         return f"record {i} of split {self.split} in {self.folder}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _open(folder: Path, split: str) -> Any:
@@ -305,7 +299,7 @@ def _no_bars(tfds: Any) -> Iterator[None]:
 
 
 def _write_manifest(made: Path, spec: RecordSpec) -> None:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(made.iterdir())}
+    files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(made.iterdir())}
     manifest = {
         "format_version": FORMAT,
         "name": spec.name,
@@ -317,35 +311,12 @@ def _write_manifest(made: Path, spec: RecordSpec) -> None:
         "files": files,
     }
     for name in files:
-        _sync(made / name)
+        sync(made / name)
     with open(made / MANIFEST, "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=2)
         file.flush()
         os.fsync(file.fileno())
-    _sync(made)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _not_writable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise
-        raise DataError(f"cannot write to the data folder {root} ({error.strerror}): set data.dir to another") from None
+    sync(made)
 
 
 def _check_room(root: Path, spec: RecordSpec) -> None:
@@ -355,48 +326,3 @@ def _check_room(root: Path, spec: RecordSpec) -> None:
             f"too little room at {root}: {spec.name} needs about {spec.expected_bytes / 1e6:,.0f} MB, "
             f"{free / 1e6:,.0f} MB are free: make room or set data.dir"
         )
-
-
-@contextlib.contextmanager
-def _file_errors(folder: Path) -> Iterator[None]:
-    """Turns files that cannot be read or written into one line; the writers in C++ have errors of their own."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        reasons = {number: os.strerror(number) for number in _NO_ROOM}
-        for number, reason in reasons.items():
-            if (isinstance(error, OSError) and error.errno == number) or reason in str(error):
-                raise DataError(
-                    f"the disk is full ({reason}) while {folder} is built: make room or set data.dir"
-                ) from error
-        if isinstance(error, OSError) and error.filename is not None:
-            raise DataError(f"{error.filename}: {error.strerror}, while {folder} is built") from error
-        raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of one set of records; it falls with the process, however that ends."""
-    import fcntl
-
-    path = folder.parent / f".{folder.name}.lock"
-    with _not_writable(folder.parent):
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    with file:
-        said = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    file.seek(0)
-                    log.warning("waiting for another process (%s), which builds %s", file.read() or "unknown", folder)
-                    said = True
-                time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
-        yield

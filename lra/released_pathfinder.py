@@ -98,7 +98,7 @@ def present(listed: list[Listed]) -> tuple[list[Listed], list[Listed]]:
         try:
             size = image.path.stat().st_size
         except FileNotFoundError:
-            raise DataError(f"{image.path} is missing; {image.where} lists it: unpack the release again") from None
+            raise DataError(f"{image.path} is missing; {image.where} lists it: unpack it again") from None
         (full if size else empty).append(image)
     if empty:
         log.warning("%d empty image(s) left out, the first is %s", len(empty), empty[0].path)
@@ -106,7 +106,7 @@ def present(listed: list[Listed]) -> tuple[list[Listed], list[Listed]]:
 
 
 def read(image: Listed, resolution: int) -> np.ndarray:
-    """The gray levels of an image, uint8 `(resolution, resolution)`. Raises `DataError` for a damaged or another one."""
+    """The gray levels of an image, uint8 `(resolution, resolution)`. Raises `DataError` if it is damaged or another."""
     from PIL import Image
 
     try:
@@ -118,7 +118,7 @@ def read(image: Listed, resolution: int) -> np.ndarray:
     if pixels.shape != (resolution, resolution):
         rows, columns = pixels.shape
         raise DataError(
-            f"{image.path} has {rows} × {columns} pixels, expected {resolution} × {resolution}: set task.resolution, or "
+            f"{image.path} has {rows} × {columns} pixels, expected {resolution} × {resolution}: set task.resolution or "
             f"data.root to another folder"
         )
     return pixels

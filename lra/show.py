@@ -133,6 +133,13 @@ def _image(task: Task, record: dict[str, Any], encoded: np.ndarray, label: int) 
     return _picture(encoded), f"{CLASSES[label]} ({label})"
 
 
+def _paths(task: Task, record: dict[str, Any], encoded: np.ndarray, label: int) -> tuple[str, str]:
+    from lra.show_pathfinder import drawing
+
+    picture = _picture(encoded.reshape(len(encoded), -1))
+    return drawing(task, record, picture), ("the tips are on two paths (0)", "the tips are on one path (1)")[label]
+
+
 def _picture(encoded: np.ndarray) -> str:
     """What the model sees, its lowest value black and its highest white."""
     from PIL import Image
@@ -153,4 +160,6 @@ _DRAW: dict[str, Callable[..., tuple[str, str]]] = {
     "text": _text,
     "retrieval": _pair,
     "image": _image,
+    "pathfinder": _paths,
+    "pathx": _paths,
 }

@@ -68,8 +68,17 @@ class Form:
     remote: Remote | None = None
 
 
-def locate(task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None) -> tuple[Form, Path]:
+def locate(
+    task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None, hint: str = ""
+) -> tuple[Form, Path]:
     """The first form that is there: under `data.root` if set, else in the data folder's `downloads`, else fetched.
+
+    Args:
+        task: for messages.
+        data: where to look, and whether the network may be used.
+        forms: in the order in which they are tried.
+        progress: called with (what, done, total) while a file is fetched.
+        hint: ends the message when the data is absent and cannot be fetched.
 
     Returns:
         The form, and what its `read` needs.
@@ -97,7 +106,7 @@ def locate(task: str, data: DataConfig, forms: Sequence[Form], progress: Progres
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER`"
+        f"`python -m lra.prepare task={task} data.root=FOLDER`{hint}"
     )
 
 

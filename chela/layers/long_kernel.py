@@ -7,6 +7,7 @@ unless causal, starts at lag −1. Shapes: C channels, L length, D directions (1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class LongKernel(nn.Module):
             raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
         self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
         self.own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
-        self._cached: Tensor | None = None
+        self._cached: Sequence[Tensor] | Tensor = ()
         self._cached_for: tuple[object, ...] = ()
 
     def _parameter(self, *shape: int) -> nn.Parameter:
@@ -58,8 +59,8 @@ class LongKernel(nn.Module):
         """Draw new parameters from torch's global generator, and renew what is derived from them."""
         raise NotImplementedError
 
-    def build(self, length: int) -> Tensor:
-        """Return the kernels of all directions, `(D, C, length)`; lag −1 comes first in the back one."""
+    def build(self, length: int) -> Sequence[Tensor] | Tensor:
+        """Return the kernels of all directions, each `(C, length)`; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
 
     def forward(self, length: int) -> tuple[Tensor, Tensor | None]:
@@ -74,26 +75,25 @@ class LongKernel(nn.Module):
                 "build the layer with a larger l_max or cut the sequence"
             )
         kernels = self._kept(length) if self._may_keep() else self.build(length)
-        back = kernels[1, :, : max(length - 1, 0)] if self.directions == 2 else None
-        return kernels[0, :, :length], back
+        return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
     def _may_keep(self) -> bool:
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
-    def _kept(self, length: int) -> Tensor:
-        """Take the kernel from the cache, unless a parameter was written to or it is too short."""
+    def _kept(self, length: int) -> Sequence[Tensor] | Tensor:
+        """Take the kernels from the cache, unless a parameter was written to or they are too short."""
         tensors = [*self.parameters(), *self.buffers()]
-        if any(t.is_inference() for t in tensors):  # these do not count their changes
-            return self.build(length)
-        state = tuple((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors)
-        if self._cached is None or self._cached_for != state or self._cached.shape[2] < length:
-            self._cached, self._cached_for = self.build(max(length, self.l_max)), state
+        whole = max(length, self.l_max)
+        state = tuple((t.data_ptr(), None if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
+        counted = not any(t.is_inference() for t in tensors)  # inference tensors do not count their changes
+        if not (counted and len(self._cached) and self._cached_for == state and self._cached[0].shape[1] >= length):
+            self._cached, self._cached_for = self.build(whole), state
         return self._cached
 
     def train(self, mode: bool = True) -> LongKernel:
         """Set the mode; going to training drops the cached kernel."""
         if mode:
-            self._cached = None
+            self._cached = ()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -142,21 +142,29 @@ class MultiscaleKernel(LongKernel):
         """Draw the pieces from N(0, 1) and take the norm of the kernel they make."""
         nn.init.normal_(self.weight)
         self.norm.fill_(1.0)
-        whole = self.build(self.stretch.shape[1])
-        self.norm.copy_(whole.norm(dim=2)[:, :, None, None])
+        for direction, norm in enumerate(self.norm):
+            norm.copy_(self._joined(direction, self.stretch.shape[1]).norm(dim=1)[:, None, None])
 
-    def build(self, length: int) -> Tensor:
-        """Stretch, scale and join the pieces that `length` needs."""
+    def build(self, length: int) -> list[Tensor]:
+        """Build each direction at its own length: cutting the last lag off would copy the whole gradient."""
+        return [self._joined(direction, length - direction) for direction in range(self.directions)]
+
+    def _joined(self, direction: int, length: int) -> Tensor:
+        """Stretch, scale and join the pieces of one direction that `length` needs: `(C, length)`."""
         size = self.weight.shape[3]
         with torch.autocast(self.weight.device.type, enabled=False):
-            pieces = (self.weight / self.norm).unbind(2)
+            pieces = (self.weight[direction] / self.norm[direction]).unbind(1)
             bounds = [0, *(size << i for i in range(len(pieces)))]
             needed = [
                 piece @ self.stretch[:, start : min(stop, length)]
                 for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False)
-                if start < length
+                if start < max(length, 1)
             ]
-            return torch.cat(needed, dim=2)
+            return torch.cat(needed, dim=1)
+
+
+def _crop(kernel: Tensor, length: int) -> Tensor:
+    return kernel if kernel.shape[1] == length else kernel[:, :length]
 
 
 def _stretch(scales: int, size: int) -> Tensor:

@@ -121,7 +121,7 @@ class LongStage(nn.Module):
         if self.merged is not None:
             return self.merged.folded()
         kernels = self.kernel.build(self.l_max)
-        forward, back = kernels[0].clone(), None if self.causal else kernels[1, :, : self.l_max - 1].clone()
+        forward, back = kernels[0].clone(), None if self.causal else kernels[1][:, : self.l_max - 1].clone()
         forward[:, 0] += self.skip
         bias = torch.zeros_like(self.skip)
         for index, norm in enumerate(self.norms):

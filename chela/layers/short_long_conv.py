@@ -125,10 +125,11 @@ class ShortLongConv(nn.Module):
         """Return the state before the first token, for `step`; the kernel is the one of now.
 
         Raises:
-            RuntimeError: The layer sees later tokens, or is training with batch statistics.
+            ValueError: The layer sees later tokens.
+            RuntimeError: It is training, with batch statistics.
         """
         if not self.causal:
-            raise RuntimeError("ShortLongConv.step: expected causal=True; a bidirectional layer needs later tokens")
+            raise ValueError("ShortLongConv.step: expected causal=True; a bidirectional layer needs later tokens")
         recent = long = bias = None
         if self.short is not None:
             recent = self.short.weight.new_zeros(batch, self.short.weight.shape[1], self.d_model)
@@ -140,14 +141,14 @@ class ShortLongConv(nn.Module):
         return ShortLongConvState(recent, long, bias)
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: ShortLongConvState) -> tuple[Tensor, ShortLongConvState]:
+    def step(self, x: Tensor, state: ShortLongConvState | None) -> tuple[Tensor, ShortLongConvState]:
         """Feed one token to the causal form; equal to the same position of `forward` in eval mode.
 
         O(C·log² L) a token on average over L tokens, without gradients.
 
         Args:
             x: `(B, C)`.
-            state: As `start` or the previous step returned it; updated in place.
+            state: As `start` or the previous step returned it, updated in place; None before the first token.
 
         Returns:
             The output `(B, C)`, and the state.
@@ -155,6 +156,7 @@ class ShortLongConv(nn.Module):
         Raises:
             ValueError: More than `l_max` tokens.
         """
+        state = self.start(x.shape[0]) if state is None else state
         if state.recent is not None:
             assert self.short is not None
             state.recent = torch.cat([state.recent[:, 1:], x[:, None].to(state.recent)], dim=1)

@@ -85,7 +85,7 @@ class PathfinderOptions:
         the easy level, and never again; if LRA's did too, all levels have 10, 11, 17, 15, and a report on the
         released Path-X does count 15–17: set `distractors` for that.
 
-        Size 16 is ours, not LRA's: the 32-pixel dashes in a quarter of the room, contour 5, distractors of 1.
+        Size 16 is ours, not LRA's: the 32-pixel dashes in a quarter of the room, contour 6, distractors of 2.
 
         Args:
             size: 16, 32, 64, 128 or 256 pixels.
@@ -121,7 +121,7 @@ _LARGE = PathfinderOptions(
     paddle_length=5, paddle_contrasts=(1.0,), continuity=1.8, snake_contrasts=(1.0,), paddle_thickness=1.5, size=128
 )
 _PRESETS: dict[int, tuple[PathfinderOptions, int]] = {
-    16: (PathfinderOptions(size=16, seed_distance=3, contour_length=5, distractor_length=1, distractors=2), 0),
+    16: (PathfinderOptions(size=16, seed_distance=3, contour_length=6, distractor_length=2, distractors=2), 0),
     32: (PathfinderOptions(), 20),
     64: (
         dataclasses.replace(

@@ -135,7 +135,8 @@ class Retrieval(Task):
         )
 
         def splits() -> dict[str, Iterator[Example]]:
-            form, path = locate(self.name, data, [SCISUMM if scisumm else AAN], progress)
+            hint = "" if scisumm else "; data.source=scisumm is a small real set, not LRA's"
+            form, path = locate(self.name, data, [SCISUMM if scisumm else AAN], progress, hint)
             spec.about["origin"] = f"{form.name}: {path}"
             pairs: dict[str, Iterator[Pair]] = form.read(path)
             return {split: self._examples(split, pairs[split], spec.about) for split in SPLITS}

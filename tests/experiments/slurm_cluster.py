@@ -88,7 +88,7 @@ def cluster(folder: Path, cpus: int) -> Iterator[None]:
         _wait_until_idle(folder, processes)
         yield
     finally:
-        subprocess.run(["scancel", "--me"], capture_output=True)
+        _empty_the_queue()
         for process in reversed(processes):
             process.terminate()
             try:
@@ -98,6 +98,17 @@ def cluster(folder: Path, cpus: int) -> Iterator[None]:
                 process.wait()
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _empty_the_queue() -> None:
+    """Cancel what is left, and wait for it: processes of a job would outlive their daemons."""
+    subprocess.run(["scancel", "--me"], capture_output=True)
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        left = subprocess.run(["squeue", "--me", "-h"], capture_output=True, text=True)
+        if left.returncode or not left.stdout.strip():
+            return
+        time.sleep(0.5)
 
 
 def _wait_until_idle(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:

@@ -79,10 +79,12 @@ def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "best.ckpt").write_text("large")
     make_run(seed=1, accuracy=None)
+    (tmp_path / "runs" / "rates").mkdir()
+    (tmp_path / "runs" / "rates" / "listops-tiny-chela.yaml").write_text("chosen: 0.002")
     assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
     assert "copied 1 runs" in capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "kept").rglob("*") if path.is_file())
-    assert files == ["config.yaml", "metrics.csv", "result.json"]
+    assert files == ["config.yaml", "listops-tiny-chela.yaml", "metrics.csv", "result.json"]
     (kept,), (before,) = read_runs([tmp_path / "kept"]), read_runs([folder])
     assert (kept.config, kept.result, kept.fingerprint) == (before.config, before.result, before.fingerprint)
     text = (kept.path / "config.yaml").read_text()

@@ -40,8 +40,7 @@ def test_an_array_whose_run_meets_its_time_limit_is_complete_in_the_end(
 ) -> None:
     """Four runs as an array; CHELA's is longer than the limit: it is asked to save, requeued, and goes on."""
     monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
-    seldom = {"trainer.checkpoint_every": 1000, "trainer.log_every": 100}
-    long = {"trainer.max_steps": 9000, "trainer.val_every": 3000, **seldom}
+    long = {"trainer.max_steps": 360, "trainer.val_every": 120, "trainer.checkpoint_every": 50}  # with pauses, 100 s
     words = write(
         tmp_path,
         {
@@ -50,7 +49,7 @@ def test_an_array_whose_run_meets_its_time_limit_is_complete_in_the_end(
             "slurm": {"time": 2, "signal_delay_s": 30},
         },
     )
-    assert main(words) == 0
+    assert main(words, command=(sys.executable, "-m", "tests.experiments.slow_train")) == 0
     out = capsys.readouterr().out
     runs = {run.model: run for run in read_runs([tmp_path / "sweep"])}
     assert {run.state for run in runs.values()} == {"finished"} and len(runs) == 4

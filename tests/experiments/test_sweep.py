@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import os
 import random
 import signal
@@ -15,6 +17,7 @@ from chela.config import configs_folder, fingerprint, names, resolve
 from experiments.plan import read_plan
 from experiments.runs import read_runs
 from experiments.sweep import main, sharded
+from experiments.table import to_csv
 from tests.experiments.fake_train import CRASHES, DIES
 
 FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
@@ -203,6 +206,14 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+def test_a_mistake_is_told_without_waiting_for_torch(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**SMALL, "models": ["chella"]}))
+    code = "import sys; from experiments.sweep import main; assert main(sys.argv[1:]) == 2; "
+    code += "assert not {'torch', 'lightning', 'matplotlib', 'submitit'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("path", sorted((configs_folder() / "sweep").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_sweeps_of_this_repository_can_be_planned(path: Path, folder: Path) -> None:
     """Every task and system that this tree has, with the sweep's own overrides."""
@@ -275,6 +286,27 @@ def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Pa
     assert accuracies(killed) == undisturbed and len(undisturbed) == 4
     rates = [{path.name: path.read_text() for path in (top / "rates").iterdir()} for top in (folder, killed)]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
+def test_killed_at_random_real_runs_give_the_same_accuracy_columns(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
+    content = {**SMALL, "overrides": {"trainer.max_steps": 200, "trainer.val_every": 50}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert main([str(tmp_path / "s.yaml"), f"runs={folder}", "jobs=2"]) == 0
+    killed = tmp_path / "killed"
+    kill_at_random(tmp_path, killed, f"{sys.executable} -m chela.train", kills=10, longest=15.0)
+    assert accuracy_columns(killed) == accuracy_columns(folder)
+    assert len(accuracy_columns(folder)) == 2
+
+
+def accuracy_columns(folder: Path) -> list[tuple[str, ...]]:
+    rows = csv.DictReader(io.StringIO(to_csv(read_runs([folder]), with_published=False)))
+    keys = ("task", "system", "accuracy", "sd", "seeds", "at_chance", "failed", "unfinished", "lr", "steps")
+    return [tuple(row[key] for key in keys) for row in rows if row["kind"] == "measured"]
 
 
 def test_asked_to_stop_it_lets_the_runs_save(tmp_path: Path, folder: Path) -> None:

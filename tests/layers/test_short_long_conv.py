@@ -201,7 +201,7 @@ def test_steps_equal_the_whole(mode, reparam):
     options = {"causal": True, "mode": mode, "reparam": reparam, "short_kernel": 4}
     layer = (ShortLongConv(C, l_max=L_MAX, **options) if mode == "none" else _trained(**options)).eval()
     x = torch.randn(2, L_MAX, C)
-    state, outputs = layer.start(2), []
+    state, outputs = None, []
     for t in range(L_MAX):
         y, state = layer.step(x[:, t], state)
         outputs.append(y)
@@ -256,7 +256,7 @@ def test_errors_say_what_was_expected(options, message):
 
 
 def test_what_needs_another_form_says_so():
-    with pytest.raises(RuntimeError, match="expected causal=True"):
+    with pytest.raises(ValueError, match="expected causal=True"):
         ShortLongConv(C, l_max=L_MAX).start(1)
     with pytest.raises(RuntimeError, match="expected eval mode"):
         ShortLongConv(C, l_max=L_MAX, causal=True, reparam=True).start(1)

@@ -68,7 +68,7 @@ def test_missing_files_and_pairs(aan: Path, tmp_path: Path) -> None:
 def test_absent_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         get_task(RetrievalConfig()).prepare(DataConfig(dir=str(tmp_path)))
-    for part in ("new_aan_pairs.train.tsv", str(tmp_path / "downloads"), "data.root=FOLDER"):
+    for part in ("new_aan_pairs.train.tsv", str(tmp_path / "downloads"), "data.root=FOLDER", "data.source=scisumm"):
         assert part in str(error.value)
 
 

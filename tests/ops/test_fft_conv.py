@@ -130,6 +130,14 @@ def test_fft_length_keeps_wrapped_lags_apart(taps):
             assert n % 2 == 0
 
 
+@pytest.mark.parametrize("shape", [(0, 8, CHANNELS), (2, 0, CHANNELS), (2, 8, 0)], ids=str)
+def test_nothing_in_gives_nothing_out_and_zero_gradients(shape):
+    leaves = [torch.randn(s).requires_grad_() for s in (shape, (shape[2], 4), (shape[2], 3), (shape[2],))]
+    y = fft_conv(leaves[0], leaves[1], kernel_back=leaves[2], skip=leaves[3])
+    assert y.shape == shape
+    assert all(g.abs().sum() == 0 for g in torch.autograd.grad(y.sum(), leaves))
+
+
 def test_only_asked_for_gradients_are_computed():
     u, kernel, back, skip, _ = _inputs(2, 17, 17, 16, torch.float64)
     everything = torch.autograd.grad(

@@ -7,12 +7,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from chela.training.module import LitClassifier
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
 
 # Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole
@@ -41,18 +43,17 @@ def free_port() -> int:
         return port
 
 
-def start(words: tuple[str, ...], folder: Path) -> list[Any]:
+def start(words: tuple[str, ...], folder: Path, join: Callable[[int, int], None] = join_group) -> list[Any]:
     port = free_port()
-    return [
-        fork((*words, "trainer.devices=2"), folder / f"rank{rank}.log", join_group, rank, port) for rank in range(2)
-    ]
+    return [fork((*words, "trainer.devices=2"), folder / f"rank{rank}.log", join, rank, port) for rank in range(2)]
 
 
 def finish(pair: list[Any], folder: Path) -> list[int]:
     for process in pair:
         process.join(120)
         if process.exitcode is None:
-            process.kill()
+            for each in pair:
+                each.kill()
             pytest.fail(f"hangs: {(folder / 'rank0.log').read_text()}\n{(folder / 'rank1.log').read_text()}")
     return [process.exitcode for process in pair]
 
@@ -174,10 +175,20 @@ def test_as_a_person_starts_it(launcher: list[str], alone: Path, data: str, tmp_
     assert again.returncode == 0 and again.stdout.count("test accuracy") == 1, again.stderr
 
 
-@pytest.mark.slow
-def test_divergence_ends_all_processes(data: str, tmp_path: Path) -> None:
-    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "optimizer.lr=10", "optimizer.clip=0", "model.norm=scale")
-    words = (*words, "optimizer.warmup_steps=0", "optimizer.schedule=constant", "trainer.max_steps=500")
-    both = start(words, tmp_path)
-    assert finish(both, tmp_path) in ([3, 0], [0, 0]), logs(tmp_path)
+def join_group_and_diverge(rank: int, port: int) -> None:
+    """The loss of the second process alone is no number at step 6."""
+    join_group(rank, port)
+    plain = LitClassifier.training_step
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+        out = plain(self, batch, batch_idx)
+        return {**out, "loss": out["loss"] * float("nan")} if rank == 1 and self.global_step == 5 else out
+
+    LitClassifier.training_step = training_step  # type: ignore[method-assign]
+
+
+def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
+    both = start((*PAIR, f"data.dir={data}", f"runs={tmp_path}"), tmp_path, join_group_and_diverge)
+    assert finish(both, tmp_path) == [3, 0], logs(tmp_path)
+    assert logs(tmp_path).count("error: step 6: expected finite numbers, ") == 1
     assert "Traceback" not in logs(tmp_path)

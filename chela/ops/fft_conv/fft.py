@@ -37,63 +37,23 @@ def compute_dtype(u: Tensor, kernel: Tensor) -> torch.dtype:
     return torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
 
 
-def _blocks(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Cut the channels into blocks, and give each `count` rows a channel: a buffer `(count, c, N)`.
-
-    The buffer is the same for all blocks (but for a smaller last one) and was zero at first: whoever fills the same
-    places in every block finds zeros elsewhere.
-    """
-    channels = u.shape[2]
-    width = channels
-    if u.device.type == "cpu":
-        width = min(LINE * max(BLOCK_BYTES // (LINE * max(count, 1) * n * dtype.itemsize), 1), channels)
-    rows = torch.zeros(0)
-    for start in range(0, channels, max(width, 1)):
-        c = slice(start, min(start + width, channels))
-        if rows.shape != (count, c.stop - c.start, n):
-            rows = torch.zeros(count, c.stop - c.start, n, dtype=dtype, device=u.device)
-        yield c, rows
-
-
-def _place_taps(circle: Tensor, forward: Tensor, back: Tensor, skip: Tensor | None) -> Tensor:
-    """Put the kernel on a circle `(c, N)` of zeros: lag s at s, lag −s at N − s, the skip on lag 0."""
-    n, taps, taps_back = circle.shape[1], forward.shape[1], back.shape[1]
-    circle[:, :taps] = forward
-    if taps_back:
-        circle[:, n - taps_back :] = back.flip(1)
-    if skip is not None:
-        circle[:, 0] += skip
-    return circle
-
-
-def _crop(kernel: Tensor, kernel_back: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Leave out the lags that no pair of positions has."""
-    return kernel[:, :length], kernel_back[:, : max(length - 1, 0)]
-
-
-def _as_rows(buffer: Tensor, x: Tensor) -> Tensor:
-    """Transpose x `(B, L, c)` into the front of buffer `(B, c, N)`, whose tail holds zeros already.
-
-    Reading across the channels left out is what a transposition waits for: on a CPU a block is first pulled together.
-    """
-    compact = x.contiguous() if x.device.type == "cpu" else x
-    buffer[:, :, : x.shape[1]].copy_(compact.transpose(1, 2))
-    return buffer
-
-
 def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:
     """Return y `(B, L, C)` for u `(B, L, C)`, kernel `(C, K)`, kernel_back `(C, K_back)`, skip `(C,)`."""
     batch, length = u.shape[:2]
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    if u.numel() == 0:
+        return y
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        for c, rows in _blocks(u, batch + 1, n, compute_dtype(u, kernel)):
-            _as_rows(rows[:batch], u[:, :, c])
-            _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
-            spectrum = torch.fft.rfft(rows)
-            product = spectrum[:batch].mul_(spectrum[batch])
-            y[:, :, c] = torch.fft.irfft(product, n=n)[:, :, :length].transpose(1, 2)
+        for rows, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
+            of_u = rows[:batch, :, :length].transpose(1, 2)
+            for c in blocks:
+                of_u.copy_(_pulled_together(u[:, :, c]))
+                _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                spectrum = torch.fft.rfft(rows)
+                product = spectrum[:batch].mul_(spectrum[batch])
+                y[:, :, c] = torch.fft.irfft(product, n=n)[:, :, :length].transpose(1, 2)
     return y
 
 
@@ -108,51 +68,48 @@ def convolve_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, kernel and kernel_back; those not asked for are empty.
 
-    The gradient of u is the convolution of `grad` with the mirrored kernel, that of the kernel the correlation of
-    `grad` and u, summed over the batch before its one inverse transform. The skip's gradient is lag 0 of the kernel's.
-    A block makes one transform each way, of all its rows: grad, u and the kernel; then both gradients.
+    The gradient of u is the correlation of `grad` with the kernel, that of the kernel the correlation of `grad` and u,
+    summed over the batch before its one inverse transform. The skip's gradient is lag 0 of the kernel's. A block makes
+    one transform each way: of the rows of grad, u and the kernel, then of both gradients.
     """
     batch, length = u.shape[:2]
     d_u, d_kernel, d_back = empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
+    if u.numel() == 0:
+        return d_u, d_kernel.zero_(), d_back.zero_()
     if kernel_grad:  # lags that no pair of positions has
         d_kernel[:, length:] = 0
-        d_back[:, max(length - 1, 0) :] = 0
+        d_back[:, length - 1 :] = 0
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     taps, taps_back = kernel.shape[1], kernel_back.shape[1]
     n = fft_length(length, taps, taps_back)
-    of_u = slice(batch, 2 * batch) if kernel_grad else slice(batch, batch)
+    count = batch + (batch if kernel_grad else 0) + (1 if input_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for c, rows in _blocks(u, of_u.stop + int(input_grad), n, compute_dtype(u, kernel)):
-            _as_rows(rows[:batch], grad[:, :, c])
-            if kernel_grad:
-                _as_rows(rows[of_u], u[:, :, c])
-            if input_grad:
-                _place_mirrored(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
-            spectrum = torch.fft.rfft(rows)
-            if kernel_grad:
-                product = spectrum[of_u].conj_physical_().mul_(spectrum[:batch])
-                if batch > 1:
-                    product[0] = product.sum(0)
-            if input_grad:
-                spectrum[:batch].mul_(spectrum[-1])
-            wanted = spectrum[0 if input_grad else batch : batch + int(kernel_grad)]
-            back = torch.fft.irfft(wanted, n=n)
-            if input_grad:
-                d_u[:, :, c] = back[:batch, :, :length].transpose(1, 2)
-            if kernel_grad:
-                d_kernel[c, :taps] = back[-1, :, :taps]
-                if taps_back:
+        for rows, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
+            of_grad = rows[:batch, :, :length].transpose(1, 2)
+            of_u = rows[batch : 2 * batch, :, :length].transpose(1, 2)
+            for c in blocks:
+                of_grad.copy_(_pulled_together(grad[:, :, c]))
+                if kernel_grad:
+                    of_u.copy_(_pulled_together(u[:, :, c]))
+                if input_grad:
+                    _place_taps(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                spectrum = torch.fft.rfft(rows)
+                of_both, factors = spectrum[:batch], spectrum[batch:].conj_physical_()
+                if kernel_grad:
+                    product = factors[:batch].mul_(of_both)
+                    if batch > 1:
+                        product[0] = product.sum(0)
+                if input_grad:
+                    of_both *= factors[-1]
+                wanted = spectrum[0 if input_grad else batch : batch + (1 if kernel_grad else 0)]
+                back = torch.fft.irfft(wanted, n=n)
+                if input_grad:
+                    d_u[:, :, c] = back[:batch, :, :length].transpose(1, 2)
+                if kernel_grad:
+                    d_kernel[c, :taps] = back[-1, :, :taps]
+                if kernel_grad and taps_back:
                     d_back[c, :taps_back] = back[-1, :, n - taps_back :].flip(1)
     return d_u, d_kernel, d_back
-
-
-def _place_mirrored(circle: Tensor, forward: Tensor, back: Tensor, skip: Tensor | None) -> Tensor:
-    """Fill circle `(c, N)` with the kernel of the transposed convolution: lag s ↔ lag −s."""
-    _place_taps(circle[:, 1:], back, forward[:, 1:], None)
-    circle[:, 0] = forward[:, 0]
-    if skip is not None:
-        circle[:, 0] += skip
-    return circle
 
 
 def empty_gradients(
@@ -163,3 +120,42 @@ def empty_gradients(
     d_kernel = torch.empty(kernel.shape if kernel_grad else (0,), dtype=kernel.dtype, device=u.device)
     d_back = torch.empty(kernel_back.shape if kernel_grad else (0,), dtype=kernel_back.dtype, device=u.device)
     return d_u, d_kernel, d_back
+
+
+def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[slice]]]:
+    """Cut the channels into blocks, with a buffer of `count` rows a channel, `(count, c, N)`, for those of one width.
+
+    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere.
+    """
+    channels = width = u.shape[2]
+    if u.device.type == "cpu":
+        width = min(LINE * max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1), channels)
+    whole = channels - channels % width
+    yield (
+        torch.zeros(count, width, n, dtype=dtype, device=u.device),
+        [slice(start, start + width) for start in range(0, whole, width)],
+    )
+    if whole < channels:
+        yield torch.zeros(count, channels - whole, n, dtype=dtype, device=u.device), [slice(whole, channels)]
+
+
+def _pulled_together(x: Tensor) -> Tensor:
+    """Make a block of channels `(B, L, c)` contiguous on a CPU, before it is transposed.
+
+    Else every element of a row comes from another cache line, which is gone when the next row wants it.
+    """
+    return x.contiguous() if x.device.type == "cpu" else x
+
+
+def _crop(kernel: Tensor, kernel_back: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Leave out the lags that no pair of positions has."""
+    return kernel[:, :length], kernel_back[:, : length - 1]
+
+
+def _place_taps(circle: Tensor, forward: Tensor, back: Tensor, skip: Tensor | None) -> None:
+    """Put the kernel on a circle `(c, N)` of zeros: lag s at s, lag −s at N − s, the skip on lag 0."""
+    circle[:, : forward.shape[1]] = forward
+    if back.shape[1]:
+        circle[:, circle.shape[1] - back.shape[1] :] = back.flip(1)
+    if skip is not None:
+        circle[:, 0] += skip

@@ -1,7 +1,7 @@
-"""Bidirectional linear attention without decay: two matrix products.
+"""Bidirectional linear attention without decay: it is two matrix products.
 
-Each batch row is read where it lies, as `(H, T, ·)` slices of `(B, L, H, ·)`, T tokens at a time, so that what a product
-writes is still in the cache when it is divided and copied to its place.
+Each batch row is read where it lies, as `(H, T, ·)` slices of `(B, L, H, ·)`, T tokens at a time, so that what a
+product writes is still in the cache when it is divided and copied to its place.
 """
 
 from __future__ import annotations

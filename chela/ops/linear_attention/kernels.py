@@ -4,7 +4,8 @@
 Shape legend: B batch, L tokens, H heads, D and E widths, n chunks of NB blocks of BT tokens. Tokens `(B, L, H, ·)`,
 states `(B, H, n, D, E)` float32, per-token numbers `(B, H, L)` float32. README.md derives what is computed here.
 
-Every sum has one owner, so there are no atomics and two runs agree bit by bit. All offsets are int64.
+Every sum has one owner, so there are no atomics and two runs agree bit by bit. All offsets are int64. Sums of log
+decays come as two floats, the first a multiple of 1/16: the differences of both, added, keep all digits.
 """
 
 from __future__ import annotations
@@ -27,12 +28,6 @@ def load_real(mask_ptr, b, tokens, L, MASKED: tl.constexpr):
     if MASKED:
         real = real & (tl.load(mask_ptr + b * L + tokens, mask=real, other=0) != 0)
     return real
-
-
-@triton.jit
-def load_sums(base, part, positions):
-    """Load sums of log decays as two floats, the first a multiple of 1/16: differences keep all digits."""
-    return tl.load(base + positions), tl.load(base + part + positions)
 
 
 @triton.jit
@@ -66,11 +61,12 @@ def states_kernel(
         if DECAY or SCALED:
             w = tl.full((BT,), 1.0, dtype=tl.float32)
             if DECAY:
-                high, low = load_sums(sums_base, sum_part, position)
+                high, low = tl.load(sums_base + position), tl.load(sums_base + sum_part + position)
                 if SUFFIX:
                     w = tl.exp(high + low)
                 else:
-                    high_end, low_end = load_sums(sums_base, sum_part, NB * BT - 1)
+                    end = sums_base + NB * BT - 1
+                    high_end, low_end = tl.load(end), tl.load(end + sum_part)
                     w = tl.exp(high_end - high + (low_end - low))
             if SCALED:
                 w = w * tl.load(scale_ptr + bh * L + t, mask=real, other=0.0)
@@ -108,8 +104,8 @@ def scan_kernel(
         own = tl.load(place, mask=m < M, other=0.0)
         tl.store(place, carry, mask=m < M)
         if DECAY:
-            high, low = load_sums(sums_base + chunk * sum_n, sum_part, last)
-            carry = carry * tl.exp(high + low)
+            end = sums_base + chunk * sum_n + last
+            carry = carry * tl.exp(tl.load(end) + tl.load(end + sum_part))
         carry += own
     tl.store(end_ptr + bh * M + m, carry, mask=m < M)
 
@@ -139,7 +135,7 @@ def attend_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, own_ptr, flow_ptr,
     L, H, WA, WC, blocks, states, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_part, eps,
-    KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr,
+    KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     LOWER: tl.constexpr, UPPER: tl.constexpr, INTRA: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr,
     NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -165,15 +161,21 @@ def attend_kernel(
     here = tl.arange(0, BT)
     position = (block % NB) * BT + here
     t = block * BT + here
-    wa = tl.arange(0, BA)
+    wk = tl.arange(0, BK)
     wc = tl.program_id(1) * BC + tl.arange(0, BC)
     head = b * L * H + h
     a_base, b_base, c_base = a_ptr + head * WA, b_ptr + head * WA, c_ptr + head * WC
     ahead_base = ahead_ptr + b * sum_b + h * sum_h + chunk * sum_n
     back_base = back_ptr + b * sum_b + h * sum_h + chunk * sum_n
 
+    if DECAY and LOWER:
+        ahead_high, ahead_low = tl.load(ahead_base + position), tl.load(ahead_base + sum_part + position)
+    if DECAY and UPPER:
+        back_high, back_low = tl.load(back_base + position), tl.load(back_base + sum_part + position)
+
     real = load_real(mask_ptr, b, t, L, MASKED)
-    a = load_tile(a_base, t, wa, H, WA, real)
+    # Products over the width of a take BK columns at a time; where that is all of them, a is loaded once, here.
+    a = load_tile(a_base, t, wk, H, WA, real)
     acc = tl.zeros((BT, BC), dtype=tl.float32)
     total = tl.zeros((BT,), dtype=tl.float32)
     if KIND == "dq" and NORMALIZE:
@@ -185,33 +187,33 @@ def attend_kernel(
 
     state_at = (bh * states + tl.minimum(chunk, states - 1)) * WA * WC
     z_at = bh * states + tl.minimum(chunk, states - 1)
-    state_offsets = wa[:, None].to(tl.int64) * state_a + wc[None, :] * state_c
-    state_inside = (wa < WA)[:, None] & (wc < WC)[None, :]
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
-            state = tl.load(
-                (left_ptr if side == 0 else right_ptr) + state_at + state_offsets, mask=state_inside, other=0.0
-            )
-            y = tl.dot(a.to(DOT), state.to(DOT), input_precision=PRECISION)
-            if WITH_Z:
-                z_ptr = z_left_ptr if side == 0 else z_right_ptr
-                if KIND == "out":
-                    z = tl.load(z_ptr + z_at * WA + wa, mask=wa < WA, other=0.0)
-                    part = tl.sum(a.to(tl.float32) * z[None, :], 1)
-                elif KIND == "dq" and NORMALIZE:
-                    z = tl.load(z_ptr + z_at * WC + wc, mask=wc < WC, other=0.0)
-                    y -= delta[:, None] * z[None, :]
-                elif KIND == "dk":
-                    z = tl.load(z_ptr + z_at * WC + wc, mask=wc < WC, other=0.0)
+            state_ptr = (left_ptr if side == 0 else right_ptr) + state_at
+            z_ptr = (z_left_ptr if side == 0 else z_right_ptr) + z_at * (WA if KIND == "out" else WC)
+            y = tl.zeros((BT, BC), dtype=tl.float32)
+            part = tl.zeros((BT,), dtype=tl.float32)
+            for k in range(0, BA, BK):
+                row = k + wk
+                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+                inside = (row < WA)[:, None] & (wc < WC)[None, :]
+                state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
+                y = tl.dot(a_k.to(DOT), state.to(DOT), y, input_precision=PRECISION)
+                if WITH_Z and KIND == "out":
+                    z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
+                    part += tl.sum(a_k.to(tl.float32) * z[None, :], 1)
+            if WITH_Z and (KIND == "dk" or (KIND == "dq" and NORMALIZE)):
+                z = tl.load(z_ptr + wc, mask=wc < WC, other=0.0)
+                if KIND == "dk":
                     y += z[None, :]
+                else:
+                    y -= delta[:, None] * z[None, :]
             if DECAY:
                 if side == 0:
-                    high, low = load_sums(ahead_base, sum_part, position)
-                    weight = tl.exp(high + low)
+                    weight = tl.exp(ahead_high + ahead_low)
                 else:
-                    high, low = load_sums(back_base, sum_part, position)
-                    high_end, low_end = load_sums(back_base, sum_part, NB * BT - 1)
-                    weight = tl.exp(high_end - high + (low_end - low))
+                    last = back_base + NB * BT - 1
+                    weight = tl.exp(tl.load(last) - back_high + (tl.load(last + sum_part) - back_low))
                 y = y * weight[:, None]
                 if WITH_Z and KIND == "out":
                     part = part * weight
@@ -230,9 +232,13 @@ def attend_kernel(
         for other in range(first, end):
             u = other * BT + here
             real_u = load_real(mask_ptr, b, u, L, MASKED)
-            b_tile = load_tile(b_base, u, wa, H, WA, real_u)
             c_tile = load_tile(c_base, u, wc, H, WC, real_u)
-            s = tl.dot(a, tl.trans(b_tile), input_precision=PRECISION)
+            s = tl.zeros((BT, BT), dtype=tl.float32)
+            for k in range(0, BA, BK):
+                row = k + wk
+                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+                b_tile = load_tile(b_base, u, row, H, WA, real_u)
+                s = tl.dot(a_k, tl.trans(b_tile), s, input_precision=PRECISION)
             if NORMALIZE:
                 if KIND == "dq":
                     s = s - delta[:, None]
@@ -248,14 +254,12 @@ def attend_kernel(
                 position_u = (other % NB) * BT + here
                 exponent = tl.zeros((BT, BT), dtype=tl.float32)
                 if LOWER:
-                    high, low = load_sums(ahead_base, sum_part, position)
-                    high_u, low_u = load_sums(ahead_base, sum_part, position_u)
-                    d = high[:, None] - high_u[None, :] + (low[:, None] - low_u[None, :])
+                    high, low = tl.load(ahead_base + position_u), tl.load(ahead_base + sum_part + position_u)
+                    d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
                     exponent = tl.where(after, d, exponent)
                 if UPPER:
-                    high, low = load_sums(back_base, sum_part, position)
-                    high_u, low_u = load_sums(back_base, sum_part, position_u)
-                    d = high_u[None, :] - high[:, None] + (low_u[None, :] - low[:, None])
+                    high, low = tl.load(back_base + position_u), tl.load(back_base + sum_part + position_u)
+                    d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
                     exponent = tl.where(before, d, exponent)
                 s = s * tl.exp(exponent)
             if not UPPER:

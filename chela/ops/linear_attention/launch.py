@@ -18,6 +18,7 @@ class Launch:
 
     Attributes:
         BT: Tokens per tile.
+        BK: Columns of a product's width at a time.
         BC: Columns of the output per program.
         BS: Rows and columns of a state per program.
         NB: Tiles per chunk: more of them write fewer states and multiply more inside chunks.
@@ -26,6 +27,7 @@ class Launch:
     """
 
     BT: int
+    BK: int
     BC: int
     BS: int
     NB: int
@@ -33,15 +35,31 @@ class Launch:
     stages: int
 
 
-# (bytes of an element, widest tile) → launches, best first; the later ones are for devices with less shared memory.
+# (bytes of an element, widest tile) → (KiB of shared memory the device must have, launch), best first.
+# Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
 _TABLE = {
-    (2, 64): (Launch(64, 64, 64, 4, 4, 2), Launch(32, 32, 32, 8, 4, 1), Launch(16, 16, 16, 16, 4, 1)),
-    (2, 128): (Launch(64, 64, 64, 4, 4, 2), Launch(32, 32, 32, 8, 4, 1), Launch(16, 16, 16, 16, 4, 1)),
-    (2, 256): (Launch(64, 64, 64, 4, 8, 1), Launch(32, 32, 32, 8, 4, 1), Launch(16, 16, 16, 16, 4, 1)),
-    (4, 64): (Launch(32, 32, 32, 4, 4, 1), Launch(16, 16, 16, 8, 4, 1)),
-    (4, 128): (Launch(32, 32, 32, 4, 4, 1), Launch(16, 16, 16, 8, 4, 1)),
-    (4, 256): (Launch(32, 32, 32, 4, 8, 1), Launch(16, 16, 16, 8, 4, 1)),
+    (2, 64): (
+        (90, Launch(64, 64, 64, 64, 4, 8, 2)),
+        (48, Launch(32, 64, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
+    ),
+    (2, 128): (
+        (200, Launch(64, 128, 64, 64, 4, 8, 2)),
+        (90, Launch(64, 128, 32, 64, 4, 8, 2)),
+        (48, Launch(32, 128, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
+    ),
+    (2, 256): (
+        (200, Launch(64, 256, 32, 64, 4, 8, 1)),
+        (90, Launch(32, 256, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 64, 16, 16, 16, 4, 1)),
+    ),
+    (4, 64): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (4, 128): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (4, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
 }
+# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
+INTERPRETED = Launch(64, 128, 128, 128, 2, 4, 1)
 
 
 def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
@@ -54,11 +72,4 @@ def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[La
         shared_memory: Bytes a program may use on the device.
     """
     wide = max(64, padded(max(D, E)))
-    table = _TABLE[dtype.itemsize, wide]
-    fit = [x for x in table if shared_bytes(x, wide, dtype) <= shared_memory]
-    return tuple(fit) or table[-1:]
-
-
-def shared_bytes(launch: Launch, wide: int, dtype: torch.dtype) -> int:
-    """Return about how much shared memory the largest kernel takes: two token tiles, a state tile, one of weights."""
-    return dtype.itemsize * (2 * launch.BT * wide + wide * launch.BC + launch.BT * launch.BT) * launch.stages
+    return tuple(launch for least, launch in _TABLE[dtype.itemsize, wide] if least * 1024 <= shared_memory)

@@ -36,8 +36,8 @@ class Workspace:
 
 
 def chunks_per_segment(H: int, D: int, E: int, chunk: int) -> int:
-    """Return how many chunks a segment of one batch row takes; depends on no length, so it adds no guard to a graph."""
-    return max(1, min(32, SEGMENT_ELEMENTS // (H * max(D, E) * chunk)))
+    """Return how many chunks a segment of one batch row takes; no length comes in, so it adds no guard to a graph."""
+    return max(4, min(32, SEGMENT_ELEMENTS // (H * max(D, E) * chunk)))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from chela.ops.linear_attention import op
 from chela.ops.linear_attention.edges import edge_gradient, lowest_log_decay
-from chela.ops.linear_attention.launch import Launch, launches, padded
+from chela.ops.linear_attention.launch import INTERPRETED, Launch, launches, padded
 from chela.ops.linear_attention.op import Gradients, Problem
 from chela.ops.linear_attention.recurrent import LinearAttentionState
 
@@ -241,9 +241,10 @@ class Run:
             left_.S, right_.S, left_.z, right_.z, *(self.data(e) for e in edges), self.or_nothing(own), flow,
             self.L, self.H, WA, WC, self.blocks, 1 if self.p.plain else self.chunks, *across,
             *self.strides(edges[0] or edges[1]), flow_part, self.p.eps,
-            KIND=kind, BA=padded(WA), BC=BC, LOWER=left is not None, UPPER=right is not None,
-            INTRA=not self.p.plain, DECAY=self.p.log_decay is not None, NORMALIZE=self.p.normalize, WITH_Z=with_z,
-            FLOW=own is not None, **self.common,
+            KIND=kind, BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC,
+            LOWER=left is not None, UPPER=right is not None, INTRA=not self.p.plain,
+            DECAY=self.p.log_decay is not None, NORMALIZE=self.p.normalize, WITH_Z=with_z, FLOW=own is not None,
+            **self.common,
         )  # fmt: skip
         return flow.sum(0).view(4, self.B, self.H, self.blocks, self.launch.BT) if own is not None else flow
 
@@ -354,14 +355,13 @@ def first_that_fits(p: Problem, run: Callable[[Launch], Answer]) -> Answer:
     """Call ``run`` with the best launch of the table that the device has the resources for."""
     from triton.runtime.errors import OutOfResources
 
-    D, E, device = p.q.shape[-1], p.v.shape[-1], p.q.device
-    table = launches(D, E, p.q.dtype, shared_memory(device))
-    key = (device, p.q.dtype, padded(D), padded(E))
-    for index in range(_fitting.get(key, 0), len(table)):
+    choices = table(p)
+    key = (p.q.device, p.q.dtype, padded(p.q.shape[-1]), padded(p.v.shape[-1]))
+    for index in range(_fitting.get(key, 0), len(choices)):
         try:
-            return run(table[index])
+            return run(choices[index])
         except OutOfResources as error:
-            if index + 1 == len(table):
+            if index + 1 == len(choices):
                 raise RuntimeError(
                     f"linear_attention: no tile of backend 'triton' fits this device ({error}); use backend='chunked'"
                 ) from error
@@ -369,11 +369,13 @@ def first_that_fits(p: Problem, run: Callable[[Launch], Answer]) -> Answer:
     raise AssertionError("unreachable: the table is not empty")
 
 
-def shared_memory(device: torch.device) -> int:
-    """Return how many bytes of shared memory a program may use."""
-    if device.type != "cuda":
-        return 100 * 1024  # interpreted: any will do, so take what small devices have
-    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin"))  # noqa: B009
+def table(p: Problem) -> tuple[Launch, ...]:
+    """Return the launches worth trying for a problem, best first."""
+    if p.q.device.type != "cuda":
+        return (INTERPRETED,)
+    device = torch.cuda.get_device_properties(p.q.device)
+    shared = int(getattr(device, "shared_memory_per_block_optin"))  # noqa: B009 (the stubs do not know it)
+    return launches(p.q.shape[-1], p.v.shape[-1], p.q.dtype, shared)
 
 
 _operator = op.define(

@@ -28,11 +28,14 @@ class Case:
     mask: bool
     normalize: bool
     dtype: torch.dtype = torch.float32
-    H: int = 2
 
     @property
     def B(self) -> int:
         return 2 if self.L <= 64 else 1
+
+    @property
+    def H(self) -> int:
+        return 2 if self.L <= 500 else 1
 
     def __str__(self) -> str:
         direction = "causal" if self.causal else "both"
@@ -66,7 +69,7 @@ def cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
 
 def draw(case: Case, seed: int = 0) -> dict[str, Tensor]:
     """Return q, k, v, the decays and the mask of a case, and d_out, the gradient of its output."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator(torch.get_default_device()).manual_seed(seed)
     B, L, H, D, E = case.B, case.L, case.H, case.D, case.E
     q, k = torch.randn(2, B, L, H, D, generator=g) / D**0.25
     if case.normalize:  # a sum of weights is divided by: they must be positive, as feature maps make them

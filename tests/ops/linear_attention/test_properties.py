@@ -152,7 +152,7 @@ def test_gradient_of_strong_decays_keeps_its_digits() -> None:
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("mask", (True, False))
 def test_many_segments_equal_one(causal: bool, decay: str, mask: bool) -> None:
-    case = Case(500, 8, 16, causal, decay, mask, True, H=1)
+    case = Case(500, 8, 16, causal, decay, mask, True)
     ratios = error_ratios(case, draw(case), "chunked")
     assert max(ratios.values()) <= 1e-5, ratios
 
@@ -168,7 +168,6 @@ def test_many_segments_equal_one(causal: bool, decay: str, mask: bool) -> None:
         decay=st.sampled_from(DECAYS),
         mask=st.booleans(),
         normalize=st.booleans(),
-        H=st.integers(1, 3),
     ),
     seed=st.integers(0, 100),
 )

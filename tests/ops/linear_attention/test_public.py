@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
 
 import chela
 from chela.ops import LinearAttentionState, backends, linear_attention
+from chela.ops.backend import choose
+from chela.ops.linear_attention import triton_backend
 
 Q = torch.randn(2, 10, 3, 4)
 V = torch.randn(2, 10, 3, 5)
@@ -55,3 +58,16 @@ def test_one_decay_of_each_kind() -> None:
 
 def test_empty_batch() -> None:
     assert linear_attention(Q[:0], Q[:0], V[:0], causal=True).shape == (0, 10, 3, 5)
+
+
+def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(RuntimeWarning, match="'triton' cannot run on cuda .*is not installed.*trying the next one"):
+        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
+        assert choose("linear_attention", "auto", torch.device("cpu")).name == "chunked"
+    with pytest.raises(ValueError, match="pip install 'chela"):
+        choose("linear_attention", "triton", torch.device("cuda"))
+    assert "not installed" in backends("cuda")["linear_attention"]["triton"]

@@ -1,0 +1,49 @@
+"""``python -m experiments.bench NAME [--compare OLD.json] [--out FILE] [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+RESULTS = Path("experiments/results/bench")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark; print its table, write its JSON and its plot."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description="Run one benchmark.")
+    parser.add_argument("name", help="which one; 'list' names them all")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show new / old beside each value")
+    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULTS}/NAME.json)")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes only, to see that it works")
+    given = parser.parse_args(arguments)
+
+    from rich.console import Console
+
+    from experiments.bench import registry, report, timing
+
+    console = Console()
+    if given.name == "list":
+        for name in registry.names():
+            console.print(f"{name}: {registry.find(name).about}")
+        return 0
+    try:
+        benchmark = registry.find(given.name)
+        old = None if given.compare is None else json.loads(given.compare.read_text())
+    except (ValueError, OSError) as error:
+        console.print(f"[red]{error}[/red]")
+        return 2
+    facts = timing.machine()
+    rows = benchmark.run(given.quick)
+    console.print(report.table(benchmark, rows, old))
+    console.print(facts)
+    path = given.out or RESULTS / f"{given.name}.json"
+    report.write(benchmark, rows, facts, path)
+    report.plot(benchmark, rows, path.with_suffix(".png"), console)
+    console.print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Linear attention, forward + backward: against softmax, its own products, other kernels.
+
+CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against fla, lightning-attention and
+FlashAttention where they are installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from chela.ops import linear_attention
+from experiments.bench.registry import Row
+from experiments.bench.timing import interleaved, peak_memory, record
+
+PLOT = ("L", "causal [ms]", "softmax [ms]", "bidirectional [ms]", "per-token decay [ms]", "best other [ms]")
+
+OTHERS = ("FlashAttention", "fla", "lightning")
+
+# Peak dense bfloat16 FLOP/s and bytes/s by a part of the card's name, from the makers' data sheets.
+PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.04e12), "B200": (2250e12, 8.0e12)}
+
+
+def run(quick: bool) -> list[Row]:
+    """Measure on the CUDA device if there is one, else on the CPU."""
+    if torch.cuda.is_available():
+        return [gpu_row(L, D) for D in (64, 128) for L in ((1024,) if quick else (1024, 4096, 16384, 65536))]
+    return [cpu_row(L) for L in ((256,) if quick else (1024, 4096, 16384, 65536))]
+
+
+def training_step(f: Callable[..., Tensor], *inputs: Tensor, d_out: Tensor) -> Callable[[], None]:
+    """Return forward + backward of f, which leaves no gradient behind."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+
+    def step() -> None:
+        torch.autograd.grad(f(*leaves), leaves, d_out)
+
+    return step
+
+
+def cpu_row(L: int) -> Row:
+    """Return the times at one length, B 1, H 4, D = E = 64, float32."""
+    H, D = 4, 64
+    q, k, v, d_out = torch.randn(4, 1, L, H, D).unbind()
+    slow = torch.full((H,), -0.01)
+    candidates = {
+        "causal": training_step(partial(linear_attention, causal=True), q, k, v, d_out=d_out),
+        "bidirectional": training_step(partial(linear_attention, causal=False), q, k, v, d_out=d_out),
+        "its products": partial(bidirectional_products, q, k, v, d_out),
+        "per-head decay": training_step(decayed, q, k, v, slow, d_out=d_out),
+        "per-token decay": training_step(decayed, q, k, v, slow.expand(1, L, H), d_out=d_out),
+        "LION-S": training_step(lion_s, q.abs(), k.abs(), v, slow.expand(1, L, H), d_out=d_out),
+    }
+    if L <= 16384:  # beyond, one step takes minutes
+        heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+        softmax = partial(F.scaled_dot_product_attention, is_causal=True)
+        candidates["softmax"] = training_step(softmax, *heads_first, d_out=d_out.transpose(1, 2).contiguous())
+    times = interleaved(candidates, seconds=2.0)
+    values = {f"{name} [ms]": t.median for name, t in times.items()}
+    if "softmax" in times:
+        values["softmax / causal"] = times["softmax"].median / times["causal"].median
+    values["bidirectional / products"] = times["bidirectional"].median / times["its products"].median
+    results = 8 * q.numel() * q.element_size()  # q, k, v, o and their gradients
+    for name in ("causal", "bidirectional"):
+        # The output and three gradients are among what is held; they are not extra.
+        values[f"{name} extra / results"] = (peak_memory(candidates[name]) - results / 2) / results
+    raw = {name: record(t) for name, t in times.items()}
+    return Row({"L": L, "H": H, "D": D, "dtype": "float32"}, values, raw=raw)
+
+
+def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """Run causal attention with decay."""
+    return linear_attention(q, k, v, causal=True, log_decay=log_decay)
+
+
+def lion_s(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """Run bidirectional normalised attention with a decay per token."""
+    return linear_attention(q, k, v, causal=False, log_decay=log_decay, normalize=True)
+
+
+def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> None:
+    """Run the matrix products of bidirectional attention without decay, forward and backward, and nothing else."""
+    for b in range(q.shape[0]):
+        q_, k_, v_, do = (x[b].transpose(0, 1) for x in (q, k, v, d_out))
+        S = k_.mT @ v_
+        dS = q_.mT @ do
+        _ = q_ @ S, do @ S.mT, v_ @ dS.mT, k_ @ dS
+
+
+def others(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, decay: Tensor) -> tuple[dict[str, Callable[[], None]], str]:
+    """Return what other libraries offer for causal attention with one decay per head, and why some are missing."""
+    found: dict[str, Callable[[], None]] = {}
+    missing = []
+    heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    d_first = d_out.transpose(1, 2).contiguous()
+    found["FlashAttention"] = training_step(flash_attention, *heads_first, d_out=d_first)
+    try:
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        g = decay.expand(q.shape[:3])
+        found["fla"] = training_step(lambda q, k, v: chunk_simple_gla(q, k, v, g=g, scale=1.0)[0], q, k, v, d_out=d_out)
+    except ImportError as error:
+        missing.append(f"fla: {error}")
+    try:
+        from lightning_attn.ops import lightning_attn_func
+
+        found["lightning"] = training_step(
+            lambda q, k, v: lightning_attn_func(q, k, v, -decay), *heads_first, d_out=d_first
+        )
+    except ImportError as error:
+        missing.append(f"lightning-attention: {error}")
+    return found, "; ".join(missing)
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Run causal FlashAttention, no other kernel of softmax attention."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def gpu_row(L: int, D: int) -> Row:
+    """Return the times at one length and width: bfloat16, 32,768 tokens or one sequence, H = 2048 / D."""
+    H = 2048 // D
+    B = max(1, 32768 // L)
+    q, k, v, d_out = torch.randn(4, B, L, H, D, device="cuda", dtype=torch.bfloat16).unbind()
+    decay = -torch.logspace(-1, -8, H, base=2, device="cuda")
+    candidates, note = others(q, k, v, d_out, decay)
+    candidates["causal"] = training_step(partial(linear_attention, causal=True), q, k, v, d_out=d_out)
+    candidates["per-head decay"] = training_step(
+        lambda q, k, v: linear_attention(q, k, v, causal=True, log_decay=decay), q, k, v, d_out=d_out
+    )
+    candidates["bidirectional"] = training_step(partial(linear_attention, causal=False), q, k, v, d_out=d_out)
+    times = interleaved(candidates, seconds=1.0, least=10)
+    values = {f"{name} [ms]": t.median for name, t in times.items()}
+    ours = times["per-head decay"].median
+    values["best other [ms]"] = min(t.median for name, t in times.items() if name in OTHERS)
+    values["best other / ours"] = values["best other [ms]"] / ours
+    peak = next((p for part, p in PEAKS.items() if part in torch.cuda.get_device_name()), None)
+    if peak is not None:
+        # What must move: forward reads q, k, v and writes o; backward reads q, k, v, d_out and writes dq, dk, dv.
+        values["share of bandwidth"] = 11 * q.numel() * q.element_size() / ours / peak[1]
+        # What must be multiplied, in chunks of 64: 7 products inside chunks and 7 with states.
+        values["share of tensor cores"] = 2 * B * L * H * (7 * 64 * D + 7 * D * D) / ours / peak[0]
+    raw = {name: record(t) for name, t in times.items()}
+    return Row({"L": L, "B": B, "H": H, "D": D, "dtype": "bfloat16"}, values, note, raw)

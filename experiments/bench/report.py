@@ -1,0 +1,84 @@
+"""What a benchmark leaves behind: a table on the screen, a JSON file, a plot where matplotlib is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from experiments.bench.registry import Benchmark, Row
+
+
+def table(benchmark: Benchmark, rows: list[Row], old: dict[str, Any] | None) -> Table:
+    """Return the table, a column per row; with an older result, each value is followed by new / old."""
+    keys = list(dict.fromkeys(k for row in rows for k in row.key))
+    values = list(dict.fromkeys(v for row in rows for v in row.values))
+    same = [k for k in keys if len({str(row.key.get(k)) for row in rows}) == 1]
+    varying = [k for k in keys if k not in same] or keys[:1]
+    before = {_identity(r["key"]): r["values"] for r in old["rows"]} if old else {}
+    fixed = ", ".join(f"{k} {rows[0].key[k]}" for k in same if k not in varying)
+    out = Table(title=benchmark.about, caption=fixed)
+    out.add_column("")
+    for row in rows:
+        out.add_column(", ".join(f"{k} {row.key.get(k)}" for k in varying), justify="right")
+    for v in values:
+        out.add_row(
+            escape(v), *(_cell(v, row.values.get(v), before.get(_identity(row.key), {}).get(v)) for row in rows)
+        )
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        out.add_row("note", escape(note))
+    return out
+
+
+def _identity(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def _cell(name: str, value: float | None, old: float | None) -> str:
+    if value is None:
+        return ""
+    text = f"{value * 1e3:.4g}" if name.endswith("[ms]") else f"{value:.3g}"
+    return text if not old else f"{text} (×{value / old:.2f})"
+
+
+def write(benchmark: Benchmark, rows: list[Row], machine: dict[str, Any], path: Path) -> None:
+    """Write the JSON file. Times under names that end in ``[ms]`` are kept in seconds, as measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = {
+        "name": benchmark.name,
+        "machine": machine,
+        "rows": [{"key": r.key, "values": r.values, "note": r.note, "raw": r.raw} for r in rows],
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def plot(benchmark: Benchmark, rows: list[Row], path: Path, console: Console) -> None:
+    """Draw the benchmark's plot beside its JSON file, when it has one and matplotlib is installed."""
+    if benchmark.plot is None:
+        return
+    try:
+        import matplotlib
+    except ImportError:
+        console.print("no plot: matplotlib is not installed (pip install 'chela\\[plots]')")
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    x, *ys = benchmark.plot
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for y in ys:
+        points: dict[Any, float] = {}
+        for row in rows:
+            if y in row.values and x in row.key:
+                points.setdefault(row.key[x], row.values[y])
+        if points:
+            axes.plot(list(points), list(points.values()), marker="o", label=y.removesuffix(" [ms]"))
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="seconds", title=benchmark.about)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,140 @@
+"""How things are timed here: all candidates in one process, taking turns, so that a noisy machine is unfair to none."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ALLOCATOR_VARIABLES = (
+    "LD_PRELOAD",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_ARENA_MAX",
+)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one candidate, in seconds.
+
+    Attributes:
+        median: Over all rounds.
+        best: The fastest round.
+        spread: Distance of the quartiles over the median.
+        rounds: How many rounds were timed.
+    """
+
+    median: float
+    best: float
+    spread: float
+    rounds: int
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, least: int = 3, most: int = 50
+) -> dict[str, Timing]:
+    """Time candidates by turns until ``seconds`` per candidate are spent, within ``least`` and ``most`` rounds."""
+    for run in candidates.values():
+        run()
+    synchronize()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    gc.collect()
+    start = time.perf_counter()
+    for turn in range(most):
+        for name, run in candidates.items():
+            began = time.perf_counter()
+            run()
+            synchronize()
+            times[name].append(time.perf_counter() - began)
+        if turn + 1 >= least and time.perf_counter() - start > seconds * len(candidates):
+            break
+    return {name: _summary(t) for name, t in times.items()}
+
+
+def _summary(times: list[float]) -> Timing:
+    median = statistics.median(times)
+    low, _, high = statistics.quantiles(times, n=4)
+    return Timing(median, min(times), (high - low) / median, len(times))
+
+
+def synchronize() -> None:
+    """Wait for the device, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Return the most bytes that ``run`` held at once beyond what was held before it.
+
+    On a CUDA device the allocator's own count; else the peak of the profiler's allocation events.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def machine() -> dict[str, Any]:
+    """Return what a number depends on: hardware, versions, allocator, threads, commit."""
+    facts: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "default",
+        "commit": commit(),
+    }
+    try:
+        import triton
+
+        facts["triton"] = triton.__version__
+    except ImportError:
+        facts["triton"] = None
+    return facts
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def commit() -> str:
+    """Return the commit of the code, with a + when files differ from it; "unknown" outside a repository."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def record(timing: Timing) -> dict[str, Any]:
+    """Return a timing as plain data."""
+    return asdict(timing)

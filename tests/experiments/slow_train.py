@@ -1,0 +1,23 @@
+"""``chela.train`` with a pause in each step of CHELA, so that its run lasts as long on any machine."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from chela.train import main, train
+from chela.training.module import LitClassifier
+
+PAUSE = 0.25  # seconds
+
+if __name__ == "__main__":
+    if "model=chela" in sys.argv:
+        step = LitClassifier.on_train_batch_start
+
+        def slow(self: LitClassifier, *args: Any) -> None:
+            time.sleep(PAUSE)
+            step(self, *args)
+
+        LitClassifier.on_train_batch_start = slow  # type: ignore[method-assign]
+    sys.exit(main(train, "", sys.argv[1:]))

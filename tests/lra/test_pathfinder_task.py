@@ -1,0 +1,318 @@
+"""The tasks pathfinder and pathx: builds, a released folder in both forms, and what can be wrong with one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lra import released_pathfinder as release
+from lra.errors import DataError
+from lra.generators.pathfinder import generate
+from lra.generators.pathfinder_options import PathfinderOptions
+from lra.schema import DataConfig, PathfinderConfig, PathXConfig
+from lra.show import page
+from lra.show_pathfinder import find_tips
+from lra.tasks import get_task
+from lra.tasks.pathfinder import Pathfinder, number
+
+PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts
+SMALL = dict(resolution=16, train=300, validation=40, test=50)
+
+
+def prepared(config: PathfinderConfig, folder: Path, root: Path | None = None) -> Pathfinder:
+    task = get_task(config)
+    assert isinstance(task, Pathfinder)
+    task.prepare(DataConfig(dir=str(folder), root=None if root is None else str(root), processes=2))
+    return task
+
+
+def test_records_are_the_images_of_the_seed(tmp_path: Path) -> None:
+    task = prepared(PathfinderConfig(**SMALL), tmp_path)
+    made = generate(PathfinderOptions.preset(16), 0, 0, 390)
+    at = 0
+    for split, n in (("train", 300), ("validation", 40), ("test", 50)):
+        records = task.dataset(split)
+        assert len(records) == n
+        for i in range(n):
+            values, label = records[i]
+            assert label == made.labels[at] and number(records.stored(i)) == at
+            np.testing.assert_array_equal(np.rint(values[:, 0] * 255), made.images[at].reshape(-1))
+            at += 1
+    assert task.l_max == 256 and task.vocab_size is None and task.input_dim == 1 and "not LRA's files" in task.note
+    assert [p.name for p in task.folder.parent.iterdir() if "parts" in p.name] == []
+
+
+def test_encodings(tmp_path: Path) -> None:
+    stored = prepared(PathfinderConfig(**SMALL), tmp_path).dataset("test")
+    mega = prepared(PathfinderConfig(**SMALL, normalization="mega"), tmp_path).dataset("test")
+    tokens = prepared(PathfinderConfig(**SMALL, form="tokens"), tmp_path)
+    assert tokens.vocab_size == 257 and tokens.dataset("test")[3][0].ndim == 1
+    np.testing.assert_allclose(mega[3][0], stored[3][0] * 2 - 1, atol=1e-6)
+    np.testing.assert_array_equal(tokens.dataset("test")[3][0] - 1, np.rint(stored[3][0][:, 0] * 255))
+
+
+def test_every_option_reaches_the_generator() -> None:
+    given = dict(
+        padding=2,
+        paddle_length=3,
+        paddle_thickness=1.0,
+        paddle_margins=[1, 2],
+        marker_radius=2.0,
+        seed_distance=6,
+        contour_length=5,
+        distractor_length=2,
+        distractors=3,
+        continuity=1.5,
+        snake_contrasts=[1.0],
+        paddle_contrasts=[0.5, 1.0],
+        antialias=4,
+        segment_retries=1,
+        distractor_retries=1,
+        single_paddles=True,
+    )
+    options = PathfinderConfig(resolution=32, **given).options()  # type: ignore[arg-type]
+    for name, value in given.items():
+        assert getattr(options, name) == (tuple(value) if isinstance(value, list) else value), name
+    assert set(given) | {"size"} == set(PathfinderOptions.__dataclass_fields__)
+    assert PathXConfig().options() == PathfinderOptions.preset(128)
+    assert PathXConfig(distractors=17).options().distractors == 17
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"resolution": 48}, "16, 32, 64, 128, 256 pixels, got 48"),
+        ({"level": "harder"}, "easy, intermediate, hard"),
+        ({"form": "rgb"}, "gray, tokens"),
+        ({"train": 0}, "train is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"paddle_thickness": 0.3}, "whole number"),
+    ],
+)
+def test_options_out_of_range(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        get_task(PathfinderConfig(**wrong))  # type: ignore[arg-type]
+
+
+def test_other_options_lie_in_another_folder(tmp_path: Path) -> None:
+    first = prepared(PathfinderConfig(**SMALL), tmp_path)
+    second = prepared(PathfinderConfig(**SMALL, distractors=1), tmp_path)
+    assert first.folder != second.folder
+    a, b = ([record["pixels"] for record in task.records("train").read(range(300))] for task in (first, second))
+    assert not np.array_equal(a, b)
+
+
+def test_a_killed_build_goes_on_where_it_broke_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+from lra.schema import DataConfig, PathfinderConfig
+from lra.tasks import get_task
+config = PathfinderConfig(resolution=32, train=8_000, validation=100, test=100)
+get_task(config).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.time() + 120
+    while len(kept := list(tmp_path.glob("**/.1.0.0.parts/*[0-9].npz"))) < 3:
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("**/1.0.0"))
+    kept[0].write_bytes(kept[0].read_bytes()[:1000])
+
+    drawn = []
+
+    def counted(options: PathfinderOptions, seed: int, start: int, count: int) -> object:
+        drawn.append(start)
+        return generate(options, seed, start, count)
+
+    monkeypatch.setattr("lra.tasks.pathfinder.generate", counted)
+    task = prepared(PathfinderConfig(resolution=32, train=8_000, validation=100, test=100), tmp_path)
+    assert int(kept[0].stem.split("-")[0]) in drawn and not {int(p.stem.split("-")[0]) for p in kept[1:]} & set(drawn)
+    assert sorted(p.name for p in task.folder.parent.iterdir()) == [".1.0.0.lock", "1.0.0"]
+    made = generate(PathfinderOptions.preset(32), 0, 0, 8200).images.reshape(8200, -1)
+    parts = [task.records(split).read(range(n)) for split, n in (("train", 8000), ("validation", 100), ("test", 100))]
+    np.testing.assert_array_equal(np.stack([record["pixels"] for part in parts for record in part]), made)
+
+
+# ---- a released folder ----
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[np.ndarray, np.ndarray]:
+    made = generate(PathfinderOptions.preset(32), 9, 0, 60)
+    return made.images, made.labels
+
+
+def write_release(root: Path, images: np.ndarray, labels: np.ndarray, numpy_form: bool) -> Path:
+    """Three batches of 20 images, numbered 0, 2 and 10, as the release lays them out; image 5 of batch 2 is empty."""
+    folder = root / "pathfinder32" / "curv_contour_length_14"
+    (folder / "metadata").mkdir(parents=True)
+    for k, batch in enumerate((0, 2, 10)):
+        (folder / "imgs" / str(batch)).mkdir(parents=True)
+        rows = []
+        for i in range(20):
+            path = folder / "imgs" / str(batch) / f"sample_{i}.png"
+            Image.fromarray(images[20 * k + i]).save(path)
+            rows.append([f"imgs/{batch}", path.name, str(i), str(labels[20 * k + i]), *PARAMETERS])
+        file = folder / "metadata" / f"{batch}.npy"
+        if numpy_form:
+            np.save(file, np.array(rows))
+        else:
+            file.write_text("".join(" ".join(row) + "\n" for row in rows))
+    (folder / "imgs" / "2" / "sample_5.png").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("numpy_form", [False, True])
+@pytest.mark.parametrize("given", ["", "pathfinder32", "pathfinder32/curv_contour_length_14"])
+def test_a_release_is_read_in_both_forms_from_wherever_root_points(
+    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], numpy_form: bool, given: str
+) -> None:
+    write_release(tmp_path / "lra_release", *images, numpy_form)
+    task = prepared(PathfinderConfig(), tmp_path / "records", tmp_path / "lra_release" / given)
+    sizes = {split: len(task.dataset(split)) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 49, "validation": 5, "test": 5} and task.note == ""
+    about = task.records("train").about
+    assert about["empty"] == ["imgs/2/sample_5.png"] and "LRA's release" in about["origin"]
+    rows = np.delete(np.arange(60), 25)
+    seen = set()
+    for split in sizes:
+        for i in range(sizes[split]):
+            row = rows[number(task.dataset(split).stored(i))]
+            values, label = task.dataset(split)[i]
+            np.testing.assert_array_equal(np.rint(values[:, 0] * 255), images[0][row].reshape(-1))
+            assert label == images[1][row]
+            seen.add(row)
+    assert len(seen) == 59
+
+
+def test_the_parts_of_a_release_are_those_of_random_split(
+    tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
+) -> None:
+    import torch
+
+    folder = write_release(tmp_path, *images, numpy_form=False)
+    full, _ = release.present(release.listing(folder))
+    sets = torch.utils.data.random_split(full, [49, 5, 5], torch.Generator().manual_seed(42))
+    assert [list(part) for part in sets] == list(release.split(full).values())
+
+
+def test_a_smaller_part_of_a_release(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    write_release(tmp_path, *images, numpy_form=False)
+    task = prepared(PathfinderConfig(train=20, validation=3, test=2), tmp_path / "records", tmp_path)
+    assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [20, 3, 2]
+
+
+def absent(folder: Path) -> None:
+    (folder / "imgs" / "2" / "sample_7.png").unlink()
+
+
+def other_size(folder: Path) -> None:
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "imgs" / "2" / "sample_7.png")
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "imgs" / "2" / "sample_7.png"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def no_picture(folder: Path) -> None:
+    (folder / "imgs" / "2" / "sample_7.png").write_bytes(b"hello")
+
+
+def bad_label(folder: Path) -> None:
+    path = folder / "metadata" / "2.npy"
+    path.write_text(path.read_text().replace("sample_7.png 7 ", "sample_7.png 7 3"))
+
+
+def few_columns(folder: Path) -> None:
+    (folder / "metadata" / "2.npy").write_text("imgs/2 sample_0.png\n")
+
+
+def outside(folder: Path) -> None:
+    path = folder / "metadata" / "2.npy"
+    path.write_text(path.read_text().replace("imgs/2 sample_7", "../../imgs/2 sample_7"))
+
+
+def pickled(folder: Path) -> None:
+    np.save(folder / "metadata" / "2.npy", np.array([["imgs/2", 7]], dtype=object))
+
+
+def cut_array(folder: Path) -> None:
+    np.save(folder / "metadata" / "2.npy", np.array([["imgs/2", "a", "0", "1"]]))
+    path = folder / "metadata" / "2.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def numbers(folder: Path) -> None:
+    np.save(folder / "metadata" / "2.npy", np.zeros((3, 11)))
+
+
+def binary(folder: Path) -> None:
+    (folder / "metadata" / "2.npy").write_bytes(b"\xff\xfe\x00\x01" * 10)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (absent, r"sample_7\.png is missing; .*2\.npy row 8 lists it"),
+        (other_size, r"sample_7\.png has 64 × 64 pixels, expected 32 × 32"),
+        (truncated, r"sample_7\.png is no whole picture"),
+        (no_picture, r"sample_7\.png is no whole picture"),
+        (bad_label, r"2\.npy row 8: expected a label 0 or 1"),
+        (few_columns, r"2\.npy row 1: expected a label 0 or 1 in column 4, got '2 columns'"),
+        (outside, r"2\.npy row 8: .* leads out of"),
+        (pickled, r"2\.npy is no array of strings"),
+        (cut_array, r"2\.npy is no array of strings"),
+        (numbers, r"2\.npy holds float64"),
+        (binary, r"2\.npy is neither text nor a numpy array"),
+    ],
+)
+def test_a_damaged_release_is_one_line_that_names_the_file(
+    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], harm: Callable[[Path], None], message: str
+) -> None:
+    harm(write_release(tmp_path, *images, numpy_form=False))
+    with pytest.raises(DataError, match=message) as caught:
+        prepared(PathfinderConfig(), tmp_path / "records", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "records").glob("**/1.0.0"))
+
+
+def test_no_release_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pathfinder: .* holds none of: LRA's folder pathfinder32/curv"):
+        prepared(PathfinderConfig(), tmp_path / "records", tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        prepared(PathfinderConfig(), tmp_path / "records", tmp_path / "absent")
+
+
+# ---- the page ----
+
+
+def test_the_page_traces_the_paths_of_generated_images(tmp_path: Path) -> None:
+    task = prepared(PathfinderConfig(**SMALL), tmp_path)
+    shown = page(task, task.dataset("test"), "test", 3)
+    assert shown.count("<polyline") == 6 and shown.count("<circle") == 6 and "the tips are on" in shown
+
+
+def test_the_page_finds_the_tips_of_released_images(tmp_path: Path, images: tuple[np.ndarray, np.ndarray]) -> None:
+    write_release(tmp_path, *images, numpy_form=False)
+    task = prepared(PathfinderConfig(), tmp_path / "records", tmp_path)
+    shown = page(task, task.dataset("test"), "test", 3)
+    assert shown.count("<polyline") == 0 and shown.count("<circle") == 6 and "paths not known" in shown
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_tips_are_found_where_they_were_drawn(size: int) -> None:
+    made = generate(PathfinderOptions.preset(size), 3, 0, 100 if size == 32 else 20)
+    right = 0
+    for image, markers in zip(made.images, made.markers, strict=True):
+        found = find_tips(image)
+        right += all(min(np.abs(np.subtract(tip, f)).max() for f in found) <= 1 for tip in markers)
+    assert right >= 0.9 * len(made.images)

@@ -1,0 +1,125 @@
+"""Compile kernels for GPUs that are not here; run in a process of its own, as TRITON_INTERPRET must be off.
+
+python -m tests.ops.linear_attention.compile_kernels ARCH [ARCH …] prints one JSON line per configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from chela.ops.linear_attention import kernels
+from chela.ops.linear_attention.launch import launches, padded
+
+# Bytes a program may use: A100, H100, B200.
+SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+FLOATS = {"scale_ptr", "delta_ptr", "total_ptr", "left_ptr", "right_ptr", "z_left_ptr", "z_right_ptr", "z_ptr"}
+FLOATS |= {"ahead_ptr", "back_ptr", "sums_ptr", "flow_ptr"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    kernel: str
+    dtype: str
+    width: int
+
+
+CONFIGURATIONS = [
+    *(Configuration(kind, "bf16", width) for width in (64, 128, 256) for kind in ("out", "dq", "dk")),
+    *(Configuration("dq", "fp32", width) for width in (128, 256)),
+    Configuration("states", "bf16", 256),
+    Configuration("states", "fp32", 128),
+]
+
+
+def compile_one(c: Configuration, arch: int) -> dict:
+    """Compile with everything on: both directions, decay and its gradient, mask, normaliser."""
+    launch = launches(c.width, c.width, DTYPES[c.dtype], SHARED[arch])[0]
+    common = {
+        "BT": launch.BT,
+        "MASKED": True,
+        "DECAY": True,
+        "WITH_Z": True,
+        "DOT": kernels.tl.bfloat16 if c.dtype == "bf16" else kernels.tl.float32,
+        "PRECISION": "ieee" if c.dtype == "fp32" else "tf32",
+    }
+    if c.kernel == "states":
+        tile = min(launch.BS, padded(c.width))
+        function, constants = kernels.states_kernel, {"NB": launch.NB, "BD": tile, "BE": tile}
+        constants |= {"SUFFIX": True, "SCALED": True}
+    else:
+        flow = c.kernel != "out"
+        function, constants = kernels.attend_kernel, {"KIND": c.kernel, "NB": 1 if flow else launch.NB}
+        constants |= {
+            "BA": padded(c.width),
+            "BK": min(launch.BK, padded(c.width)),
+            "BC": min(launch.BC, padded(c.width)),
+            "NORMALIZE": True,
+            "FLOW": flow,
+        }
+        constants |= {"LOWER": True, "UPPER": True, "INTRA": True}
+    constants |= common
+    signature, attrs = {}, {}
+    for index, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            inner = "fp32" if name in FLOATS else "u8" if name == "mask_ptr" else c.dtype
+            signature[name] = "*fp32" if c.kernel == "states" and name == "out_ptr" else f"*{inner}"
+            attrs[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "fp32" if name == "eps" else "i32"
+            if name in ("D", "E", "WA", "WC"):
+                attrs[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attrs)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    usage = resources(compiled.asm["cubin"])
+    hgmma = "HGMMA" in machine_code(compiled.asm["cubin"]) if arch == 90 and c.dtype == "bf16" else None
+    return {
+        **c.__dict__,
+        "arch": arch,
+        "shared": compiled.metadata.shared,
+        "limit": SHARED[arch],
+        "hgmma": hgmma,
+        **usage,
+    }
+
+
+def tool(name: str, *arguments: str, cubin: bytes) -> str:
+    """Run one of the binary tools that the triton package carries."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([path, *arguments, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def resources(cubin: bytes) -> dict:
+    """Return registers per thread, and bytes of stack: what is spilled."""
+    text = tool("cuobjdump", "-res-usage", cubin=cubin)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found, text
+    return {"registers": int(found[1]), "spills": int(found[2])}
+
+
+def machine_code(cubin: bytes) -> str:
+    """Return the disassembly."""
+    return tool("nvdisasm", "-c", cubin=cubin)
+
+
+if __name__ == "__main__":
+    for arch in sys.argv[1:]:
+        for configuration in CONFIGURATIONS:
+            print(json.dumps(compile_one(configuration, int(arch))), flush=True)

@@ -1,0 +1,149 @@
+"""The Triton kernels: under the interpreter on a CPU, compiled on a GPU, compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from chela.ops import linear_attention
+from chela.ops.linear_attention import triton_backend
+from chela.ops.linear_attention.launch import Launch
+from tests.ops.linear_attention.cases import Case, cases, draw, run
+from tests.ops.linear_attention.test_backends import check
+
+pytest.importorskip("triton")
+
+INTERPRETED = not torch.cuda.is_available()
+NO_BF16 = pytest.mark.skipif(INTERPRETED, reason="bfloat16 is silently wrong under the Triton interpreter")
+# A program of the interpreter takes milliseconds: the long or wide cases of the same table are for -m slow.
+ALL = cases((torch.float32, torch.float16))
+FAST = [c for c in ALL if c.L <= 64]
+
+
+@pytest.mark.parametrize("case", FAST, ids=str)
+def test_triton_agrees_with_the_definition(case: Case) -> None:
+    check(case, "triton")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [c for c in ALL if c not in FAST], ids=str)
+def test_long_sequences_agree_with_the_definition(case: Case) -> None:
+    check(case, "triton")
+
+
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("decay", ("none", "head", "token"))
+def test_several_chunks_and_a_ragged_end(causal: bool, decay: str) -> None:
+    check(Case(300, 16, 24, causal, decay, decay == "head", decay != "token"), "triton")
+
+
+@NO_BF16
+@pytest.mark.parametrize("case", cases((torch.bfloat16,)), ids=str)
+def test_bfloat16_agrees_with_the_definition(case: Case) -> None:
+    check(case, "triton")
+
+
+def test_a_wide_value_takes_several_programs() -> None:
+    check(Case(70, 8, 200, True, "token", False, True), "triton")
+
+
+def test_two_runs_are_equal_bit_by_bit() -> None:
+    case = Case(100, 16, 16, False, "token", True, True)
+    x = draw(case)
+    first, second = run(case, x, "triton"), run(case, x, "triton")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_opcheck() -> None:
+    x = draw(Case(20, 4, 3, True, "token", True, True))
+    leaves = [x[name].requires_grad_() for name in ("q", "k", "v", "log_decay")]
+    state = torch.randn(2, 2, 4, 4, requires_grad=True)
+    args = (*leaves, None, x["mask"], state, True, True, True, 1e-6, 0)
+    torch.library.opcheck(torch.ops.chela.linear_attention_triton, args)
+
+
+def test_compiles_to_one_graph() -> None:
+    x = draw(Case(40, 8, 8, False, "head", True, True))
+    d_out = x.pop("d_out")
+    leaves = [t.requires_grad_() for t in x.values() if t.is_floating_point()]
+
+    def f(**given: torch.Tensor) -> torch.Tensor:
+        return linear_attention(**given, causal=False, normalize=True, backend="triton")
+
+    expected = torch.autograd.grad(f(**x), leaves, d_out)
+    got = torch.autograd.grad(torch.compile(f, fullgraph=True, backend="aot_eager")(**x), leaves, d_out)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    tiles = (Launch(64, 64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 16, 2, 4, 1))
+    monkeypatch.setattr(triton_backend, "table", lambda p: tiles)
+    monkeypatch.setattr(triton_backend, "_fitting", {})
+    tried = []
+
+    def needs_small_tiles(launch: Launch) -> str:
+        tried.append(launch)
+        if launch.BT > 16:
+            raise OutOfResources(200_000, 100_000, "shared memory")
+        return "done"
+
+    x = torch.zeros(1, 1, 1, 16)
+    problem = triton_backend.Problem(x, x, x, None, None, None, True, False, False, 1e-6, 0)
+    assert triton_backend.first_that_fits(problem, needs_small_tiles) == "done"
+    assert triton_backend.first_that_fits(problem, needs_small_tiles) == "done"
+    assert tried == [*tiles, tiles[1]]  # what did not fit once is not tried again
+
+    monkeypatch.setattr(triton_backend, "table", lambda p: tiles[:1])
+    monkeypatch.setattr(triton_backend, "_fitting", {})
+    with pytest.raises(RuntimeError, match=re.escape("use backend='chunked'")):
+        triton_backend.first_that_fits(problem, needs_small_tiles)
+
+
+def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:
+    wide, double = torch.randn(1, 4, 1, 300), torch.randn(1, 4, 1, 8, dtype=torch.float64)
+    for x in (wide, double):
+        with pytest.raises(ValueError, match="use backend='chunked'"):
+            linear_attention(x, x, x, causal=True, backend="triton")
+        assert linear_attention(x, x, x, causal=True).dtype == x.dtype
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a CUDA device is here")
+def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    x = torch.randn(1, 4, 1, 8)
+    with pytest.raises(ValueError, match=r"cannot run on cpu: Triton kernels need a CUDA device"):
+        linear_attention(x, x, x, causal=True, backend="triton")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", (80, 90, 100))
+def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.ops.linear_attention.compile_kernels", str(arch)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == 13
+    for r in results:
+        assert r["shared"] <= r["limit"], r
+        assert r["spills"] <= (256 if r["width"] > 128 else 0), r
+        assert r["hgmma"] in (True, None), r
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", cases((torch.float32, torch.float16, torch.bfloat16)), ids=str)
+def test_on_a_device(case: Case) -> None:
+    torch.set_default_device("cuda")
+    try:
+        check(case, "triton")
+    finally:
+        torch.set_default_device(None)

@@ -1,0 +1,138 @@
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chela import config as configuration
+from chela.config import (
+    PRESETS,
+    configs_folder,
+    fields,
+    fingerprint,
+    load,
+    names,
+    parameters_at_least,
+    resolve,
+    resolve_preset,
+    seconds,
+    to_yaml,
+)
+from chela.errors import UsageError
+from chela.schema import MIXERS
+from lra.schema import TASKS
+
+FIXED = [preset for preset in PRESETS if preset != "auto"]
+
+
+def test_the_options_of_a_system_are_those_of_its_mixer() -> None:
+    from chela.layers.mixers import mixer_class
+
+    of_the_backbone = {"d_model", "l_max", "causal", "layer", "depth"}
+    for name, options in MIXERS.items():
+        taken = set(inspect.signature(mixer_class(name)).parameters) - of_the_backbone
+        assert taken == {field.name for field in dataclasses.fields(options)} - {"name"}, name
+
+
+def test_every_option_has_a_meaning_and_a_default_within_its_bounds() -> None:
+    for name in names("model"):
+        config = resolve([f"model={name}", "preset=mini"])
+        for key, _, field in fields(config):
+            if not key.endswith(".name"):
+                assert field.metadata.get("help"), key
+
+
+@pytest.mark.parametrize("preset", FIXED)
+@pytest.mark.parametrize("model", names("model"))
+@pytest.mark.parametrize("task", names("task"))
+def test_round_trip(task: str, model: str, preset: str, tmp_path: Path) -> None:
+    config = resolve([f"task={task}", f"model={model}", f"preset={preset}", "seed=7", "trainer.max_time=1h30m"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = load(tmp_path / "config.yaml")
+    assert again == config and fingerprint(again) == fingerprint(config)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_round_trip_of_any_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever YAML might take for a number, a date or nothing."""
+    path = tmp_path_factory.mktemp("text") / "config.yaml"
+    try:
+        config = resolve(["preset=tiny", f"runs={text}", f"data.dir={text}"])
+    except UsageError:
+        return
+    path.write_text(to_yaml(config), encoding="utf-8")
+    assert load(path) == config
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "true", "on", "0x10", "2020-01-01", "~", "a: b", "- a", "#", "'", '"', "1_000"]
+)
+def test_text_stays_text(text: str, tmp_path: Path) -> None:
+    config = resolve([f"runs={text}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml").runs == text == config.runs
+
+
+def test_later_layers_win() -> None:
+    assert resolve(["preset=tiny"]).trainer.max_steps == 20
+    assert resolve(["preset=tiny", "trainer.max_steps=30"]).trainer.max_steps == 30
+    assert resolve(["trainer.max_steps=30", "preset=tiny", "trainer.max_steps=31"]).trainer.max_steps == 31
+    assert resolve(["model=linear", "preset=mini"]).model.positions == "learned"
+    assert resolve(["model=softmax", "preset=tiny"]).model.d_model == 16
+
+
+def test_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "cuda_devices", lambda: 0)
+    assert resolve_preset("auto") == ("mini", "no CUDA GPU is here")
+    monkeypatch.setattr(configuration, "cuda_devices", lambda: 1)
+    assert resolve_preset("auto") == ("full", "a CUDA GPU is here")
+    assert resolve_preset("auto", "cpu")[0] == "mini" == resolve(["trainer.accelerator=cpu"]).preset
+    assert resolve([]).preset == "full"
+    assert resolve(["preset=tiny"]).preset == "tiny"
+
+
+def test_what_changes_the_fingerprint() -> None:
+    plain = fingerprint(resolve(["preset=tiny"]))
+    for word in ("runs=x", "resume=auto", "data.dir=x", "trainer.max_time=9m", "trainer.progress=none", "preset=tiny"):
+        assert fingerprint(resolve(["preset=tiny", word])) == plain, word
+    for word in ("seed=1", "model.depth=3", "task.seed=1", "optimizer.lr=1e-4", "trainer.max_steps=21", "model=linear"):
+        assert fingerprint(resolve(["preset=tiny", word])) != plain, word
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", None), ("30s", 30), ("9m", 540), ("1h30m", 5400), ("2d", 172800), ("1.5h", 5400), ("0s", 0)],
+)
+def test_durations(text: str, expected: float | None) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["9", "m", "9 m", "9x", "-1m", "00:09:00", "9m!", "s9"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match=r"trainer.max_time: expected a time such as 30s, 9m"):
+        seconds(text)
+
+
+def test_the_bound_of_parameters_is_one(tmp_path: Path) -> None:
+    from chela.models import build_model
+    from lra.tasks import get_task
+
+    for name in names("model"):
+        config = resolve([f"model={name}", "preset=mini"])
+        model = build_model(config.model, get_task(config.task), 0)
+        assert parameters_at_least(config) <= sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_file_of_the_groups_is_short_and_resolves() -> None:
+    files = sorted(configs_folder().rglob("*.yaml"))
+    assert len(files) <= 30
+    for path in files:
+        assert len(path.read_text().splitlines()) <= 40, path
+
+
+def test_the_full_preset_is_the_task_to_the_letter() -> None:
+    for task in names("task"):
+        assert resolve([f"task={task}", "preset=full"]).task == TASKS[task]()

@@ -1,0 +1,306 @@
+"""Every bad input is one line on stderr and status 2; help is quick."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chela.cli import guarded
+from chela.config import fields, load, names, resolve
+from lra.builder import RecordSet
+from lra.errors import DataError
+from tests.training.launches import TINY, launch, only_run
+
+AtStep = Callable[[int, Callable[[], None]], None]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["task=listops", "--cfg"], ["modle=chela"]])
+def test_quick_and_light(words: list[str]) -> None:
+    """Under a second, with neither torch nor lightning; the best of three, since others use the machine too."""
+    code = (
+        "import sys, chela.train, chela.cli\n"
+        f"status = chela.cli.main(chela.train.train, '', {words!r})\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(status)"
+    )
+    took = []
+    for _ in range(3):
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        took.append(time.monotonic() - start)
+        assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
+        if took[-1] < 1:
+            return
+    pytest.fail(f"took {took} seconds")
+
+
+def test_help_names_every_group_and_key() -> None:
+    text = launch("--help").out
+    for group in ("task", "model"):
+        assert f"{group}=" in text and ", ".join(names(group)) in text
+    for key, _, field in fields(resolve([])):
+        assert f"    {key}=" in text and field.metadata.get("help", "") in text
+    assert "model.mixer.rotary" in launch("model=softmax", "--help").out
+
+
+def test_help_and_cfg_on_a_terminal_that_knows_ascii_only() -> None:
+    for word in ("--help", "--cfg"):
+        done = subprocess.run(
+            [sys.executable, "-m", "chela.train", word, "runs=Läufe"],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_cfg_can_be_read_back(tmp_path: Path) -> None:
+    ended = launch("preset=mini", "model=softmax", "--cfg")
+    (tmp_path / "config.yaml").write_text(ended.out)
+    assert load(tmp_path / "config.yaml") == resolve(["preset=mini", "model=softmax"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # keys
+        (["trainer.max_step=3"], "unknown key 'trainer.max_step' (did you mean 'trainer.max_steps'?); see --help"),
+        (["modle=chela"], "unknown key 'modle' (did you mean"),
+        (["model.mixer.rotary=true"], "unknown key 'model.mixer.rotary'"),
+        (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
+        (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
+        ([""], "expected key=value, got ''"),
+        (["=3"], "expected a dotted key such as model.depth, got ''"),
+        (["--tiny"], "expected key=value, got '--tiny'"),
+        (["schlüssel=3"], "expected a dotted key"),
+        # types
+        (["model.depth=abc"], "model.depth: Value 'abc' of type 'str' could not be converted to Integer"),
+        (["model.depth=1.5"], "model.depth: Value '1.5'"),
+        (["model.depth="], "model.depth: Value ''"),
+        (["model.depth=null"], "model.depth: "),
+        (["model.prenorm=7up"], "model.prenorm: Value '7up' is not a valid bool"),
+        (["optimizer.lr=fast"], "optimizer.lr: Value 'fast'"),
+        (["optimizer.lr=nan"], "optimizer.lr: expected a finite number, got nan"),
+        (["runs=${seed}"], "runs: expected a plain, printable value"),
+        (["runs=a\nb"], "runs: expected a plain, printable value"),
+        (["runs=\udcff"], "runs: expected a plain, printable value"),
+        # bounds
+        (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
+        (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),
+        (["model.mixer.short_kernel=4"], "model.mixer.short_kernel: expected an odd number"),
+        (["optimizer.lr=0"], "optimizer.lr: expected more than 0, got 0.0"),
+        (["seed=-1"], "seed: expected at least 0, got -1"),
+        (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8192, got 99999"),
+        (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
+        (["model.mixer.heads=3"], "model.d_model: expected a multiple of model.mixer.heads=3, got 64"),
+        (["model.depth=256", "model.d_model=8192"], "model: expected at most 2,000,000,000 parameters"),
+        (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
+        (["trainer.devices=64", "trainer.eval_batch_size=8"], "eval_batch_size: expected at least one for each of 64"),
+        (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
+        (["data.workers=100000"], "data: expected up to 256 workers"),
+        (["data.validation=train"], "data.validation is 'train': expected one of holdout, test"),
+        (["task.train=0"], "task.train is 0: expected 1 or more"),
+        (["task.max_length=5"], "task.max_length is 5: expected min_length"),
+        (["runs="], "runs: expected a folder, got ''"),
+        # names
+        (["task=listop"], "task: expected one of listops"),
+        (["task="], "task: expected one of listops"),
+        (["model=../model/chela"], "model: expected one of chela, linear, softmax, got '../model/chela'"),
+        (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
+        (["model.mixer.name=softmax"], "model.mixer.name: chosen by model=NAME, got 'softmax'"),
+        # folders of runs
+        (["resume=no/such/run"], "resume: expected the folder of a run, got 'no/such/run': there is no such folder"),
+        (["resume=."], "resume: expected the folder of a run, got '.': it holds no config.yaml"),
+        (["resume="], "resume: expected the folder of a run"),
+        (["resume=" + "x" * 300], "resume: expected the folder of a run"),
+    ],
+)  # fmt: skip
+def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = launch("preset=mini", *words)
+    assert ended.status == 2 and ended.out == ""
+    assert message in ended.error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trainer.accelerator=gpu"], "expected a CUDA GPU for gpu, torch sees none"),
+        (["trainer.devices=999", "trainer.batch_size=999", "trainer.eval_batch_size=999"], "devices: expected at most"),
+        (["trainer.num_nodes=2"], "expected a launcher (torchrun or srun) on every node, got none"),
+        (["runs={folder}/file/runs"], "runs: expected a folder that can be written, got"),
+        (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
+        (["runs=" + "x" * 300], "(File name too long); set runs=FOLDER"),
+        (["data.dir={folder}/file/data"], "Not a directory"),
+        (["data.dir=/proc/data"], "cannot write to the data folder /proc/data"),
+        (["data.dir=" + "x" * 300], "File name too long"),
+    ],
+)  # fmt: skip
+def test_bad_surroundings(
+    words: list[str],
+    message: str,
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if message.startswith("expected a CUDA GPU") and torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    ended = launch(*tiny, *(word.format(folder=tmp_path) for word in words))
+    assert ended.status == 2
+    assert message in ended.error
+
+
+# ---- runs that cannot go on ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_step(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("one")
+    assert launch(*TINY, f"data.dir={data}", f"runs={runs}", "trainer.max_steps=1").status == 0
+    return only_run(runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.depth=5"], "got another (model.depth 2 -> 5); start a new run for it"),
+        (["model=softmax"], "got another (model chela -> 'softmax'); start a new run for it"),
+        (["preset=mini"], "got another (preset tiny -> mini)"),
+        (["seed=1", "optimizer.lr=1"], "(optimizer.lr 0.002 -> 1.0, seed 0 -> 1)"),
+        (["model.dept=5"], "unknown key 'model.dept'"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_configuration(words: list[str], message: str, one_step: Path) -> None:
+    ended = launch(f"resume={one_step}", *words)
+    assert ended.status == 2 and message in ended.error
+
+
+def test_what_may_be_said_anew(one_step: Path) -> None:
+    words = ("task=listops", "model=chela", "preset=auto", "trainer.max_time=9m", "trainer.progress=plain", "runs=x")
+    assert launch(f"resume={one_step}", *words).status == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "Missing key task"),
+        ("- 1\n", "could not read it"),
+        ("a: [", "could not read it"),
+        ("just text", "Missing key task"),
+        ("task: 3\n", "could not read it"),
+        ("task: {name: chess}\nmodel: {mixer: {name: chela}}\n", "could not read it"),
+        ("task: {name: listops}\nmodel: {mixer: {name: chela}}\nmodle: 3\n", "of this version"),
+        ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: deep}\n", "of this version"),
+        (
+            "task: {name: listops}\nmodel: {mixer: {name: chela}, depth: -2}\n",
+            "model.depth: expected at least 1, got -2",
+        ),
+        ("!!python/object/apply:os.system ['touch owned']", "could not read it"),
+        ("\0\1\2", "could not read it"),
+    ],
+)
+def test_a_foreign_config(content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    ended = launch("resume=.")
+    assert ended.status == 2 and message in ended.error
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 99}', "\0"])
+def test_a_foreign_result(content: str, one_step: Path, tmp_path: Path) -> None:
+    before = (one_step / "result.json").read_text()
+    (one_step / "result.json").write_text(content)
+    try:
+        ended = launch(f"resume={one_step}")
+    finally:
+        (one_step / "result.json").write_text(before)
+    assert ended.status == 2 and "result.json" in ended.error
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_record_that_does_not_parse_is_named(
+    workers: int,
+    tiny: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(self: RecordSet, indices: Any) -> Any:
+        raise DataError(f"{self.where(7)} cannot be read (torn)")
+
+    monkeypatch.setattr(RecordSet, "read", read)
+    ended = launch(*tiny, f"data.workers={workers}")
+    assert ended.status == 2
+    assert ended.error.startswith("record 7 of split train in ") and ended.error.endswith("cannot be read (torn)")
+
+
+def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=100))
+    ended = launch(*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
+    assert ended.status == 2 and ended.error.startswith(f"the disk of {tmp_path / 'data'} is full")
+
+
+def test_a_data_folder_of_another_format_or_damaged(tmp_path: Path) -> None:
+    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "trainer.max_steps=1")
+    assert launch(*words).status == 0
+    (manifest,) = tmp_path.rglob("records.json")
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format_version": 1', '"format_version": 0'))
+    assert "has format 0, expected 1" in launch(*words).error
+    manifest.write_text("{")
+    assert "does not parse" in launch(*words).error
+    manifest.write_text(text)
+    records = next(path for path in manifest.parent.iterdir() if "array_record" in path.name)
+    records.write_bytes(records.read_bytes()[:-1])
+    assert "is damaged: expected" in launch(*words).error
+
+
+# ---- memory, and faults of the program ------------------------------------------------------------------------------
+
+
+def test_a_model_that_this_machine_cannot_hold(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)  # 100 pages of 100 bytes
+    ended = launch(*tiny)
+    assert ended.status == 2 and "model: expected one that fits into the 0 GB of this machine, got one" in ended.error
+
+
+def test_out_of_memory_is_one_line(tiny: tuple[str, ...], at_step: AtStep) -> None:
+    at_step(2, lambda: torch.empty(2**50) and None)
+    ended = launch(*tiny)
+    assert ended.status == 2
+    assert ended.error.startswith("expected a run that fits into memory, got: ")
+    assert "lower trainer.batch_size" in ended.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("x"), KeyError("x"), OSError(2, "none")])
+def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
+    def command() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        guarded(command)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(28, "No space left on device", "x"), RuntimeError("std::bad_alloc")]
+)
+def test_surroundings_are_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> int:
+        raise error
+
+    assert guarded(command) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,155 @@
+"""Random words: each list either trains a tiny step or ends with status 2 and one line."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from chela.config import fields, names, resolve
+from chela.schema import MIXERS
+from tests.training.launches import TINY, launch
+
+LIMIT = 120  # seconds; a list that takes longer hangs
+
+KEYS = sorted(
+    {key for model in names("model") for key, _, _ in fields(resolve([f"model={model}", "preset=tiny"]))}
+    | {"task", "model", "preset"}
+)
+NUMBERS = ["-1", "0", "1", "2", "0.5", "1e-3", "nan", "inf", "1e400", "-0.0", "9" * 20, "9" * 5000, "0x10", "1_0", "٣"]
+WORDS = [
+    "",
+    "null",
+    "true",
+    "false",
+    "no",
+    "~",
+    "[]",
+    "{}",
+    "{a: 1}",
+    "[1, 2]",
+    "${seed}",
+    "???",
+    "a=b",
+    "'",
+    "ü" * 200,
+]
+
+# Right, but not for a test: they start processes, compile for minutes, or write outside of the test's folder.
+LEFT_OUT = {
+    "trainer.devices": {"2"},
+    "trainer.compile": {"true", "1"},
+    "data.workers": {"1", "2"},
+    "trainer.threads": {"0", "2"},
+    "preset": {"auto", "full", "mini"},
+}
+FOLDERS = ("runs", "resume", "data.dir", "data.root")
+
+
+def _choices() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"task": names("task"), "model": names("model"), "preset": ["tiny"]}
+    for mixer in MIXERS.values():
+        for field in dataclasses.fields(mixer):
+            found[f"model.mixer.{field.name}"] = [str(choice) for choice in field.metadata.get("choices", ())]
+    for key, _, field in fields(resolve(["preset=tiny"])):
+        found.setdefault(key, [str(choice) for choice in field.metadata.get("choices", ())])
+    return found
+
+
+CHOICES = _choices()
+
+
+def _is_safe(key: str, value: str) -> bool:
+    if key in FOLDERS:
+        return not value.startswith(("/", "~")) and ".." not in value
+    return (value not in LEFT_OUT.get(key, ()) and not value.strip().lstrip("+").isdecimal()) or value in NUMBERS
+
+
+@st.composite
+def right_words(draw: st.DrawFn) -> str:
+    """A key that exists with a value that may well be right."""
+    key = draw(st.sampled_from(KEYS))
+    values = [value for value in (*CHOICES.get(key, ()), "1", "2", "true", "false") if _is_safe(key, value)]
+    values = [value for value in values if value not in LEFT_OUT.get(key, ())]
+    return f"{key}={draw(st.sampled_from(values))}"
+
+
+@st.composite
+def any_words(draw: st.DrawFn) -> str:
+    """Anything that can stand in a command."""
+    text = st.text(max_size=20).filter(lambda value: "\0" not in value)
+    if draw(st.integers(0, 4)) == 0:
+        word = draw(text)
+        return word if word.partition("=")[0] not in KEYS else f"x{word}"
+    key = draw(st.sampled_from(KEYS))
+    if draw(st.integers(0, 4)) == 0:
+        return f"{draw(st.sampled_from([key[:-1], key.upper(), f'{key}.x', f'.{key}', key.replace('.', '_')]))}s=1"
+    value = draw(st.one_of(st.sampled_from(NUMBERS), st.sampled_from(WORDS), text))
+    if not _is_safe(key, value) or value in LEFT_OUT.get(key, ()):
+        value = "wrong"
+    return f"{key}={value}"
+
+
+LISTS = st.lists(st.one_of(right_words(), right_words(), any_words()), max_size=4)
+
+
+class Hangs(BaseException):
+    pass
+
+
+def _alarm(*_: Any) -> None:
+    raise Hangs
+
+
+def _try(words: list[str], data: str, folder: Path, seen: dict[int, int]) -> None:
+    os.chdir(folder)  # relative folders in the words lie here
+    base = (*TINY, f"data.dir={data}", "trainer.max_steps=1", "model.norm=layer")
+    before = signal.signal(signal.SIGALRM, _alarm)
+    signal.alarm(LIMIT)
+    try:
+        ended = launch(*base, *words)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    seen[ended.status] = seen.get(ended.status, 0) + 1
+    if ended.status == 0:
+        assert "--help" in words or "-h" in words or "--cfg" in words or "test accuracy" in ended.out
+    else:
+        assert ended.status in (2, 3)  # 3: a step with such values may leave the finite numbers
+        assert ended.error and "Traceback" not in ended.err
+
+
+def _run(examples: int, data: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CHELA_DATA", data)
+    seen: dict[int, int] = {}
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(words=LISTS)
+    def each(words: list[str]) -> None:
+        _try(words, data, folder, seen)
+
+    each()
+    return seen
+
+
+def test_a_few_random_lists(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _run(50, data, tmp_path, monkeypatch)
+    assert seen[0] >= 5 and seen[2] >= 10, seen
+
+
+@pytest.mark.slow
+def test_a_thousand_random_lists(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _run(1000, data, tmp_path, monkeypatch)
+    assert seen[0] >= 150 and seen[2] >= 300, seen
