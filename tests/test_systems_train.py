@@ -72,12 +72,3 @@ def test_trains(task, model, data, tmp_path, request):
     assert result["steps"] == 6
     assert result["model"] == model
     assert 0 <= result["test_accuracy"] <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", names("model"))
-def test_learns_what_the_first_step_shows(model, data, tmp_path):
-    """Two hundred steps on short trees leave the majority class behind, whatever the system."""
-    words = ["trainer.max_steps=200", "trainer.val_every=100", "optimizer.lr=5e-3", "model.depth=1"]
-    result = _train("listops", model, data, tmp_path, words)
-    assert result["test_accuracy"] > result["majority_accuracy"] + 0.02
