@@ -180,7 +180,7 @@ class PathfinderConfig:
     resolution: int = option(32, "pixels a side: 32, 64, 128 or 256; 16 is our own, smaller than LRA's smallest")
     level: str = option("hard", "'easy', 'intermediate' or 'hard'; LRA's tasks are hard")
     form: str = option("gray", "'gray': one value a pixel; 'tokens': gray levels as token ids")
-    normalization: str = option("s4", "'s4': 0 … 1; 'mega': -1 … 1; unused by tokens")
+    normalization: str = option("mega", "'mega': -1 … 1; 's4': 0 … 1; unused by tokens")
     train: int = option(160_000, "images to train on (of a release: 80 % of what is there, at most so many)")
     validation: int = option(20_000, "images to validate on (of a release: 10 %)")
     test: int = option(20_000, "images to test on (of a release: 10 %)")

@@ -28,23 +28,29 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory) -> Path:
-    """CIFAR-10 and IMDb as their authors ship them."""
+def shared() -> Path:
+    """The folder of real data, or a skip with the reason."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
-    folder = tmp_path_factory.mktemp("sources")
-    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(folder)], check=True, capture_output=True)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar(shared, tmp_path_factory) -> Path:
+    """CIFAR-10 as its authors ship it."""
+    folder = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder), "image"], check=True, capture_output=True)
     return folder
 
 
 def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
     """Where the task's data comes from."""
-    if task in ("text", "image"):
-        return [f"data.root={request.getfixturevalue('sources')}"]
+    if task == "image":
+        return [f"data.root={request.getfixturevalue('cifar')}"]
+    if task == "text":
+        return [f"data.root={request.getfixturevalue('shared') / 'text'}"]
     if task == "retrieval":
-        if not SHARED.is_dir():
-            pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
-        return ["data.source=scisumm", f"data.root={SHARED / 'retrieval'}"]
+        return ["data.source=scisumm", f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
     return []
 
 

@@ -45,13 +45,15 @@ def fit(config: Config, console: Console, started: float) -> int:
     quiet_lightning()
     leads = rank() == 0
     check_memory(config)
+    platform = hardware(config)
+    platform |= processes(config, platform["accelerator"])  # before a folder is made for a run that cannot be
     run, goes_on, lock = claim_run(config) if leads else (None, False, None)
     if run is not None:
         console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
     with Signals() as signals:
         keeper = Keeper(run, goes_on, signals, started, console.print)
         try:
-            _fit(config, console, keeper)
+            _fit(config, console, keeper, platform)
             return 0
         except Stopped as stop:
             console.print(_farewell(stop, keeper))
@@ -65,8 +67,8 @@ def fit(config: Config, console: Console, started: float) -> int:
                 lock.release()
 
 
-def _fit(config: Config, console: Console, keeper: Keeper) -> None:
-    trainer, module, data = assemble(config, console, keeper)
+def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]) -> None:
+    trainer, module, data = assemble(config, console, keeper, platform)
     try:
         trainer.fit(module, datamodule=data)
         if keeper.signals.asked:  # after the last step was saved
@@ -103,10 +105,10 @@ def _farewell(stop: Stopped, keeper: Keeper) -> str:
     return f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={keeper.run.path}"
 
 
-def assemble(config: Config, console: Console, keeper: Keeper) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
+def assemble(
+    config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]
+) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
     """Build everything that a run needs; the callbacks' order is the order in which they see a step."""
-    platform = hardware(config)
-    platform |= processes(config, platform["accelerator"])
     task = get_task(config.task)
     data = data_module(config)
     data.prepare_data()

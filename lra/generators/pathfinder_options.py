@@ -102,9 +102,7 @@ class PathfinderOptions:
             8
         """
         if size not in _PRESETS:
-            raise ValueError(
-                f"expected a size of {', '.join(map(str, _PRESETS))} pixels, got {size}: give each option instead"
-            )
+            raise ValueError(f"expected a size of {', '.join(map(str, _PRESETS))} pixels, got {size}")
         if level not in CONTOUR_LENGTHS or (size == 16 and level != "hard"):
             raise ValueError(f"expected a level of {', '.join(CONTOUR_LENGTHS)} (16 pixels: hard only), got {level!r}")
         options, distractor_paddles = _PRESETS[size]

@@ -183,7 +183,7 @@ def attend_kernel(
         delta = tl.load(delta_ptr + bh * L + t, mask=real, other=0.0)
     if FLOW:
         own = load_tile(own_ptr + head * WC, t, wc, H, WC, real)
-        flow_base = flow_ptr + (tl.program_id(1) * 4 * flow_part) + (bh * blocks + block) * BT
+        flow_base = flow_ptr + tl.program_id(1).to(tl.int64) * 4 * flow_part + (bh * blocks + block) * BT
 
     state_at = (bh * states + tl.minimum(chunk, states - 1)) * WA * WC
     z_at = bh * states + tl.minimum(chunk, states - 1)
