@@ -80,7 +80,7 @@ def layer_row(length: int, allocator: str) -> Row:
     if "softmax" in times:
         values["softmax / CHELA"] = times["softmax"].median / times["CHELA"].median
     values["CHELA / its products and FFTs"] = times["CHELA"].median / times[work].median
-    values |= {f"{name} peak memory [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
+    values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
     shapes = ", ".join(f"{length}x{d_in}x{d_out}" for d_in, d_out in MATRICES)
     note = (
         f"L {length}: products {shapes}, each with both gradients; of the attention two {QUERY}x{length}x{VALUE}, two "
