@@ -248,7 +248,7 @@ def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.Mo
     room = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=100))
     ended = launch(*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
-    assert ended.status == 2 and ended.error.startswith(f"the disk of {tmp_path / 'data'} is full")
+    assert ended.status == 2 and "make room or set data.dir" in ended.error
 
 
 def test_a_data_folder_of_another_format_or_damaged(tmp_path: Path) -> None:
