@@ -108,7 +108,7 @@ def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.M
         triton_backend.first_that_fits(problem, needs_small_tiles)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
 @pytest.mark.parametrize("shared", (32, 64, 99, 163, 227))
 def test_there_is_a_tile_for_every_device(dtype: torch.dtype, shared: int) -> None:
     for width in (1, 16, 64, 65, 128, 200, 256):
