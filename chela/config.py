@@ -34,12 +34,13 @@ MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a millio
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 
 # Where a run lies, how it is watched and how it is cut into launches: none of it changes the numbers that come out.
-_NOT_IN_IDENTITY = {
+NOT_IN_IDENTITY = {
     "runs",
     "resume",
     "allocator",
     "tensorboard",
     "data.dir",
+    "data.download",
     "data.root",
     "data.processes",
     "data.workers",
@@ -168,7 +169,7 @@ def fingerprint(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    return {key: value for key, value, _ in fields(config) if key not in _NOT_IN_IDENTITY}
+    return {key: value for key, value, _ in fields(config) if key not in NOT_IN_IDENTITY}
 
 
 def resolve_preset(asked: str, accelerator: str = "auto") -> tuple[str, str]:

@@ -4,8 +4,8 @@ python -m chela.predict run=runs/listops-mini/… input=expressions.txt       on
 printf '[MAX 2 [MIN 4 7 ] ]\n' | python -m chela.predict run=… input=-      from standard input
 
 A line is, for listops, an expression; for text, a review; for retrieval, two documents with a tab between; for image,
-32 × 32 pixels from 0 to 255 row by row, gray or RGB; for other tasks the numbers that the network takes. A line of JSON
-comes out for each: {"label": 4, "probabilities": [...]}. Further words: checkpoint=best|last, batch=64,
+32 × 32 pixels from 0 to 255 row by row, gray or RGB; for pathfinder and pathx, gray levels. A line of JSON comes out
+for each: {"label": 4, "probabilities": [...]}. Further words: checkpoint=best|last, batch=64,
 data.dir=FOLDER (as for chela.train; needed for encoding=s4, whose vocabulary comes from the data).
 """
 
@@ -153,14 +153,16 @@ def _documents(task: Any, line: str) -> Any:
     return task.encode({"first": _bytes(first), "second": _bytes(second)})
 
 
-def _image(task: Any, line: str) -> Any:
+def _pixels(task: Any, line: str) -> Any:
     import numpy as np
 
     values = _parsed(line)
-    if values.size not in (1024, 3072) or values.min() < 0 or values.max() > 255 or (values % 1).any():
-        raise ValueError(f"expected 1,024 gray levels or 3,072 RGB values from 0 to 255, got {values.size:,} numbers")
+    if (values < 0).any() or (values > 255).any() or (values % 1).any():
+        raise ValueError("expected gray levels (for image also RGB values), whole numbers from 0 to 255")
     pixels = values.astype(np.uint8)
-    return task.encode({"pixels": np.repeat(pixels, 3) if pixels.size == 1024 else pixels})
+    if task.name == "image" and pixels.size == 1024:  # gray: all three channels alike
+        pixels = np.repeat(pixels, 3)
+    return task.encode({"pixels": pixels})
 
 
 def _numbers(task: Any, line: str) -> Any:
@@ -180,7 +182,9 @@ _READERS: dict[str, Callable[[Any, str], Any]] = {
     "listops": _expression,
     "text": _review,
     "retrieval": _documents,
-    "image": _image,
+    "image": _pixels,
+    "pathfinder": _pixels,
+    "pathx": _pixels,
 }
 
 

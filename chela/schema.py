@@ -33,7 +33,7 @@ class ChelaConfig:
     )
     short_kernel: int = option(5, "taps of the short convolution", ge=3, le=31, odd=True)
     long_kernel: str = option("multiscale", "how the long kernel is made", choices=("multiscale", "free", "ema"))
-    reparam: bool = option(False, "train parallel short branches beside the long kernel, merged for inference")
+    reparam: bool = option(True, "train parallel short branches beside the long kernel, merged for inference")
     attention: str = option(
         "linear", "linear, with a learned decay per head, or none", choices=("linear", "decay", "none")
     )

@@ -1,9 +1,13 @@
 """Every test starts from the same state and leaves none behind."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whichever test comes first
 
 
 @pytest.fixture(autouse=True)

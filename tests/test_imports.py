@@ -14,6 +14,8 @@ for package in ("chela.ops", "chela.layers", "chela.models"):
     for found in pkgutil.walk_packages(module.__path__, package + "."):
         if "triton" in found.name or "kernels" in found.name or found.name.endswith("__main__"):
             continue  # loaded by their op when asked for
+        if found.name == "chela.models.hub":
+            continue  # for those who have huggingface_hub
         importlib.import_module(found.name)
 import torch, chela
 layer = chela.ChelaLayer(16, l_max=64)

@@ -66,8 +66,9 @@ def test_standard_input(listops, monkeypatch, capsys):
         (["task=retrieval"], [b"one paper\tanother, longer paper"]),
         (["task=image"], [b" ".join([b"17"] * 1024), b",".join([b"255"] * 3072)]),
         (["task=image", "task.form=tokens"], [b" ".join([b"0"] * 1024)]),
+        (["task=pathfinder"], [b" ".join([b"255"] * 256)]),
     ],
-    ids=["text", "retrieval", "image", "image-tokens"],
+    ids=["text", "retrieval", "image", "image-tokens", "pathfinder"],
 )
 def test_every_task_reads_its_lines(words, lines, tmp_path, capsys):
     run = _run(tmp_path, *words)
@@ -109,6 +110,14 @@ def test_a_line_that_is_no_sequence_is_named(listops, tmp_path, capsys, text, ma
     err = capsys.readouterr().err
     assert match in err
     assert err.count("\n") == 1
+
+
+def test_pixels_out_of_range_are_refused(tmp_path, capsys):
+    run = _run(tmp_path, "task=pathfinder")
+    for line, match in ((" ".join(["300"] * 256), "from 0 to 255"), ("1 2 3", "3 pixels"), ("1 x", "expected numbers")):
+        (tmp_path / "in").write_text(line)
+        assert main([f"run={run}", f"input={tmp_path / 'in'}"]) == 2
+        assert match in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -28,23 +28,29 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sources(tmp_path_factory) -> Path:
-    """CIFAR-10 and IMDb as their authors ship them."""
+def shared() -> Path:
+    """The folder of real data, or a skip with the reason."""
     if not SHARED.is_dir():
         pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
-    folder = tmp_path_factory.mktemp("sources")
-    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(folder)], check=True, capture_output=True)
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar(shared, tmp_path_factory) -> Path:
+    """CIFAR-10 as its authors ship it."""
+    folder = tmp_path_factory.mktemp("cifar")
+    subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder), "image"], check=True, capture_output=True)
     return folder
 
 
 def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
     """Where the task's data comes from."""
-    if task in ("text", "image"):
-        return [f"data.root={request.getfixturevalue('sources')}"]
+    if task == "image":
+        return [f"data.root={request.getfixturevalue('cifar')}"]
+    if task == "text":
+        return [f"data.root={request.getfixturevalue('shared') / 'text'}"]
     if task == "retrieval":
-        if not SHARED.is_dir():
-            pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
-        return ["data.source=scisumm", f"data.root={SHARED / 'retrieval'}"]
+        return ["data.source=scisumm", f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
     return []
 
 
@@ -66,12 +72,3 @@ def test_trains(task, model, data, tmp_path, request):
     assert result["steps"] == 6
     assert result["model"] == model
     assert 0 <= result["test_accuracy"] <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", names("model"))
-def test_learns_what_the_first_step_shows(model, data, tmp_path):
-    """Two hundred steps on short trees leave the majority class behind, whatever the system."""
-    words = ["trainer.max_steps=200", "trainer.val_every=100", "optimizer.lr=5e-3", "model.depth=1"]
-    result = _train("listops", model, data, tmp_path, words)
-    assert result["test_accuracy"] > result["majority_accuracy"] + 0.02

@@ -62,7 +62,7 @@ class MergedKernel(nn.Module):
                 f"merged long kernel: expected at most l_max={self.forward_kernel.shape[1]} tokens, got {u.shape[1]}; "
                 "unmerge, or merge a layer built with a larger l_max"
             )
-        return fft_conv(u, self.forward_kernel, kernel_back=self.back_kernel) + self.bias
+        return fft_conv(u, self.forward_kernel, kernel_back=self.back_kernel).add_(self.bias)  # keeps the dtype of u
 
 
 class LongStage(nn.Module):

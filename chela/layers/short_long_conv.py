@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from chela.layers.long_kernel import LONG_KERNELS
 from chela.layers.long_stage import LongStage
+from chela.layers.padding import zero_padding
 from chela.layers.short_conv import ShortConv
 from chela.ops.fft_conv.streaming import FFTConvState, fft_conv_step
 
@@ -100,11 +101,11 @@ class ShortLongConv(nn.Module):
         Returns:
             `(B, L, C)`, 0 at padding.
         """
-        x = _zero_padding(x, mask)
+        x = zero_padding(x, mask)
         if self.short is not None:
-            x = _zero_padding(self.short(x), mask)
+            x = zero_padding(self.short(x), mask)
         if self.long is not None:
-            x = _zero_padding(F.silu(self.long(x, mask)), mask)
+            x = zero_padding(F.silu(self.long(x, mask)), mask)
         return x
 
     def merge(self, *, keep_training_form: bool = True) -> None:
@@ -169,7 +170,3 @@ class ShortLongConv(nn.Module):
     def extra_repr(self) -> str:
         """Show the mode."""
         return f"mode={self.mode!r}, causal={self.causal}"
-
-
-def _zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)

@@ -38,30 +38,37 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> nn.Module:
         task: ``TaskFacts``, or anything that has these attributes.
         seed: Initial values follow from it and from each module's path.
 
+    Raises:
+        UsageError: Options that do not fit together, such as a width that the heads do not divide.
+
     Returns:
         The network; its attribute ``built_from`` is ``(config, facts)``, which ``save_pretrained`` writes down.
     """
+    from chela.errors import UsageError
     from chela.layers.initialise import initialise
     from chela.models.backbone import Backbone
     from chela.models.heads import Classifier, PairClassifier
 
     facts = TaskFacts(**{field.name: getattr(task, field.name) for field in dataclasses.fields(TaskFacts)})
     options = dataclasses.asdict(config.mixer)
-    backbone = Backbone(
-        options.pop("name"),
-        options,
-        d_model=config.d_model,
-        depth=config.depth,
-        d_ff=config.d_ff,
-        l_max=facts.l_max,
-        vocab_size=facts.vocab_size,
-        input_dim=facts.input_dim,
-        dropout=config.dropout,
-        norm=config.norm,
-        prenorm=config.prenorm,
-        positions=config.positions,
-        causal=config.causal,
-    )
+    try:
+        backbone = Backbone(
+            options.pop("name"),
+            options,
+            d_model=config.d_model,
+            depth=config.depth,
+            d_ff=config.d_ff,
+            l_max=facts.l_max,
+            vocab_size=facts.vocab_size,
+            input_dim=facts.input_dim,
+            dropout=config.dropout,
+            norm=config.norm,
+            prenorm=config.prenorm,
+            positions=config.positions,
+            causal=config.causal,
+        )
+    except ValueError as error:
+        raise UsageError(f"model: {error}") from None
     if facts.pair:
         model: Classifier | PairClassifier = PairClassifier(
             backbone, config.d_model, config.d_head, facts.num_classes, config.pair_features

@@ -14,15 +14,14 @@ from chela.errors import DivergedError, UsageError
 from chela.models import build_model
 from chela.schema import Config
 from chela.training import checkpoint, machine
-from chela.training.hardware import check_memory, hardware, processes, quiet_lightning, rank
+from chela.training.hardware import check_memory, hardware, processes, quiet_lightning, rank, stdout_console
 from chela.training.keeping import Keeper
 from chela.training.metrics import ChanceWatch, Metrics
 from chela.training.module import LitClassifier
-from chela.training.progress import ProgressDisplay
+from chela.training.progress import DataProgress, ProgressDisplay
 from chela.training.run import LAST_KEYS, RunFolder, claim_run, find_run
 from chela.training.signals import Signals, Stopped, stopped_by
 from lra.datamodule import LRADataModule
-from lra.tasks import get_task
 
 
 def fit(config: Config, console: Console, started: float) -> int:
@@ -45,13 +44,15 @@ def fit(config: Config, console: Console, started: float) -> int:
     quiet_lightning()
     leads = rank() == 0
     check_memory(config)
+    platform = hardware(config)
+    platform |= processes(config, platform["accelerator"])  # before a folder is made for a run that cannot be
     run, goes_on, lock = claim_run(config) if leads else (None, False, None)
     if run is not None:
         console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
     with Signals() as signals:
         keeper = Keeper(run, goes_on, signals, started, console.print)
         try:
-            _fit(config, console, keeper)
+            _fit(config, console, keeper, platform)
             return 0
         except Stopped as stop:
             console.print(_farewell(stop, keeper))
@@ -65,8 +66,8 @@ def fit(config: Config, console: Console, started: float) -> int:
                 lock.release()
 
 
-def _fit(config: Config, console: Console, keeper: Keeper) -> None:
-    trainer, module, data = assemble(config, console, keeper)
+def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]) -> None:
+    trainer, module, data = assemble(config, console, keeper, platform)
     try:
         trainer.fit(module, datamodule=data)
         if keeper.signals.asked:  # after the last step was saved
@@ -103,14 +104,13 @@ def _farewell(stop: Stopped, keeper: Keeper) -> str:
     return f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={keeper.run.path}"
 
 
-def assemble(config: Config, console: Console, keeper: Keeper) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
+def assemble(
+    config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]
+) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
     """Build everything that a run needs; the callbacks' order is the order in which they see a step."""
-    platform = hardware(config)
-    platform |= processes(config, platform["accelerator"])
-    task = get_task(config.task)
-    data = data_module(config)
+    data = data_module(config, console)
     data.prepare_data()
-    module = LitClassifier(build_model(config.model, task, config.seed), config)
+    module = LitClassifier(build_model(config.model, data.task, config.seed), config)
     metrics = Metrics(keeper, config.tensorboard)
     watch = ChanceWatch(metrics, data.majority_accuracy("train"), console.print)
     keeper.parts = {"metrics": metrics, "watch": watch}
@@ -131,8 +131,8 @@ def assemble(config: Config, console: Console, keeper: Keeper) -> tuple[L.Traine
     return trainer, module, data
 
 
-def data_module(config: Config) -> LRADataModule:
-    """Build the data module of a configuration."""
+def data_module(config: Config, console: Console) -> LRADataModule:
+    """Build the data module of a configuration; it says how far it is while records are made."""
     return LRADataModule(
         config.task,
         config.data,
@@ -140,6 +140,7 @@ def data_module(config: Config) -> LRADataModule:
         eval_batch_size=config.trainer.eval_batch_size,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
+        progress=DataProgress(console),
     )
 
 
@@ -155,9 +156,10 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str
         weights = run.load_best(identity)["model"]
     else:
         weights = checkpoint.load(run.last, LAST_KEYS, identity)["model"]
-    data = data_module(config)
+    data = data_module(config, stdout_console())
+    data.prepare_data()
     platform = hardware(config)
-    module = LitClassifier(build_model(config.model, get_task(config.task), config.seed), config)
+    module = LitClassifier(build_model(config.model, data.task, config.seed), config)
     if platform["precision"] == "64-true":
         module.double()  # before the weights come, which would lose half of their digits
     try:
@@ -203,6 +205,7 @@ def _result(
         "test_count": int(module.evaluated["count"]),
         "majority_accuracy": data.majority_accuracy("test"),
         "validation_policy": config.data.validation,
+        "data_note": data.task.note,
         "learned": watch.learned,
         "wall_seconds": round(keeper.wall_seconds(), 1),
         "training_seconds": round(metrics.seconds, 1),
@@ -222,6 +225,8 @@ def _report(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
         f"best validation {result['best_validation_accuracy']:.2%} at step {result['best_step']}, "
         f"validation policy {result['validation_policy']}{lra}"
     )
+    if result.get("data_note"):
+        console.print(f"data: {result['data_note']}")
     console.print(f"evaluate: python -m chela.evaluate run={run.path}")
     console.print(f"resume:   python -m chela.train resume={run.path}")
     console.print(f"plot:     python -m experiments.plot {run.path}")

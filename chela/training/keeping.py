@@ -7,14 +7,12 @@ step.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from chela.config import fingerprint, seconds
 from chela.errors import DivergedError, UsageError
@@ -162,7 +160,7 @@ class Keeper(L.Callback):
             UsageError: It could not be written.
         """
         weights = module.model.state_dict()
-        bad = next((name for name, value in weights.items() if not _finite(value)), None)
+        bad = next((name for name, value in weights.items() if not value.isfinite().all()), None)
         if bad is not None:
             raise DivergedError(module.divergence(bad, trainer.global_step))
         error = None
@@ -207,10 +205,6 @@ class Keeper(L.Callback):
         """Write the weights that did best on validation, on their own."""
         assert self.best is not None
         checkpoint.save(self.run.best, {"fingerprint": fingerprint(module.config), **self.best})
-
-
-def _finite(value: Tensor) -> bool:
-    return math.isfinite(value.detach().double().sum()) or bool(value.isfinite().all())
 
 
 def _agree(trainer: L.Trainer, due: bool, asked: int) -> tuple[bool, int]:

@@ -94,6 +94,26 @@ class ProgressDisplay(L.Callback):
             self._bar = None
 
 
+class DataProgress:
+    """Say how far the making of records is, when it takes more than a moment.
+
+    Args:
+        console: Where to print.
+    """
+
+    EVERY = 5.0  # seconds
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._said = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Say it, but not too often."""
+        if time.monotonic() - self._said > self.EVERY:
+            self._said = time.monotonic()
+            self.console.print(f"{what}: {done:,} of {total:,}")
+
+
 def _max_steps(module: L.LightningModule) -> int:
     assert isinstance(module, LitClassifier)
     return module.config.trainer.max_steps

@@ -1,4 +1,4 @@
-"""``python -m experiments.bench NAME [--compare OLD.json] [--out FILE] [--quick]``."""
+"""``python -m experiments.bench NAME [--compare OLD.json] [--out FILE] [--quick] [--cpu-time]``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show new / old beside each value")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULTS}/NAME.json)")
     parser.add_argument("--quick", action="store_true", help="smallest sizes only, to see that it works")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count CPU seconds, not the wall clock (busy machine, one thread)"
+    )
     given = parser.parse_args(arguments)
 
     from rich.console import Console
@@ -34,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]{error}[/red]")
         return 2
+    if given.cpu_time:
+        timing.use_cpu_time()
     facts = timing.machine()
     rows = benchmark.run(given.quick)
     console.print(report.table(benchmark, rows, old))

@@ -41,6 +41,16 @@ class Timing:
     rounds: int
 
 
+# What is read around a run: the wall clock, or the CPU seconds of this process (``--cpu-time``).
+clock: Callable[[], float] = time.perf_counter
+
+
+def use_cpu_time() -> None:
+    """Count CPU seconds from now on: what one thread's work costs, also on a machine that others keep busy."""
+    global clock
+    clock = time.process_time
+
+
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, least: int = 3, most: int = 50
 ) -> dict[str, Timing]:
@@ -53,10 +63,10 @@ def interleaved(
     start = time.perf_counter()
     for turn in range(most):
         for name, run in candidates.items():
-            began = time.perf_counter()
+            began = clock()
             run()
             synchronize()
-            times[name].append(time.perf_counter() - began)
+            times[name].append(clock() - began)
         if turn + 1 >= least and time.perf_counter() - start > seconds * len(candidates):
             break
     return {name: _summary(t) for name, t in times.items()}
@@ -102,6 +112,7 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
+        "clock": clock.__name__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "default",

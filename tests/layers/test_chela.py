@@ -22,7 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "long-only": {"conv": "long"},
     "free-kernel": {"long_kernel": "free"},
     "ema-kernel": {"long_kernel": "ema"},
-    "reparam": {"reparam": True},
+    "no-reparam": {"reparam": False},
     "unnormalised": {"normalize": False, "feature_map": "silu"},
 }
 
@@ -97,7 +97,7 @@ def test_gradients(causal: bool, masked: bool) -> None:
 
 def test_default_is_the_equations() -> None:
     """Steps 1 to 5 of the definition, with direct sums in place of the ops."""
-    m = layer()
+    m = layer(reparam=False)
     x = torch.randn(1, 9, D, dtype=torch.float64)
     padded = F.pad(x, (0, 0, 2, 2))
     short = sum(m.conv.short.weight[:, j] * padded[:, j : j + 9] for j in range(5))
@@ -152,7 +152,7 @@ def test_step_needs_a_causal_layer() -> None:
 
 
 def test_merged_equals_eval_after_training_steps() -> None:
-    mixer = layer(torch.float32, reparam=True).train()
+    mixer = layer(torch.float32).train()
     optimizer = torch.optim.AdamW(mixer.parameters(), lr=1e-2)
     x, mask = torch.randn(3, 20, D), torch.arange(20) < torch.tensor([[20], [9], [3]])
     for _ in range(5):

@@ -173,6 +173,15 @@ def test_the_merged_form_says_what_it_is():
         layer.unmerge()
 
 
+def test_merged_layers_keep_the_dtype_of_their_input():
+    layer = _trained(reparam=True).eval()
+    x = torch.randn(2, 20, C).bfloat16()
+    want = layer(x)
+    layer.merge()
+    assert layer(x).dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x), want, atol=0.05, rtol=0.05)
+
+
 def test_unmerge_needs_the_training_parameters():
     layer = _trained(reparam=True).eval()
     loaded = ShortLongConv(C, l_max=L_MAX, reparam=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lra.files import locked
 from lra.schema import DataConfig, ListOpsConfig
 
 
@@ -28,15 +29,24 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(dir=str(tmp_path_factory.mktemp("records")), processes=1)
 
 
+def common(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all workers of a test session share."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """The whole of IMDb as records."""
-    return DataConfig(dir=str(tmp_path_factory.mktemp("text")), root=str(shared / "text"))
+    """The whole of IMDb as records, built by whoever asks first."""
+    return DataConfig(dir=str(common(tmp_path_factory, "real-text")), root=str(shared / "text"))
 
 
 @pytest.fixture(scope="session")
 def real_image(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The whole of CIFAR-10, laid out as its authors ship it."""
-    folder = tmp_path_factory.mktemp("image")
-    subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder / "mine"), "image"], check=True)
+    folder = common(tmp_path_factory, "real-image")
+    with locked(folder / "mine"):
+        subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder / "mine"), "image"], check=True)
     return DataConfig(dir=str(folder / "records"), root=str(folder / "mine"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from chela.config import names, resolve
+from chela.errors import UsageError
 from chela.models import build_model
 
 LISTOPS = SimpleNamespace(num_classes=10, l_max=96, vocab_size=17, input_dim=1, pair=False)
@@ -42,3 +43,16 @@ def test_padding_does_not_move_the_scores(name):
     with torch.no_grad():
         scores = model(padded, torch.arange(96).expand(2, 96) < 40)
         torch.testing.assert_close(scores, model(inputs), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["model=lightning", "model.causal=false"], "model: lightning: expected causal=True"),
+        (["model=softmax", "model.mixer.d_value=20", "model.mixer.heads=4"], "model: rotary: expected an even width"),
+        (["model=s4d", "model.mixer.d_state=7"], "model: s4d: expected an even d_state"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line(words, match):
+    with pytest.raises(UsageError, match=match):
+        build_model(resolve([*words, "preset=mini"]).model, LISTOPS, 0)

@@ -1,10 +1,10 @@
 """Every bad input is one line on stderr and status 2; help is quick."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ AtStep = Callable[[int, Callable[[], None]], None]
 
 @pytest.mark.parametrize("words", [["--help"], ["task=listops", "--cfg"], ["modle=chela"]])
 def test_quick_and_light(words: list[str]) -> None:
-    """Under a second, with neither torch nor lightning; the best of three, since others use the machine too."""
+    """Under a second of the processor (what others do on the machine is not counted), without torch and lightning."""
     code = (
         "import sys, chela.train, chela.cli\n"
         f"status = chela.cli.main(chela.train.train, '', {words!r})\n"
@@ -31,15 +31,11 @@ def test_quick_and_light(words: list[str]) -> None:
         "assert not heavy, heavy\n"
         "sys.exit(status)"
     )
-    took = []
-    for _ in range(3):
-        start = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        took.append(time.monotonic() - start)
-        assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
-        if took[-1] < 1:
-            return
-    pytest.fail(f"took {took} seconds")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_help_names_every_group_and_key() -> None:
@@ -111,9 +107,9 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["task.max_length=5"], "task.max_length is 5: expected min_length"),
         (["runs="], "runs: expected a folder, got ''"),
         # names
-        (["task=listop"], "task: expected one of listops"),
-        (["task="], "task: expected one of listops"),
-        (["model=../model/chela"], "model: expected one of chela, linear, softmax, got '../model/chela'"),
+        (["task=listop"], "task: expected one of "),
+        (["task="], "task: expected one of "),
+        (["model=../model/chela"], "got '../model/chela'"),
         (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
         (["model.mixer.name=softmax"], "model.mixer.name: chosen by model=NAME, got 'softmax'"),
         # folders of runs
@@ -159,6 +155,7 @@ def test_bad_surroundings(
     ended = launch(*tiny, *(word.format(folder=tmp_path) for word in words))
     assert ended.status == 2
     assert message in ended.error
+    assert words[0].startswith("data.") or not list(tmp_path.glob("runs/*/*"))
 
 
 # ---- runs that cannot go on ----------------------------------------------------------------------------------------
@@ -251,7 +248,7 @@ def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.Mo
     room = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=100))
     ended = launch(*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
-    assert ended.status == 2 and ended.error.startswith(f"the disk of {tmp_path / 'data'} is full")
+    assert ended.status == 2 and "make room or set data.dir" in ended.error
 
 
 def test_a_data_folder_of_another_format_or_damaged(tmp_path: Path) -> None:

@@ -101,25 +101,32 @@ def test_two_processes_are_one(alone: Path, pair: Path) -> None:
     assert left_by(pair)["result"]["test_count"] == 43
 
 
+def in_step(step: int, action: Callable[[], None]) -> None:
+    """Call something when a step (from 1) is taken, in this process for good."""
+    plain = LitClassifier.training_step
+
+    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+        if self.global_step + 1 == step:
+            action()
+        return plain(self, batch, batch_idx)
+
+    LitClassifier.training_step = training_step  # type: ignore[method-assign]
+
+
+def join_group_and_get_a_signal(rank: int, port: int) -> None:
+    """The second process alone is asked to stop, in step 3."""
+    join_group(rank, port)
+    if rank == 1:
+        in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def test_a_signal_to_one_stops_both_and_both_go_on(data: str, pair: Path, tmp_path: Path) -> None:
     words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto")
-    both = start(words, tmp_path)
-    wait_for_steps(tmp_path, 2)
-    os.kill(both[1].pid, signal.SIGTERM)
+    both = start(words, tmp_path, join_group_and_get_a_signal)
     assert finish(both, tmp_path) == [128 + signal.SIGTERM, 0], logs(tmp_path)
-    assert "stopped (SIGTERM) at step" in (tmp_path / "rank0.log").read_text()
+    assert "stopped (SIGTERM) at step 3; saved" in (tmp_path / "rank0.log").read_text()
     assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
     assert_equal(left_by(only_run(tmp_path)), left_by(pair))
-
-
-def wait_for_steps(folder: Path, steps: int) -> None:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        files = list(folder.rglob("metrics.csv"))
-        if files and len(files[0].read_text().splitlines()) > steps:
-            return
-        time.sleep(0.005)
-    pytest.fail(f"no steps: {logs(folder)}")
 
 
 def test_a_launcher_with_another_number_of_processes(data: str, tmp_path: Path) -> None:

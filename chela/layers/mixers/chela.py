@@ -72,7 +72,7 @@ class ChelaLayer(nn.Module):
         conv: str = "short-long",
         short_kernel: int = 5,
         long_kernel: str = "multiscale",
-        reparam: bool = False,
+        reparam: bool = True,
         attention: str = "linear",
         feature_map: str = "elu",
         normalize: bool = True,

@@ -25,7 +25,7 @@ class Slices:
         _, self.L, H, D = p.q.shape
         self.absent = None if p.mask is None else ~p.mask
         self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
-        self.buffer = Workspace(p.sum_dtype, p.q.device)
+        self.buffer = Workspace(p.sum_dtype, p.q.device, buffers_per_block=2)
         self.b, self.tokens = 0, slice(0)
 
     def __call__(self, b: int) -> Iterator[None]:
@@ -41,7 +41,11 @@ class Slices:
         if self.absent is None and x.dtype == self.buffer.dtype:
             return part
         part = self.buffer(name, *part.shape).copy_(part)
-        return part if self.absent is None else part.masked_fill_(self.absent[self.b, self.tokens, None], 0)
+        return self.fill(part, 0)
+
+    def fill(self, y: Tensor, value: float) -> Tensor:
+        """Set y `(H, T, ·)` to a value where absent, in place."""
+        return y if self.absent is None else y.masked_fill_(self.absent[self.b, self.tokens, None], value)
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         """Return a @ b `(H, T, ·)`, to be used before the next product."""
@@ -49,9 +53,7 @@ class Slices:
 
     def write(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(H, T, ·)` to its place in x, zero where absent."""
-        if self.absent is not None:
-            y.masked_fill_(self.absent[self.b, self.tokens, None], 0)
-        x[self.b, self.tokens] = y.transpose(0, 1)
+        x[self.b, self.tokens] = self.fill(y, 0).transpose(0, 1)
 
 
 def saved_shape(p: Problem) -> tuple[int, ...]:
@@ -79,7 +81,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             if p.normalize:
                 t = q_ @ z
                 x.write(t, total.mT[..., None])
-                o /= t + p.eps
+                o /= x.fill(t + p.eps, 1)
             x.write(o, out)
     return out, total, nothing, saved
 
@@ -95,7 +97,7 @@ def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tenso
         for _ in x(b):
             q_, do = x.read("q", p.q), x.read("do", d_out)
             if p.normalize:
-                scale = 1 / (x.read("total", total.mT[..., None]) + p.eps)
+                scale = 1 / x.fill(x.read("total", total.mT[..., None]) + p.eps, 1)
                 d_total = (do * x.read("out", out)).sum(-1, keepdim=True).mul_(scale).neg_()
                 do = torch.mul(do, scale, out=x.buffer("scaled", *do.shape))
                 dz += d_total.mT @ q_

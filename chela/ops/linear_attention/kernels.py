@@ -126,7 +126,7 @@ def delta_kernel(
     d_out = load_tile(d_out_ptr + base, t, e, H, E, real).to(tl.float32)
     out = load_tile(out_ptr + base, t, e, H, E, real).to(tl.float32)
     total = tl.load(total_ptr + bh * L + t, mask=real, other=0.0)
-    tl.store(scale_ptr + bh * L + t, 1.0 / (eps + total), mask=t < L)
+    tl.store(scale_ptr + bh * L + t, 1.0 / tl.where(real, eps + total, 1.0), mask=t < L)
     tl.store(delta_ptr + bh * L + t, tl.sum(d_out * out, 1), mask=t < L)
 
 
@@ -183,7 +183,7 @@ def attend_kernel(
         delta = tl.load(delta_ptr + bh * L + t, mask=real, other=0.0)
     if FLOW:
         own = load_tile(own_ptr + head * WC, t, wc, H, WC, real)
-        flow_base = flow_ptr + (tl.program_id(1) * 4 * flow_part) + (bh * blocks + block) * BT
+        flow_base = flow_ptr + tl.program_id(1).to(tl.int64) * 4 * flow_part + (bh * blocks + block) * BT
 
     state_at = (bh * states + tl.minimum(chunk, states - 1)) * WA * WC
     z_at = bh * states + tl.minimum(chunk, states - 1)
@@ -282,7 +282,7 @@ def attend_kernel(
             acc = tl.dot(s.to(DOT), c_tile.to(DOT), acc, input_precision=PRECISION)
 
     if KIND == "out" and NORMALIZE:
-        acc = acc / (eps + total)[:, None]
+        acc = acc / tl.where(real, eps + total, 1.0)[:, None]
         if tl.program_id(1) == 0:
             tl.store(total_ptr + bh * L + t, total, mask=t < L)
     if KIND == "dq" and NORMALIZE:

@@ -35,28 +35,31 @@ class Launch:
     stages: int
 
 
-# (bytes of an element, widest tile) → (KiB of shared memory the device must have, launch), best first.
+# (dtype, widest tile) → (KiB of shared memory the device must have, launch), best first.
 # Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
 _TABLE = {
-    (2, 64): (
+    (torch.bfloat16, 64): (
         (90, Launch(64, 64, 64, 64, 4, 8, 2)),
         (48, Launch(32, 64, 32, 32, 8, 4, 1)),
         (0, Launch(16, 32, 16, 16, 16, 4, 1)),
     ),
-    (2, 128): (
+    (torch.bfloat16, 128): (
         (200, Launch(64, 128, 64, 64, 4, 8, 2)),
         (90, Launch(64, 128, 32, 64, 4, 8, 2)),
         (48, Launch(32, 128, 32, 32, 8, 4, 1)),
         (0, Launch(16, 32, 16, 16, 16, 4, 1)),
     ),
-    (2, 256): (
+    (torch.bfloat16, 256): (
         (200, Launch(64, 256, 32, 64, 4, 8, 1)),
         (90, Launch(32, 256, 32, 64, 8, 8, 1)),
         (0, Launch(16, 64, 16, 16, 16, 4, 1)),
     ),
-    (4, 64): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (4, 128): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (4, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (torch.float16, 64): ((90, Launch(64, 64, 32, 64, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
+    (torch.float16, 128): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
+    (torch.float16, 256): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
+    (torch.float32, 64): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (torch.float32, 128): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
+    (torch.float32, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
 }
 # Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
 INTERPRETED = Launch(64, 128, 128, 128, 2, 4, 1)
@@ -72,4 +75,4 @@ def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[La
         shared_memory: Bytes a program may use on the device.
     """
     wide = max(64, padded(max(D, E)))
-    return tuple(launch for least, launch in _TABLE[dtype.itemsize, wide] if least * 1024 <= shared_memory)
+    return tuple(launch for least, launch in _TABLE[dtype, wide] if least * 1024 <= shared_memory)

@@ -92,5 +92,6 @@ def linear_attention_step(
     z = z + k_
     out = (q_[..., None] * S).sum(-2)  # not a matrix product: autocast would round it
     if normalize:
-        out = out / (eps + (q_ * z).sum(-1, keepdim=True))
+        total = eps + (q_ * z).sum(-1, keepdim=True)
+        out = out / (total if mask is None else total.masked_fill(~mask[:, None, None], 1))
     return out.to(v.dtype), LinearAttentionState(S, z)

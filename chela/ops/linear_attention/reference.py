@@ -69,7 +69,8 @@ def linear_attention_reference(
         out = out + reach @ initial_state.S.to(dtype)
         total = total + (reach @ initial_state.z.to(dtype)[..., None])
     if normalize:
-        out = out / (eps + total)
+        total = eps + total
+        out = out / (total if mask is None else total.masked_fill(~mask[:, None, :, None], 1))
     state = _final_state(k_, v_, sums, initial_state) if return_state else None
     return out.transpose(1, 2).to(v.dtype), state
 

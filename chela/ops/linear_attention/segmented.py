@@ -106,7 +106,7 @@ def forward(p: Problem, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, T
             o, carry = _segment_output(walk, carry, None if p.causal else saved[1, s.index, rows])
             if p.normalize:
                 s.store(o[..., E:], total.mT[..., None])
-                o[..., :E] /= o[..., E:] + p.eps
+                o[..., :E] /= s.fill(o[..., E:] + p.eps, 1)
             s.store(o[..., :E], out)
         if p.causal:
             end[rows] = carry
@@ -144,7 +144,7 @@ class BackwardWalk(Walk):
         if p.normalize:
             dot = self.load("o", self.out).mul_(self.do[..., :-1]).sum(-1, keepdim=True)
             self.do[..., -1:] = dot.neg_()
-            self.do /= self.load("total", self.total.mT[..., None]) + p.eps
+            self.do /= s.fill(self.load("total", self.total.mT[..., None]).add_(p.eps), 1)
         elif p.ones:
             self.do[..., -1] = 0
 

@@ -20,19 +20,31 @@ CHUNK = 64
 
 
 class Workspace:
-    """Named buffers of one call, allocated once for all segments: fresh memory costs a page fault per 4 KiB."""
+    """Named buffers of one call, for all its segments: fresh memory costs a page fault per 4 KiB.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    They are cut from blocks that hold many of them. One large block is asked for and given back as a whole, and glibc,
+    which learns from what it is given back, keeps it at hand for the next call; of many small ones it would not.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, buffers_per_block: int = 16) -> None:
+        self._per_block = buffers_per_block
+        self._block = torch.empty(0, dtype=dtype, device=device)
+        self._named: dict[str, Tensor] = {}
         self.dtype, self.device = dtype, device
-        self._flat: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         """Return the buffer of that name, seen as ``shape``; what it held is gone once it is asked for again."""
         size = math.prod(shape)
-        flat = self._flat.get(name)
+        flat = self._named.get(name)
         if flat is None or flat.numel() < size:
-            flat = self._flat[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+            flat = self._named[name] = self._cut(-(-size // 16) * 16)  # whole cache lines
         return flat[:size].view(shape)
+
+    def _cut(self, size: int) -> Tensor:
+        if self._block.numel() < size:
+            self._block = torch.empty(self._per_block * size, dtype=self.dtype, device=self.device)
+        cut, self._block = self._block[:size], self._block[size:]
+        return cut
 
 
 def chunks_per_segment(H: int, D: int, E: int, chunk: int) -> int:
@@ -70,7 +82,11 @@ class Segment:
             body[whole, :, :, : T - whole * self.C].copy_(part[:, whole * self.C :].transpose(1, 2))
         if into.shape[-1] > width:
             into[..., width:] = 1
-        return into if self.absent is None else into.masked_fill_(self.absent[..., None], 0)
+        return self.fill(into, 0)
+
+    def fill(self, x: Tensor, value: float) -> Tensor:
+        """Set x `(n, B, H, C, ·)` to a value where absent, in place."""
+        return x if self.absent is None else x.masked_fill_(self.absent[..., None], value)
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""

@@ -37,7 +37,8 @@ class Configuration:
 
 CONFIGURATIONS = [
     *(Configuration(kind, "bf16", width) for width in (64, 128, 256) for kind in ("out", "dq", "dk")),
-    *(Configuration("dq", "fp32", width) for width in (128, 256)),
+    Configuration("dq", "fp32", 128),
+    Configuration("dq", "fp16", 128),
     Configuration("states", "bf16", 256),
     Configuration("states", "fp32", 128),
 ]

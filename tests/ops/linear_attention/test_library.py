@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from chela.ops import LinearAttentionState, linear_attention
+from experiments.bench.timing import peak_memory
 from tests.ops.linear_attention.cases import Case, draw
 
 DECAYS = ("none", "head", "token")
@@ -94,3 +95,19 @@ def test_flops_are_counted(causal: bool) -> None:
         linear_attention(q, k, v, causal=causal).sum().backward()
     inside, states = (5 + 2, 2 + 5) if causal else (0, 2 + 4)  # products C × 16 and 16 × 16 per token
     assert counter.get_total_flops() == 2 * 256 * 2 * (inside * 64 * 16 + states * 16 * 16)
+
+
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("decay", DECAYS)
+def test_memory_beyond_results_is_small(causal: bool, decay: str) -> None:
+    x = draw(Case(4096, 64, 64, causal, decay, False, True))
+    d_out = x.pop("d_out")
+    leaves = [t.requires_grad_() for t in x.values()]
+    results = 8 * d_out.nbytes  # q, k, v, o and their gradients
+
+    def step() -> None:
+        torch.autograd.grad(linear_attention(**x, causal=causal, normalize=True), leaves, d_out)
+
+    # Of what is held at the peak, the output and three gradients are results themselves.
+    assert peak_memory(step) - results / 2 <= 1.5 * results
+    assert peak_memory(step) >= results / 2  # the measurement sees at least those

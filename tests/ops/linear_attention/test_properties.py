@@ -109,6 +109,18 @@ def test_masked_is_deleted(backend: str, causal: bool, decay: str) -> None:
         close(got[name] if expected.ndim == 1 else got[name][:1, kept], expected)
 
 
+@pytest.mark.parametrize("backend", (*BACKENDS, "triton"))
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("decay", ("none", "head"))
+def test_eps_may_be_zero(backend: str, causal: bool, decay: str) -> None:
+    x = draw(Case(20, 8, 8, causal, decay, True, True))
+    x["mask"][1] = False
+    leaves = {n: t.requires_grad_() for n, t in x.items() if t.is_floating_point() and n != "d_out"}
+    out = linear_attention(**leaves, mask=x["mask"], causal=causal, normalize=True, eps=0.0, backend=backend)
+    assert (out[~x["mask"]] == 0).all()
+    assert all(g.isfinite().all() for g in (out, *torch.autograd.grad(out, list(leaves.values()), x["d_out"])))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("value", (-float("inf"), -1e4, -88.0, 0.0))

@@ -13,7 +13,7 @@ import torch
 
 from chela.ops import linear_attention
 from chela.ops.linear_attention import triton_backend
-from chela.ops.linear_attention.launch import Launch
+from chela.ops.linear_attention.launch import Launch, launches
 from tests.ops.linear_attention.cases import Case, cases, draw, run
 from tests.ops.linear_attention.test_backends import check
 
@@ -106,6 +106,15 @@ def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.M
     monkeypatch.setattr(triton_backend, "_fitting", {})
     with pytest.raises(RuntimeError, match=re.escape("use backend='chunked'")):
         triton_backend.first_that_fits(problem, needs_small_tiles)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16, torch.bfloat16))
+@pytest.mark.parametrize("shared", (32, 64, 99, 163, 227))
+def test_there_is_a_tile_for_every_device(dtype: torch.dtype, shared: int) -> None:
+    for width in (1, 16, 64, 65, 128, 200, 256):
+        found = launches(width, 8, dtype, shared * 1024)
+        assert [x.BT for x in found] == sorted((x.BT for x in found), reverse=True)
+        assert min(min(x.BT, x.BK, x.BC, x.BS) for x in found) >= 16  # what a product on tensor cores takes at least
 
 
 def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:

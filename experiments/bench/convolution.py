@@ -1,0 +1,112 @@
+"""The long convolution, forward + backward: against autograd through rfft and irfft, and its own transforms.
+
+CPU, float32, causal, K = L, each with glibc's default allocator and with one that keeps its memory; then the same
+convolution token by token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from chela.layers.short_long_conv import ShortLongConv
+from chela.ops import fft_conv
+from experiments.bench.registry import Row
+from experiments.bench.timing import ALLOCATOR_VARIABLES, interleaved, peak_memory, record
+
+SIZES = ((4, 128, 1024), (2, 128, 4096), (1, 128, 16384))
+STREAMS = (1024, 2048, 4096, 8192, 16384)
+
+
+def run(quick: bool) -> list[Row]:
+    """Measure whole sequences with both allocators, then streams."""
+    sizes, streams = (SIZES[:1], STREAMS[:1]) if quick else (SIZES, STREAMS)
+    given = any(name in os.environ for name in ALLOCATOR_VARIABLES)
+    rows = [whole_row(*size, "as set" if given else "default") for size in sizes]
+    if not given and keep_memory():
+        rows += [whole_row(*size, "keeping") for size in sizes]
+    return rows + [stream_row(length) for length in streams]
+
+
+def keep_memory() -> bool:
+    """Tell glibc to give no memory back to the kernel, for the rest of the process; False where there is no glibc.
+
+    The same as MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=67108864 (the threshold cut to what
+    the call takes).
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1) and mallopt(m_top_pad, 1 << 26))
+
+
+def plain(u: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve u `(B, L, C)` with kernel `(C, L)` as one writes it down."""
+    length = u.shape[1]
+    n = 2 * length
+    product = torch.fft.rfft(u.transpose(1, 2), n=n) * torch.fft.rfft(kernel, n=n)
+    return torch.fft.irfft(product, n=n)[..., :length].transpose(1, 2)
+
+
+def transforms_and_products(batch: int, channels: int, length: int) -> Callable[[], None]:
+    """Return the transforms and products that forward and backward consist of, and nothing else."""
+    n = 2 * length
+    rows, kernel = torch.randn(batch, channels, n), torch.randn(channels, n)
+    spectrum, of_kernel = torch.fft.rfft(rows), torch.fft.rfft(kernel)
+
+    def work() -> None:
+        for _ in range(3):  # u in the forward, u and the output's gradient in the backward
+            torch.fft.rfft(rows)
+        for _ in range(2):  # the kernel, in both
+            torch.fft.rfft(kernel)
+        for _ in range(2):  # y and the gradient of u
+            torch.fft.irfft(spectrum * of_kernel, n=n)
+        torch.fft.irfft((spectrum * spectrum).sum(0), n=n)  # the gradient of the kernel
+
+    return work
+
+
+def whole_row(batch: int, channels: int, length: int, allocator: str) -> Row:
+    """Return times and peak memory at one size."""
+    u = torch.randn(batch, length, channels, requires_grad=True)
+    kernel = (torch.randn(channels, length) / length**0.5).requires_grad_()
+    d_out = torch.randn(batch, length, channels)
+    contiguous = "plain, (B, L, C) contiguous"
+    candidates: dict[str, Callable[[], object]] = {
+        "fft_conv": lambda: torch.autograd.grad(fft_conv(u, kernel), (u, kernel), d_out),
+        "plain": lambda: torch.autograd.grad(plain(u, kernel), (u, kernel), d_out),
+        contiguous: lambda: [
+            x.contiguous() for x in torch.autograd.grad(plain(u, kernel).contiguous(), (u, kernel), d_out)
+        ],
+        "its transforms and products": transforms_and_products(batch, channels, length),
+    }
+    times = interleaved(candidates, seconds=2.0, least=5)
+    values = {f"{name} [ms]": t.median for name, t in times.items()}
+    ours = times["fft_conv"].median
+    values["fft_conv / plain"] = ours / times["plain"].median
+    values[f"fft_conv / {contiguous}"] = ours / times[contiguous].median
+    values["fft_conv / transforms and products"] = ours / times["its transforms and products"].median
+    values["peak memory, fft_conv / plain"] = peak_memory(candidates["fft_conv"]) / peak_memory(candidates["plain"])
+    key = {"what": "whole", "B": batch, "C": channels, "L": length, "allocator": allocator}
+    return Row(key, values, raw={name: record(t) for name, t in times.items()})
+
+
+def stream_row(length: int) -> Row:
+    """Return the mean time of a step over `length` tokens, and that of a direct sum over all of them."""
+    layer = ShortLongConv(128, l_max=length, causal=True).eval()
+    x, state = torch.randn(length, 1, 128), None
+    began = time.perf_counter()
+    for token in x:
+        _, state = layer.step(token, state)
+    step = (time.perf_counter() - began) / length
+    past, kernel = torch.randn(2, 128, length)
+    direct = interleaved({"direct": lambda: (past * kernel).sum(1)}, seconds=0.2)["direct"]
+    values = {"step [ms]": step, "direct sum at the last token [ms]": direct.median}
+    return Row({"what": "stream", "B": 1, "C": 128, "L": length, "allocator": "any"}, values)

@@ -1,0 +1,30 @@
+"""torch.compile takes every mixer whole: no graph break, the same numbers, forward and backward."""
+
+import pytest
+import torch
+
+from tests.layers.mixers.systems import CASES, D_MODEL, IDS, SYSTEMS
+
+FAST = {("chela", False), ("lion_s", False)}
+
+
+@pytest.mark.parametrize(
+    ("name", "causal"),
+    [pytest.param(*case, marks=() if case in FAST else pytest.mark.slow) for case in CASES],
+    ids=IDS,
+)
+def test_compiles_whole(name, causal):
+    torch._dynamo.reset()
+    layer = SYSTEMS[name].build(causal)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    x = torch.randn(2, 30, D_MODEL, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(30) < torch.tensor([[30], [17]])
+    results = []
+    for module in (layer, compiled):
+        out = module(x, mask)
+        out = torch.cat(out, dim=-1) if isinstance(out, tuple) else out
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+        results.append((out, grad))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)

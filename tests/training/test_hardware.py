@@ -1,0 +1,60 @@
+import pytest
+
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.schema import Config
+from chela.training.hardware import processes, rank
+
+
+def config(devices: int, nodes: int = 1) -> Config:
+    return resolve(["preset=tiny", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"])
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "SLURM_PROCID",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "SLURM_NTASKS",
+        "TORCHELASTIC_RUN_ID",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 0),
+        ({"RANK": "3", "LOCAL_RANK": "1"}, 3),  # torchrun
+        ({"LOCAL_RANK": "1"}, 1),  # started by Lightning
+        ({"SLURM_PROCID": "2"}, 2),  # srun
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, 1),  # started by Lightning, within a job
+        ({"NODE_RANK": "1"}, 1),  # the first process of the second node does not lead
+    ],
+)
+def test_rank(environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rank() == expected
+
+
+def test_strategy() -> None:
+    assert processes(config(1), "cpu") == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    assert processes(config(2), "cpu") == {"devices": 2, "num_nodes": 1, "strategy": "ddp"}
+
+
+def test_torchrun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes(config(2, 2), "cpu") == {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
+    with pytest.raises(UsageError, match="= 4, the processes that torchrun started, got 4 x 2"):
+        processes(config(4, 2), "cpu")
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UsageError, match=r"trainer.devices: expected at most the 1 GPUs of this node, got 2"):
+        processes(config(2), "cuda")
