@@ -201,6 +201,8 @@ class LRADataModule(lightning.LightningDataModule):
             batch_size=None,  # an item is a batch
             sampler=order,
             num_workers=self.data.workers,
+            # array_record's threads do not survive a fork: a forked worker crashes once its parent has read a record
+            multiprocessing_context="spawn" if self.data.workers else None,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=False,
         )

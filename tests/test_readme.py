@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ BLOCKS = re.findall(r"<!-- run: (\w+) -->\n+```bash\n(.*?)```", (ROOT / "README.
 def test_commands(kind: str, block: str, tmp_path: Path) -> None:
     """Each block is one shell script in an empty folder, with an empty data directory; installing is left to CI."""
     script = "\n".join(line.split(" && ")[-1] if line.startswith("pip") else line for line in block.splitlines())
-    environment = {**os.environ, "CHELA_DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "CHELA_DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

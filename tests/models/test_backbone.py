@@ -49,7 +49,7 @@ def test_too_long_a_sequence_is_named() -> None:
 
 def test_continuous_input_and_pairs() -> None:
     task = SimpleNamespace(num_classes=2, l_max=40, vocab_size=None, input_dim=3, pair=True)
-    net = model("chela", task=task)
+    net = model("chela", task=task).eval()
     x = torch.randn(4, 11, 3, dtype=torch.float64)
     scores = net(x)
     assert scores.shape == (2, 2)

@@ -49,7 +49,7 @@ def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], 
     return functools.partial(definitions.lightning, index=layer, depth=depth)
 
 
-_CHELA = {"d_qk": 8, "d_value": 24}
+_CHELA = {"d_qk": 8, "d_value": 24, "reparam": False}  # the branches are held to their sum beside LongStage
 _MEGA = {"d_qk": 8, "d_value": 24, "averages": 4}
 
 SYSTEMS: dict[str, System] = {
