@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class LayerNorm(nn.LayerNorm):
@@ -76,52 +77,68 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise ``x: (B, L, C)`` by the statistics of its real tokens (training) or the running ones (eval)."""
-        if self.training:
-            mean, var, count = _masked_moments(x, mask)
-            with torch.no_grad():
-                unbiased = var * (count / (count - 1).clamp(min=1))
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-        else:
-            mean, var = self.running_mean, self.running_var
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul(self.bias - mean * scale, x, scale).to(x.dtype)
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)
+        y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, mask, self.eps)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            unbiased = var * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return y  # type: ignore[no-any-return]
 
 
-def _masked_moments(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean ``(C,)``, biased variance ``(C,)`` and count of the real tokens, over all processes.
+class _Normalise(torch.autograd.Function):
+    """Batch norm by the moments of the real tokens of all processes; every token, real or not, is normalised.
 
-    Two passes: the variance is taken about the mean, since E[x²] − E[x]² cancels when the mean is large.
+    One function, since the same written with autograd passes over `(B, L, C)` three times as often. Two passes give the
+    variance, about the mean: E[x²] − E[x]² cancels when the mean is large.
     """
-    wide = x.double() if x.dtype == torch.float64 else x.float()
-    weight = torch.ones_like(wide[..., :1]) if mask is None else mask.unsqueeze(-1).to(wide.dtype)
-    count = _sum_over_processes(weight.sum()).clamp(min=1)
-    mean = _sum_over_processes((wide * weight).sum((0, 1))) / count
-    var = _sum_over_processes(((wide - mean).square() * weight).sum((0, 1))) / count
-    return mean, var, count
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over the processes of a run; the loss of each depends on every term, so gradients are summed too."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        torch.distributed.all_reduce(total)
-        return total
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y like x, mean `(C,)`, biased variance `(C,)` and the count of real tokens."""
+        tokens = (x.double() if x.dtype == torch.float64 else x.float()).flatten(0, -2)
+        real = None if mask is None else mask.flatten().to(tokens.dtype)
+        count = tokens.new_tensor([len(tokens)]) if real is None else real.sum().view(1)
+        sums = _over_processes(torch.cat([_total(tokens, real), count]))
+        count = sums[-1].clamp(min=1)
+        mean = sums[:-1] / count
+        centred = tokens - mean
+        var = _over_processes(_total(centred.square(), real)) / count
+        deviation = torch.rsqrt(var + eps)
+        ctx.save_for_backward(centred, weight, deviation, real, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return torch.addcmul(bias, centred, weight * deviation).view_as(x).to(x.dtype), mean, var, count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        total = grad.clone()
-        torch.distributed.all_reduce(total)
-        return total
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias; the loss of every process depends on the moments, so they get all."""
+        centred, weight, deviation, real, count = ctx.saved_tensors
+        grad = d_y.flatten(0, -2).to(centred.dtype)
+        d_bias, d_scale = grad.sum(0), (grad * centred).sum(0)
+        scale = weight * deviation
+        of_mean, of_scale = _over_processes(torch.stack([d_bias, d_scale]))
+        by_moments = torch.addcmul(of_mean, centred, of_scale * deviation.square()).mul_(scale / count)
+        if real is not None:
+            by_moments *= real[:, None]
+        d_x = torch.addcmul(by_moments.neg_(), grad, scale).view_as(d_y).to(d_y.dtype)
+        return d_x, (d_scale * deviation).to(weight.dtype), d_bias.to(weight.dtype), None, None
 
 
-def _sum_over_processes(value: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    total: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]
-    return total
+def _total(tokens: Tensor, real: Tensor | None) -> Tensor:
+    """Sum `(N, C)` over the real tokens."""
+    return tokens.sum(0) if real is None else real @ tokens
+
+
+def _over_processes(value: Tensor) -> Tensor:
+    """Sum over the processes of a run, in place."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+    return value
 
 
 NORMS: dict[str, type[nn.Module]] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 21
 """Where the padded input of one block is smaller than this, more lines are taken at once."""
 
 

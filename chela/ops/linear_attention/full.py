@@ -47,13 +47,17 @@ class Slices:
         """Set y `(H, T, ·)` to a value where absent, in place."""
         return y if self.absent is None else y.masked_fill_(self.absent[self.b, self.tokens, None], value)
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a @ b `(H, T, ·)`, to be used before the next product."""
-        return torch.bmm(a, b, out=self.buffer("product", *a.shape[:2], b.shape[-1]))
+    def product(self, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+        """Return a @ b `(H, T, ·)`, in its place in x where the layout allows; elsewhere it lasts until the next."""
+        place = x[self.b, self.tokens].transpose(0, 1)
+        there = place.is_contiguous() and place.dtype == self.buffer.dtype
+        return torch.bmm(a, b, out=place if there else self.buffer("product", *place.shape))
 
     def write(self, y: Tensor, x: Tensor) -> None:
-        """Copy y `(H, T, ·)` to its place in x, zero where absent."""
-        x[self.b, self.tokens] = self.fill(y, 0).transpose(0, 1)
+        """Put y `(H, T, ·)` in its place in x, zero where absent."""
+        place, y = x[self.b, self.tokens].transpose(0, 1), self.fill(y, 0)
+        if y.data_ptr() != place.data_ptr():
+            place.copy_(y)
 
 
 def saved_shape(p: Problem) -> tuple[int, ...]:
@@ -77,7 +81,7 @@ def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         torch.cat([S, z], -1, out=saved[b])
         for _ in x(b):
             q_ = x.read("q", p.q)
-            o = x.product(q_, S)
+            o = x.product(q_, S, out)
             if p.normalize:
                 t = q_ @ z
                 x.write(t, total.mT[..., None])
@@ -102,14 +106,14 @@ def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tenso
                 do = torch.mul(do, scale, out=x.buffer("scaled", *do.shape))
                 dz += d_total.mT @ q_
             dS.baddbmm_(q_.mT, do)
-            dq_ = x.product(do, S)
+            dq_ = x.product(do, S, dq)
             if p.normalize:
                 dq_ += d_total * z
             x.write(dq_, dq)
         for _ in x(b):
-            dk_ = x.product(x.read("v", p.v), dS.mT)
+            dk_ = x.product(x.read("v", p.v), dS.mT, dk)
             if p.normalize:
                 dk_ += dz
             x.write(dk_, dk)
-            x.write(x.product(x.read("k", p.k), dS), dv)
+            x.write(x.product(x.read("k", p.k), dS, dv), dv)
     return dq, dk, dv, d_decay, d_back, d_state
