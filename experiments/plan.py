@@ -8,7 +8,7 @@ A sweep file::
     seeds: [0, 1]
     threads: 1                                    # of each run; part of what makes its numbers
     overrides: {trainer.val_every: 100}           # for every run; later ones win, in the order of this file
-    per_task: {listops: {seeds: [0, 1, 2], overrides: {trainer.max_steps: 1500}}}
+    per_task: {listops: {seeds: [0, 1, 2], overrides: {trainer.max_steps: 1500}}}   # or variants, or a tune of its own
     per_model: {chela: {variants: [{}, {model.mixer.normalize: false}]}}   # each is a row of its own
     tune: {rates: [2e-3, 5e-4, 8e-3], seed: 0, steps: 0.25}
     slurm: {time: 60, partition: gpu}             # words of submitit's SlurmExecutor
@@ -38,15 +38,6 @@ RATE = "optimizer.lr"
 
 
 @dataclass
-class Part:
-    """What holds for one task or one model."""
-
-    seeds: list[int] | None = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    variants: list[dict[str, Any]] | None = None
-
-
-@dataclass
 class Tune:
     """The same grid of learning rates for every system; the best on validation is taken, the first among equals.
 
@@ -59,6 +50,16 @@ class Tune:
     rates: list[float] = MISSING
     seed: int = 0
     steps: float = 1.0
+
+
+@dataclass
+class Part:
+    """What holds for one task or one model."""
+
+    seeds: list[int] | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    variants: list[dict[str, Any]] | None = None
+    tune: Tune | None = None
 
 
 @dataclass
@@ -193,13 +194,11 @@ class Plan:
                 for variant in self._said("variants", task, model):
                     yield self._pair(task, model, variant)
 
-    def _said(self, key: str, task: str, model: str) -> list[Any]:
+    def _said(self, key: str, task: str, model: str) -> Any:
         """Return what is said for the model, else for the task, else for all."""
         parts = (self.file.per_model.get(model), self.file.per_task.get(task))
-        found: list[Any] = next(
-            (said for part in parts if part and (said := getattr(part, key)) is not None), getattr(self.file, key)
-        )
-        return found
+        said = (getattr(part, key) for part in (*parts, self.file) if part)
+        return next((value for value in said if value is not None), None)
 
     def _pair(self, task: str, model: str, variant: dict[str, Any]) -> Pair:
         file = self.file
@@ -216,7 +215,7 @@ class Plan:
         )
         name = "-".join([task, file.preset, model, *(f"{key}={_word(value)}" for key, value in variant.items())])
         seeds = tuple(self._said("seeds", task, model))
-        return Pair(name, words, resolve(list(words)), seeds, file.tune, self.folder)
+        return Pair(name, words, resolve(list(words)), seeds, self._said("tune", task, model), self.folder)
 
 
 def _word(value: Any) -> str:
@@ -282,11 +281,19 @@ def _check(file: SweepFile) -> None:
                 _check_overrides(overrides)
     for overrides in (file.overrides, *file.variants):
         _check_overrides(overrides)
-    if any(seed < 0 for seed in (*file.seeds, file.tune.seed if file.tune else 0)):
+    if any(seed < 0 for seed in file.seeds):
         raise UsageError(f"seeds: expected numbers from 0, got {file.seeds}")
-    if file.tune and any(not 0 < rate <= 10 for rate in file.tune.rates):
-        raise UsageError(f"tune.rates: expected rates in (0, 10], got {file.tune.rates}")
-    if file.tune and (not file.tune.rates or not 0 < file.tune.steps <= 1):
+    for tune in (file.tune, *(part.tune for part in (*file.per_task.values(), *file.per_model.values()))):
+        if tune:
+            _check_tune(tune)
+
+
+def _check_tune(tune: Tune) -> None:
+    if tune.seed < 0:
+        raise UsageError(f"tune.seed: expected a number from 0, got {tune.seed}")
+    if any(not 0 < rate <= 10 for rate in tune.rates):
+        raise UsageError(f"tune.rates: expected rates in (0, 10], got {tune.rates}")
+    if not tune.rates or not 0 < tune.steps <= 1:
         raise UsageError("tune: expected at least one of rates, and steps as a share in (0, 1]")
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from chela.config import configs_folder, fingerprint, names, resolve
+from chela.errors import UsageError
 from experiments.plan import read_plan
 from experiments.runs import read_runs
 from experiments.sweep import main, sharded
@@ -143,6 +144,20 @@ def test_the_shards_are_the_whole(tmp_path: Path, folder: Path, tune: object) ->
     jobs = [job.name for part in parts for pair in part for job in pair.runs(0.01)]
     assert sorted(jobs) == sorted(job.name for pair in pairs for job in pair.runs(0.01))
     assert len(set(jobs)) == 6
+
+
+def test_a_task_may_have_a_grid_of_its_own(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "s.yaml"
+    own = {"image": {"tune": {"rates": [0.3, 0.1], "steps": 1.0}}}
+    path.write_text(yaml.safe_dump({**SMALL, "tasks": ["listops", "image"], "tune": {"rates": [0.2]}, "per_task": own}))
+    grids = {
+        (pair.config.task.name, pair.tuning.rates[0], len(pair.tune))
+        for pair in read_plan(path, folder, {}, []).pairs()
+    }
+    assert grids == {("listops", 0.2, 1), ("image", 0.3, 2)}
+    path.write_text(yaml.safe_dump({**SMALL, "per_task": {"listops": {"tune": {"rates": []}}}}))
+    with pytest.raises(UsageError, match="at least one of rates"):
+        read_plan(path, folder, {}, [])
 
 
 def test_a_job_is_what_its_words_resolve_to(tmp_path: Path, folder: Path) -> None:
