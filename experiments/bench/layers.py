@@ -1,7 +1,8 @@
 """The whole CHELA layer, forward + backward per sequence: against a softmax layer, and its own products and FFTs.
 
-Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32. On a CPU with an allocator that keeps its
-memory, unless the environment says otherwise.
+Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32; as it trains by default, with parallel short
+branches and batch norms, and without them. On a CPU with an allocator that keeps its memory, unless the environment says
+otherwise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from experiments.bench.convolution import keep_memory, transforms_and_products
 from experiments.bench.registry import Row
 from experiments.bench.timing import ALLOCATOR_VARIABLES, interleaved, peak_memory, record
 
-PLOT = ("L", "CHELA [ms]", "softmax [ms]", "its products and FFTs [ms]")
+PLOT = ("L", "CHELA [ms]", "no branches [ms]", "softmax [ms]", "its products and FFTs [ms]")
 
 WIDTH, QUERY, VALUE = 128, 64, 256
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
@@ -70,16 +71,20 @@ def products_and_transforms(length: int) -> Callable[[], None]:
 def layer_row(length: int, allocator: str) -> Row:
     """Return times and peak memory at one length."""
     torch.manual_seed(0)
-    layers: dict[str, nn.Module] = {"CHELA": ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)}
+    layers: dict[str, nn.Module] = {
+        "CHELA": ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE),
+        "no branches": ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE, reparam=False),
+    }
     if length <= SOFTMAX_UP_TO:
         layers["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
     steps: dict[str, Callable[[], object]] = {name: training_step(layer, length) for name, layer in layers.items()}
     work = "its products and FFTs"
     times = interleaved(steps | {work: products_and_transforms(length)}, seconds=3.0, least=3)
     values = {f"{name} [ms]": t.median for name, t in times.items()}
-    if "softmax" in times:
-        values["softmax / CHELA"] = times["softmax"].median / times["CHELA"].median
-    values["CHELA / its products and FFTs"] = times["CHELA"].median / times[work].median
+    for name in ("CHELA", "no branches"):
+        if "softmax" in times:
+            values[f"softmax / {name}"] = times["softmax"].median / times[name].median
+        values[f"{name} / its products and FFTs"] = times[name].median / times[work].median
     values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
     shapes = ", ".join(f"{length}x{d_in}x{d_out}" for d_in, d_out in MATRICES)
     note = (
