@@ -1,7 +1,7 @@
 """Bidirectional linear attention without decay: it is two matrix products.
 
-Each batch row is read where it lies, as `(H, T, ·)` slices of `(B, L, H, ·)`, T tokens at a time, so that what a
-product writes is still in the cache when it is divided and copied to its place.
+It goes by slices that stay in the cache from one product to the next: a few whole batch rows where sequences are short,
+else T tokens of one. Where one row or one head is at hand, `(B, L, H, ·)` is read and written where it lies.
 """
 
 from __future__ import annotations
@@ -19,45 +19,57 @@ SLICE_ELEMENTS = 2**18
 
 
 class Slices:
-    """The slices of one batch row."""
+    """Walks over a call's slices, R batch rows × T tokens, and shows each as `(R·H, T, ·)`."""
 
     def __init__(self, p: Problem) -> None:
-        _, self.L, H, D = p.q.shape
+        self.B, self.L, H, D = p.q.shape
         self.absent = None if p.mask is None else ~p.mask
         self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
         self.buffer = Workspace(p.sum_dtype, p.q.device, buffers_per_block=2)
-        self.b, self.tokens = 0, slice(0)
+        self.rows, self.tokens = slice(0), slice(0)
 
-    def __call__(self, b: int) -> Iterator[None]:
-        """Go through the slices of batch row b; ``read`` and ``write`` then work on the one at hand."""
-        self.b = b
+    def blocks(self) -> Iterator[slice]:
+        """Go through the batch, some rows at a time."""
+        step = max(1, self.T // self.L)
+        for start in range(0, self.B, step):
+            self.rows = slice(start, min(start + step, self.B))
+            yield self.rows
+
+    def along(self) -> Iterator[None]:
+        """Go through the tokens of the block; ``read`` and ``write`` then work on the slice at hand."""
         for start in range(0, self.L, self.T):
             self.tokens = slice(start, min(start + self.T, self.L))
             yield
 
     def read(self, name: str, x: Tensor) -> Tensor:
-        """Return `(H, T, ·)` of x, zero where absent; a view of x where that is all it takes."""
-        part = x[self.b, self.tokens].transpose(0, 1)
-        if self.absent is None and x.dtype == self.buffer.dtype:
-            return part
-        part = self.buffer(name, *part.shape).copy_(part)
-        return self.fill(part, 0)
+        """Return `(R·H, T, ·)` of x, zero where absent; a view of x where that is all it takes."""
+        part = self._place(x)
+        if self.absent is None and x.dtype == self.buffer.dtype and 1 in part.shape[:2]:
+            return part.flatten(0, 1)
+        return self.fill(self.buffer(name, *part.shape).copy_(part).flatten(0, 1), 0)
 
     def fill(self, y: Tensor, value: float) -> Tensor:
-        """Set y `(H, T, ·)` to a value where absent, in place."""
-        return y if self.absent is None else y.masked_fill_(self.absent[self.b, self.tokens, None], value)
+        """Set y `(R·H, T, ·)` to a value where absent, in place."""
+        if self.absent is not None:
+            absent = self.absent[self.rows, self.tokens]
+            y.unflatten(0, (len(absent), -1)).masked_fill_(absent[:, None, :, None], value)
+        return y
 
     def product(self, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
-        """Return a @ b `(H, T, ·)`, in its place in x where the layout allows; elsewhere it lasts until the next."""
-        place = x[self.b, self.tokens].transpose(0, 1)
+        """Return a @ b `(R·H, T, ·)`, in its place in x where the layout allows; elsewhere it lasts until the next."""
+        place = self._place(x)
         there = place.is_contiguous() and place.dtype == self.buffer.dtype
-        return torch.bmm(a, b, out=place if there else self.buffer("product", *place.shape))
+        return torch.bmm(a, b, out=(place if there else self.buffer("product", *place.shape)).flatten(0, 1))
 
     def write(self, y: Tensor, x: Tensor) -> None:
-        """Put y `(H, T, ·)` in its place in x, zero where absent."""
-        place, y = x[self.b, self.tokens].transpose(0, 1), self.fill(y, 0)
+        """Put y `(R·H, T, ·)` in its place in x, zero where absent."""
+        place, y = self._place(x), self.fill(y, 0)
         if y.data_ptr() != place.data_ptr():
-            place.copy_(y)
+            place.copy_(y.view(place.shape))
+
+    def _place(self, x: Tensor) -> Tensor:
+        """Return the slice's view `(R, H, T, ·)` of x `(B, L, H, ·)`."""
+        return x[self.rows, self.tokens].transpose(1, 2)
 
 
 def saved_shape(p: Problem) -> tuple[int, ...]:
@@ -67,19 +79,18 @@ def saved_shape(p: Problem) -> tuple[int, ...]:
 
 def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the output, the normaliser, nothing, and the state."""
-    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    E = p.v.shape[-1]
     out, total, nothing = p.new_outputs()
-    saved = p.new(*saved_shape(p))
+    saved = p.new(*saved_shape(p)).zero_()
     x = Slices(p)
-    for b in range(B):
-        S, z = saved.new_zeros(H, D, E), saved.new_zeros(H, D, int(p.normalize))
-        for _ in x(b):
+    for rows in x.blocks():
+        S, z = saved[rows, ..., :E].flatten(0, 1), saved[rows, ..., E:].flatten(0, 1)
+        for _ in x.along():
             k_ = x.read("k", p.k)
             S.baddbmm_(k_.mT, x.read("v", p.v))
             if p.normalize:
                 z += k_.sum(1)[..., None]
-        torch.cat([S, z], -1, out=saved[b])
-        for _ in x(b):
+        for _ in x.along():
             q_ = x.read("q", p.q)
             o = x.product(q_, S, out)
             if p.normalize:
@@ -92,13 +103,13 @@ def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tensor) -> Gradients:
     """Return the gradients of q, k and v; nothing for decays and state."""
-    (B, _, H, D), E = p.q.shape, p.v.shape[-1]
+    E = p.v.shape[-1]
     dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(False)
     x = Slices(p)
-    for b in range(B):
-        S, z = saved[b, ..., :E].mT, saved[b, ..., E:].mT
-        dS, dz = saved.new_zeros(H, D, E), saved.new_zeros(H, 1, D)
-        for _ in x(b):
+    for rows in x.blocks():
+        S, z = saved[rows, ..., :E].flatten(0, 1).mT, saved[rows, ..., E:].flatten(0, 1).mT
+        dS, dz = torch.zeros_like(S.mT, memory_format=torch.contiguous_format), S.new_zeros(len(S), 1, S.shape[-1])
+        for _ in x.along():
             q_, do = x.read("q", p.q), x.read("do", d_out)
             if p.normalize:
                 scale = 1 / x.fill(x.read("total", total.mT[..., None]) + p.eps, 1)
@@ -110,7 +121,7 @@ def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tenso
             if p.normalize:
                 dq_ += d_total * z
             x.write(dq_, dq)
-        for _ in x(b):
+        for _ in x.along():
             dk_ = x.product(x.read("v", p.v), dS.mT, dk)
             if p.normalize:
                 dk_ += dz
