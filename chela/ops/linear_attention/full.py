@@ -52,7 +52,7 @@ class Slices:
         """Set y `(R·H, T, ·)` to a value where absent, in place."""
         if self.absent is not None:
             absent = self.absent[self.rows, self.tokens]
-            y.unflatten(0, (len(absent), -1)).masked_fill_(absent[:, None, :, None], value)
+            y.view(len(absent), -1, *y.shape[1:]).masked_fill_(absent[:, None, :, None], value)
         return y
 
     def product(self, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
