@@ -39,6 +39,7 @@ NOT_IN_IDENTITY = {
     "resume",
     "allocator",
     "tensorboard",
+    "wandb",
     "data.dir",
     "data.download",
     "data.root",

@@ -216,3 +216,4 @@ class Config:
         True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it"
     )
     tensorboard: bool = option(True, "also log to TensorBoard when it is installed")
+    wandb: bool = option(False, "also log to Weights & Biases (extra wandb); WANDB_MODE=offline needs no account")

@@ -14,7 +14,15 @@ from chela.errors import DivergedError, UsageError
 from chela.models import build_model
 from chela.schema import Config
 from chela.training import checkpoint, machine
-from chela.training.hardware import check_memory, hardware, processes, quiet_lightning, rank, stdout_console
+from chela.training.hardware import (
+    check_memory,
+    check_wandb,
+    hardware,
+    processes,
+    quiet_lightning,
+    rank,
+    stdout_console,
+)
 from chela.training.keeping import Keeper
 from chela.training.metrics import ChanceWatch, Metrics
 from chela.training.module import LitClassifier
@@ -44,6 +52,7 @@ def fit(config: Config, console: Console, started: float) -> int:
     quiet_lightning()
     leads = rank() == 0
     check_memory(config)
+    check_wandb(config)
     platform = hardware(config)
     platform |= processes(config, platform["accelerator"])  # before a folder is made for a run that cannot be
     run, goes_on, lock = claim_run(config) if leads else (None, False, None)
@@ -111,7 +120,7 @@ def assemble(
     data = data_module(config, console)
     data.prepare_data()
     module = LitClassifier(build_model(config.model, data.task, config.seed), config)
-    metrics = Metrics(keeper, config.tensorboard)
+    metrics = Metrics(keeper, config)
     watch = ChanceWatch(metrics, data.majority_accuracy("train"), console.print)
     keeper.parts = {"metrics": metrics, "watch": watch}
     display = ProgressDisplay(console, metrics, _progress_mode(config, console))

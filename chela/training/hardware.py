@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -76,6 +77,16 @@ def check_memory(config: Config) -> None:
             f"model: expected one that fits into the {have / 1e9:.0f} GB of this machine, got one that needs "
             f"{needed / 1e9:.0f} GB or more; lower model.depth, model.d_model or model.d_ff"
         )
+
+
+def check_wandb(config: Config) -> None:
+    """Refuse to log to Weights & Biases where it is not installed.
+
+    Raises:
+        UsageError: It is asked for and is not there.
+    """
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
 
 
 def rank() -> int:

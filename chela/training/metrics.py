@@ -1,18 +1,23 @@
-"""What is written down while a run goes on: ``metrics.csv``, TensorBoard when installed, and the watch for chance."""
+"""What is written down while a run goes on: ``metrics.csv``, TensorBoard, Weights & Biases; the watch for chance."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from chela.config import to_dict
+from chela.errors import UsageError
+from chela.schema import Config
 from chela.training.checkpoint import write_whole
 from chela.training.keeping import Keeper
 from chela.training.module import LitClassifier
@@ -29,17 +34,18 @@ class Metrics(L.Callback):
 
     Args:
         keeper: Knows the run folder and the first step of this launch.
-        tensorboard: Write there too when it is installed.
+        config: Says whether to write to TensorBoard, when it is installed, and to Weights & Biases too.
     """
 
-    def __init__(self, keeper: Keeper, tensorboard: bool) -> None:
-        self.keeper = keeper
+    def __init__(self, keeper: Keeper, config: Config) -> None:
+        self.keeper, self.config = keeper, config
         self.tokens = 0
         self.seconds = 0.0
         self.latest: dict[str, float] = {}
         self.correct = self.count = 0
         self._board: Any = None
-        self._use_board = tensorboard and importlib.util.find_spec("tensorboard") is not None
+        self._wandb: WandbLogger | None = None
+        self._use_board = config.tensorboard and importlib.util.find_spec("tensorboard") is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tokens and seconds of training so far."""
@@ -58,6 +64,8 @@ class Metrics(L.Callback):
 
                 folder = str(self.keeper.run.path / "tensorboard")
                 self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
+            if self.config.wandb:
+                self._wandb = open_wandb(self.keeper.run.path, self.config)
         self._clock = time.monotonic()
 
     def on_train_batch_end(
@@ -91,15 +99,51 @@ class Metrics(L.Callback):
         row = {**values, "step": trainer.global_step, "split": split, "seconds": round(self.seconds, 3)}
         row["tokens_per_second"] = round(values["tokens_per_second"]) if split == "train" else ""
         append(self.keeper.run.metrics, row)
+        scalars = {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "lr") if name in values}
         if self._board is not None:
-            for name in ("loss", "accuracy", "lr"):
-                if name in values:
-                    self._board.add_scalar(f"{split}/{name}", values[name], trainer.global_step)
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, trainer.global_step)
+        if self._wandb is not None:
+            self._wandb.log_metrics(scalars, trainer.global_step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close TensorBoard."""
+        """Close TensorBoard and Weights & Biases."""
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close them also when the run is stopped, so that what it logged is there."""
+        self._close()
+
+    def _close(self) -> None:
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.experiment.finish()
+        self._board = self._wandb = None  # closed once: an exception may come later, in the test
+
+
+def open_wandb(folder: Path, config: Config) -> WandbLogger:
+    """Begin the run at Weights & Biases, or go on with the one that an earlier launch of this folder began.
+
+    Raises:
+        UsageError: It cannot be begun, such as without an account.
+    """
+    from wandb import Settings
+    from wandb.errors import Error
+
+    name = folder / "wandb" / "id"
+    if not name.exists():
+        name.parent.mkdir(exist_ok=True)
+        write_whole(name, uuid.uuid4().hex.encode())
+    settings = Settings(console="off")  # the display of this run is not theirs to catch
+    logger = WandbLogger(
+        f"{folder.parent.name}/{folder.name}", folder, id=name.read_text(), project="chela", settings=settings
+    )
+    try:
+        logger.log_hyperparams(to_dict(config))
+    except Error as error:
+        raise UsageError(f"wandb=true: expected to begin a run, got: {error}; see WANDB_MODE=offline") from None
+    return logger
 
 
 class ChanceWatch(L.Callback):

@@ -1,4 +1,4 @@
-"""``python -m experiments.bench NAME [--compare OLD.json] [--out FILE] [--quick] [--cpu-time]``."""
+"""``python -m experiments.bench NAME [key=value …] [--compare OLD.json] [--out FILE] [--quick] [--cpu-time]``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one benchmark; print its table, write its JSON and its plot."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description="Run one benchmark.")
     parser.add_argument("name", help="which one; 'list' names them all")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="what to measure of it, such as task=text")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show new / old beside each value")
     parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULTS}/NAME.json)")
     parser.add_argument("--quick", action="store_true", help="smallest sizes only, to see that it works")
     parser.add_argument(
         "--cpu-time", action="store_true", help="count CPU seconds, not the wall clock (busy machine, one thread)"
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
 
     from rich.console import Console
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         benchmark = registry.find(given.name)
+        options = benchmark.options(given.words)
         old = None if given.compare is None else json.loads(given.compare.read_text())
     except (ValueError, OSError) as error:
         console.print(f"[red]{error}[/red]")
@@ -40,7 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     if given.cpu_time:
         timing.use_cpu_time()
     facts = timing.machine()
-    rows = benchmark.run(given.quick)
+    try:
+        rows = benchmark.run(given.quick, **options)
+    except ValueError as error:
+        console.print(f"[red]{error}[/red]")
+        return 2
     console.print(report.table(benchmark, rows, old))
     console.print(facts)
     path = given.out or RESULTS / f"{given.name}.json"

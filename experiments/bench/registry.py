@@ -1,8 +1,12 @@
-"""A benchmark is a file of this package with ``run(quick) -> list of rows``; its name is the file's name."""
+"""A benchmark is a file of this package with ``run(quick) -> list of rows``; its name is the file's name.
+
+What ``run`` takes by keyword can be said on the command line: ``task=text`` after the name.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,15 +39,32 @@ class Benchmark:
 
     Attributes:
         name: Its file's name.
-        run: Measures; with ``quick`` only the smallest sizes, a few seconds, to see that it works.
+        run: Measures; with ``quick`` only the smallest sizes, a few seconds, to see that it works. What else it can be
+            told are keywords.
         plot: ``(x, y, y, …)``, the key and the values of the plot; None for no plot.
         about: The first line of its docstring.
     """
 
     name: str
-    run: Callable[[bool], list[Row]]
+    run: Callable[..., list[Row]]
     plot: tuple[str, ...] | None
     about: str
+
+    def options(self, words: list[str]) -> dict[str, str]:
+        """Read ``key=value`` words as keywords of ``run``.
+
+        Raises:
+            ValueError: A word that it does not know.
+        """
+        known = [name for name, p in inspect.signature(self.run).parameters.items() if p.kind is p.KEYWORD_ONLY]
+        found = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals or key not in known:
+                expected = ", ".join(f"{name}=…" for name in known) or "no words"
+                raise ValueError(f"{self.name}: expected {expected}, got {word!r}")
+            found[key] = value
+        return found
 
 
 def names() -> list[str]:

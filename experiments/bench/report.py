@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def plot(benchmark: Benchmark, rows: list[Row], path: Path, console: Console) ->
     from matplotlib import pyplot
 
     x, *ys = benchmark.plot
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
     for y in ys:
         points: dict[Any, float] = {}
         for row in rows:
@@ -77,8 +78,8 @@ def plot(benchmark: Benchmark, rows: list[Row], path: Path, console: Console) ->
                 points.setdefault(row.key[x], row.values[y])
         if points:
             axes.plot(list(points), list(points.values()), marker="o", label=y.removesuffix(" [ms]"))
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="seconds", title=benchmark.about)
-    axes.legend()
-    figure.tight_layout()
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="seconds")
+    axes.set_title(textwrap.fill(benchmark.about, 66), fontsize=10)  # matplotlib breaks no line by itself
+    axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from experiments.bench import registry, report, timing
+from chela.config import resolve
+from chela.models import build_model
+from chela.training.hardware import hardware
+from experiments.bench import registry, report, timing, train
 from experiments.bench.__main__ import main
 from experiments.bench.registry import Row
+from lra.tasks import get_task
 
 
 def test_candidates_take_turns() -> None:
@@ -51,3 +56,75 @@ def test_quick_run_writes_json_and_compares(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_missing_file_to_compare_with_is_told(tmp_path: Path) -> None:
     assert main(["linear_attention", "--compare", str(tmp_path / "none.json")]) == 2
+
+
+@pytest.fixture(scope="module")
+def training_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = tmp_path_factory.mktemp("bench") / "train.json"
+    words = ["task=listops,retrieval,image", "model=chela,softmax", "batch=3", "--quick", "--out", str(path)]
+    assert main(["train", *words]) == 0
+    return json.loads(path.read_text())
+
+
+def test_training_is_measured_at_the_shape_of_each_task(training_steps: dict[str, Any]) -> None:
+    rows = training_steps["rows"]
+    shapes = [(row["key"]["task"], row["key"]["L"], row["key"]["batch"]) for row in rows]
+    assert shapes == [("listops", 32, 3), ("retrieval", 64, 3), ("image", 64, 3)]
+    for row, tokens in zip(rows, (3 * 32, 2 * 3 * 64, 3 * 64), strict=True):
+        values = row["values"]
+        for name in ("chela", "softmax"):
+            assert values[f"{name} [tokens/s]"] == pytest.approx(tokens / values[f"{name} [ms]"])
+            assert values[f"{name} [MiB]"] > 0
+        assert values["speed, chela / softmax"] == pytest.approx(values["softmax [ms]"] / values["chela [ms]"])
+        assert values["memory, chela / softmax"] == pytest.approx(values["chela [MiB]"] / values["softmax [MiB]"])
+        assert row["note"] == ""
+
+
+@pytest.mark.parametrize("limit", ["seconds", "memory"])
+def test_a_step_too_long_or_large_for_a_cpu_is_not_begun(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    now = 0.0
+
+    def quadratic(length: int) -> None:
+        nonlocal now
+        lengths.append(length)
+        now += length**2 * 1e-5
+        torch.empty(length**2 * 1000)
+
+    monkeypatch.setattr(timing, "clock", lambda: now)
+    if limit == "seconds":
+        monkeypatch.setattr(train, "LONGEST_STEP", 0.2)  # 64 tokens take 0.04 s, so 128 at most 0.16, and 256 0.66
+    else:
+        monkeypatch.setattr(train, "memory_of_machine", lambda: 200_000_000)  # 64 hold 16 MB, 128 66 MB, 256 262 MB
+    reason = train.too_much(quadratic, 256)
+    assert "a step of 128 tokens" in reason and ("limit" in reason) == (limit == "seconds")
+    assert max(lengths) == 128
+    monkeypatch.undo()
+    assert train.too_much(quadratic, 64) == ""
+
+
+def test_what_is_refused_is_said_and_the_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "too_much", lambda step, length: "" if refusals.pop() is None else "too long")
+    refusals = [None, "softmax"]
+    (row,) = train.run(True, model="softmax,chela")
+    assert row.note == "listops tiny softmax not run: too long"
+    assert "chela [ms]" in row.values and not any("softmax" in name for name in row.values)
+
+
+def test_a_training_step_moves_the_weights_and_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[torch.nn.Module] = []
+    monkeypatch.setattr(train, "build_model", lambda *given: built.append(build_model(*given)) or built[0])
+    config = resolve(["task=retrieval", "preset=tiny", "model=chela"])
+    about = get_task(config.task)
+    step = train.training_step(config, about, train.random_records(about, 2, "cpu"), hardware(config))
+    before = {name: p.detach().clone() for name, p in built[0].named_parameters()}
+    step(about.l_max)
+    moved = {name for name, p in built[0].named_parameters() if not torch.equal(p, before[name])}
+    assert len(moved) > 0.9 * len(before)
+    assert all(p.grad is None for p in built[0].parameters())
+
+
+def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["layers", "task=text"], ["train", "tasks=text"], ["train", "task=txt"], ["train", "batch=0"]):
+        assert main([*words, "--quick", "--out", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().out.count("expected") == 4 and not (tmp_path / "none.json").exists()
