@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from chela.errors import UsageError
+from chela.training import checkpoint
 from chela.training.module import LitClassifier
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
 
@@ -199,3 +201,27 @@ def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
     assert finish(both, tmp_path) == [3, 0], logs(tmp_path)
     assert logs(tmp_path).count("error: step 6: expected finite numbers, ") == 1
     assert "Traceback" not in logs(tmp_path)
+
+
+def join_group_and_fill_the_disk(rank: int, port: int) -> None:
+    """No room is left for the second checkpoint, which the first process alone writes."""
+    join_group(rank, port)
+    plain, calls = checkpoint.save, [0]
+
+    def save(*arguments: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise UsageError("could not write it (No space left on device)")
+        plain(*arguments, **options)
+
+    checkpoint.save = save
+
+
+def test_a_full_disk_of_one_ends_both_and_both_go_on(data: str, pair: Path, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto")
+    both = start(words, tmp_path, join_group_and_fill_the_disk)
+    assert finish(both, tmp_path) == [2, 0], logs(tmp_path)
+    assert logs(tmp_path).count("error: ") == 1 and "No space left on device" in logs(tmp_path)
+    assert "Traceback" not in logs(tmp_path)
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    assert_equal(left_by(only_run(tmp_path)), left_by(pair))

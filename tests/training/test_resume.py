@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from chela.config import resolve
 from chela.training import fit as fitting
 from chela.training.module import LitClassifier
+from chela.training.run import claim_run, find_run
 from tests.training.launches import (
     EPOCH,
     LAST,
@@ -108,6 +110,19 @@ def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, .
     assert_equal(left_by(second), left_by(first))  # same seed, same numbers, to the last bit
     ended = launch(*short, "resume=auto")
     assert f"run={second}" in ended.out  # the newest one
+
+
+def test_auto_finds_the_run_by_its_resolved_configuration(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Not by the words: others that resolve to the same numbers find it, the same folder name is not enough."""
+    run, goes_on, lock = claim_run(resolve([*tiny]))
+    lock.release()
+    assert not goes_on
+    same = [*reversed(tiny), "model=chela", "model.depth=2", "trainer.max_time=9m", "resume=auto"]
+    assert find_run(resolve(same)) == run
+    for word in ("seed=1", "model.dropout=0.2", "task.train=49", "preset=mini", "optimizer.eps=1e-9"):
+        assert find_run(resolve([*tiny, word, "resume=auto"])) is None, word
+    assert find_run(resolve([*tiny, f"runs={tmp_path / 'elsewhere'}", "resume=auto"])) is None
+    assert find_run(resolve([*tiny])) is None  # resume=none begins a new one
 
 
 @pytest.mark.parametrize(
