@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,14 +142,29 @@ def test_a_launcher_with_another_number_of_processes(data: str, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_both_killed_at_random_moments(data: str, pair: Path, tmp_path: Path) -> None:
+    """Four kills in one run, wherever they fall between its start and its end."""
     draw = random.Random(0)
-    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto", "trainer.checkpoint_every=1")
-    for _ in range(8):
+    runs = tmp_path / "runs"
+    words = (*PAIR, f"data.dir={data}", f"runs={runs}", "resume=auto", "trainer.checkpoint_every=1")
+    begun = time.monotonic()
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    longest, kills = time.monotonic() - begun, 0
+    for _ in range(60):
+        if kills == 0:
+            shutil.rmtree(runs, ignore_errors=True)  # the one of before had ended
         both = start(words, tmp_path)
-        time.sleep(draw.uniform(0.3, 3.0))
+        after = draw.uniform(0, longest)
+        both[0].join(after)
         for process in both:
             process.kill()
             process.join()
+        if both[0].exitcode == -signal.SIGKILL:
+            kills += 1
+        else:
+            longest, kills = longest if kills else after, 0  # a whole run takes less than that
+        if kills == 4:
+            break
+    assert kills == 4, logs(tmp_path)
     assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
     assert_equal(left_by(only_run(tmp_path)), left_by(pair))
 
