@@ -31,6 +31,7 @@ from lra.schema import TASKS
 
 PRESETS = ("auto", "full", "mini", "tiny")
 MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
+BOOLS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")  # omegaconf takes any integer for true
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 
 # Where a run lies, how it is watched and how it is cut into launches: none of it changes the numbers that come out.
@@ -333,7 +334,7 @@ def _merge(cfg: DictConfig, layer: dict[str, Any]) -> None:
 
 
 def _set(cfg: DictConfig, key: str, value: str) -> None:
-    keys = [name for name, _, _ in fields(OmegaConf.to_object(cfg))]
+    keys = {name: item.type for name, _, item in fields(OmegaConf.to_object(cfg))}
     if key not in keys:
         if any(name.startswith(f"{key}.") for name in keys):
             raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {_shown(value)}; see --help")
@@ -342,6 +343,8 @@ def _set(cfg: DictConfig, key: str, value: str) -> None:
         if OmegaConf.select(cfg, key) != value:
             raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {_shown(value)}")
         return
+    if keys[key] == "bool" and value.lower() not in BOOLS:
+        raise UsageError(f"{key}: expected true or false, got {_shown(value)}")
     try:
         OmegaConf.update(cfg, key, None if value == "null" else value)
     except OmegaConfBaseException as error:

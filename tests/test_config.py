@@ -104,6 +104,13 @@ def test_what_changes_the_fingerprint() -> None:
         assert fingerprint(resolve(["preset=tiny", word])) != plain, word
 
 
+@pytest.mark.parametrize("word", configuration.BOOLS)
+def test_what_is_true_and_what_is_false(word: str) -> None:
+    expected = word in ("true", "yes", "on", "y", "1")
+    for spelled in (word, word.upper()):
+        assert resolve(["preset=tiny", f"model.prenorm={spelled}"]).model.prenorm is expected
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", None), ("30s", 30), ("9m", 540), ("1h30m", 5400), ("2d", 172800), ("1.5h", 5400), ("0s", 0)],

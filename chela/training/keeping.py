@@ -72,6 +72,8 @@ class Keeper(L.Callback):
         state = self._load(trainer, fingerprint(module.config)) if self.goes_on else None
         if state is not None:
             self._restore(trainer, module, state)
+        elif self.goes_on:
+            self.say("no checkpoint yet: from the first step")
         config = module.config.trainer
         loop = trainer.fit_loop.epoch_loop
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self.first_step

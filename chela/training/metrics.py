@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from chela.training.module import LitClassifier
 
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
 HEADING = ",".join(COLUMNS) + "\n"
+_LINE = re.compile(rf"[0-9]+(,[^,\0]*){{{len(COLUMNS) - 1}}}\n")
 
 
 class Metrics(L.Callback):
@@ -211,12 +213,14 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that are later than ``step``, and a last line that is torn."""
+    """Drop the lines of a metrics file that are later than ``step``, and those that are none of ours.
+
+    A power cut leaves a torn last line, or zeros in its place; a person's editor may leave an empty one.
+    """
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in whole[1:] if int(line.partition(",")[0]) <= step]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _LINE.match(line) and int(line.partition(",")[0]) <= step]
     write_whole(path, "".join([HEADING, *kept]).encode())
 
 

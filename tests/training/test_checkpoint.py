@@ -15,6 +15,7 @@ import torch
 
 from chela.errors import UsageError
 from chela.training import checkpoint
+from chela.training.metrics import cut_after
 from chela.training.run import LAST_KEYS, RunFolder
 from tests.training.launches import LAST, TINY, assert_equal, fork, launch, left_by, only_run
 
@@ -212,11 +213,26 @@ def test_both_torn(run: RunFolder) -> None:
     assert "no checkpoint in" in ended.error and "start a new run" in ended.error
 
 
-def test_no_checkpoint_yet(run: RunFolder, straight: dict[str, Any]) -> None:
+@pytest.mark.parametrize("what", ["files", "folder"])
+def test_no_checkpoint_yet(what: str, run: RunFolder, straight: dict[str, Any]) -> None:
+    """As after a kill before the first one: it begins anew, and says so."""
     run.last.unlink()
     run.previous.unlink()
-    goes_on(run)
+    if what == "folder":
+        run.last.parent.rmdir()
+    assert "no checkpoint yet: from the first step" in goes_on(run).out
     assert_equal(left_by(run.path), straight)
+
+
+def test_a_checkpoint_of_another_format_version(run: RunFolder) -> None:
+    """Refused, not passed over: the one before it is of a run that was shorter."""
+    before = run.metrics.read_bytes()
+    state = torch.load(run.last, weights_only=True)
+    run.last.write_bytes(saved({**state, "format_version": 99}))
+    ended = launch(f"resume={run.path}")
+    assert ended.status == 2
+    assert ended.error.startswith(f"resume: expected format version {checkpoint.FORMAT_VERSION} in {run.last}, got 99")
+    assert run.metrics.read_bytes() == before
 
 
 def test_the_checkpoint_of_another_run(run: RunFolder, data: str, tmp_path: Path) -> None:
@@ -233,6 +249,22 @@ def test_a_checkpoint_without_the_weights_of_the_model(run: RunFolder) -> None:
     run.last.write_bytes(saved(state))
     ended = launch(f"resume={run.path}")
     assert ended.status == 2 and "expected the weights and optimiser of this run's model, got others" in ended.error
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\n", b"10,tra", bytes(300), bytes(300) + b"\n", b"noted by hand\n", b"10,\0,,,,,\n"]
+)
+def test_lines_that_are_none(tail: bytes, run: RunFolder) -> None:
+    """What an editor or a power cut leaves behind is dropped; the other lines stay, byte by byte."""
+    path = run.metrics
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(whole + tail)
+    cut_after(path, 9)
+    assert path.read_bytes() == whole
+    path.write_bytes(lines[0] + tail.rstrip() + b"\n" + b"".join(lines[1:]))
+    cut_after(path, 6)
+    assert path.read_bytes() == b"".join([lines[0], *(x for x in lines[1:] if int(x.split(b",")[0]) <= 6)])
 
 
 @pytest.mark.parametrize("content", [b"", b"step,split,lo", None])

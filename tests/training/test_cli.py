@@ -8,11 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from chela.cli import guarded
 from chela.config import fields, load, names, resolve
+from lra.builder import RecordSet
 from tests.training.launches import TINY, launch, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
@@ -79,7 +81,10 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model.depth=1.5"], "model.depth: Value '1.5'"),
         (["model.depth="], "model.depth: Value ''"),
         (["model.depth=null"], "model.depth: "),
-        (["model.prenorm=7up"], "model.prenorm: Value '7up' is not a valid bool"),
+        (["model.prenorm=7up"], "model.prenorm: expected true or false, got '7up'"),
+        (["model.prenorm=2"], "model.prenorm: expected true or false, got '2'"),
+        (["model.prenorm=null"], "model.prenorm: expected true or false, got 'null'"),
+        (["model.mixer.reparam=-1"], "model.mixer.reparam: expected true or false, got '-1'"),
         (["optimizer.lr=fast"], "optimizer.lr: Value 'fast'"),
         (["optimizer.lr=nan"], "optimizer.lr: expected a finite number, got nan"),
         (["runs=${seed}"], "runs: expected a plain, printable value"),
@@ -104,7 +109,8 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["task.max_length=5"], "task.max_length is 5: expected min_length"),
         (["runs="], "runs: expected a folder, got ''"),
         # names
-        (["task=listop"], "task: expected one of "),
+        (["task=listop"], f"task: expected one of {', '.join(names('task'))}, got 'listop' (did you mean 'listops'?)"),
+        (["model=chess"], f"model: expected one of {', '.join(names('model'))}, got 'chess'"),
         (["task="], "task: expected one of "),
         (["model=../model/chela"], "got '../model/chela'"),
         (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
@@ -228,16 +234,35 @@ def test_a_foreign_result(content: str, one_step: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_record_that_does_not_parse_is_named(workers: int, tmp_path: Path) -> None:
-    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", f"data.workers={workers}")
+    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
     assert launch(*words, "trainer.max_steps=1").status == 0
     (records,) = (tmp_path / "data").rglob("*train.array_record*")
     whole = records.read_bytes()
     middle = len(whole) // 2
     records.write_bytes(whole[:middle] + bytes(200) + whole[middle + 200 :])  # of the same size: seen when it is read
-    ended = launch(*words)
+    ended = launch(*words, f"data.workers={workers}")  # a worker takes seconds to start
     assert ended.status == 2
     assert ended.error.startswith("record ") and " of split train in " in ended.error
     assert "cannot be read" in ended.error
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "the sequence is empty"),
+        ([1, 99], "token 99 at position 1 is not in the vocabulary (ids 1 … "),
+        ([1] * 3000, "the sequence has 3000 tokens, expected at most "),
+    ],
+)
+def test_a_record_that_is_not_of_the_task_is_named(
+    tokens: list[int], message: str, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {"tokens": np.array(tokens, np.uint8), "label": 0}
+    read = RecordSet.read
+    monkeypatch.setattr(RecordSet, "read", lambda self, wanted: [bad if i == 7 else read(self, [i])[0] for i in wanted])
+    ended = launch(*tiny)
+    assert ended.status == 2
+    assert ended.error.startswith("listops: record 7 of split ") and message in ended.error
 
 
 def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

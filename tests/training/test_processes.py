@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from chela.errors import UsageError
+from chela.training import checkpoint
 from chela.training.module import LitClassifier
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
 
@@ -139,14 +142,29 @@ def test_a_launcher_with_another_number_of_processes(data: str, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_both_killed_at_random_moments(data: str, pair: Path, tmp_path: Path) -> None:
+    """Four kills in one run, wherever they fall between its start and its end."""
     draw = random.Random(0)
-    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto", "trainer.checkpoint_every=1")
-    for _ in range(8):
+    runs = tmp_path / "runs"
+    words = (*PAIR, f"data.dir={data}", f"runs={runs}", "resume=auto", "trainer.checkpoint_every=1")
+    begun = time.monotonic()
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    longest, kills = time.monotonic() - begun, 0
+    for _ in range(60):
+        if kills == 0:
+            shutil.rmtree(runs, ignore_errors=True)  # the one of before had ended
         both = start(words, tmp_path)
-        time.sleep(draw.uniform(0.3, 3.0))
+        after = draw.uniform(0, longest)
+        both[0].join(after)
         for process in both:
             process.kill()
             process.join()
+        if both[0].exitcode == -signal.SIGKILL:
+            kills += 1
+        else:
+            longest, kills = longest if kills else after, 0  # a whole run takes less than that
+        if kills == 4:
+            break
+    assert kills == 4, logs(tmp_path)
     assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
     assert_equal(left_by(only_run(tmp_path)), left_by(pair))
 
@@ -199,3 +217,27 @@ def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
     assert finish(both, tmp_path) == [3, 0], logs(tmp_path)
     assert logs(tmp_path).count("error: step 6: expected finite numbers, ") == 1
     assert "Traceback" not in logs(tmp_path)
+
+
+def join_group_and_fill_the_disk(rank: int, port: int) -> None:
+    """No room is left for the second checkpoint, which the first process alone writes."""
+    join_group(rank, port)
+    plain, calls = checkpoint.save, [0]
+
+    def save(*arguments: Any, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise UsageError("could not write it (No space left on device)")
+        plain(*arguments, **options)
+
+    checkpoint.save = save
+
+
+def test_a_full_disk_of_one_ends_both_and_both_go_on(data: str, pair: Path, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "resume=auto")
+    both = start(words, tmp_path, join_group_and_fill_the_disk)
+    assert finish(both, tmp_path) == [2, 0], logs(tmp_path)
+    assert logs(tmp_path).count("error: ") == 1 and "No space left on device" in logs(tmp_path)
+    assert "Traceback" not in logs(tmp_path)
+    assert finish(start(words, tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    assert_equal(left_by(only_run(tmp_path)), left_by(pair))

@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -8,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from chela.config import resolve
 from chela.training import fit as fitting
 from chela.training.module import LitClassifier
+from chela.training.run import claim_run, find_run
+from lra.builder import MANIFEST
 from tests.training.launches import (
     EPOCH,
     LAST,
@@ -110,11 +114,24 @@ def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, .
     assert f"run={second}" in ended.out  # the newest one
 
 
+def test_auto_finds_the_run_by_its_resolved_configuration(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    """Not by the words: others that resolve to the same numbers find it, the same folder name is not enough."""
+    run, goes_on, lock = claim_run(resolve([*tiny]))
+    lock.release()
+    assert not goes_on
+    same = [*reversed(tiny), "model=chela", "model.depth=2", "trainer.max_time=9m", "resume=auto"]
+    assert find_run(resolve(same)) == run
+    for word in ("seed=1", "model.dropout=0.2", "task.train=49", "preset=mini", "optimizer.eps=1e-9"):
+        assert find_run(resolve([*tiny, word, "resume=auto"])) is None, word
+    assert find_run(resolve([*tiny, f"runs={tmp_path / 'elsewhere'}", "resume=auto"])) is None
+    assert find_run(resolve([*tiny])) is None  # resume=none begins a new one
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("trainer.precision=64-true", "model=softmax"),
-        ("data.workers=1", "model.prenorm=false"),
+        ("data.workers=1", "model.prenorm=false", "trainer.val_every=12"),  # each loader waits seconds for its worker
         ("trainer.precision=bf16-mixed", "model.norm=layer", "model.causal=true"),
         ("model=linear", "trainer.val_every=1", "trainer.checkpoint_every=100"),
     ],
@@ -185,29 +202,68 @@ def test_kill_9_at_every_change_of_a_file(data: str, straight: dict[str, Any], t
     assert survived > 80
 
 
+def killed_within(words: tuple[str, ...], after: float, folder: Path) -> bool:
+    """Start a launch and kill it so many seconds later; False when it had ended by then."""
+    process = fork(words, folder / "killed.log")
+    process.join(after)
+    process.kill()
+    process.join(60)
+    assert process.exitcode in (0, -signal.SIGKILL), (folder / "killed.log").read_text()
+    return bool(process.exitcode)
+
+
+def duration(words: tuple[str, ...], folder: Path) -> float:
+    """Take the time of a launch that nobody kills."""
+    start = time.monotonic()
+    resume(words, folder)
+    return time.monotonic() - start
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(20))
 def test_kill_9_at_random_moments(moment: int, data: str, straight: dict[str, Any], tmp_path: Path) -> None:
-    """Several kills in each run, wherever they fall."""
+    """Three kills in each run, wherever they fall between its start and its end."""
     draw = random.Random(moment)
-    words = (*TINY, f"data.dir={data}", f"runs={tmp_path}", "resume=auto", "trainer.checkpoint_every=1")
-    for _ in range(3):
-        process = fork(words, tmp_path / "killed.log")
-        process.join(draw.uniform(0.05, 1.5))
-        process.kill()
-        process.join(60)
+    words = (*TINY, f"data.dir={data}", f"runs={tmp_path / 'runs'}", "resume=auto", "trainer.checkpoint_every=1")
+    longest = duration(words, tmp_path)
+    kills = 0
+    for _ in range(100):
+        if kills == 0:
+            shutil.rmtree(tmp_path / "runs", ignore_errors=True)  # the one of before had ended
+        after = draw.uniform(0, longest)
+        if killed_within(words, after, tmp_path):
+            kills += 1
+        else:
+            longest, kills = longest if kills else after, 0  # a whole run takes less than that
+        if kills == 3:
+            break
+    assert kills == 3
     resume(words, tmp_path)
     assert_equal(left_by(only_run(tmp_path)), straight)
+
+
+def is_built(data: Path) -> bool:
+    return any(".building" not in str(path.relative_to(data)) for path in data.rglob(MANIFEST))
 
 
 @pytest.mark.slow
 def test_kill_9_while_the_data_is_built(straight: dict[str, Any], tmp_path: Path) -> None:
     draw = random.Random(0)
-    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "resume=auto")
-    for _ in range(8):
-        process = fork(words, tmp_path / "killed.log")
-        process.join(draw.uniform(0.1, 2.0))
-        process.kill()
-        process.join(60)
+    data = tmp_path / "data"
+    words = (*TINY, f"data.dir={data}", f"runs={tmp_path / 'runs'}", "resume=auto")
+    longest, kills = duration(words, tmp_path), 0
+    for _ in range(100):
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        if is_built(data):  # before the kill
+            shutil.rmtree(data)
+        after = draw.uniform(0, longest)
+        killed_within(words, after, tmp_path)
+        if is_built(data):
+            longest = after
+        elif data.exists():
+            kills += 1
+        if kills == 8:
+            break
+    assert kills == 8
     resume(words, tmp_path)
     assert_equal(left_by(only_run(tmp_path / "runs")), straight)
