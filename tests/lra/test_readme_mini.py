@@ -1,0 +1,60 @@
+"""The README's table of mini tasks: every line is today's configuration, its committed run, and what a run gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chela.config import fingerprint, resolve
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results" / "mini"
+LINE = re.compile(r"^\| `python -m chela\.train (?P<words>[^`]+)` \| (?P<minutes>[\d.]+) \| (?P<score>[\d.]+) \|", re.M)
+LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_text())]
+
+
+def committed(words: list[str]) -> dict[str, object]:
+    """Return the committed result of the run that the words stand for on a machine without a GPU."""
+    config = resolve([*words, "preset=mini"])
+    folder = RESULTS / f"{config.task.name}-mini" / f"chela-seed0-{fingerprint(config)}"
+    assert folder.is_dir(), f"no {folder.relative_to(ROOT)}: the configuration changed, run it again and commit it"
+    result: dict[str, object] = json.loads((folder / "result.json").read_text())
+    return result
+
+
+def test_every_task_has_a_line() -> None:
+    assert [line["words"].split()[0] for line in LINES] == [
+        f"task={task}" for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+    ]
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line["words"])
+def test_the_line_says_what_its_run_gave(line: dict[str, str]) -> None:
+    result = committed(shlex.split(line["words"]))
+    assert line["score"] == f"{100 * result['test_accuracy']:.1f}"
+    assert line["minutes"] == f"{result['wall_seconds'] / 60:.1f}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line["words"])
+def test_the_command_gives_that_score(line: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Within 3 points: another machine or number of threads adds in another order, and another run it is."""
+    words = shlex.split(line["words"])
+    task = words[0].removeprefix("task=")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CHELA_DATA": str(tmp_path / "data")}
+    if task in ("text", "image"):
+        real = request.getfixturevalue(f"real_{task}")
+        words += [f"data.root={real.root}"]
+    if task == "retrieval":
+        words += [f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
+    command = [sys.executable, "-m", "chela.train", *words, "preset=mini", f"runs={tmp_path / 'runs'}"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    (result,) = (tmp_path / "runs").glob("*/*/result.json")
+    assert 100 * json.loads(result.read_text())["test_accuracy"] == pytest.approx(float(line["score"]), abs=3)
