@@ -70,16 +70,28 @@ def plot(benchmark: Benchmark, rows: list[Row], path: Path, console: Console) ->
     from matplotlib import pyplot
 
     x, *ys = benchmark.plot
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for y in ys:
-        points: dict[Any, float] = {}
-        for row in rows:
-            if y in row.values and x in row.key:
-                points.setdefault(row.key[x], row.values[y])
-        if points:
-            axes.plot(list(points), list(points.values()), marker="o", label=y.removesuffix(" [ms]"))
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel="seconds")
-    axes.set_title(textwrap.fill(benchmark.about, 66), fontsize=10)  # matplotlib breaks no line by itself
-    axes.legend(fontsize=8, frameon=False)
+    memory = [y.replace("[ms]", "[MiB]") for y in ys]
+    panels = {"seconds": ys, "peak memory beyond the inputs, MiB": [y for y in memory if _points(rows, x, y)]}
+    panels = {label: names for label, names in panels.items() if names}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.5 * len(panels), 4), layout="constrained", squeeze=False)
+    for panel, (label, names) in zip(axes[0], panels.items(), strict=True):
+        for name in names:
+            points = _points(rows, x, name)
+            color = f"C{(ys if name in ys else memory).index(name)}"
+            if points:
+                panel.plot(list(points), list(points.values()), marker="o", color=color, label=name.rpartition(" [")[0])
+        panel.set(xscale="log", yscale="log", xlabel=x, ylabel=label)
+        panel.legend(fontsize=8, frameon=False)
+    # matplotlib breaks no line by itself
+    figure.suptitle(textwrap.fill(benchmark.about, 60 * len(panels)), fontsize=10)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def _points(rows: list[Row], x: str, y: str) -> dict[Any, float]:
+    """Return the first value of y at each x."""
+    points: dict[Any, float] = {}
+    for row in rows:
+        if y in row.values and x in row.key:
+            points.setdefault(row.key[x], row.values[y])
+    return points
