@@ -58,7 +58,7 @@ class Slices:
     def product(self, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
         """Return a @ b `(R·H, T, ·)`, in its place in x where the layout allows; elsewhere it lasts until the next."""
         place = self._place(x)
-        there = place.is_contiguous() and place.dtype == self.buffer.dtype
+        there = 1 in place.shape[:2] and place.dtype == self.buffer.dtype
         return torch.bmm(a, b, out=(place if there else self.buffer("product", *place.shape)).flatten(0, 1))
 
     def write(self, y: Tensor, x: Tensor) -> None:
