@@ -22,7 +22,7 @@ def short_conv_torch(x: Tensor, weight: Tensor, bias: Tensor | None, causal: boo
 
 
 class _Depthwise(torch.autograd.Function):
-    """The convolution with a backward of its own: PyTorch's takes up to 60 times as long as its forward on a CPU."""
+    """The convolution with a backward of its own: PyTorch's takes up to 80 times as long as its forward on a CPU."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, left: int) -> Tensor:
@@ -46,7 +46,7 @@ def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:
     """Convolve by `conv2d`, with `left` of the taps before the position they contribute to.
 
     A `(B, L, C)` tensor *is* a channels-last image `(B, C, 1, L)`, so the 2-d convolution reads and writes it where it
-    lies; a 1-d convolution would transpose it twice and takes several times as long.
+    lies; a 1-d convolution would transpose it twice.
     """
     length, taps = x.shape[1], weight.shape[1]
     pad = max(left, taps - 1 - left)
