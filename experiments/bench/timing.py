@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from chela.ops.memory import Workspace
+
 ALLOCATOR_VARIABLES = (
     "LD_PRELOAD",
     "MALLOC_MMAP_MAX_",
@@ -95,6 +97,7 @@ def peak_memory(run: Callable[[], object]) -> int:
         run()
         synchronize()
         return torch.cuda.max_memory_allocated() - before
+    Workspace.release()  # scratch that is kept between calls counts too
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     held = peak = 0

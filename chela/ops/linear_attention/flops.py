@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chela.ops.linear_attention.segments import CHUNK
-
 Shape = Sequence[int]
+CHUNK = 64
 
 
 def products(tokens: int, D: int, E: int, C: int, *, causal: bool, decays: bool, backward: bool) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from chela.ops.linear_attention.op import Gradients, Problem
-from chela.ops.linear_attention.segments import Workspace
+from chela.ops.memory import Workspace, in_huge_pages
 
 # Elements of a slice: 1 MiB of float32.
 SLICE_ELEMENTS = 2**18
@@ -21,11 +21,11 @@ SLICE_ELEMENTS = 2**18
 class Slices:
     """Walks over a call's slices, R batch rows × T tokens, and shows each as `(R·H, T, ·)`."""
 
-    def __init__(self, p: Problem) -> None:
+    def __init__(self, p: Problem, buffer: Workspace) -> None:
         self.B, self.L, H, D = p.q.shape
         self.absent = None if p.mask is None else ~p.mask
         self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
-        self.buffer = Workspace(p.sum_dtype, p.q.device, buffers_per_block=2)
+        self.buffer = buffer
         self.rows, self.tokens = slice(0), slice(0)
 
     def blocks(self) -> Iterator[slice]:
@@ -77,12 +77,13 @@ def saved_shape(p: Problem) -> tuple[int, ...]:
     return p.state_shape
 
 
-def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(p: Problem, buffer: Workspace) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the output, the normaliser, nothing, and the state."""
     E = p.v.shape[-1]
     out, total, nothing = p.new_outputs()
+    in_huge_pages(out)
     saved = p.new(*saved_shape(p)).zero_()
-    x = Slices(p)
+    x = Slices(p, buffer)
     for rows in x.blocks():
         S, z = saved[rows, ..., :E].flatten(0, 1), saved[rows, ..., E:].flatten(0, 1)
         for _ in x.along():
@@ -101,11 +102,12 @@ def forward(p: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return out, total, nothing, saved
 
 
-def backward(p: Problem, d_out: Tensor, out: Tensor, total: Tensor, saved: Tensor) -> Gradients:
+def backward(p: Problem, buffer: Workspace, d_out: Tensor, out: Tensor, total: Tensor, saved: Tensor) -> Gradients:
     """Return the gradients of q, k and v; nothing for decays and state."""
     E = p.v.shape[-1]
     dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(False)
-    x = Slices(p)
+    in_huge_pages(dq, dk, dv)
+    x = Slices(p, buffer)
     for rows in x.blocks():
         S, z = saved[rows, ..., :E].flatten(0, 1).mT, saved[rows, ..., E:].flatten(0, 1).mT
         dS, dz = torch.zeros_like(S.mT, memory_format=torch.contiguous_format), S.new_zeros(len(S), 1, S.shape[-1])

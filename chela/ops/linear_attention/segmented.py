@@ -12,7 +12,8 @@ from torch import Tensor
 
 from chela.ops.linear_attention.edges import Edges, crossing, edge_gradient, edges
 from chela.ops.linear_attention.op import Gradients, Problem
-from chela.ops.linear_attention.segments import Segment, Workspace, chunks_per_segment, segments
+from chela.ops.linear_attention.segments import Segment, chunk_tokens, chunks_per_segment, segments
+from chela.ops.memory import Workspace, in_huge_pages
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -29,9 +30,9 @@ def accumulate(a: Tensor, b: Tensor, to: Tensor) -> None:
 class Walk:
     """The buffers and the loaded tensors of the segment at hand."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, buffer: Workspace) -> None:
         self.p = problem
-        self.buffer = Workspace(problem.sum_dtype, problem.q.device)
+        self.buffer = buffer
 
     def enter(self, s: Segment) -> None:
         """Go to a segment: load q, k and v, and take its edges."""
@@ -75,20 +76,27 @@ def intra(a: Edges, z: Edges | None, C: int) -> Tensor:
     return M if z is None else M + z.within(C).tril(-1).mT
 
 
+def tokens_per_chunk(p: Problem) -> int:
+    """Return C: what the caller asked for, or what suits the widths."""
+    return p.chunk or chunk_tokens(p.q.shape[-1], p.v.shape[-1])
+
+
 def saved_shape(p: Problem) -> tuple[int, ...]:
     """Return the shape of the states at segment borders: from the left and, when bidirectional, from the right."""
     _, L, H, D = p.q.shape
-    tokens = chunks_per_segment(H, D, p.v.shape[-1], p.chunk) * p.chunk
+    chunk = tokens_per_chunk(p)
+    tokens = chunks_per_segment(H, D, p.v.shape[-1], chunk) * chunk
     return (1 if p.causal else 2, (L + tokens - 1) // tokens, *p.state_shape)
 
 
-def forward(p: Problem, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward(p: Problem, buffer: Workspace, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the output, the normaliser, the last state and the states at segment borders."""
     E = p.v.shape[-1]
     out, total, end = p.new_outputs()
+    in_huge_pages(out)
     saved = p.new(*saved_shape(p))
-    walk = Walk(p)
-    for block in segments(p.q, p.v.shape[-1], p.chunk, p.mask):
+    walk = Walk(p, buffer)
+    for block in segments(p.q, p.v.shape[-1], tokens_per_chunk(p), p.mask):
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
         if not p.causal:
@@ -132,8 +140,8 @@ def _segment_output(w: Walk, left: Tensor, right: Tensor | None) -> tuple[Tensor
 class BackwardWalk(Walk):
     """A walk that also holds the gradient of the sums, before division, of the segment at hand."""
 
-    def __init__(self, problem: Problem, d_out: Tensor, out: Tensor, total: Tensor) -> None:
-        super().__init__(problem)
+    def __init__(self, problem: Problem, buffer: Workspace, d_out: Tensor, out: Tensor, total: Tensor) -> None:
+        super().__init__(problem, buffer)
         self.d_out, self.out, self.total = d_out, out, total
 
     def enter(self, s: Segment) -> None:
@@ -150,13 +158,21 @@ class BackwardWalk(Walk):
 
 
 def backward(
-    p: Problem, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, saved: Tensor, decay_grad: bool
+    p: Problem,
+    buffer: Workspace,
+    d_out: Tensor,
+    d_end: Tensor | None,
+    out: Tensor,
+    total: Tensor,
+    saved: Tensor,
+    decay_grad: bool,
 ) -> Gradients:
     """Return the gradients of q, k, v, log_decay, log_decay_back and the initial state; empty where there is none."""
     E = p.v.shape[-1]
     dq, dk, dv, *decays, d_state = p.new_gradients(decay_grad)
-    walk = BackwardWalk(p, d_out, out, total)
-    for block in segments(p.q, p.v.shape[-1], p.chunk, p.mask):
+    in_huge_pages(dq, dk, dv)
+    walk = BackwardWalk(p, buffer, d_out, out, total)
+    for block in segments(p.q, p.v.shape[-1], tokens_per_chunk(p), p.mask):
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
         lefts: list[Tensor] = []

@@ -7,44 +7,19 @@ one batched matrix product over contiguous memory, and a scan over chunks is a p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-# Elements of one buffer of a segment: 256 KiB of float32, so that the busy ones fit L2 and all of them L3.
-SEGMENT_ELEMENTS = 2**16
-CHUNK = 64
+# Elements of one buffer of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
+SEGMENT_ELEMENTS = 2**17
 
 
-class Workspace:
-    """Named buffers of one call, for all its segments: fresh memory costs a page fault per 4 KiB.
-
-    They are cut from blocks that hold many of them. One large block is asked for and given back as a whole, and glibc,
-    which learns from what it is given back, keeps it at hand for the next call; of many small ones it would not.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device, buffers_per_block: int = 16) -> None:
-        self._per_block = buffers_per_block
-        self._block = torch.empty(0, dtype=dtype, device=device)
-        self._named: dict[str, Tensor] = {}
-        self.dtype, self.device = dtype, device
-
-    def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return the buffer of that name, seen as ``shape``; what it held is gone once it is asked for again."""
-        size = math.prod(shape)
-        flat = self._named.get(name)
-        if flat is None or flat.numel() < size:
-            flat = self._named[name] = self._cut(-(-size // 16) * 16)  # whole cache lines
-        return flat[:size].view(shape)
-
-    def _cut(self, size: int) -> Tensor:
-        if self._block.numel() < size:
-            self._block = torch.empty(self._per_block * size, dtype=self.dtype, device=self.device)
-        cut, self._block = self._block[:size], self._block[size:]
-        return cut
+def chunk_tokens(D: int, E: int) -> int:
+    """Return the tokens of a chunk where none are asked for: fewer where a state is small beside what is in a chunk."""
+    return 32 if max(D, E) <= 64 else 64
 
 
 def chunks_per_segment(H: int, D: int, E: int, chunk: int) -> int:
@@ -74,12 +49,9 @@ class Segment:
 
     def load(self, x: Tensor, into: Tensor) -> Tensor:
         """Copy x `(B, L, H, ·)` to ``into`` `(n, B, H, C, ·)`, zero where absent; a further column is set to one."""
-        part = x[self.rows, self.tokens]
-        B, T, H, width = part.shape
-        body, whole = into[..., :width], T // self.C
-        body[:whole].copy_(part[:, : whole * self.C].view(B, whole, self.C, H, width).permute(1, 0, 3, 2, 4))
-        if whole < self.n:
-            body[whole, :, :, : T - whole * self.C].copy_(part[:, whole * self.C :].transpose(1, 2))
+        width = x.shape[-1]
+        for mine, place in self.parts(into[..., :width] if into.shape[-1] > width else into, x):
+            mine.copy_(place)
         if into.shape[-1] > width:
             into[..., width:] = 1
         return self.fill(into, 0)
@@ -90,12 +62,17 @@ class Segment:
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""
-        part = x[self.rows, self.tokens]
-        B, T, H, width = part.shape
-        whole = T // self.C
-        part[:, : whole * self.C].view(B, whole, self.C, H, width).copy_(y[:whole].permute(1, 0, 3, 2, 4))
-        if whole < self.n:
-            part[:, whole * self.C :].copy_(y[whole, :, :, : T - whole * self.C].transpose(1, 2))
+        for mine, place in self.parts(y, x):
+            place.copy_(mine)
+
+    def parts(self, y: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pair y `(n, B, H, C, ·)` with its place in x `(B, L, H, ·)`, whole chunks first, then the ragged one."""
+        b, t, h, d = x.stride()
+        (_, B, H, C, width), start = y.shape, x.storage_offset() + self.rows.start * b + self.tokens.start * t
+        whole, rest = divmod(self.tokens.stop - self.tokens.start, C)
+        yield y if not rest else y[:whole], x.as_strided((whole, B, H, C, width), (C * t, b, h, t, d), start)
+        if rest:
+            yield y[whole, :, :, :rest], x.as_strided((B, H, rest, width), (b, h, t, d), start + whole * C * t)
 
 
 def segments(x: Tensor, E: int, chunk: int, mask: Tensor | None) -> list[list[Segment]]:
