@@ -56,24 +56,24 @@ class Walk:
 
     def prefix(self, name: str, weighted_k: Tensor, v: Tensor, e: Edges, carry: Tensor) -> Tensor:
         """Return the states at all borders, coming from the left, of the outer products k vᵀ."""
-        own = self.buffer("own", self.lead[0] + 1, *carry.shape)
-        own[0] = carry
-        product(weighted_k.mT, v, own[1:])
-        return e.carry(own, self.buffer(name, *own.shape))
+        states = self.buffer(name, self.lead[0] + 1, *carry.shape)
+        states[0] = carry
+        product(weighted_k.mT, v, states[1:])
+        return e.carry(states)
 
     def suffix(self, name: str, weighted_k: Tensor, v: Tensor, e: Edges, carry: Tensor) -> Tensor:
         """Return the states at all borders, coming from the right."""
-        own = self.buffer("own", self.lead[0] + 1, *carry.shape)
-        own[-1] = carry
-        product(weighted_k.mT, v, own[:-1])
-        return e.carry(own, self.buffer(name, *own.shape), reverse=True)
+        states = self.buffer(name, self.lead[0] + 1, *carry.shape)
+        states[-1] = carry
+        product(weighted_k.mT, v, states[:-1])
+        return e.carry(states, reverse=True)
 
 
-def intra(a: Edges, z: Edges | None, C: int) -> Tensor:
-    """Return M inside the chunks, `(n, B, H, C, C)` or one that broadcasts to it; z is None when causal."""
-    M = a.within(C)
+def intra(a: Edges, z: Edges | None, x: Tensor) -> Tensor:
+    """Return M inside the chunks of x, `(n, B, H, C, C)` or one that broadcasts to it; z is None when causal."""
+    M = a.within(x)
     # The diagonal is 1 in both directions and counts once: it is taken from the first.
-    return M if z is None else M + z.within(C).tril(-1).mT
+    return M if z is None else M + z.within(x).tril(-1).mT
 
 
 def tokens_per_chunk(p: Problem) -> int:
@@ -126,7 +126,7 @@ def _segment_output(w: Walk, left: Tensor, right: Tensor | None) -> tuple[Tensor
     C, D, E = w.s.C, w.q.shape[-1], w.v.shape[-1]
     a = w.edges(w.p.log_decay)
     z = None if right is None else w.edges(w.p.log_decay_back)
-    P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(intra(a, z, C))
+    P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(intra(a, z, w.q))
     o = product(P, w.v, w.tokens("o", E))
     x = w.tokens("weighted", D)
     before = w.prefix("before", a.leaving(w.k, x), w.v, a, left)
@@ -215,7 +215,7 @@ def _segment_gradient(
     C, D, E = w.s.C, w.q.shape[-1], w.v.shape[-1]
     a = w.edges(w.p.log_decay)
     z = None if right is None else w.edges(w.p.log_decay_back)
-    M = intra(a, z, C)
+    M = intra(a, z, w.q)
     P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(M)
     G = product(w.do, w.v.mT, w.tokens("G", C))
     flow = None if decays is None else torch.mul(P, G, out=w.tokens("flow", C))

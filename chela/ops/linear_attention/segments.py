@@ -2,7 +2,7 @@
 
 A segment is a run of tokens of a few batch rows, short enough that everything computed from it stays in the cache.
 In it the layout is chunk-major, `(n, B, H, C, ·)` with n chunks of C tokens, so that every product of the algorithm is
-one batched matrix product over contiguous memory, and a scan over chunks is a product with an (n + 1) × (n + 1) matrix.
+one batched matrix product over contiguous memory.
 """
 
 from __future__ import annotations
