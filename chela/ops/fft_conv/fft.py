@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from chela.ops.memory import Workspace, in_huge_pages
+
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 3 << 20
 """Where the padded input of one block is smaller than this, more lines are taken at once."""
 
 
@@ -43,17 +45,18 @@ def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     if u.numel() == 0:
         return y
+    in_huge_pages(y)
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        for rows, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
+        for rows, scratch, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
             of_u = rows[:batch, :, :length].transpose(1, 2)
             for c in blocks:
                 of_u.copy_(_pulled_together(u[:, :, c]))
                 _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
-                y[:, :, c] = torch.fft.irfft(product, n=n)[:, :, :length].transpose(1, 2)
+                y[:, :, c] = _spread(torch.fft.irfft(product, n=n)[:, :, :length], scratch).transpose(1, 2)
     return y
 
 
@@ -76,6 +79,7 @@ def convolve_backward(
     d_u, d_kernel, d_back = empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
     if u.numel() == 0:
         return d_u, d_kernel.zero_(), d_back.zero_()
+    in_huge_pages(d_u, d_kernel, d_back)
     if kernel_grad:  # lags that no pair of positions has
         d_kernel[:, length:] = 0
         d_back[:, length - 1 :] = 0
@@ -84,7 +88,7 @@ def convolve_backward(
     n = fft_length(length, taps, taps_back)
     count = batch + (batch if kernel_grad else 0) + (1 if input_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
+        for rows, scratch, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
             of_grad = rows[:batch, :, :length].transpose(1, 2)
             of_u = rows[batch : 2 * batch, :, :length].transpose(1, 2)
             for c in blocks:
@@ -104,7 +108,7 @@ def convolve_backward(
                 wanted = spectrum[0 if input_grad else batch : batch + (1 if kernel_grad else 0)]
                 back = torch.fft.irfft(wanted, n=n)
                 if input_grad:
-                    d_u[:, :, c] = back[:batch, :, :length].transpose(1, 2)
+                    d_u[:, :, c] = _spread(back[:batch, :, :length], scratch).transpose(1, 2)
                 if kernel_grad:
                     d_kernel[c, :taps] = back[-1, :, :taps]
                 if kernel_grad and taps_back:
@@ -122,21 +126,34 @@ def empty_gradients(
     return d_u, d_kernel, d_back
 
 
-def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[slice]]]:
+def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, list[slice]]]:
     """Cut the channels into blocks, with a buffer of `count` rows a channel, `(count, c, N)`, for those of one width.
 
-    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere.
+    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere. The second one,
+    `(B, c, L)`, is for `_spread`.
     """
-    channels = width = u.shape[2]
+    batch, length, channels = u.shape
+    width = channels
     if u.device.type == "cpu":
-        width = min(LINE * max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1), channels)
+        most = max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1)
+        lines = -(-channels // LINE)
+        width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
-    yield (
-        torch.zeros(count, width, n, dtype=dtype, device=u.device),
-        [slice(start, start + width) for start in range(0, whole, width)],
-    )
-    if whole < channels:
-        yield torch.zeros(count, channels - whole, n, dtype=dtype, device=u.device), [slice(whole, channels)]
+    spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
+    with Workspace(dtype, u.device, buffers_per_block=2) as buffer:
+        for width, starts in spans:
+            if starts:
+                rows = buffer("rows", count, width, n).zero_()
+                scratch = buffer("scratch", batch, width, length + LINE)[..., :length]
+                yield rows, scratch, [slice(start, start + width) for start in starts]
+
+
+def _spread(x: Tensor, scratch: Tensor) -> Tensor:
+    """Move a block of results `(B, c, L)`, on a CPU, to rows that are no power of two apart, before it is transposed.
+
+    Else the same place of every channel falls into one set of the cache, which does not hold them all.
+    """
+    return scratch.copy_(x) if x.device.type == "cpu" else x
 
 
 def _pulled_together(x: Tensor) -> Tensor:
