@@ -10,6 +10,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
+SLICE_ELEMENTS = 2**18
+"""Elements of a slice of the weight gradient: 1 MiB of float32."""
+
+
 def short_conv_torch(x: Tensor, weight: Tensor, bias: Tensor | None, causal: bool, silu: bool) -> Tensor:
     """Return `(B, L, C)` for x `(B, L, C)`, weight `(C, K)`, bias `(C,)`, in the dtype of x."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
@@ -56,13 +60,23 @@ def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, left: int) -> Tensor:
-    """Return `(C, K)`: tap by tap, the sum over all positions of `grad` times the x that the tap met there."""
+    """Return `(C, K)`: tap by tap, the sum over all positions of `grad` times the x that the tap met there.
+
+    All taps of a slice before the next one, so that it stays in the cache.
+    """
+    batch, length, channels = x.shape
     padded = _padded(x, weight.shape[1], left)
-    d_weight, product = torch.empty_like(weight.mT, memory_format=torch.contiguous_format), torch.empty_like(grad)
-    for tap, of_tap in enumerate(d_weight):
-        torch.mul(padded[:, tap : tap + x.shape[1]], grad, out=product)
-        torch.sum(product, (0, 1), out=of_tap)
-    return d_weight.mT.contiguous()
+    rows = max(1, SLICE_ELEMENTS // max(1, length * channels))
+    tokens = max(1, SLICE_ELEMENTS // channels)
+    slices = [(b, t) for b in range(0, batch, rows) for t in range(0, length, tokens)]
+    sums = grad.new_empty(len(slices), weight.shape[1], channels)
+    for (b, start), of_slice in zip(slices, sums, strict=True):
+        part = grad[b : b + rows, start : start + tokens]
+        met, product = padded[b : b + rows, start:], torch.empty_like(part)
+        for tap, of_tap in enumerate(of_slice):
+            torch.mul(met[:, tap : tap + part.shape[1]], part, out=product)
+            torch.sum(product, (0, 1), out=of_tap)
+    return sums.sum(0).mT.contiguous()
 
 
 def _sum_of_taps(x: Tensor, weight: Tensor, left: int) -> Tensor:
