@@ -78,7 +78,6 @@ class Workspace:
         needed = -(-size * self.dtype.itemsize // 64) * 64  # whole cache lines
         while len(self._room) < needed:
             if self._used == len(self._blocks):
-                _teach_glibc()
                 size = needed * (max(1, self._per_block // 4) if self._blocks else self._per_block)
                 with torch.inference_mode(False):  # a tensor made in it could not be written to outside
                     self._blocks.append(torch.empty(size, dtype=torch.uint8, device=self.device))
@@ -86,19 +85,6 @@ class Workspace:
             self._used += 1
         cut, self._room = self._room[:needed], self._room[needed:]
         return cut.view(self.dtype)
-
-
-@functools.cache
-def _teach_glibc() -> None:
-    """Ask for a large block and give it back, once: from then on glibc keeps freed blocks of up to its size at hand.
-
-    It learns that (``mallopt(3)``, dynamic mmap threshold) from any block that is freed, so also from results, but then
-    only as much as the largest of them. Nothing is touched.
-    """
-    if sys.platform == "linux":
-        malloc, free = _libc().malloc, _libc().free
-        malloc.restype, malloc.argtypes, free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-        free(malloc(KEPT_BYTES))
 
 
 def in_huge_pages(*fresh: Tensor) -> None:

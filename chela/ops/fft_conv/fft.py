@@ -140,7 +140,7 @@ def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[
         width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
     spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
-    with Workspace(dtype, u.device, buffers_per_block=2) as buffer:
+    with Workspace(dtype, u.device, buffers_per_block=1) as buffer:
         for width, starts in spans:
             if starts:
                 rows = buffer("rows", count, width, n).zero_()

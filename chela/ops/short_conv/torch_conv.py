@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-
 SLICE_ELEMENTS = 2**18
 """Elements of a slice of the weight gradient: 1 MiB of float32."""
 
