@@ -55,8 +55,9 @@ class Workspace:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cpu":
-            left = KEPT_BYTES
-            for block in sorted(self._blocks, key=len, reverse=True):
+            blocks, left = [*self._blocks, *self._thread.blocks], KEPT_BYTES  # the latter of a workspace inside
+            self._thread.blocks = []
+            for block in sorted(blocks, key=len, reverse=True):
                 if len(block) <= left:
                     self._thread.blocks.append(block)
                     left -= len(block)
@@ -94,9 +95,8 @@ def in_huge_pages(*fresh: Tensor) -> None:
         if size >= HUGE_BYTES and x.device.type == "cpu" and sys.platform == "linux":
             start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
             end = (x.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
-            _libc().madvise(
-                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE
-            )  # advice: may fail
+            # Only advice: should it fail, the pages are small ones.
+            _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
 @functools.cache
