@@ -62,8 +62,8 @@ class Slices:
         return torch.bmm(a, b, out=(place if there else self.buffer("product", *place.shape)).flatten(0, 1))
 
     def write(self, y: Tensor, x: Tensor) -> None:
-        """Put y `(R·H, T, ·)` in its place in x, zero where absent."""
-        place, y = self._place(x), self.fill(y, 0)
+        """Put y `(R·H, T, ·)` in its place in x. It is 0 where absent if it is a product with what was read there."""
+        place = self._place(x)
         if y.data_ptr() != place.data_ptr():
             place.copy_(y.view(place.shape))
 
@@ -126,7 +126,7 @@ def backward(p: Problem, buffer: Workspace, d_out: Tensor, out: Tensor, total: T
         for _ in x.along():
             dk_ = x.product(x.read("v", p.v), dS.mT, dk)
             if p.normalize:
-                dk_ += dz
+                x.fill(dk_.add_(dz), 0)
             x.write(dk_, dk)
             x.write(x.product(x.read("k", p.k), dS, dv), dv)
     return dq, dk, dv, d_decay, d_back, d_state
