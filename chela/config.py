@@ -86,9 +86,11 @@ def resolve(words: list[str]) -> Config:
     preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"))[0]
     task_file, model_file = _group_file("task", chosen["task"]), _group_file("model", chosen["model"])
     model_file["model"]["name"] = chosen["model"]
-    layers = [_group_file("preset", preset), *_sections(task_file, preset), *_sections(model_file, preset)]
+    mixer = model_file["model"]["mixer"]["name"]
+    files = (task_file, model_file)
+    layers = [_group_file("preset", preset), *(part for file in files for part in _sections(file, preset, mixer))]
 
-    cfg = _empty(TASKS[task_file["task"]["name"]], MIXERS[model_file["model"]["mixer"]["name"]])
+    cfg = _empty(TASKS[task_file["task"]["name"]], MIXERS[mixer])
     for layer in layers:
         _merge(cfg, layer)
     cfg.preset = preset
@@ -316,9 +318,12 @@ def _group_file(group: str, name: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(configs_folder() / group / f"{name}.yaml")) or {}  # type: ignore[return-value]
 
 
-def _sections(layer: dict[str, Any], preset: str) -> list[dict[str, Any]]:
-    """Split a group file into what always holds and what holds for the preset."""
-    return [{key: value for key, value in layer.items() if key != "presets"}, layer.get("presets", {}).get(preset, {})]
+def _sections(layer: dict[str, Any], preset: str, mixer: str) -> list[dict[str, Any]]:
+    """Split a group file into what always holds, what holds for the preset, and what does so for one mixer only."""
+    always = {key: value for key, value in layer.items() if key != "presets"}
+    special = layer.get("presets", {}).get(preset, {})
+    own = special.get("mixers", {}).get(mixer, {})
+    return [always, {key: value for key, value in special.items() if key != "mixers"}, {"model": {"mixer": own}}]
 
 
 def _merge(cfg: DictConfig, layer: dict[str, Any]) -> None:

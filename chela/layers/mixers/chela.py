@@ -50,7 +50,7 @@ class ChelaLayer(nn.Module):
         attention: "linear", "decay" (a learned decay per head) or "none" (then o = SiLU(W_v c)).
         feature_map: φ: "elu" (elu + 1), "silu" or "identity".
         normalize: Divide by the sum of the attention weights.
-        gate: "output", "mega" or "none".
+        gate: "output", "mega" (what the models of ``chela.train`` take) or "none".
 
     Raises:
         ValueError: ``d_value`` no multiple of ``heads``, or an unknown name.
