@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from chela import config as configuration
 from chela.config import (
@@ -84,6 +85,25 @@ def test_later_layers_win() -> None:
     assert resolve(["trainer.max_steps=30", "preset=tiny", "trainer.max_steps=31"]).trainer.max_steps == 31
     assert resolve(["model=linear", "preset=mini"]).model.positions == "learned"
     assert resolve(["model=softmax", "preset=tiny"]).model.d_model == 16
+
+
+def test_a_preset_may_size_one_mixer_apart() -> None:
+    """CHELA's values are narrower at mini, whatever the file that names it; a word still wins."""
+
+    def d_value(*words: str) -> int:
+        return resolve(["task=listops", *words]).model.mixer.d_value
+
+    assert d_value("model=chela", "preset=mini") == d_value("model=chela_conv_only", "preset=mini") == 88
+    assert d_value("model=softmax", "preset=mini") == d_value("preset=mini", "model.mixer.d_value=128") == 128
+    assert d_value("model=chela", "preset=full") == d_value("model=softmax", "preset=full")
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_mixers_sized_apart_are_mixers(task: str) -> None:
+    presets = OmegaConf.load(configuration.configs_folder() / "task" / f"{task}.yaml").presets
+    for preset in presets.values():
+        for mixer, sizes in preset.get("mixers", {}).items():
+            assert set(sizes) <= {field.name for field in dataclasses.fields(MIXERS[mixer])}
 
 
 def test_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
