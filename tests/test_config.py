@@ -100,7 +100,7 @@ def test_a_preset_may_size_one_mixer_apart() -> None:
 
 @pytest.mark.parametrize("task", names("task"))
 def test_mixers_sized_apart_are_mixers(task: str) -> None:
-    presets = OmegaConf.load(configuration.configs_folder() / "task" / f"{task}.yaml").presets
+    presets = OmegaConf.load(configs_folder() / "task" / f"{task}.yaml").presets
     for preset in presets.values():
         for mixer, sizes in preset.get("mixers", {}).items():
             assert set(sizes) <= {field.name for field in dataclasses.fields(MIXERS[mixer])}
