@@ -39,7 +39,7 @@ class ChelaConfig:
     )
     feature_map: str = option("elu", "feature map of queries and keys", choices=("elu", "silu", "identity"))
     normalize: bool = option(True, "divide by the sum of the attention weights")
-    gate: str = option("mega", "how the convolution gates the attention", choices=("output", "mega", "none"))
+    gate: str = option("output", "how the convolution gates the attention", choices=("output", "mega", "none"))
 
 
 @dataclass

@@ -42,7 +42,7 @@ class Residual(nn.Module):
         update = self.layer(y, mask) if self.takes_mask else self.layer(y)
         h, gate = update if isinstance(update, tuple) else (update, None)
         h = self.dropout(h)
-        x = x + h if gate is None else torch.lerp(x, h, gate)
+        x = x + h if gate is None else torch.lerp(x, h.to(x.dtype), gate.to(x.dtype))  # autocast rounds both
         return x if self.prenorm else self.norm(x, mask)
 
 
