@@ -79,9 +79,9 @@ class Workspace:
         needed = -(-size * self.dtype.itemsize // 64) * 64  # whole cache lines
         while len(self._room) < needed:
             if self._used == len(self._blocks):
-                size = needed * (max(1, self._per_block // 4) if self._blocks else self._per_block)
+                buffers = max(1, self._per_block // 4) if self._blocks else self._per_block
                 with torch.inference_mode(False):  # a tensor made in it could not be written to outside
-                    self._blocks.append(torch.empty(size, dtype=torch.uint8, device=self.device))
+                    self._blocks.append(torch.empty(buffers * needed, dtype=torch.uint8, device=self.device))
             self._room = self._blocks[self._used]
             self._used += 1
         cut, self._room = self._room[:needed], self._room[needed:]

@@ -1,7 +1,7 @@
 """The whole CHELA layer, forward + backward per sequence: against a softmax layer, and its own products and FFTs.
 
-Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32; as it trains by default, with parallel
-short branches and batch norms, and without them. On a CPU with an allocator that keeps its memory, unless the
+Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, output gate; with parallel short
+branches and batch norms, and without them. On a CPU with an allocator that keeps its memory, unless the
 environment says otherwise.
 """
 

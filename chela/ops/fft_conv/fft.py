@@ -49,14 +49,14 @@ def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None
     kernel, kernel_back = _crop(kernel, kernel_back, length)
     n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        for rows, scratch, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
+        for rows, buffer, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
             of_u = rows[:batch, :, :length].transpose(1, 2)
             for c in blocks:
                 of_u.copy_(_pulled_together(u[:, :, c]))
                 _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
-                y[:, :, c] = _spread(torch.fft.irfft(product, n=n)[:, :, :length], scratch).transpose(1, 2)
+                y[:, :, c] = _spread(torch.fft.irfft(product, n=n)[:, :, :length], buffer).transpose(1, 2)
     return y
 
 
@@ -88,7 +88,7 @@ def convolve_backward(
     n = fft_length(length, taps, taps_back)
     count = batch + (batch if kernel_grad else 0) + (1 if input_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, scratch, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
+        for rows, buffer, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
             of_grad = rows[:batch, :, :length].transpose(1, 2)
             of_u = rows[batch : 2 * batch, :, :length].transpose(1, 2)
             for c in blocks:
@@ -108,7 +108,7 @@ def convolve_backward(
                 wanted = spectrum[0 if input_grad else batch : batch + (1 if kernel_grad else 0)]
                 back = torch.fft.irfft(wanted, n=n)
                 if input_grad:
-                    d_u[:, :, c] = _spread(back[:batch, :, :length], scratch).transpose(1, 2)
+                    d_u[:, :, c] = _spread(back[:batch, :, :length], buffer).transpose(1, 2)
                 if kernel_grad:
                     d_kernel[c, :taps] = back[-1, :, :taps]
                 if kernel_grad and taps_back:
@@ -126,14 +126,13 @@ def empty_gradients(
     return d_u, d_kernel, d_back
 
 
-def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor, list[slice]]]:
+def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Workspace, list[slice]]]:
     """Cut the channels into blocks, with a buffer of `count` rows a channel, `(count, c, N)`, for those of one width.
 
-    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere. The second one,
-    `(B, c, L)`, is for `_spread`.
+    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere. It comes
+    with the workspace that it is cut from.
     """
-    batch, length, channels = u.shape
-    width = channels
+    channels = width = u.shape[2]
     if u.device.type == "cpu":
         most = max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1)
         lines = -(-channels // LINE)
@@ -144,16 +143,18 @@ def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[
         for width, starts in spans:
             if starts:
                 rows = buffer("rows", count, width, n).zero_()
-                scratch = buffer("scratch", batch, width, length + LINE)[..., :length]
-                yield rows, scratch, [slice(start, start + width) for start in starts]
+                yield rows, buffer, [slice(start, start + width) for start in starts]
 
 
-def _spread(x: Tensor, scratch: Tensor) -> Tensor:
+def _spread(x: Tensor, buffer: Workspace) -> Tensor:
     """Move a block of results `(B, c, L)`, on a CPU, to rows that are no power of two apart, before it is transposed.
 
     Else the same place of every channel falls into one set of the cache, which does not hold them all.
     """
-    return scratch.copy_(x) if x.device.type == "cpu" else x
+    if x.device.type != "cpu":
+        return x
+    batch, channels, length = x.shape
+    return buffer("results", batch, channels, length + LINE)[..., :length].copy_(x)
 
 
 def _pulled_together(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How the chunked backend walks a sequence: segments of chunks, their decays, and the scan over chunk states.
+"""How the chunked backend walks a sequence: in segments of chunks.
 
 A segment is a run of tokens of a few batch rows, short enough that everything computed from it stays in the cache.
 In it the layout is chunk-major, `(n, B, H, C, ·)` with n chunks of C tokens, so that every product of the algorithm is
