@@ -23,17 +23,34 @@ def test_batch_norm_counts_real_tokens_only() -> None:
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
-def test_batch_norm_gradients() -> None:
+@pytest.mark.parametrize("mask", [None, torch.tensor([[True, True, False], [True, True, True]])])
+def test_batch_norm_gradients(mask: torch.Tensor | None) -> None:
     norm = MaskedBatchNorm(3).double()
-    mask = torch.tensor([[True, True, False], [True, True, True]])
     x = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: norm(x, mask), (x,))
+    assert torch.autograd.gradcheck(lambda x, *_: norm(x, mask), (x, norm.weight, norm.bias))
 
 
-def test_batch_norm_keeps_digits_when_the_mean_is_large() -> None:
+def test_batch_norm_without_a_mask_is_that_of_a_mask_that_hides_nothing() -> None:
+    x, d_y, mask = torch.randn(3, 50, 4), torch.randn(3, 50, 4), torch.ones(3, 50, dtype=torch.bool)
+    results = []
+    for given in (None, mask):
+        norm, leaf = MaskedBatchNorm(4), x.clone().requires_grad_()
+        gradients = torch.autograd.grad(norm(leaf, given), [leaf, *norm.parameters()], d_y)
+        results.append([*gradients, norm.running_mean, norm.running_var])
+    for without, with_mask in zip(*results, strict=True):
+        torch.testing.assert_close(without, with_mask, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(8, 100, dtype=torch.bool)])
+def test_batch_norm_keeps_digits_when_the_mean_is_large(mask: torch.Tensor | None) -> None:
     norm = MaskedBatchNorm(2)
-    out = norm(torch.randn(8, 100, 2) + 1e3)
+    out = norm(torch.randn(8, 100, 2) + 1e3, mask)
     torch.testing.assert_close(out.std((0, 1)), torch.ones(2), rtol=1e-2, atol=0)
+
+
+def test_batch_norm_of_one_token() -> None:
+    norm = MaskedBatchNorm(2)
+    torch.testing.assert_close(norm(torch.randn(1, 1, 2)), torch.zeros(1, 1, 2))
 
 
 @pytest.mark.parametrize("name", ["layer", "rms", "scale"])

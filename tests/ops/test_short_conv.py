@@ -16,6 +16,7 @@ if not torch.cuda.is_available():
 
 from chela.ops import backends, short_conv
 from chela.ops.short_conv import triton_conv
+from chela.ops.short_conv import weight_gradient as gradient_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = [name for name, why_not in backends(DEVICE)["short_conv"].items() if why_not is None and name != "reference"]
@@ -71,6 +72,19 @@ def test_long_sequences_and_many_channels(backend, length):
     inputs = _inputs(1, length, 70, 5, torch.float32)
     options = {"causal": False, "silu": True}
     _assert_close(_run(*inputs, backend=backend, **options), _reference(*inputs, **options), 2e-6)
+
+
+@pytest.mark.parametrize("way", [gradient_of.in_blocks, gradient_of.tap_by_tap])
+@pytest.mark.parametrize(("taps", "left"), [(9, 8), (31, 15)])
+@pytest.mark.parametrize("length", [1, 3, 63, 128, 129, 300])
+@pytest.mark.parametrize("slice_elements", [2**7, 2**12, 2**18])
+def test_weight_gradient_of_blocks_and_slices(monkeypatch, way, taps, left, length, slice_elements):
+    monkeypatch.setattr(gradient_of, "SLICE_ELEMENTS", slice_elements)
+    x, _, _, grad = _inputs(3, length, 4, taps, torch.float32)
+    ours = way(grad, x, taps, left)
+    padded = torch.nn.functional.pad(x.double(), (0, 0, left, taps - 1 - left))
+    expected = torch.stack([(padded[:, k : k + length] * grad.double()).sum((0, 1)) for k in range(taps)])
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

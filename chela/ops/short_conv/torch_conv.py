@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-SLICE_ELEMENTS = 2**18
-"""Elements of a slice of the weight gradient: 1 MiB of float32."""
+from chela.ops.short_conv.weight_gradient import weight_gradient
 
 
 def short_conv_torch(x: Tensor, weight: Tensor, bias: Tensor | None, causal: bool, silu: bool) -> Tensor:
@@ -41,8 +40,9 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, _ = ctx.needs_input_grad
-        d_x = _as_image(grad, weight.flip(1), weight.shape[1] - 1 - ctx.left) if for_x else None
-        return d_x, _weight_gradient(grad, x, weight, ctx.left) if for_weight else None, None
+        taps = weight.shape[1]
+        d_x = _as_image(grad, weight.flip(1), taps - 1 - ctx.left) if for_x else None
+        return d_x, weight_gradient(grad, x, taps, ctx.left) if for_weight else None, None
 
 
 def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:
@@ -56,26 +56,6 @@ def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:
     y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight[:, None, None], padding=(0, pad), groups=x.shape[2])
     # `conv2d` pads both ends alike: with unequal ones the shorter end has outputs to spare.
     return y.squeeze(2).transpose(1, 2)[:, pad - left : pad - left + length]
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, left: int) -> Tensor:
-    """Return `(C, K)`: tap by tap, the sum over all positions of `grad` times the x that the tap met there.
-
-    All taps of a slice before the next one, so that it stays in the cache.
-    """
-    batch, length, channels = x.shape
-    padded = _padded(x, weight.shape[1], left)
-    rows = max(1, SLICE_ELEMENTS // max(1, length * channels))
-    tokens = max(1, SLICE_ELEMENTS // channels)
-    slices = [(b, t) for b in range(0, batch, rows) for t in range(0, length, tokens)]
-    sums = grad.new_empty(len(slices), weight.shape[1], channels)
-    for (b, start), of_slice in zip(slices, sums, strict=True):
-        part = grad[b : b + rows, start : start + tokens]
-        met, product = padded[b : b + rows, start:], torch.empty_like(part)
-        for tap, of_tap in enumerate(of_slice):
-            torch.mul(met[:, tap : tap + part.shape[1]], part, out=product)
-            torch.sum(product, (0, 1), out=of_tap)
-    return sums.sum(0).mT.contiguous()
 
 
 def _sum_of_taps(x: Tensor, weight: Tensor, left: int) -> Tensor:
