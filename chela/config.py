@@ -50,6 +50,7 @@ NOT_IN_IDENTITY = {
     "trainer.checkpoint_every",
     "trainer.checkpoint_minutes",
     "trainer.progress",
+    "trainer.test",
 }
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {

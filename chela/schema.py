@@ -186,6 +186,7 @@ class TrainerConfig:
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
+    test: bool = option(True, "score the best checkpoint on the test set at the end; false keeps it unseen")
     precision: str = option(
         "auto", "auto: bf16-mixed on a GPU, 32-true without", choices=("auto", "32-true", "bf16-mixed", "64-true")
     )

@@ -165,7 +165,7 @@ class Pair:
         if self.tuning is None:
             return ()
         steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
-        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps}
+        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "trainer.test": False}
         return tuple(self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates)
 
     def _job(self, runs: Path, changes: dict[str, Any]) -> Job:
@@ -174,7 +174,12 @@ class Pair:
             *sections, name = key.split(".")
             setattr(functools.reduce(getattr, sections, config), name, value)
         folder = runs / f"{config.task.name}-{config.preset}"
-        words = (*self.words, *(f"{key}={value}" for key, value in changes.items()), f"runs={runs}", "resume=auto")
+        words = (
+            *self.words,
+            *(f"{key}={_word(value)}" for key, value in changes.items()),
+            f"runs={runs}",
+            "resume=auto",
+        )
         return Job(words, folder / f"{config.model.name}-seed{config.seed}-{fingerprint(config)}", config)
 
 

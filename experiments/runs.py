@@ -37,7 +37,7 @@ TUNE = "tune"
 """Name of the folder in which a sweep keeps the short runs that chose its learning rates: they are no results."""
 
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
-_RANK = {"finished": 2, "failed": 1, "unfinished": 0}
+_RANK = {"finished": 3, "untested": 2, "failed": 1, "unfinished": 0}
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
 _SAME_CELL = {"seed", "preset", "task.name", "model.name", "model.mixer.name"}
 
@@ -48,9 +48,10 @@ class Run:
 
     Args:
         path: The folder.
-        state: "finished", "failed" (a sweep wrote down how) or "unfinished".
+        state: "finished", "untested" (finished with ``trainer.test=false``), "failed" (a sweep wrote down how) or
+            "unfinished".
         config: The resolved configuration by dotted key, without what does not change numbers.
-        result: ``result.json``; empty unless finished.
+        result: ``result.json``; empty unless finished or untested.
         error: Why it failed, in one line.
     """
 
@@ -147,7 +148,7 @@ def read_run(folder: Path) -> Run:
     if missing:
         raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(sorted(missing))}")
     if result:
-        return Run(folder, "finished", config, result)
+        return Run(folder, "untested" if result.get("test_accuracy") is None else "finished", config, result)
     if failed:
         return Run(folder, "failed", config, {"fingerprint": failed.get("fingerprint")}, str(failed.get("error", "")))
     return Run(folder, "unfinished", config, {})
@@ -240,7 +241,7 @@ def _plain(value: Any) -> str:
 
 def collect(runs: Sequence[Run], to: Path) -> int:
     """Copy the finished and the failed runs' small files to ``to``; return how many."""
-    kept = [run for run in runs if run.state != "unfinished"]
+    kept = [run for run in runs if run.state in ("finished", "failed")]
     for run in kept:
         name = f"{run.model}-seed{run.seed}-{run.fingerprint}"
         target = to / ("" if run.state == "finished" else "failed") / f"{run.task}-{run.preset}" / name
@@ -284,7 +285,7 @@ def _collect(paths: list[str], to: Path) -> int:
     for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:
         (to / "rates").mkdir(exist_ok=True)
         shutil.copyfile(rates, to / "rates" / rates.name)
-    left = f"; {len(runs) - copied} unfinished left out" if copied < len(runs) else ""
+    left = f"; {len(runs) - copied} unfinished or untested left out" if copied < len(runs) else ""
     sys.stdout.write(f"copied {copied} runs to {to}{left}\n")
     return 0
 

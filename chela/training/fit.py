@@ -81,7 +81,7 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         trainer.fit(module, datamodule=data)
         if keeper.signals.asked:  # after the last step was saved
             raise stopped_by(keeper.signals.asked)
-        _test(config, console, keeper, trainer, module, data)
+        _finish(config, console, keeper, trainer, module, data)
     except DivergedError as error:
         where = keeper.run.last if keeper.run.last.exists() else "none yet"
         raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
@@ -92,14 +92,15 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         raise
 
 
-def _test(
+def _finish(
     config: Config, console: Console, keeper: Keeper, trainer: L.Trainer, module: LitClassifier, data: LRADataModule
 ) -> None:
     assert keeper.best is not None
     module.model.load_state_dict(keeper.best["model"])
     if trainer.is_global_zero:
         keeper.write_best(module)
-    trainer.test(module, datamodule=data, verbose=False)
+    if config.trainer.test:
+        trainer.test(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         result = _result(config, trainer, module, data, keeper)
         keeper.run.write_result(result)
@@ -197,7 +198,7 @@ def _result(
     config: Config, trainer: L.Trainer, module: LitClassifier, data: LRADataModule, keeper: Keeper
 ) -> dict[str, Any]:
     assert keeper.best is not None
-    metrics, watch = keeper.parts["metrics"], keeper.parts["watch"]
+    metrics, watch, tested = keeper.parts["metrics"], keeper.parts["watch"], config.trainer.test
     return {
         "task": config.task.name,
         "model": config.model.name,
@@ -209,10 +210,10 @@ def _result(
         "best_validation_accuracy": keeper.best["accuracy"],
         "best_step": keeper.best["step"],
         "validation_accuracy": keeper.latest["accuracy"],
-        "test_accuracy": module.evaluated["accuracy"],
-        "test_loss": module.evaluated["loss"],
-        "test_count": int(module.evaluated["count"]),
-        "majority_accuracy": data.majority_accuracy("test"),
+        "test_accuracy": module.evaluated["accuracy"] if tested else None,
+        "test_loss": module.evaluated["loss"] if tested else None,
+        "test_count": int(module.evaluated["count"]) if tested else None,
+        "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
         "learned": watch.learned,
@@ -228,9 +229,11 @@ def _result(
 
 def _report(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
     lra = "" if result["preset"] == "full" else f"  ({result['preset']} is a smaller task: not an LRA number)"
+    tested = "test set left unseen (trainer.test=false)"
+    if result["test_accuracy"] is not None:
+        tested = f"test accuracy {result['test_accuracy']:.2%} (majority class {result['majority_accuracy']:.2%})"
     console.print(
-        f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: test accuracy "
-        f"{result['test_accuracy']:.2%} (majority class {result['majority_accuracy']:.2%}), "
+        f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
         f"best validation {result['best_validation_accuracy']:.2%} at step {result['best_step']}, "
         f"validation policy {result['validation_policy']}{lra}"
     )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from chela.errors import UsageError
 from experiments.runs import labels, main, read_run, read_runs
+from experiments.summary import parts
 from tests.experiments.conftest import MakeRun
 
 
@@ -46,6 +48,22 @@ def test_tuning_runs_are_no_results_unless_asked_for(make_run: MakeRun, tmp_path
     make_run("trainer.max_steps=5", root=tmp_path / "s" / "tune")
     assert len(read_runs([tmp_path / "s"])) == 1
     assert len(read_runs([tmp_path / "s" / "tune"])) == 1
+
+
+def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("trainer.test=false", test_accuracy=None, majority_accuracy=None)
+    make_run("model=softmax", accuracy=0.4)
+    (untested, finished) = read_runs([tmp_path])
+    assert (untested.state, finished.state) == ("untested", "finished")
+    assert untested.result["best_validation_accuracy"] == 0.5
+    assert main(["list", str(tmp_path)]) == 0
+    assert re.search(r"chela  seed 0  untested  –", capsys.readouterr().out)
+    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert "copied 1 runs" in capsys.readouterr().out
+    (table,) = parts([untested, finished])
+    assert (table.cells["chela"]["listops"].mean, table.majority("listops")) == (None, 17)
 
 
 def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def test_the_rate_is_chosen_on_validation_and_written_down(tmp_path: Path, folde
         assert [run.seed for run in chosen] == [0, 1]
         assert {run.config["optimizer.lr"] for run in chosen} == {record["chosen"]}
         assert {run.config["trainer.max_steps"] for run in chosen} == {12}
+    assert {run.state for run in read_runs([folder])} == {"finished"}
+    assert {run.state for run in read_runs([folder / "tune"])} == {"untested", "unfinished"}  # 0.9 diverged
 
 
 def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, folder: Path) -> None:

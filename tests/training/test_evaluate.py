@@ -40,6 +40,20 @@ def test_the_validation_of_the_last_and_of_the_best_weights(
         assert (repr(accuracy), repr(loss)) == (rows[step]["accuracy"], rows[step]["loss"])
 
 
+def test_a_test_set_left_unseen_can_be_scored_later(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*TINY, f"data.dir={data}", f"runs={tmp_path}")
+    launched = launch(*words, "trainer.test=false")
+    assert launched.status == 0
+    assert "test set left unseen" in launched.out
+    run = RunFolder(only_run(tmp_path))
+    result = json.loads(run.result.read_text())
+    assert [result[key] for key in ("test_accuracy", "test_loss", "test_count", "majority_accuracy")] == [None] * 4
+    assert launch(*words, "resume=auto").status == 0  # finished: reported, not repeated
+    assert 0 <= score(capsys, f"run={run.path}")[0] <= 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
