@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from chela.ops.padding import rows_where
 
 
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -10,4 +13,9 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
     Whatever stood there, infinities included, is gone.
     """
-    return x if mask is None else x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if mask is None:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    rows = rows_where(~mask)
+    return x.flatten(0, -2).index_fill(0, rows, 0.0).view_as(x) if len(rows) else x

@@ -16,7 +16,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = param_groups(model, config.lr, config.weight_decay, kernel_lr=config.kernel_lr)
     for group in groups:
         group["peak_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chela.ops.linear_attention.op import Gradients, Problem
 from chela.ops.memory import Workspace, in_huge_pages
+from chela.ops.padding import fill_rows_, rows_where
 
 # Elements of a slice: 1 MiB of float32.
 SLICE_ELEMENTS = 2**18
@@ -23,10 +24,10 @@ class Slices:
 
     def __init__(self, p: Problem, buffer: Workspace) -> None:
         self.B, self.L, H, D = p.q.shape
-        self.absent = None if p.mask is None else ~p.mask
+        self.absent = None if p.mask is None else (~p.mask)[:, None].expand(-1, H, -1)
         self.T = max(1, SLICE_ELEMENTS // (H * max(D, p.v.shape[-1])))
         self.buffer = buffer
-        self.rows, self.tokens = slice(0), slice(0)
+        self.rows, self.tokens, self.gone = slice(0), slice(0), torch.empty(0)
 
     def blocks(self) -> Iterator[slice]:
         """Go through the batch, some rows at a time."""
@@ -39,6 +40,8 @@ class Slices:
         """Go through the tokens of the block; ``read`` and ``write`` then work on the slice at hand."""
         for start in range(0, self.L, self.T):
             self.tokens = slice(start, min(start + self.T, self.L))
+            if self.absent is not None:
+                self.gone = rows_where(self.absent[self.rows, :, self.tokens])
             yield
 
     def read(self, name: str, x: Tensor) -> Tensor:
@@ -50,10 +53,7 @@ class Slices:
 
     def fill(self, y: Tensor, value: float) -> Tensor:
         """Set y `(R·H, T, ·)` to a value where absent, in place."""
-        if self.absent is not None:
-            absent = self.absent[self.rows, self.tokens]
-            y.view(len(absent), -1, *y.shape[1:]).masked_fill_(absent[:, None, :, None], value)
-        return y
+        return fill_rows_(y, self.gone, value) if len(self.gone) else y
 
     def product(self, a: Tensor, b: Tensor, x: Tensor) -> Tensor:
         """Return a @ b `(R·H, T, ·)`, in its place in x where the layout allows; elsewhere it lasts until the next."""
@@ -85,12 +85,14 @@ def forward(p: Problem, buffer: Workspace) -> tuple[Tensor, Tensor, Tensor, Tens
     saved = p.new(*saved_shape(p)).zero_()
     x = Slices(p, buffer)
     for rows in x.blocks():
-        S, z = saved[rows, ..., :E].flatten(0, 1), saved[rows, ..., E:].flatten(0, 1)
+        state, z = saved[rows, ..., :E].flatten(0, 1), saved[rows, ..., E:].flatten(0, 1)
+        S = torch.zeros_like(state, memory_format=torch.contiguous_format)  # else one product per row and head
         for _ in x.along():
             k_ = x.read("k", p.k)
             S.baddbmm_(k_.mT, x.read("v", p.v))
             if p.normalize:
                 z += k_.sum(1)[..., None]
+        state.copy_(S)
         for _ in x.along():
             q_ = x.read("q", p.q)
             o = x.product(q_, S, out)

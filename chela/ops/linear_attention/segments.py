@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chela.ops.padding import fill_rows_, rows_where
+
 # Elements of one buffer of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
 SEGMENT_ELEMENTS = 2**17
 
@@ -38,6 +40,7 @@ class Segment:
         n: Number of chunks.
         C: Tokens per chunk.
         absent: `(n, B, 1, C)` bool, True where a token is masked or lies beyond the end; None when all are real.
+        gone: The same as indices of the rows of an `(n, B, H, C, ·)`; empty when all are real.
     """
 
     index: int
@@ -46,6 +49,7 @@ class Segment:
     n: int
     C: int
     absent: Tensor | None
+    gone: Tensor
 
     def load(self, x: Tensor, into: Tensor) -> Tensor:
         """Copy x `(B, L, H, ·)` to ``into`` `(n, B, H, C, ·)`, zero where absent; a further column is set to one."""
@@ -58,7 +62,7 @@ class Segment:
 
     def fill(self, x: Tensor, value: float) -> Tensor:
         """Set x `(n, B, H, C, ·)` to a value where absent, in place."""
-        return x if self.absent is None else x.masked_fill_(self.absent[..., None], value)
+        return fill_rows_(x, self.gone, value) if len(self.gone) else x
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y `(n, B, H, C, ·)` to its place in x `(B, L, H, ·)`."""
@@ -80,18 +84,20 @@ def segments(x: Tensor, E: int, chunk: int, mask: Tensor | None) -> list[list[Se
     B, L, H, D = x.shape
     n = chunks_per_segment(H, D, E, chunk)
     rows = max(1, SEGMENT_ELEMENTS // (H * max(D, E) * min(L, n * chunk)))
-    return [list(_along(L, slice(b, min(b + rows, B)), n, chunk, mask, x.device)) for b in range(0, B, rows)]
+    return [list(_along(x, slice(b, min(b + rows, B)), n, chunk, mask)) for b in range(0, B, rows)]
 
 
-def _along(L: int, rows: slice, n: int, chunk: int, mask: Tensor | None, device: torch.device) -> Iterator[Segment]:
+def _along(x: Tensor, rows: slice, n: int, chunk: int, mask: Tensor | None) -> Iterator[Segment]:
+    _, L, H, _ = x.shape
     for index, start in enumerate(range(0, L, n * chunk)):
         tokens = slice(start, min(start + n * chunk, L))
         T = tokens.stop - tokens.start
         C = min(chunk, T)
         chunks = -(-T // C)
-        absent = None
+        absent, gone = None, torch.empty(0)
         if mask is not None or T % C:
-            real = torch.zeros(rows.stop - rows.start, chunks * C, dtype=torch.bool, device=device)
+            real = torch.zeros(rows.stop - rows.start, chunks * C, dtype=torch.bool, device=x.device)
             real[:, :T] = True if mask is None else mask[rows, tokens]
             absent = ~real.view(-1, chunks, C).transpose(0, 1)[:, :, None]
-        yield Segment(index, rows, tokens, chunks, C, absent)
+            gone = rows_where(absent.expand(-1, -1, H, -1))
+        yield Segment(index, rows, tokens, chunks, C, absent, gone)

@@ -1,0 +1,24 @@
+"""Setting padding to a value by the rows of memory that it takes: several times as fast as by a mask of elements."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rows_where(absent: Tensor) -> Tensor:
+    """Return the indices `(N,)` at which absent `(…)` bool, flattened, is True; away from the CPU this waits for them."""
+    return absent.flatten().nonzero().squeeze(1)
+
+
+def fill_rows_(x: Tensor, rows: Tensor, value: float) -> Tensor:
+    """Set the given rows of x `(…, C)`, seen as `(-1, C)`, to a value, in place.
+
+    >>> fill_rows_(torch.ones(2, 2, 3), rows_where(torch.tensor([[False, True], [False, False]])), 0)[0].tolist()
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    if x.is_contiguous():
+        x.view(-1, x.shape[-1]).index_fill_(0, rows, value)
+    else:
+        x[torch.unravel_index(rows, x.shape[:-1])] = value
+    return x

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from chela.layers.padding import zero_padding
+from chela.ops.padding import fill_rows_, rows_where
+
+MASKS = {
+    "some": torch.tensor([[True, True, False], [True, False, False]]),
+    "none absent": torch.ones(2, 3, dtype=torch.bool),
+    "all absent": torch.zeros(2, 3, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
+def test_rows_are_filled_in_every_layout(mask: torch.Tensor, layout: str) -> None:
+    x = {
+        "contiguous": torch.randn(2, 3, 4),
+        "transposed": torch.randn(3, 2, 4).transpose(0, 1),
+        "sliced": torch.randn(2, 3, 5)[..., :4],
+    }[layout]
+    expected = torch.where(mask[..., None], x, 7.0)
+    assert fill_rows_(x, rows_where(~mask), 7.0) is x
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_padding_becomes_zero_whatever_stood_there_and_gets_no_gradient(mask: torch.Tensor) -> None:
+    x = torch.randn(2, 3, 4)
+    x[~mask] = float("nan")
+    x.requires_grad_()
+    y = zero_padding(x, mask)
+    torch.testing.assert_close(y, torch.where(mask[..., None], x, 0.0), rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad(y, x, torch.full_like(y, 2.0))
+    torch.testing.assert_close(gradient, 2.0 * mask[..., None].expand(2, 3, 4), rtol=0, atol=0)
+
+
+def test_zero_padding_compiles_as_one_graph() -> None:
+    x, mask = torch.randn(2, 3, 4), MASKS["some"]
+    compiled = torch.compile(zero_padding, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, mask), zero_padding(x, mask))
