@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rows_where(absent: Tensor) -> Tensor:
-    """Return the indices `(N,)` at which absent `(…)` bool, flattened, is True; away from the CPU this waits for them."""
+    """Return the indices `(N,)` at which absent `(…)` bool, is True when flattened; a GPU has to be waited for."""
     return absent.flatten().nonzero().squeeze(1)
 
 
