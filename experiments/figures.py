@@ -81,13 +81,26 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
                 scale = 100.0 if column == "accuracy" else 1.0
                 if training:
                     _band(axis, [run.metrics("train") for run in members], column, scale, colour[name], SMOOTHING)
-                seeds = f"{name} ({len(members)} seeds)" if len(members) > 1 else f"{name} seed {members[0].seed}"
-                _band(axis, [run.metrics("validation") for run in members], column, scale, colour[name], 1, seeds)
+                label = name if len(members) > 1 else f"{name} seed {members[0].seed}"
+                _band(axis, [run.metrics("validation") for run in members], column, scale, colour[name], 1, label)
         left.set(title=task, xlabel="step", ylabel="loss")
         right.set(title=task, xlabel="step", ylabel="accuracy, %")
         _majority_line(right, [run for members in rows.values() for run in members])
-        right.legend(fontsize=7, frameon=False)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Name what is drawn once, under all panels, so that no name hides a point."""
+    from matplotlib.container import ErrorbarContainer
+
+    named: dict[str, Any] = {}
+    for axis in figure.axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle)
+    names = sorted(named, key=lambda name: (not name.startswith("chela"), name))
+    handles, columns = [named[name] for name in names], max(1, round(figure.get_figwidth() / 2.2))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _majority_line(axis: Axes, runs: Sequence[Run]) -> None:
@@ -126,6 +139,8 @@ def _band(
 
 def accuracy_against(part: Part, key: str, label: str) -> Figure:
     """Draw test accuracy (mean, ± deviation over seeds) against a number of ``result.json``, a panel for each task."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     tasks = [task for task in part.tasks if any(task in row for row in part.cells.values())]
     columns = min(3, len(tasks))
     figure, axes = new_figure(-(-len(tasks) // columns), columns, 4.0, 3.0)
@@ -138,12 +153,14 @@ def accuracy_against(part: Part, key: str, label: str) -> Figure:
             cost, mean = (row[task].cost(key), row[task].mean) if task in row else (None, None)
             if cost is None or mean is None:
                 continue
-            axis.errorbar(cost, mean, yerr=row[task].sd, fmt="o", color=colour[name], capsize=2)
-            axis.annotate(f" {name}", (cost, mean), fontsize=7, color=colour[name])
+            axis.errorbar(cost, mean, yerr=row[task].sd, fmt="o", color=colour[name], capsize=2, label=name)
         if (majority := part.majority(task)) is not None:
             axis.axhline(majority, color="0.5", linestyle="--", linewidth=0.8)
-        axis.margins(x=0.25)
+        axis.margins(x=0.1)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set(title=f"{task} {part.preset}", xlabel=label, ylabel="test accuracy, %")
+    _legend(figure)
     return figure
 
 
