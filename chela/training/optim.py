@@ -12,11 +12,14 @@ from chela.schema import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW over ``param_groups``; each group remembers its peak rate as ``peak_lr``."""
+    """AdamW over ``param_groups``; each group remembers its peak rate as ``peak_lr``.
+
+    Not fused: on a CPU that is 4 times as fast, but a run that was cut then differs in its last bits from an uncut one.
+    """
     groups = param_groups(model, config.lr, config.weight_decay, kernel_lr=config.kernel_lr)
     for group in groups:
         group["peak_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
 def lr_factor(config: OptimizerConfig, step: int, max_steps: int) -> float:
