@@ -55,7 +55,14 @@ class Cell:
         return sum(run.state == state for run in self.runs)
 
     def cost(self, key: str) -> float | None:
-        """Return the mean of a number of ``result.json`` over the seeds."""
+        """Return the mean of a number of ``result.json`` over the seeds; of tokens/s the median over the logged steps.
+
+        The median leaves out what a pause or a busy neighbour did to a run; a run's own number is its total.
+        """
+        if key == "tokens_per_second":
+            steps = [value for run in self.finished for value in run.metrics("train").get(key, ())]
+            if steps:
+                return statistics.median(steps)
         values = [run.result[key] for run in self.finished if run.result.get(key)]
         return statistics.fmean(values) if values else None
 

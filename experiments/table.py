@@ -57,7 +57,8 @@ def _legend(part: Part) -> list[str]:
     return [
         "Test accuracy in %, mean ± standard deviation (seeds). “at chance”: seeds whose training never left the "
         "majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
-        "×: beside softmax on the same task, geometric mean over the tasks that both were run on.",
+        "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
+        "median over the logged steps.",
         "; ".join(part.notes()) + ".",
     ]
 
@@ -78,7 +79,7 @@ def main_grid(part: Part) -> Grid:
 
 def accuracy_text(cell: Cell) -> str:
     """Return a cell's words: ``51.23 ± 0.45 (3; 1 at chance)``."""
-    counts = [(cell.at_chance, "at chance"), (cell.count("failed"), "failed"), (cell.count("unfinished"), "unfinished")]
+    counts = [(cell.at_chance, "at chance")] + [(cell.count(s), s) for s in ("failed", "unfinished", "untested")]
     remarks = [f"{count} {what}" for count, what in counts if count]
     if cell.mean is None:
         return f"{NONE} ({'; '.join(remarks)})"

@@ -26,7 +26,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         folder = parent / f"{config.model.name}-seed{seed}-{mark}"
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(to_yaml(config))
-        write_metrics(folder / "metrics.csv", seed)
+        write_metrics(folder / "metrics.csv", seed, result.get("tokens_per_second", 9000))
         if accuracy is not None:
             found = {
                 "format_version": 1,
@@ -59,11 +59,12 @@ def make_run(tmp_path: Path) -> MakeRun:
     return make
 
 
-def write_metrics(path: Path, seed: int = 0) -> None:
-    """Write twenty training steps and two validations."""
+def write_metrics(path: Path, seed: int = 0, speed: int = 9000) -> None:
+    """Write twenty training steps, the first of which was held up, and two validations."""
     lines = [",".join(COLUMNS)]
     for step in range(1, 21):
-        lines.append(f"{step},train,{2.3 - 0.05 * step},{0.1 + 0.01 * step + 0.01 * seed},0.001,9000,{0.1 * step}")
+        accuracy, seen = 0.1 + 0.01 * step + 0.01 * seed, speed if step > 1 else 1
+        lines.append(f"{step},train,{2.3 - 0.05 * step},{accuracy},0.001,{seen},{0.1 * step}")
         if step % 10 == 0:
             lines.append(f"{step},validation,{2.2 - 0.04 * step},{0.12 + 0.01 * step + 0.01 * seed},,,{0.1 * step}")
     path.write_text("\n".join(lines) + "\n")

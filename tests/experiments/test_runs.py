@@ -11,6 +11,7 @@ import pytest
 from chela.errors import UsageError
 from experiments.runs import labels, main, read_run, read_runs
 from experiments.summary import parts
+from experiments.table import accuracy_text
 from tests.experiments.conftest import MakeRun
 
 
@@ -63,6 +64,7 @@ def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
     assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
     assert "copied 1 runs" in capsys.readouterr().out
     (table,) = parts([untested, finished])
+    assert accuracy_text(table.cells["chela"]["listops"]) == "– (1 untested)"
     assert (table.cells["chela"]["listops"].mean, table.majority("listops")) == (None, 17)
 
 
