@@ -15,7 +15,7 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or type(x) is not torch.Tensor or torch.compiler.is_compiling():  # a fake one has no rows
         return x.masked_fill(~mask.unsqueeze(-1), 0.0)
     rows = rows_where(~mask)
     return x.flatten(0, -2).index_fill(0, rows, 0.0).view_as(x) if len(rows) else x

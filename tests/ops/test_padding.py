@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chela.layers.padding import zero_padding
 from chela.ops.padding import fill_rows_, rows_where
@@ -39,3 +40,9 @@ def test_zero_padding_compiles_as_one_graph() -> None:
     x, mask = torch.randn(2, 3, 4), MASKS["some"]
     compiled = torch.compile(zero_padding, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x, mask), zero_padding(x, mask))
+
+
+def test_zero_padding_of_tensors_without_values() -> None:
+    with FakeTensorMode():
+        y = zero_padding(torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.bool))
+    assert y.shape == (2, 3, 4)
