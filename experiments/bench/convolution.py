@@ -6,7 +6,6 @@ convolution token by token.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from chela.layers.short_long_conv import ShortLongConv
 from chela.ops import fft_conv
+from chela.training.machine import tune_allocator
 from experiments.bench.registry import Row
 from experiments.bench.timing import ALLOCATOR_VARIABLES, interleaved, peak_memory, record
 
@@ -28,23 +28,9 @@ def run(quick: bool) -> list[Row]:
     sizes, streams = (SIZES[:1], STREAMS[:1]) if quick else (SIZES, STREAMS)
     given = any(name in os.environ for name in ALLOCATOR_VARIABLES)
     rows = [whole_row(*size, "as set" if given else "default") for size in sizes]
-    if not given and keep_memory():
+    if not given and tune_allocator():
         rows += [whole_row(*size, "keeping") for size in sizes]
     return rows + [stream_row(length) for length in streams]
-
-
-def keep_memory() -> bool:
-    """Tell glibc to give no memory back to the kernel, for the rest of the process; False where there is no glibc.
-
-    The same as MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=67108864 (the threshold cut to what
-    the call takes).
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1) and mallopt(m_top_pad, 1 << 26))
 
 
 def plain(u: Tensor, kernel: Tensor) -> Tensor:

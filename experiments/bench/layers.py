@@ -15,7 +15,8 @@ from torch import nn
 
 from chela.layers.mixers.chela import ChelaLayer
 from chela.layers.mixers.softmax import SoftmaxAttention
-from experiments.bench.convolution import keep_memory, transforms_and_products
+from chela.training.machine import tune_allocator
+from experiments.bench.convolution import transforms_and_products
 from experiments.bench.registry import Row
 from experiments.bench.timing import ALLOCATOR_VARIABLES, interleaved, peak_memory, record
 
@@ -30,7 +31,7 @@ MATRICES = ((WIDTH, QUERY), (WIDTH, VALUE), (WIDTH, VALUE), (VALUE, WIDTH))  # z
 def run(quick: bool) -> list[Row]:
     """Measure every length; times are also given as multiples of the first one's."""
     given = any(name in os.environ for name in ALLOCATOR_VARIABLES)
-    allocator = "as set" if given else "keeping" if keep_memory() else "default"
+    allocator = "as set" if given else "keeping" if tune_allocator() else "default"
     rows = [layer_row(length, allocator) for length in (LENGTHS[:1] if quick else LENGTHS)]
     for row in rows:
         row.values["time / time at the first length"] = row.values["CHELA [ms]"] / rows[0].values["CHELA [ms]"]
