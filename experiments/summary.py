@@ -55,16 +55,23 @@ class Cell:
         return sum(run.state == state for run in self.runs)
 
     def cost(self, key: str) -> float | None:
-        """Return the mean of a number of ``result.json`` over the seeds; of tokens/s the median over the logged steps.
+        """Return the mean of a number of ``result.json`` over the seeds.
 
-        The median leaves out what a pause or a busy neighbour did to a run; a run's own number is its total.
+        Two are told as they were at the median logged step, which leaves out what a pause or a busy neighbour did to a
+        run: tokens/s, and the seconds of training, which are all its tokens at that speed.
         """
-        if key == "tokens_per_second":
-            steps = [value for run in self.finished for value in run.metrics("train").get(key, ())]
-            if steps:
-                return statistics.median(steps)
-        values = [run.result[key] for run in self.finished if run.result.get(key)]
+        results = [run.result for run in self.finished if run.result.get(key)]
+        values = [result[key] for result in results]
+        speed = self._median_speed()
+        if speed and key == "tokens_per_second":
+            return speed
+        if speed and key == "training_seconds":
+            values = [result[key] * result["tokens_per_second"] / speed for result in results]
         return statistics.fmean(values) if values else None
+
+    def _median_speed(self) -> float | None:
+        steps = [value for run in self.finished for value in run.metrics("train").get("tokens_per_second", ())]
+        return statistics.median(steps) if steps else None
 
     def config(self, key: str) -> Any:
         """Return an option that all seeds share."""
