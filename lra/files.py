@@ -24,10 +24,13 @@ def one_line(error: BaseException) -> str:
 
 
 def sync(path: Path) -> None:
-    """Make a file or folder durable."""
+    """Have the disk hold what was written to a file, or renamed in a folder where the file system can sync folders."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some of the network cannot
+            raise
     finally:
         os.close(handle)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from chela.errors import UsageError
+from lra.files import sync
 
 FORMAT_VERSION = 1
 
@@ -48,15 +49,6 @@ def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
         raise UsageError(
             f"could not write {path} ({error.strerror}); what was saved before is kept: free some space, then resume"
         ) from None
-
-
-def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or renamed in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:

@@ -20,6 +20,7 @@ from chela.training import checkpoint
 from chela.training.module import LitClassifier
 from chela.training.run import RunFolder
 from chela.training.signals import Signals, Stopped, stopped_by
+from lra.files import sync
 
 _TIME_IS_UP = 1  # beside the numbers of signals, of which SIGHUP, 1, is not caught
 
@@ -101,10 +102,11 @@ class Keeper(L.Callback):
             trainer.optimizers[0].load_state_dict(state["optimizer"])
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UsageError(
                 f"resume: expected the weights and optimiser of this run's model, got others "
-                f"({str(error).splitlines()[0][:120]}); use the version of chela that wrote them"
+                f"({reason}); use the version of chela that wrote them"
             ) from None
         self.best, self.latest, self.first_step = state["best"], state["latest"], state["step"]
         self.earlier_seconds = state["wall_seconds"]
@@ -169,7 +171,7 @@ class Keeper(L.Callback):
         if trainer.is_global_zero:
             try:
                 self._write(trainer, weights, fingerprint(module.config))
-            except UsageError as problem:
+            except (UsageError, OSError) as problem:  # the others wait: they must hear of it
                 error = str(problem)
         error = trainer.strategy.broadcast(error)
         if error:
@@ -188,7 +190,7 @@ class Keeper(L.Callback):
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
         if self.run.metrics.exists():
-            checkpoint.sync(self.run.metrics)  # a checkpoint never outlives the lines that led to it
+            sync(self.run.metrics)  # a checkpoint never outlives the lines that led to it
         checkpoint.save(self.run.last, state, previous=self.run.previous)
 
     def wall_seconds(self) -> float:

@@ -5,6 +5,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,24 @@ def test_a_failed_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypat
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems refuse it of a folder, and only there may the refusal be passed over."""
+    refused = stat.S_ISDIR
+    plain = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if refused(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    checkpoint.save(tmp_path / "last.ckpt", STATE)
+    assert checkpoint.load(tmp_path / "last.ckpt", KEYS, "abc")["step"] == 3
+    refused = stat.S_ISREG
+    with pytest.raises(UsageError, match="Invalid argument"):
+        checkpoint.save(tmp_path / "last.ckpt", {**STATE, "step": 4})
+
+
 # ---- a run ---------------------------------------------------------------------------------------------------------
 
 
@@ -243,10 +262,10 @@ def test_the_checkpoint_of_another_run(run: RunFolder, data: str, tmp_path: Path
     assert ended.status == 2 and "expected a checkpoint of this run's configuration" in ended.error
 
 
-def test_a_checkpoint_without_the_weights_of_the_model(run: RunFolder) -> None:
-    state = torch.load(run.last, weights_only=True)
-    state["model"].popitem()
-    run.last.write_bytes(saved(state))
+@pytest.mark.parametrize("part", ["model", "optimizer", "parts"])
+@pytest.mark.parametrize("value", [{}, [], None], ids=repr)
+def test_a_checkpoint_without_what_the_model_needs(part: str, value: Any, run: RunFolder) -> None:
+    run.last.write_bytes(saved(torch.load(run.last, weights_only=True) | {part: value}))
     ended = launch(f"resume={run.path}")
     assert ended.status == 2 and "expected the weights and optimiser of this run's model, got others" in ended.error
 
