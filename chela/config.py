@@ -52,6 +52,8 @@ NOT_IN_IDENTITY = {
     "trainer.progress",
     "trainer.test",
 }
+# Options that came later, at the value that changes nothing: left out there, so that older runs keep their fingerprint.
+LATER = {"trainer.accumulate": 1}
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "ge": (operator.ge, "at least"),
@@ -170,7 +172,8 @@ def to_yaml(config: Config) -> str:
 
 def fingerprint(config: Config) -> str:
     """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+    identity = {key: value for key, value in _identity(config).items() if (key, value) not in LATER.items()}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _identity(config: Config) -> dict[str, Any]:
@@ -248,9 +251,10 @@ def check(cfg: Any) -> Config:
 
 def _check_processes(config: Config) -> None:
     processes = config.trainer.devices * config.trainer.num_nodes
-    if config.trainer.batch_size % processes:
-        got = config.trainer.batch_size
-        raise UsageError(f"trainer.batch_size: expected a multiple of the {processes} processes, got {got}")
+    shares, got = processes * config.trainer.accumulate, config.trainer.batch_size
+    if got % shares:
+        what = f"the {shares} processes" if shares == processes else f"{shares}, processes times trainer.accumulate"
+        raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {got}")
     if config.trainer.eval_batch_size < processes:
         got = config.trainer.eval_batch_size
         raise UsageError(f"trainer.eval_batch_size: expected at least one for each of {processes} processes, got {got}")

@@ -178,6 +178,7 @@ class TrainerConfig:
     max_steps: int = option(1000, "optimiser steps of the whole run", ge=1, le=100_000_000)
     max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none")
     batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
+    accumulate: int = option(1, "parts that a batch is taken in, one by one, to save memory", ge=1, le=1_000_000)
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
     checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000)

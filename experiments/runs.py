@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.cli import guarded
-from chela.config import NOT_IN_IDENTITY
+from chela.config import LATER, NOT_IN_IDENTITY
 from chela.errors import UsageError
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
@@ -143,7 +143,8 @@ def _run_folders(top: Path) -> list[Path]:
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
     result, failed = _json(folder / "result.json"), _json(folder / "failed.json")
-    config = {key: value for key, value in read_config(folder / "config.yaml").items() if key not in NOT_IN_IDENTITY}
+    stored = LATER | read_config(folder / "config.yaml")
+    config = {key: value for key, value in stored.items() if key not in NOT_IN_IDENTITY}
     missing = {"task.name", "model.name", "preset", "seed", "data.validation"} - set(config)
     if missing:
         raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(sorted(missing))}")

@@ -55,16 +55,24 @@ def collate(records: Sequence[tuple[Encoded, int]], length: int, step: int) -> B
 
 
 class _Steps(Dataset[Batch]):
-    """The training batches by step: item t is this process's part of the global batch of step t."""
+    """The training batches, in the order in which this process takes them: P = `accumulate` parts of every step.
 
-    def __init__(self, records: Records, batch_size: int, pool: int, seed: int, rank: int, world_size: int) -> None:
+    Item P·t + p is what process r would get of the global batch of step t as process r + p·`world_size` of P times as
+    many, so that fewer processes in more parts see the same records together as more processes in fewer.
+    """
+
+    def __init__(
+        self, records: Records, batch_size: int, pool: int, seed: int, rank: int, world_size: int, accumulate: int
+    ) -> None:
         self.records, self.batch_size, self.pool, self.seed = records, batch_size, pool, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.lengths = records.lengths()
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, item: int) -> Batch:
+        step, part = divmod(item, self.accumulate)
         batch = batch_indices(self.lengths, self.batch_size, self.pool, self.seed, step)
-        return _part(self.records, batch, self.lengths, step, self.rank, self.world_size)
+        share, shares = self.rank + part * self.world_size, self.world_size * self.accumulate
+        return _share(self.records, batch, self.lengths, step, share, shares) | {"part": part}
 
 
 class _Fixed(Dataset[Batch]):
@@ -84,11 +92,11 @@ class _Fixed(Dataset[Batch]):
         return len(self.batches)
 
     def __getitem__(self, i: int) -> Batch:
-        return _part(self.records, self.batches[i], self.lengths, i, self.rank, self.world_size)
+        return _share(self.records, self.batches[i], self.lengths, i, self.rank, self.world_size)
 
 
-def _part(records: Records, batch: np.ndarray, lengths: np.ndarray, step: int, rank: int, world_size: int) -> Batch:
-    return collate(records.read(batch[rank::world_size]), int(lengths[batch].max()), step)
+def _share(records: Records, batch: np.ndarray, lengths: np.ndarray, step: int, share: int, shares: int) -> Batch:
+    return collate(records.read(batch[share::shares]), int(lengths[batch].max()), step)
 
 
 class LRADataModule(lightning.LightningDataModule):
@@ -104,6 +112,8 @@ class LRADataModule(lightning.LightningDataModule):
         max_steps: the step after the last.
         rank: of this process; the trainer's once attached.
         world_size: number of processes; the trainer's once attached.
+        accumulate: parts of a training batch that a process takes one by one, for
+            `Trainer(accumulate_grad_batches=...)`; they bear their number as `part`.
         progress: called with (what, done, total) while records are made.
 
     With several processes, `Trainer(use_distributed_sampler=False)` is needed: the parts are cut here.
@@ -125,6 +135,7 @@ class LRADataModule(lightning.LightningDataModule):
         max_steps: int,
         rank: int = 0,
         world_size: int = 1,
+        accumulate: int = 1,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -133,14 +144,16 @@ class LRADataModule(lightning.LightningDataModule):
         self.data = data_config
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.seed, self.first_step, self.max_steps = seed, first_step, max_steps
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self.accumulate = rank, world_size, accumulate
         self._progress = progress
         self._prepared = False
         self._check_shares(world_size)
 
     def _check_shares(self, world_size: int) -> None:
-        if self.batch_size < 1 or self.batch_size % world_size:
-            raise ValueError(f"batch_size is {self.batch_size}: expected a multiple of the {world_size} processes")
+        shares = world_size * self.accumulate
+        if self.batch_size < 1 or self.batch_size % shares:
+            what = f"the {shares} processes" if shares == world_size else f"{shares}, processes times accumulate"
+            raise ValueError(f"batch_size is {self.batch_size}: expected a multiple of {what}")
 
     def prepare_data(self) -> None:
         """Make the records, once; a second process waits for the first."""
@@ -177,11 +190,12 @@ class LRADataModule(lightning.LightningDataModule):
         return len(self.records("train")) / self.batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The batches of steps `first_step` … `max_steps − 1`, in order."""
+        """The batches of steps `first_step` … `max_steps − 1`, in order, each in its parts."""
         self._check_shares(self.world_size)
         records = self.records("train")
-        steps = _Steps(records, self.batch_size, self.data.pool, self.seed, self.rank, self.world_size)
-        return self._loader(steps, range(self.first_step, self.max_steps))
+        parts = self.accumulate
+        steps = _Steps(records, self.batch_size, self.data.pool, self.seed, self.rank, self.world_size, parts)
+        return self._loader(steps, range(self.first_step * parts, self.max_steps * parts))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Every validation record once, sorted by length."""

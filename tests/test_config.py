@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from chela.errors import UsageError
 from chela.schema import MIXERS
 from lra.schema import TASKS
 
+ROOT = Path(__file__).parents[1]
 FIXED = [preset for preset in PRESETS if preset != "auto"]
 
 
@@ -122,6 +124,16 @@ def test_what_changes_the_fingerprint() -> None:
         assert fingerprint(resolve(["preset=tiny", word])) == plain, word
     for word in ("seed=1", "model.depth=3", "task.seed=1", "optimizer.lr=1e-4", "trainer.max_steps=21", "model=linear"):
         assert fingerprint(resolve(["preset=tiny", word])) != plain, word
+
+
+def test_an_option_that_came_later_leaves_older_fingerprints() -> None:
+    for key, value in configuration.LATER.items():
+        assert configuration.to_dict(resolve(["preset=tiny"]))["trainer"][key.removeprefix("trainer.")] == value
+        assert fingerprint(resolve(["preset=tiny", f"{key}=2"])) != fingerprint(resolve(["preset=tiny"]))
+    results = sorted((ROOT / "experiments" / "results" / "lra_mini").glob("*-mini/*/result.json"))
+    assert results
+    for result in results:
+        assert fingerprint(load(result.with_name("config.yaml"))) == json.loads(result.read_text())["fingerprint"]
 
 
 @pytest.mark.parametrize("word", configuration.BOOLS)

@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
 
@@ -82,6 +83,14 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         if keeper.signals.asked:  # after the last step was saved
             raise stopped_by(keeper.signals.asked)
         _finish(config, console, keeper, trainer, module, data)
+    except torch.OutOfMemoryError:
+        if trainer.world_size > 1:
+            raise  # it may be one process alone
+        batch, parts = config.trainer.batch_size, config.trainer.accumulate
+        raise UsageError(
+            f"expected {batch // parts} sequences at a time to fit into the GPU's memory, they do not; take a "
+            f"trainer.accumulate above {parts} (the same batch in more parts) or a smaller model"
+        ) from None
     except DivergedError as error:
         where = keeper.run.last if keeper.run.last.exists() else "none yet"
         raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
@@ -128,7 +137,8 @@ def assemble(
     trainer = L.Trainer(
         **platform,
         max_steps=config.trainer.max_steps,
-        val_check_interval=config.trainer.val_every,
+        accumulate_grad_batches=config.trainer.accumulate,
+        val_check_interval=config.trainer.val_every * config.trainer.accumulate,  # in batches that Lightning is handed
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -150,6 +160,7 @@ def data_module(config: Config, console: Console) -> LRADataModule:
         eval_batch_size=config.trainer.eval_batch_size,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
+        accumulate=config.trainer.accumulate,
         progress=DataProgress(console),
     )
 

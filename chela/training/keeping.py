@@ -20,12 +20,13 @@ from chela.training import checkpoint
 from chela.training.module import LitClassifier
 from chela.training.run import RunFolder
 from chela.training.signals import Signals, Stopped, stopped_by
+from chela.training.steps import StepCallback
 from lra.files import sync
 
 _TIME_IS_UP = 1  # beside the numbers of signals, of which SIGHUP, 1, is not caught
 
 
-class Keeper(L.Callback):
+class Keeper(StepCallback):
     """Restore at the start, save on the way, stop when asked to.
 
     A checkpoint is only taken when everything that belongs to its step has been done, the validation included.
@@ -80,7 +81,8 @@ class Keeper(L.Callback):
         loop.automatic_optimization.optim_progress.optimizer.step.total.completed = self.first_step
         # Lightning validates at multiples of val_every in this count; shifted so that the last step is one of them
         shifted = self.first_step + -config.max_steps % config.val_every
-        loop.batch_progress.total.ready = loop.batch_progress.total.completed = shifted
+        batches = shifted * config.accumulate
+        loop.batch_progress.total.ready = loop.batch_progress.total.completed = batches
         trainer.datamodule.first_step = self.first_step  # type: ignore[attr-defined]
 
     def _load(self, trainer: L.Trainer, identity: str) -> dict[str, Any] | None:
@@ -120,13 +122,11 @@ class Keeper(L.Callback):
 
     # ---- on the way ----
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Save or stop, unless this step's validation is still to come."""
-        config = _module(pl_module).config.trainer
+        config = module.config.trainer
         if (config.max_steps - trainer.global_step) % config.val_every:
-            self._end_of_step(trainer, _module(pl_module))
+            self._end_of_step(trainer, module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remember the weights when they are the best so far, then save or stop."""

@@ -14,7 +14,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from torch import Tensor
 
 from chela.config import to_dict
 from chela.errors import UsageError
@@ -22,13 +21,14 @@ from chela.schema import Config
 from chela.training.checkpoint import write_whole
 from chela.training.keeping import Keeper
 from chela.training.module import LitClassifier
+from chela.training.steps import StepCallback
 
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
 HEADING = ",".join(COLUMNS) + "\n"
 _LINE = re.compile(rf"[0-9]+(,[^,\0]*){{{len(COLUMNS) - 1}}}\n")
 
 
-class Metrics(L.Callback):
+class Metrics(StepCallback):
     """A line in ``metrics.csv`` for each logged step and validation.
 
     The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost
@@ -70,13 +70,11 @@ class Metrics(L.Callback):
                 self._wandb = open_wandb(self.keeper.run.path, self.config)
         self._clock = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Count, and write a line when one is due."""
         now = time.monotonic()
         elapsed, self._clock = now - self._clock, now
-        tokens, self.correct, self.count, loss = _summed(trainer, outputs)
+        tokens, self.correct, self.count, loss = _summed(trainer, module)
         self.tokens += tokens
         self.seconds += elapsed
         self.latest = {
@@ -85,7 +83,7 @@ class Metrics(L.Callback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "tokens_per_second": tokens / max(elapsed, 1e-9),
         }
-        config = _config(pl_module)
+        config = module.config.trainer
         if trainer.global_step % config.log_every == 0 or trainer.global_step == config.max_steps:
             self._write(trainer, "train", self.latest)
 
@@ -148,7 +146,7 @@ def open_wandb(folder: Path, config: Config) -> WandbLogger:
     return logger
 
 
-class ChanceWatch(L.Callback):
+class ChanceWatch(StepCallback):
     """Warn once when training is still at the majority class; remember whether it ever left it.
 
     It has left it when its accuracy over a window of steps is more than one point above the majority class's share, and
@@ -176,12 +174,9 @@ class ChanceWatch(L.Callback):
         for name, value in state.items():
             setattr(self, name, value)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Count the steps after the warm-up, in windows of ``trainer.chance_steps``."""
-        assert isinstance(pl_module, LitClassifier)
-        config = pl_module.config
+        config = module.config
         if self.learned or trainer.global_step <= config.optimizer.warmup_steps:
             return
         self.correct += self.metrics.correct
@@ -228,15 +223,10 @@ def _cell(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _config(module: L.LightningModule) -> Any:
-    assert isinstance(module, LitClassifier)
-    return module.config.trainer
-
-
-def _summed(trainer: L.Trainer, outputs: dict[str, Tensor]) -> tuple[int, int, int, float]:
+def _summed(trainer: L.Trainer, module: LitClassifier) -> tuple[int, int, int, float]:
     """Return tokens, correct, count and mean loss of the step, over all processes."""
-    count = outputs["count"]
-    row = torch.stack([outputs["tokens"], outputs["correct"], count, outputs["loss"].double() * count])
+    assert module.counts is not None
+    row = module.counts.clone()
     if trainer.world_size > 1:
         torch.distributed.all_reduce(row)
     tokens, correct, number, loss = row.tolist()  # one wait for the GPU, not four

@@ -18,7 +18,7 @@ from chela.training.optim import build_optimizer, lr_factor
 
 
 class LitClassifier(L.LightningModule):
-    """Classify sequences; everything random in step t follows from (seed, t, rank).
+    """Classify sequences; everything random in step t follows from (seed, t, share of the batch).
 
     Args:
         model: Maps ``(inputs, mask)`` to class scores.
@@ -29,6 +29,7 @@ class LitClassifier(L.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
+        self.counts: Tensor | None = None  # of the step so far: tokens, correct, records, sum of the losses
         self.sums: Tensor | None = None
         self.evaluated: dict[str, float] = {}
         if config.trainer.compile:
@@ -42,28 +43,30 @@ class LitClassifier(L.LightningModule):
     # ---- training ----
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Seed the step and set its learning rate."""
+        """Seed this share of the step's batch and set the step's learning rate."""
         step = self.global_step
         if int(batch["step"]) != step:
             raise RuntimeError(f"expected the batch of step {step}, got that of step {int(batch['step'])}")
-        key = f"{self.config.seed}:{step}:{self.global_rank}"
+        share = self.global_rank + int(batch["part"]) * self.trainer.world_size
+        key = f"{self.config.seed}:{step}:{share}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
         factor = lr_factor(self.config.optimizer, step, self.config.trainer.max_steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, and what the callbacks count."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss, and count."""
         scores = self(batch["inputs"], batch["mask"])
         loss = F.cross_entropy(scores, batch["labels"])
         correct = (scores.argmax(-1) == batch["labels"]).sum()
-        self._loss = loss.detach()
-        return {
-            "loss": loss,
-            "correct": correct,
-            "count": correct.new_tensor(len(scores)),
-            "tokens": batch["mask"].sum(),
-        }
+        count = correct.new_tensor(len(scores))
+        counts = torch.stack([batch["mask"].sum(), correct, count, loss.detach().double() * count])
+        self.counts = counts if self.counts is None or int(batch["part"]) == 0 else self.counts + counts
+        return loss
+
+    def ends_step(self, batch: dict[str, Any]) -> bool:
+        """Whether the optimiser steps after this part of a batch."""
+        return int(batch["part"]) + 1 == self.config.trainer.accumulate
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -78,7 +81,7 @@ class LitClassifier(L.LightningModule):
             raise DivergedError(self.divergence(self._not_finite(), self.global_step + 1))
 
     def _not_finite(self) -> str:
-        if not self._loss.isfinite():
+        if self.counts is not None and not self.counts[-1].isfinite():
             return "the loss"
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import lightning as L
 from rich.console import Console
@@ -11,12 +10,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from chela.training.metrics import Metrics
 from chela.training.module import LitClassifier
+from chela.training.steps import StepCallback
 
 ESTIMATE_AFTER = 20  # steps
 SMOOTH = 0.95  # of the running averages shown
 
 
-class ProgressDisplay(L.Callback):
+class ProgressDisplay(StepCallback):
     """Loss, accuracy, learning rate, tokens/s and time left.
 
     Args:
@@ -46,9 +46,7 @@ class ProgressDisplay(L.Callback):
             self._task = self._bar.add_task("", total=total, completed=self._first)
             self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Show the step."""
         if not trainer.is_global_zero or self.mode == "none":
             return
@@ -56,7 +54,7 @@ class ProgressDisplay(L.Callback):
         for name, value in self.metrics.latest.items():
             kept = min(SMOOTH, 1 - 1 / self._steps)  # a plain mean at first
             self.smooth[name] = kept * self.smooth.get(name, 0.0) + (1 - kept) * value
-        step, total = trainer.global_step, _max_steps(pl_module)
+        step, total = trainer.global_step, module.config.trainer.max_steps
         rate = (time.monotonic() - self._start) / self._steps
         if self._steps == ESTIMATE_AFTER and total > step:
             self.console.print(

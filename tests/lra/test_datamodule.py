@@ -66,6 +66,19 @@ def test_processes_share_the_global_batch(small_listops: ListOpsConfig, data_fol
         module(small_listops, data_folder, world_size=3)
 
 
+def test_parts_are_the_shares_of_more_processes(small_listops: ListOpsConfig, data_folder: DataConfig) -> None:
+    four = [list(module(small_listops, data_folder, rank=r, world_size=4).train_dataloader()) for r in range(4)]
+    for rank in range(2):
+        made = module(small_listops, data_folder, rank=rank, world_size=2, accumulate=2, first_step=3)
+        parts = list(made.train_dataloader())
+        assert [(batch["step"], batch["part"]) for batch in parts[:3]] == [(3, 0), (3, 1), (4, 0)]
+        assert len(parts) == 2 * 37
+        for batch in parts:
+            assert same(batch, four[rank + 2 * batch["part"]][batch["step"]])
+    with pytest.raises(ValueError, match="batch_size is 16: expected a multiple of 6, processes times accumulate"):
+        module(small_listops, data_folder, world_size=2, accumulate=3)
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_evaluation_sees_every_record_once(
     small_listops: ListOpsConfig, data_folder: DataConfig, world_size: int

@@ -101,6 +101,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model.mixer.heads=3"], "model.d_model: expected a multiple of model.mixer.heads=3, got 64"),
         (["model.depth=256", "model.d_model=8192"], "model: expected at most 2,000,000,000 parameters"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
+        (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.devices=64", "trainer.eval_batch_size=8"], "eval_batch_size: expected at least one for each of 64"),
         (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
         (["data.workers=100000"], "data: expected up to 256 workers"),

@@ -134,6 +134,7 @@ def test_auto_finds_the_run_by_its_resolved_configuration(tiny: tuple[str, ...],
         ("data.workers=1", "model.prenorm=false", "trainer.val_every=12"),  # each loader waits seconds for its worker
         ("trainer.precision=bf16-mixed", "model.norm=layer", "model.causal=true"),
         ("model=linear", "trainer.val_every=1", "trainer.checkpoint_every=100"),
+        ("trainer.accumulate=4",),
     ],
 )
 def test_other_systems_and_settings(
