@@ -208,6 +208,24 @@ def test_as_a_person_starts_it(launcher: list[str], alone: Path, data: str, tmp_
     assert again.returncode == 0 and again.stdout.count("test accuracy") == 1, again.stderr
 
 
+@pytest.mark.slow
+def test_two_nodes(alone: Path, data: str, tmp_path: Path) -> None:
+    """As torchrun starts them on two machines, of which only the first one's folder is ever written to."""
+    rendezvous = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=tests"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous]
+    nodes = []
+    for name in ("one", "other"):
+        words = (*PAIR, f"data.dir={data}", f"runs={tmp_path / name}", "trainer.num_nodes=2")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*torchrun, "-m", "chela.train", *words]
+        nodes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment))
+    printed = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    (run,) = {path.parent for path in tmp_path.rglob("result.json")}
+    assert_close(run, alone)
+    assert sum(b"test accuracy" in out for out, _ in printed) == 1
+
+
 def join_group_and_diverge(rank: int, port: int) -> None:
     """The loss of the second process alone is no number at step 6."""
     join_group(rank, port)
