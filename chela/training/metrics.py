@@ -59,6 +59,8 @@ class Metrics(StepCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the file, cut to the step from which this launch goes on."""
+        if self.config.wandb:
+            self._open_wandb(trainer)
         if trainer.is_global_zero:
             cut_after(self.keeper.run.metrics, self.keeper.first_step)
             if self._use_board:
@@ -66,9 +68,18 @@ class Metrics(StepCallback):
 
                 folder = str(self.keeper.run.path / "tensorboard")
                 self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
-            if self.config.wandb:
-                self._wandb = open_wandb(self.keeper.run.path, self.config)
         self._clock = time.monotonic()
+
+    def _open_wandb(self, trainer: L.Trainer) -> None:
+        error = None
+        if trainer.is_global_zero:
+            try:
+                self._wandb = open_wandb(self.keeper.run.path, self.config)
+            except UsageError as problem:  # the others are about to train: they must hear of it
+                error = str(problem)
+        error = trainer.strategy.broadcast(error)
+        if error:
+            raise UsageError(error)
 
     def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Count, and write a line when one is due."""

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from chela.errors import UsageError
-from chela.training import checkpoint
+from chela.training import checkpoint, metrics
+from chela.training import fit as fitting
 from chela.training.module import LitClassifier
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
 
@@ -242,6 +243,24 @@ def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
     both = start((*PAIR, f"data.dir={data}", f"runs={tmp_path}"), tmp_path, join_group_and_diverge)
     assert finish(both, tmp_path) == [3, 0], logs(tmp_path)
     assert logs(tmp_path).count("error: step 6: expected finite numbers, ") == 1
+    assert "Traceback" not in logs(tmp_path)
+
+
+def join_group_and_have_no_account(rank: int, port: int) -> None:
+    """Weights & Biases, which the first process alone talks to, refuses."""
+    join_group(rank, port)
+
+    def refuse(*_: Any) -> Any:
+        raise UsageError("wandb=true: expected to begin a run, got: no account")
+
+    fitting.check_wandb = lambda _: None
+    metrics.open_wandb = refuse
+
+
+def test_a_refusal_to_one_ends_both(data: str, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "wandb=true")
+    assert finish(start(words, tmp_path, join_group_and_have_no_account), tmp_path) == [2, 0], logs(tmp_path)
+    assert logs(tmp_path).count("error: wandb=true: expected to begin a run") == 1
     assert "Traceback" not in logs(tmp_path)
 
 
