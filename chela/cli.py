@@ -64,7 +64,8 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         return _failed(
             f"expected a run that fits into memory, got: {str(error)[:200] or 'out of memory'}; "
-            "lower trainer.batch_size, trainer.eval_batch_size, or the sizes of model or task"
+            "raise trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
+            "trainer.eval_batch_size, or the sizes of model or task"
         )
 
 

@@ -6,7 +6,6 @@ import signal
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
 
@@ -83,14 +82,6 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         if keeper.signals.asked:  # after the last step was saved
             raise stopped_by(keeper.signals.asked)
         _finish(config, console, keeper, trainer, module, data)
-    except torch.OutOfMemoryError:
-        if trainer.world_size > 1:
-            raise  # it may be one process alone
-        batch, parts = config.trainer.batch_size, config.trainer.accumulate
-        raise UsageError(
-            f"expected {batch // parts} sequences at a time to fit into the GPU's memory, they do not; take a "
-            f"trainer.accumulate above {parts} (the same batch in more parts) or a smaller model"
-        ) from None
     except DivergedError as error:
         where = keeper.run.last if keeper.run.last.exists() else "none yet"
         raise DivergedError(f"{error}. Last good checkpoint: {where}") from None

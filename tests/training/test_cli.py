@@ -302,7 +302,7 @@ def test_out_of_memory_is_one_line(tiny: tuple[str, ...], at_step: AtStep) -> No
     ended = launch(*tiny)
     assert ended.status == 2
     assert ended.error.startswith("expected a run that fits into memory, got: ")
-    assert "lower trainer.batch_size" in ended.error
+    assert "raise trainer.accumulate" in ended.error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("x"), KeyError("x"), OSError(2, "none")])
@@ -315,7 +315,13 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), OSError(28, "No space left on device", "x"), RuntimeError("std::bad_alloc")]
+    "error",
+    [
+        MemoryError(),
+        OSError(28, "No space left on device", "x"),
+        RuntimeError("std::bad_alloc"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    ],
 )
 def test_surroundings_are_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from chela.errors import UsageError
 from chela.training import fit as fitting
@@ -36,19 +35,6 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     run = RunFolder(only_run(tmp_path))
     assert load(run.last, LAST_KEYS, run.path.name[-8:])["step"] == 3
     assert signal.getsignal(number) is before
-
-
-def test_a_batch_that_does_not_fit_into_the_memory_of_a_gpu(
-    tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep
-) -> None:
-    def refuse() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    at_step(6, refuse)
-    ended = launch(*tiny, "trainer.accumulate=2")
-    assert ended.status == 2
-    assert ended.error.startswith("expected 4 sequences at a time to fit into the GPU's memory, they do not; take a")
-    assert launch(*tiny, "trainer.accumulate=2", "resume=auto").status == 0  # from the checkpoint before it
 
 
 def test_a_signal_before_the_first_step(
