@@ -46,6 +46,11 @@ class Cell:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
+    def devices(self) -> set[str]:
+        """What the finished runs were computed on."""
+        return {str(run.result.get("device")) for run in self.finished}
+
+    @property
     def at_chance(self) -> int:
         """Seeds that learned nothing: training never left the majority class by more than a point."""
         return sum(run.result.get("learned") is False for run in self.finished)
@@ -111,13 +116,18 @@ class Part:
         return statistics.fmean(mean for mean in means if mean is not None) if None not in means else None
 
     def relative(self, row: str, task: str, key: str) -> float | None:
-        """Return a cost divided by that of softmax on the same task."""
+        """Return a cost divided by that of softmax on the same task; None where it was another device's.
+
+        The number of parameters is the same everywhere.
+        """
         mine, base = self.cells[row].get(task), self.cells.get(BASELINE, {}).get(task)
+        if key != "parameters" and mine and base and mine.devices != base.devices:
+            return None
         mine_cost, base_cost = mine and mine.cost(key), base and base.cost(key)
         return mine_cost / base_cost if mine_cost and base_cost else None
 
     def mean_relative(self, row: str, key: str) -> float | None:
-        """Return the geometric mean of ``relative`` over the tasks where both have a result."""
+        """Return the geometric mean of ``relative`` over the tasks where there is one."""
         ratios = [ratio for task in self.cells[row] if (ratio := self.relative(row, task, key))]
         return math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None
 
@@ -151,7 +161,7 @@ class Part:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
         machines = sorted({f"{run.result.get('device')} (threads: {run.result.get('threads')})" for run in finished})
         if len(machines) > 1:
-            notes.append(f"speed and memory come from different machines ({'; '.join(machines)}): do not compare them")
+            notes.append(f"speed and memory are compared within a machine only, of these: {'; '.join(machines)}")
         elif machines:
             notes.append(f"speed and memory on {machines[0]}" + _memory_note(finished))
         return notes

@@ -200,6 +200,7 @@ def _result(
     config: Config, trainer: L.Trainer, module: LitClassifier, data: LRADataModule, keeper: Keeper
 ) -> dict[str, Any]:
     assert keeper.best is not None
+    device = trainer.strategy.root_device
     metrics, watch, tested = keeper.parts["metrics"], keeper.parts["watch"], config.trainer.test
     return {
         "task": config.task.name,
@@ -222,10 +223,10 @@ def _result(
         "wall_seconds": round(keeper.wall_seconds(), 1),
         "training_seconds": round(metrics.seconds, 1),
         "tokens_per_second": round(metrics.tokens / max(metrics.seconds, 1e-9)),
-        "peak_memory_bytes": machine.peak_memory_bytes(),
+        "peak_memory_bytes": machine.peak_memory_bytes(device),
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
-        **machine.describe(),
+        **machine.describe(device),
     }
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from chela.ops.memory import Workspace
+from chela.training.machine import describe
 
 ALLOCATOR_VARIABLES = (
     "LD_PRELOAD",
@@ -110,43 +108,13 @@ def peak_memory(run: Callable[[], object]) -> int:
 
 def machine() -> dict[str, Any]:
     """Return what a number depends on: hardware, versions, allocator, threads, commit."""
-    facts: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name(),
+    return {
+        **describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "clock": clock.__name__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "default",
-        "commit": commit(),
     }
-    try:
-        import triton
-
-        facts["triton"] = triton.__version__
-    except ImportError:
-        facts["triton"] = None
-    return facts
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def commit() -> str:
-    """Return the commit of the code, with a + when files differ from it; "unknown" outside a repository."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def record(timing: Timing) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def test_quick_run_writes_json_and_compares(tmp_path: Path, capsys: pytest.Captu
     path = tmp_path / "a.json"
     assert main(["linear_attention", "--quick", "--out", str(path)]) == 0
     data = json.loads(path.read_text())
-    assert {"device", "cores", "threads", "torch", "allocator", "commit"} <= data["machine"].keys()
+    assert {"device", "cores", "threads", "versions", "allocator", "git_commit"} <= data["machine"].keys()
     assert data["rows"][0]["values"]["causal [ms]"] > 0
 
     benchmark = registry.find("linear_attention")
