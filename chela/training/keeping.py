@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning as L
-import torch
 
 from chela.config import fingerprint, seconds
 from chela.errors import DivergedError, UsageError
 from chela.training import checkpoint
 from chela.training.module import LitClassifier
+from chela.training.processes import agree, in_first
 from chela.training.run import RunFolder
 from chela.training.signals import Signals, Stopped, stopped_by
 from chela.training.steps import StepCallback
@@ -87,16 +87,10 @@ class Keeper(StepCallback):
 
     def _load(self, trainer: L.Trainer, identity: str) -> dict[str, Any] | None:
         """Read the checkpoint in process 0, for all: each must go on from the same one."""
-        state, error = None, None
-        if trainer.is_global_zero:
-            try:
-                state = self.run.load_last(identity, self.say)
-            except UsageError as problem:
-                error = str(problem)
-        state, error = trainer.strategy.broadcast((state, error))
-        if error:
-            raise UsageError(f"resume: {error}")
-        return state
+        try:
+            return in_first(trainer, lambda: self.run.load_last(identity, self.say))
+        except UsageError as error:
+            raise UsageError(f"resume: {error}") from None
 
     def _restore(self, trainer: L.Trainer, module: LitClassifier, state: dict[str, Any]) -> None:
         try:
@@ -148,7 +142,7 @@ class Keeper(StepCallback):
             or step == config.max_steps
             or now - self._saved_at > 60 * config.checkpoint_minutes
         )
-        due, asked = _agree(trainer, due, asked)
+        due, asked = agree(trainer, due, asked)
         if step != self._saved_step and (due or asked):
             self.save(trainer, module)
         if asked == _TIME_IS_UP and step < config.max_steps:
@@ -161,21 +155,13 @@ class Keeper(StepCallback):
 
         Raises:
             DivergedError: A weight is no finite number; the checkpoint before this step is kept.
-            UsageError: It could not be written.
+            UsageError, OSError: It could not be written.
         """
         weights = module.model.state_dict()
         bad = next((name for name, value in weights.items() if not value.isfinite().all()), None)
         if bad is not None:
             raise DivergedError(module.divergence(bad, trainer.global_step))
-        error = None
-        if trainer.is_global_zero:
-            try:
-                self._write(trainer, weights, fingerprint(module.config))
-            except (UsageError, OSError) as problem:  # the others wait: they must hear of it
-                error = str(problem)
-        error = trainer.strategy.broadcast(error)
-        if error:
-            raise UsageError(error)
+        in_first(trainer, lambda: self._write(trainer, weights, fingerprint(module.config)))
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
     def _write(self, trainer: L.Trainer, weights: dict[str, Any], identity: str) -> None:
@@ -209,15 +195,6 @@ class Keeper(StepCallback):
         """Write the weights that did best on validation, on their own."""
         assert self.best is not None
         checkpoint.save(self.run.best, {"fingerprint": fingerprint(module.config), **self.best})
-
-
-def _agree(trainer: L.Trainer, due: bool, asked: int) -> tuple[bool, int]:
-    """Save when process 0 wants to, stop when any process is asked to; all of them at the same step."""
-    if trainer.world_size == 1:
-        return due, asked
-    row = torch.tensor([int(due and trainer.is_global_zero), asked], device=trainer.strategy.root_device)
-    torch.distributed.all_reduce(row, op=torch.distributed.ReduceOp.MAX)
-    return bool(row[0]), int(row[1])
 
 
 def _module(module: L.LightningModule) -> LitClassifier:

@@ -21,6 +21,7 @@ from chela.schema import Config
 from chela.training.checkpoint import write_whole
 from chela.training.keeping import Keeper
 from chela.training.module import LitClassifier
+from chela.training.processes import in_first
 from chela.training.steps import StepCallback
 
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
@@ -59,27 +60,19 @@ class Metrics(StepCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the file, cut to the step from which this launch goes on."""
-        if self.config.wandb:
-            self._open_wandb(trainer)
-        if trainer.is_global_zero:
-            cut_after(self.keeper.run.metrics, self.keeper.first_step)
-            if self._use_board:
-                from torch.utils.tensorboard import SummaryWriter
-
-                folder = str(self.keeper.run.path / "tensorboard")
-                self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
+        in_first(trainer, self._open)
         self._clock = time.monotonic()
 
-    def _open_wandb(self, trainer: L.Trainer) -> None:
-        error = None
-        if trainer.is_global_zero:
-            try:
-                self._wandb = open_wandb(self.keeper.run.path, self.config)
-            except UsageError as problem:  # the others are about to train: they must hear of it
-                error = str(problem)
-        error = trainer.strategy.broadcast(error)
-        if error:
-            raise UsageError(error)
+    def _open(self) -> None:
+        run = self.keeper.run
+        if self.config.wandb:
+            self._wandb = open_wandb(run.path, self.config)
+        cut_after(run.metrics, self.keeper.first_step)
+        if self._use_board:
+            from torch.utils.tensorboard import SummaryWriter
+
+            folder = str(run.path / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
 
     def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
         """Count, and write a line when one is due."""
@@ -105,17 +98,18 @@ class Metrics(StepCallback):
         self._clock = time.monotonic()
 
     def _write(self, trainer: L.Trainer, split: str, values: dict[str, float]) -> None:
-        if not trainer.is_global_zero:
-            return
-        row = {**values, "step": trainer.global_step, "split": split, "seconds": round(self.seconds, 3)}
+        in_first(trainer, lambda: self._write_line(trainer.global_step, split, values))
+
+    def _write_line(self, step: int, split: str, values: dict[str, float]) -> None:
+        row = {**values, "step": step, "split": split, "seconds": round(self.seconds, 3)}
         row["tokens_per_second"] = round(values["tokens_per_second"]) if split == "train" else ""
         append(self.keeper.run.metrics, row)
         scalars = {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "lr") if name in values}
         if self._board is not None:
             for name, value in scalars.items():
-                self._board.add_scalar(name, value, trainer.global_step)
+                self._board.add_scalar(name, value, step)
         if self._wandb is not None:
-            self._wandb.log_metrics(scalars, trainer.global_step)
+            self._wandb.log_metrics(scalars, step)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close TensorBoard and Weights & Biases."""

@@ -1,5 +1,6 @@
 """Two processes (gloo, CPU) against one with the same global batch."""
 
+import errno
 import os
 import random
 import shutil
@@ -261,6 +262,27 @@ def test_a_refusal_to_one_ends_both(data: str, tmp_path: Path) -> None:
     words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "wandb=true")
     assert finish(start(words, tmp_path, join_group_and_have_no_account), tmp_path) == [2, 0], logs(tmp_path)
     assert logs(tmp_path).count("error: wandb=true: expected to begin a run") == 1
+    assert "Traceback" not in logs(tmp_path)
+
+
+def join_group_and_write_no_line(rank: int, port: int) -> None:
+    """No room is left for the third line of ``metrics.csv``, which the first process alone writes."""
+    join_group(rank, port)
+    plain, calls = metrics.append, [0]
+
+    def append(path: Path, row: dict[str, Any]) -> None:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        plain(path, row)
+
+    metrics.append = append
+
+
+def test_a_line_that_one_cannot_write_ends_both(data: str, tmp_path: Path) -> None:
+    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}")
+    assert finish(start(words, tmp_path, join_group_and_write_no_line), tmp_path) == [2, 0], logs(tmp_path)
+    assert logs(tmp_path).count("error: ") == 1 and "metrics.csv); mend it, then resume" in logs(tmp_path)
     assert "Traceback" not in logs(tmp_path)
 
 
