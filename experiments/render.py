@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORMATS = ("md", "latex", "html")
+NONE = "–"  # the cell of what has not been run
 
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}
 _LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -40,6 +41,12 @@ class Grid:
     def is_words(self, column: int) -> bool:
         """Whether a column holds text."""
         return column == 0 or self.header[column] in self.words
+
+    def compact(self) -> Grid:
+        """Return it without the columns that hold nothing."""
+        kept = [place for place in range(len(self.header)) if any(row[place] != NONE for row in self.rows)]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return Grid([self.header[place] for place in kept], rows, self.note, self.words)
 
 
 Block = Heading | Paragraph | Grid

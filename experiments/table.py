@@ -1,6 +1,7 @@
 """Make the table of runs: mean ± standard deviation over seeds, and everything that qualifies it.
 
 python -m experiments.table runs/lra_mini                                      Markdown
+python -m experiments.table experiments/results/ablation --compact             without the tasks that were not run
 python -m experiments.table experiments/results/lra_mini --format html > table.html
 python -m experiments.table runs/lra_mini --format csv > table.csv             one line for each task and system
 
@@ -17,25 +18,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from chela.cli import guarded
-from experiments.render import FORMATS, Block, Grid, Heading, Paragraph, render
+from experiments.render import FORMATS, NONE, Block, Grid, Heading, Paragraph, render
 from experiments.runs import TASKS, Run, read_runs
 from experiments.summary import COSTS, Cell, Part, parts, published
 
-NONE = "–"
 TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image"}
 TITLES |= {"pathfinder": "Pathfinder", "pathx": "Path-X"}
 COST_TITLES = dict(zip(COSTS, ("parameters", "tokens/s", "memory"), strict=True))
 
 
-def measured(found: Sequence[Part]) -> list[Block]:
-    """Return what was measured here as headings, paragraphs and grids."""
+def measured(found: Sequence[Part], compact: bool = False) -> list[Block]:
+    """Return what was measured here as headings, paragraphs and grids; ``compact`` leaves out columns without a run."""
     out: list[Block] = []
     if len(found) > 1:
         kinds = ", ".join(f"{part.preset} (validation {part.policy})" for part in found)
         out.append(Paragraph(f"The tables below must not be compared with one another: {kinds}."))
     for part in found:
         out.append(Heading(f"Measured here: preset {part.preset}, validation {part.policy}"))
-        out.append(main_grid(part))
+        out.append(main_grid(part).compact() if compact else main_grid(part))
         out.extend(Paragraph(note) for note in _legend(part))
         out.append(Heading("Each task and system", level=3))
         out.append(detail_grid(part))
@@ -198,6 +198,7 @@ def _csv_cell(part: Part, name: str, task: str, cell: Cell) -> dict[str, object]
 class _Asked:
     runs: list[str]
     format: str
+    compact: bool
     published: bool
 
 
@@ -208,9 +209,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
     parser.add_argument("--format", choices=(*FORMATS, "csv"), default="md")
+    parser.add_argument("--compact", action="store_true", help="leave out columns without a run")
     parser.add_argument("--no-published", action="store_true", help="leave out the rows of papers")
     asked = parser.parse_args(argv)
-    return guarded(lambda: _print(_Asked(asked.runs, asked.format, not asked.no_published)))
+    return guarded(lambda: _print(_Asked(asked.runs, asked.format, asked.compact, not asked.no_published)))
 
 
 def _print(asked: _Asked) -> int:
@@ -219,7 +221,8 @@ def _print(asked: _Asked) -> int:
         sys.stdout.write(to_csv(runs, asked.published))
     else:
         found = parts(runs)
-        sys.stdout.write(render(measured(found) + (from_papers(found) if asked.published else []), asked.format))
+        blocks = measured(found, asked.compact) + (from_papers(found) if asked.published else [])
+        sys.stdout.write(render(blocks, asked.format))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A table of results in the README is the first that the command named above it prints."""
+"""A table of results in the README or in docs/results.md is the first that the command named above it prints."""
 
 from __future__ import annotations
 
@@ -13,15 +13,20 @@ from experiments.summary import parts
 from experiments.table import main_grid
 
 ROOT = Path(__file__).parents[2]
-MADE = re.compile(r"<!-- python -m experiments\.table (?P<folder>\S+) -->\n(?P<table>(?:\|.*\n)+)")
-TABLES = MADE.findall((ROOT / "README.md").read_text())
+MADE = re.compile(
+    r"<!-- python -m experiments\.table (?P<folder>\S+)(?P<compact> --compact)? -->\n(?P<table>(?:\|.*\n)+)"
+)
+PAGES = ("README.md", "docs/results.md")
+TABLES = [found for page in PAGES for found in MADE.findall((ROOT / page).read_text())]
 
 
-def test_there_is_a_table() -> None:
-    assert TABLES
+@pytest.mark.parametrize("page", PAGES)
+def test_there_is_a_table(page: str) -> None:
+    assert MADE.search((ROOT / page).read_text())
 
 
-@pytest.mark.parametrize(("folder", "table"), TABLES, ids=[folder for folder, _ in TABLES])
-def test_the_table_is_what_the_command_prints(folder: str, table: str) -> None:
+@pytest.mark.parametrize(("folder", "compact", "table"), TABLES, ids=[folder for folder, *_ in TABLES])
+def test_the_table_is_what_the_command_prints(folder: str, compact: str, table: str) -> None:
     (part,) = parts(read_runs([ROOT / folder]))
-    assert table.strip() == render([main_grid(part)], "md").strip(), f"make the table of {folder} again"
+    grid = main_grid(part).compact() if compact else main_grid(part)
+    assert table.strip() == render([grid], "md").strip(), f"make the table of {folder} again"

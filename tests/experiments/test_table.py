@@ -45,6 +45,16 @@ def test_mean_and_deviation_over_all_seeds(
     assert rows["majority class"][0] == "17.00"
 
 
+def test_columns_without_a_run_can_be_left_out(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(accuracy=0.4)
+    make_run("model=linear", "task=image", accuracy=0.3)
+    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published", "--compact"))
+    assert rows["system"] == ["ListOps", "Image"]
+    assert rows["chela"] == ["40.00 (1)", "–"] and rows["linear"] == ["–", "30.00 (1)"]  # one cell may be empty
+
+
 def test_failed_and_unfinished_runs_are_counted(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
