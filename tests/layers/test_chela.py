@@ -117,6 +117,19 @@ def test_default_is_the_equations() -> None:
     torch.testing.assert_close(m(x), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_head_need_not_be_normalised(causal: bool) -> None:
+    x = torch.randn(2, L_MAX, D, dtype=torch.float64)
+    for heads, same in ((1, True), (2, False)):
+        divided, plain = (layer(causal=causal, heads=heads, normalize=normalize) for normalize in (True, False))
+        divided.norm.eps = plain.norm.eps = 0.0
+        with torch.no_grad():
+            for parameter in divided.parameters():
+                parameter.normal_()  # at the start the heads are one like the other
+        plain.load_state_dict(divided.state_dict())
+        assert torch.allclose(update(divided, x), update(plain, x), rtol=0, atol=1e-9) == same
+
+
 @pytest.mark.parametrize("option", [{"conv": "wide"}, {"attention": "softmax"}, {"gate": "x"}, {"feature_map": "relu"}])
 def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option))}: expected one of .*, got"):

@@ -49,7 +49,8 @@ class ChelaLayer(nn.Module):
         reparam: Parallel short branches beside the long kernel in training, see ``ShortLongConv``.
         attention: "linear", "decay" (a learned decay per head) or "none" (then o = SiLU(W_v c)).
         feature_map: φ: "elu" (elu + 1), "silu" or "identity".
-        normalize: Divide by the sum of the attention weights.
+        normalize: Divide by the sum of the attention weights. The layer norm that follows undoes what one head does
+            here, but for its eps; with several heads it weighs them against each other.
         gate: "output", "mega" (what the models of ``chela.train`` take) or "none".
 
     Raises:
