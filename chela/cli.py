@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -38,6 +39,7 @@ def guarded(command: Callable[[], int]) -> int:
 
     Everything else is a fault of the program and keeps its traceback.
     """
+    _share_cores()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only must not end a run
@@ -67,6 +69,16 @@ def guarded(command: Callable[[], int]) -> int:
             "raise trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
             "trainer.eval_batch_size, or the sizes of model or task"
         )
+
+
+def _share_cores() -> None:
+    """Let threads that wait for each other give up their core soon: libgomp reads this when torch is loaded.
+
+    By default they spin for longer than the scheduler's slice, and two programs on the same cores come to a halt. This
+    many turns, some tenths of a millisecond, outlast the gap between two operators and no more (docs/runs.md).
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 # What a disk, a quota or a path does to a program that is not at fault.

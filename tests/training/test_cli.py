@@ -1,6 +1,7 @@
 """Every bad input is one line on stderr and status 2; help is quick."""
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -35,6 +36,27 @@ def test_quick_and_light(words: list[str]) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["nothing", "a count", "a policy"],
+)
+def test_threads_soon_give_up_their_core_unless_told_otherwise(given: dict[str, str], turns: str) -> None:
+    """What libgomp says of itself, which is loaded with torch."""
+    free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", "import chela.cli; chela.cli.guarded(lambda: bool(__import__('torch')))"],
+        capture_output=True,
+        text=True,
+        env={**free, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
+        check=True,
+    )
+    said = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    if not said:
+        pytest.skip("this torch brings no libgomp")
+    assert set(said) == {turns}
 
 
 def test_help_names_every_group_and_key() -> None:
