@@ -191,7 +191,7 @@ def last_line(folder: Path, job: Job) -> str:
 
 
 def environment(threads: int, devices: Sequence[str] = ()) -> dict[str, str]:
-    """Return a run's environment: its threads pinned, its GPUs chosen, this machine's rich terminal left out."""
+    """Return a run's environment: its threads pinned, its GPUs chosen."""
     env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
