@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from chela.errors import UsageError
 from chela.schema import MIXERS, Config
-from lra.schema import TASKS
+from lra.schema import GENERATED, TASKS
 
 PRESETS = ("auto", "full", "mini", "tiny")
 MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
@@ -118,7 +118,8 @@ def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
             _set(cfg, key, value)
     config = check(cfg)
     old, new = _identity(saved), _identity(config)
-    changed += [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    keys = dict.fromkeys([*old, *new])
+    changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     if changed:
         raise UsageError(
             f"resume: expected the configuration of {folder}, got another ({', '.join(changed)}); "
@@ -177,7 +178,17 @@ def fingerprint(config: Config) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    return {key: value for key, value, _ in fields(config) if key not in NOT_IN_IDENTITY}
+    return identity_of({key: value for key, value, _ in fields(config)})
+
+
+def identity_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return, of a configuration by dotted key, what makes a run's numbers.
+
+    Where data lies does not; but a task that is generated otherwise has other data with a folder of its own.
+    """
+    kept = {key: value for key, value in options.items() if key not in NOT_IN_IDENTITY}
+    released = options.get("task.name") in GENERATED and options.get("data.root") is not None
+    return kept | ({"data.released": True} if released else {})
 
 
 def resolve_preset(asked: str, accelerator: str = "auto") -> tuple[str, str]:

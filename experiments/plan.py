@@ -31,10 +31,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from chela.config import fingerprint, resolve, seconds
 from chela.errors import UsageError
 from chela.schema import Config
-from experiments.runs import TUNE
+from experiments.runs import RATE, TUNE
 
 PRESETS = ("full", "mini", "tiny")
-RATE = "optimizer.lr"
 
 
 @dataclass

@@ -16,7 +16,7 @@ import math
 import re
 import shutil
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +27,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.cli import guarded
-from chela.config import LATER, NOT_IN_IDENTITY
+from chela.config import LATER, identity_of, resolve, to_dict
 from chela.errors import UsageError
 
 TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
 """The tasks of the Long Range Arena in the order of its tables; others follow them."""
+
+RATE = "optimizer.lr"
+"""The option that a sweep tunes."""
 
 TUNE = "tune"
 """Name of the folder in which a sweep keeps the short runs that chose its learning rates: they are no results."""
@@ -39,6 +42,7 @@ TUNE = "tune"
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 _RANK = {"finished": 3, "untested": 2, "failed": 1, "unfinished": 0}
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
+_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
 _SAME_CELL = {"seed", "preset", "task.name", "model.name", "model.mixer.name"}
 
 
@@ -143,8 +147,7 @@ def _run_folders(top: Path) -> list[Path]:
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
     result, failed = _json(folder / "result.json"), _json(folder / "failed.json")
-    stored = LATER | read_config(folder / "config.yaml")
-    config = {key: value for key, value in stored.items() if key not in NOT_IN_IDENTITY}
+    config = identity_of(LATER | read_config(folder / "config.yaml"))
     missing = {"task.name", "model.name", "preset", "seed", "data.validation"} - set(config)
     if missing:
         raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(sorted(missing))}")
@@ -202,35 +205,55 @@ def task_order(task: str) -> tuple[int, str]:
 
 
 def labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run's row: its model, and where one model was run in several ways on a task, what sets it apart.
+    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
 
-    The value that most of the ways share goes without saying, so that in an ablation the full system is called by its
-    name alone. Runs are never joined under one name unless they differ by their seed alone (or by the task).
+    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
+    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
+    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
+    never joined under one name unless they differ by their seed alone (or by the task).
     """
-    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.preset, run.task, run.model].append(run)
+        groups[run.preset, run.model].append(run)
     named = {}
     for members in groups.values():
-        cells = {run.cell: run.config for run in members}
-        usual = _usual(list(cells.values()))
+        keys = _telling_apart(members)
+        usual = {run.task: _usual(run) for run in members} if keys else {}
         for run in members:
-            apart = [f"{key}={_plain(run.config.get(key))}" for key in usual if run.config.get(key) != usual[key]]
-            named[run.path] = f"{run.model} [{', '.join(apart)}]" if apart else run.model
+            apart = [key for key in keys if run.config.get(key) != usual[run.task].get(key)]
+            words = [f"{key}={_plain(run.config.get(key))}" for key in apart]
+            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
     return named
 
 
-def _usual(configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return, for the keys that differ, the value most of the configurations share; an unsettled key has none."""
-    usual: dict[str, Any] = {}
-    keys = dict.fromkeys(key for config in configs for key in config if key not in _SAME_CELL)
-    for key in keys:
-        counts = Counter(repr(config.get(key)) for config in configs).most_common(2)
-        if len(counts) > 1:
-            settled = counts[0][1] > counts[1][1]
-            first = next(config.get(key) for config in configs if repr(config.get(key)) == counts[0][0])
-            usual[key] = first if settled else object()  # unlike any value: every way then says its own
-    return usual
+def _telling_apart(runs: Sequence[Run]) -> list[str]:
+    """Return the options that differ between runs of one system on one task."""
+    ways: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        ways[run.task][run.cell] = run.config
+    keys = [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
+        if any(len({_values(way, [key]) for way in cells.values()}) > 1 for cells in ways.values())
+    ]
+    for last in _SAID_LAST:
+        fewer = [key for key in keys if key != last]
+        if all(len({_values(way, fewer) for way in cells.values()}) == len(cells) for cells in ways.values()):
+            keys = fewer
+    return keys
+
+
+def _values(config: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(config.get(key)) for key in keys)
+
+
+def _usual(run: Run) -> dict[str, Any]:
+    """Return what the configuration files say for the run's task, model and preset; nothing for what they know not."""
+    try:
+        config = resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])
+    except UsageError:
+        return {}
+    return flat(to_dict(config))
 
 
 def _plain(value: Any) -> str:
@@ -250,6 +273,8 @@ def collect(runs: Sequence[Run], to: Path) -> int:
         config = OmegaConf.load(run.path / "config.yaml")
         for key, value in _LOCAL.items():
             OmegaConf.update(config, key, value)
+        if run.config.get("data.released"):
+            OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
         (target / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         for file in ("result.json", "metrics.csv", "failed.json"):
             if (run.path / file).is_file():

@@ -248,3 +248,6 @@ TASKS: dict[str, type] = {
     "pathfinder": PathfinderConfig,
     "pathx": PathXConfig,
 }
+
+GENERATED = ("listops", "pathfinder", "pathx")
+"""Tasks whose data is generated, or read from the Long Range Arena's release where data.root is set."""

@@ -126,6 +126,15 @@ def test_what_changes_the_fingerprint() -> None:
         assert fingerprint(resolve(["preset=tiny", word])) != plain, word
 
 
+@pytest.mark.parametrize(("task", "other"), [("listops", True), ("pathx", True), ("image", False), ("retrieval", False)])
+def test_a_release_in_place_of_generated_data_changes_the_fingerprint(task: str, other: bool) -> None:
+    """And where it lies does not."""
+    plain, mine, moved = (
+        fingerprint(resolve(["preset=tiny", f"task={task}", *words])) for words in ([], ["data.root=a"], ["data.root=b"])
+    )
+    assert (mine != plain) is other and moved == mine
+
+
 def test_an_option_that_came_later_leaves_older_fingerprints() -> None:
     for key, value in configuration.LATER.items():
         assert configuration.to_dict(resolve(["preset=tiny"]))["trainer"][key.removeprefix("trainer.")] == value

@@ -86,6 +86,42 @@ def test_two_ways_without_a_usual_one_both_say_theirs(make_run: MakeRun, tmp_pat
     assert [names[path] for path in folders] == ["chela [optimizer.lr=0.001]", "chela [optimizer.lr=0.01]"]
 
 
+def test_a_name_means_the_same_on_every_task(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run()
+    no_gate = make_run("model.mixer.gate=none")
+    elsewhere = make_run("task=image", "model.mixer.gate=none")
+    names = labels(read_runs([tmp_path]))
+    assert names[no_gate] == names[elsewhere] == "chela [model.mixer.gate=none]"
+
+
+def test_of_two_sizes_the_usual_one_keeps_the_name(make_run: MakeRun, tmp_path: Path) -> None:
+    usual, large = make_run("model=softmax"), make_run("model=softmax", "model.d_ff=96")
+    names = labels(read_runs([tmp_path]))
+    assert (names[usual], names[large]) == ("softmax", "softmax [model.d_ff=96]")
+
+
+def test_a_chosen_rate_belongs_to_the_way_it_was_chosen_for(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("optimizer.lr=0.001", "trainer.threads=1")
+    make_run("task=image", "optimizer.lr=0.002", "trainer.threads=1")
+    make_run("optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
+    make_run("task=image", "optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
+    assert set(labels(read_runs([tmp_path])).values()) == {"chela", "chela [model.causal=true]"}
+
+
+@pytest.mark.parametrize(("task", "apart"), [("listops", True), ("pathfinder", True), ("image", False)])
+def test_a_release_is_other_data_than_what_is_generated(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, apart: bool
+) -> None:
+    generated, released = make_run(f"task={task}"), make_run(f"task={task}", "data.root=/mine", seed=1)
+    runs = {run.path: run for run in read_runs([tmp_path])}
+    assert (runs[generated].cell != runs[released].cell) is apart
+    names = labels(list(runs.values()))
+    assert names[generated] == "chela" and names[released] == ("chela [data.released=true]" if apart else "chela")
+    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert {run.cell for run in read_runs([tmp_path / "kept"])} == {run.cell for run in runs.values()}
+    assert "/mine" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("config.yaml"))
+
+
 def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("data.dir=/one", "runs=a", "trainer.max_time=1m", seed=0)
     make_run("data.dir=/two", "runs=b", seed=1)
