@@ -31,7 +31,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from chela.config import fingerprint, resolve, seconds
 from chela.errors import UsageError
 from chela.schema import Config
-from experiments.runs import RATE, TUNE
+from experiments.runs import RATE, TUNE, read_json
 
 PRESETS = ("full", "mini", "tiny")
 
@@ -116,9 +116,10 @@ class Job:
         return (finished or found)[-1] if found else None
 
     def finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether its result is there, and the test accuracy in it if the run is to be tested."""
         run = self.run_folder()
-        return run is not None and (run / "result.json").is_file()
+        result = read_json(run / "result.json") if run else {}
+        return bool(result) and (result.get("test_accuracy") is not None or not self.config.trainer.test)
 
     def step(self) -> int:
         """Return the last step that its metrics tell of."""

@@ -146,7 +146,7 @@ def _run_folders(top: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
-    result, failed = _json(folder / "result.json"), _json(folder / "failed.json")
+    result, failed = read_json(folder / "result.json"), read_json(folder / "failed.json")
     config = identity_of(LATER | read_config(folder / "config.yaml"))
     missing = {"task.name", "model.name", "preset", "seed", "data.validation"} - set(config)
     if missing:
@@ -184,7 +184,8 @@ def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a dictionary; an empty one where there is no file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

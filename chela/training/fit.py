@@ -35,7 +35,7 @@ from lra.datamodule import LRADataModule
 def fit(config: Config, console: Console, started: float) -> int:
     """Train, test, and write the result; return the exit status.
 
-    A run that is already finished is reported, not repeated.
+    A run that is already finished is reported, not repeated; one that left the test set unseen is tested when it may be.
 
     Args:
         config: The resolved configuration.
@@ -47,8 +47,10 @@ def fit(config: Config, console: Console, started: float) -> int:
     """
     begun = find_run(config)
     if begun is not None and begun.result.exists():
-        _report(console, begun, begun.read_result())
-        return 0
+        result = begun.read_result()
+        if result["test_accuracy"] is not None or not config.trainer.test:
+            _report(console, begun, result)
+            return 0
     quiet_lightning()
     leads = rank() == 0
     check_memory(config)

@@ -24,7 +24,8 @@ def main(words: list[str]) -> int:
     mark = fingerprint(config)
     parent = Path(config.runs) / f"{config.task.name}-{config.preset}"
     folder = parent / f"{config.model.name}-seed{config.seed}-{mark}"
-    if (folder / "result.json").exists():
+    result = folder / "result.json"
+    if result.exists() and (json.loads(result.read_text())["test_accuracy"] is not None or not config.trainer.test):
         return 0
     if config.model.d_ff == CRASHES:
         print("RuntimeError: it went wrong")
@@ -50,7 +51,7 @@ def main(words: list[str]) -> int:
             return 143 if asked else 0
     accuracy = int(state["digest"][:6], 16) / 16**6
     _write(
-        folder / "result.json",
+        result,
         {"fingerprint": mark, "best_validation_accuracy": accuracy, "majority_accuracy": 0.1}
         | {"test_accuracy": accuracy if config.trainer.test else None}
         | {"learned": True, "parameters": 1000, "tokens_per_second": 9000, "peak_memory_bytes": 10**8}

@@ -56,6 +56,14 @@ def test_every_run_of_the_grid_is_made_once(tmp_path: Path, folder: Path, capsys
     assert "4 of 4 runs finished (4 of them before)" in capsys.readouterr().out
 
 
+def test_what_was_left_untested_is_tested_once_it_may_be(tmp_path: Path, folder: Path) -> None:
+    one = {**SMALL, "models": ["chela"], "seeds": [0]}
+    assert sweep(tmp_path, one, "trainer.test=false") == 0
+    assert [run.state for run in read_runs([folder])] == ["untested"]
+    assert sweep(tmp_path, one) == 0
+    assert [run.state for run in read_runs([folder])] == ["finished"]
+
+
 def test_a_failure_is_told_and_recorded_and_stops_nobody(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,8 +50,16 @@ def test_a_test_set_left_unseen_can_be_scored_later(
     run = RunFolder(only_run(tmp_path))
     result = json.loads(run.result.read_text())
     assert [result[key] for key in ("test_accuracy", "test_loss", "test_count", "majority_accuracy")] == [None] * 4
-    assert launch(*words, "resume=auto").status == 0  # finished: reported, not repeated
     assert 0 <= score(capsys, f"run={run.path}")[0] <= 1
+    assert "test set left unseen" in launch(*words, "resume=auto", "trainer.test=false").out  # reported, not repeated
+    assert launch(*words, "resume=auto").status == 0  # only the test is left
+    later = json.loads(run.result.read_text())
+    assert (later["test_accuracy"], later["test_count"], later["test_loss"]) == score(capsys, f"run={run.path}")
+    untested = {"test_accuracy", "test_loss", "test_count", "majority_accuracy"}
+    clocks = {"wall_seconds", "peak_memory_bytes"}
+    assert {key: later[key] for key in later.keys() - untested - clocks} == {
+        key: result[key] for key in result.keys() - untested - clocks
+    }
 
 
 @pytest.mark.parametrize(
