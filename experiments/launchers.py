@@ -6,6 +6,7 @@ A launcher has ``room()``, ``start(jobs)``, ``poll()`` and ``stop()``; ``experim
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import signal
 import subprocess
@@ -112,7 +113,7 @@ class Local:
         self.folder, self.threads, self.command = folder, threads, tuple(command)
         trainer = example.config.trainer
         gpus = _visible_gpus() if trainer.accelerator != "cpu" else []
-        if trainer.accelerator == "gpu" and len(gpus) < trainer.devices:
+        if len(gpus) < trainer.devices and (gpus or trainer.accelerator == "gpu"):
             raise UsageError(
                 f"trainer.devices: expected up to the {len(gpus)} GPUs of this machine, got {trainer.devices}"
             )
@@ -201,7 +202,8 @@ def environment(threads: int, devices: Sequence[str] = ()) -> dict[str, str]:
 def _visible_gpus() -> list[str]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
-        return [name for name in listed.split(",") if name.strip()]
+        names = (name.strip() for name in listed.split(","))
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
     return [str(index) for index in range(cuda_devices())]
 
 

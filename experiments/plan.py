@@ -28,7 +28,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela.config import fingerprint, resolve, seconds
+from chela.config import fingerprint, names, resolve, seconds
 from chela.errors import UsageError
 from chela.schema import Config
 from experiments.runs import RATE, TUNE, read_json
@@ -192,12 +192,13 @@ class Plan:
     words: tuple[str, ...] = ()
 
     def pairs(self) -> Iterator[Pair]:
-        """Yield every task with every model and variant."""
+        """Yield every task with every model and variant that has a seed left."""
         file = self.file
         for task in file.tasks:
             for model in file.models:
-                for variant in self._said("variants", task, model):
-                    yield self._pair(task, model, variant)
+                if self._said("seeds", task, model):
+                    for variant in self._said("variants", task, model):
+                        yield self._pair(task, model, variant)
 
     def _said(self, key: str, task: str, model: str) -> Any:
         """Return what is said for the model, else for the task, else for all."""
@@ -219,8 +220,10 @@ class Plan:
             *self.words,
         )
         name = "-".join([task, file.preset, model, *(f"{key}={_word(value)}" for key, value in variant.items())])
-        seeds = tuple(self._said("seeds", task, model))
-        return Pair(name, words, resolve(list(words)), seeds, self._said("tune", task, model), self.folder)
+        seeds, tune = tuple(self._said("seeds", task, model)), self._said("tune", task, model)
+        if tune and any(word.startswith(f"{RATE}=") for word in words):
+            raise UsageError(f"{RATE}: expected none where rates are tuned ({name}); leave out that word or tune")
+        return Pair(name, words, resolve(list(words)), seeds, tune, self.folder)
 
 
 def _word(value: Any) -> str:
@@ -259,6 +262,7 @@ def read_plan(path: Path, folder: Path, chosen: dict[str, str], words: list[str]
         for part in (*file.per_task.values(), *file.per_model.values()):
             part.seeds = part.seeds and [seed for seed in part.seeds if seed in asked]
     _check(file)
+    _check_overrides({key: value for key, _, value in (word.partition("=") for word in words)})
     return Plan(file, folder, tuple(words))
 
 
@@ -281,6 +285,9 @@ def _check(file: SweepFile) -> None:
         doubled = sorted({name for name in listed if listed.count(name) > 1})
         if doubled:
             raise UsageError(f"{group}s: expected each once, got {', '.join(doubled)} again")
+        unknown = [name for name in parts if name not in names(group)]
+        if unknown:
+            raise UsageError(f"per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
         for part in parts.values():
             for overrides in (part.overrides, *(part.variants or [])):
                 _check_overrides(overrides)

@@ -46,9 +46,9 @@ class Cell:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
-    def devices(self) -> set[str]:
-        """What the finished runs were computed on."""
-        return {str(run.result.get("device")) for run in self.finished}
+    def machines(self) -> set[str]:
+        """What the finished runs were computed on, and by how many threads and processes."""
+        return {machine(run) for run in self.finished}
 
     @property
     def at_chance(self) -> int:
@@ -116,12 +116,12 @@ class Part:
         return statistics.fmean(mean for mean in means if mean is not None) if None not in means else None
 
     def relative(self, row: str, task: str, key: str) -> float | None:
-        """Return a cost divided by that of softmax on the same task; None where it was another device's.
+        """Return a cost divided by that of softmax on the same task; None where it was another machine's.
 
         The number of parameters is the same everywhere.
         """
         mine, base = self.cells[row].get(task), self.cells.get(BASELINE, {}).get(task)
-        if key != "parameters" and mine and base and mine.devices != base.devices:
+        if key != "parameters" and mine and base and mine.machines != base.machines:
             return None
         mine_cost, base_cost = mine and mine.cost(key), base and base.cost(key)
         return mine_cost / base_cost if mine_cost and base_cost else None
@@ -159,12 +159,18 @@ class Part:
             sources = {run.config.get("data.source", "auto") for run in members} - {"auto"}
             if sources:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
-        machines = sorted({f"{run.result.get('device')} (threads: {run.result.get('threads')})" for run in finished})
+        machines = sorted({machine(run) for run in finished})
         if len(machines) > 1:
             notes.append(f"speed and memory are compared within a machine only, of these: {'; '.join(machines)}")
         elif machines:
             notes.append(f"speed and memory on {machines[0]}" + _memory_note(finished))
         return notes
+
+
+def machine(run: Run) -> str:
+    """Name what a run was computed on; costs are compared only where it is the same."""
+    threads, processes = run.result.get("threads"), run.result.get("processes", 1)
+    return f"{run.result.get('device')} (threads: {threads}{f', processes: {processes}' if processes != 1 else ''})"
 
 
 def _memory_note(finished: list[Run]) -> str:

@@ -126,12 +126,13 @@ def test_what_changes_the_fingerprint() -> None:
         assert fingerprint(resolve(["preset=tiny", word])) != plain, word
 
 
-@pytest.mark.parametrize(("task", "other"), [("listops", True), ("pathx", True), ("image", False), ("retrieval", False)])
+@pytest.mark.parametrize(
+    ("task", "other"), [("listops", True), ("pathx", True), ("image", False), ("retrieval", False)]
+)
 def test_a_release_in_place_of_generated_data_changes_the_fingerprint(task: str, other: bool) -> None:
     """And where it lies does not."""
-    plain, mine, moved = (
-        fingerprint(resolve(["preset=tiny", f"task={task}", *words])) for words in ([], ["data.root=a"], ["data.root=b"])
-    )
+    words = ([], ["data.root=a"], ["data.root=b"])
+    plain, mine, moved = (fingerprint(resolve(["preset=tiny", f"task={task}", *more])) for more in words)
     assert (mine != plain) is other and moved == mine
 
 

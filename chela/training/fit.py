@@ -35,7 +35,7 @@ from lra.datamodule import LRADataModule
 def fit(config: Config, console: Console, started: float) -> int:
     """Train, test, and write the result; return the exit status.
 
-    A run that is already finished is reported, not repeated; one that left the test set unseen is tested when it may be.
+    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be.
 
     Args:
         config: The resolved configuration.

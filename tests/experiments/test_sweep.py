@@ -15,7 +15,8 @@ import yaml
 
 from chela.config import configs_folder, fingerprint, names, resolve
 from chela.errors import UsageError
-from experiments.plan import read_plan
+from experiments import launchers
+from experiments.plan import Job, read_plan
 from experiments.runs import read_runs
 from experiments.sweep import main, sharded
 from experiments.table import to_csv
@@ -29,6 +30,7 @@ SMALL = {
     "seeds": [0, 1],
     "overrides": {"trainer.max_steps": 12},
 }
+TUNED = {**SMALL, "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
 
 
 @pytest.fixture
@@ -181,6 +183,31 @@ def test_a_job_is_what_its_words_resolve_to(tmp_path: Path, folder: Path) -> Non
             assert job.folder.parent == Path(config.runs) / f"{config.task.name}-{config.preset}"
 
 
+def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = {**TUNED, "tasks": ["listops", "image"], "seeds": [0], "per_task": {"listops": {"seeds": [0, 1]}}}
+    assert sweep(tmp_path, content, "--dry-run", "seed=1") == 0
+    out = capsys.readouterr().out
+    assert "listops-tiny" in out and "task=image" not in out and "image-tiny" not in out
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "room"), [("0,1", 1, 2), ("0,1", 2, 1), ("-1", 1, 3), ("0,-1,1", 1, 1), ("0", 2, None)]
+)
+def test_how_many_runs_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, devices: int, room: int | None
+) -> None:
+    """By GPUs where there are any, listed as CUDA reads the variable; more than there are can never be had."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(launchers, "_cores", lambda: 3)
+    config = resolve(["preset=tiny", "trainer.accelerator=auto", f"trainer.devices={devices}"])
+    job = Job((), tmp_path / "listops-tiny" / "a", config)
+    if room is None:
+        with pytest.raises(UsageError, match=r"expected up to the 1 GPUs of this machine, got 2"):
+            launchers.Local(tmp_path, 0, 1, job)
+    else:
+        assert launchers.Local(tmp_path, 0, 1, job).room() == room
+
+
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +239,11 @@ def test_threads_are_pinned(tmp_path: Path, folder: Path) -> None:
         ({**SMALL, "models": ["chela", "chela"]}, [], "each once"),
         ({**SMALL, "tune": {"rates": []}}, [], "at least one"),
         ({"preset": "tiny"}, [], "expected a sweep file"),
+        ({**SMALL, "per_model": {"sofmax": {"seeds": [0]}}}, [], "per_model: expected names of files in configs/model"),
+        ({**SMALL, "per_task": {"imagee": {"seeds": [0]}}}, [], "per_task: expected names of files in configs/task"),
+        (TUNED, ["optimizer.lr=0.01"], "optimizer.lr: expected none where rates are tuned (listops-tiny-chela)"),
+        ({**TUNED, "overrides": {"optimizer.lr": 0.01}}, [], "optimizer.lr: expected none where rates are tuned"),
+        (SMALL, ["trainer.threads=4"], "trainer.threads is set by the sweep itself"),
         (SMALL, ["task=image"], "expected some of the sweep's listops"),
         (SMALL, ["launcher=cloud"], "expected one of local, slurm"),
         (SMALL, ["jobs=many"], "expected a number"),
@@ -303,8 +335,7 @@ def kill_at_random(tmp_path: Path, folder: Path, command: str, kills: int, longe
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
 def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Path, folder: Path) -> None:
-    content = {**SMALL, "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
-    assert sweep(tmp_path, content) == 0
+    assert sweep(tmp_path, TUNED) == 0
     undisturbed = accuracies(folder)
     killed = tmp_path / "killed"
     kill_at_random(tmp_path, killed, " ".join(FAKE), kills=10, longest=0.7)

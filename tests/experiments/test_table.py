@@ -138,6 +138,16 @@ def test_what_qualifies_the_table_is_said(
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
+def test_speed_is_not_compared_between_numbers_of_threads(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(threads=2)
+    make_run("model=softmax", threads=1)
+    text = table(capsys, str(tmp_path))
+    assert "within a machine only, of these: x86_64 (threads: 1); x86_64 (threads: 2)" in text
+    assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
+
+
 def test_published_rows_stand_apart_and_carry_their_sources(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
