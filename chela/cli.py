@@ -48,7 +48,7 @@ def guarded(command: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
         return 0
     except KeyboardInterrupt:
-        return _failed("stopped before anything was begun", 128 + signal.SIGINT)
+        return _failed("stopped by Ctrl-C, nothing was saved", 128 + signal.SIGINT)
     except UsageError as error:
         return _failed(str(error), error.status)
     except DataError as error:

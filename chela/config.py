@@ -274,9 +274,10 @@ def _check_processes(config: Config) -> None:
 def _check_sizes(config: Config) -> None:
     model = config.model
     heads = getattr(model.mixer, "heads", 1)
-    for key, width in (("model.d_model", model.d_model), ("model.mixer.d_value", _value_width(config))):
-        if width % heads:
-            raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
+    width = _value_width(config)
+    if width % heads:
+        key = "model.mixer.d_value" if hasattr(model.mixer, "d_value") else "model.d_model"
+        raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
     at_least = parameters_at_least(config)
     if at_least > MOST_PARAMETERS:
         raise UsageError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -51,11 +52,12 @@ def predict(words: list[str]) -> int:
             raise UsageError(f"{key}: expected {key}={'FOLDER' if key == 'run' else 'FILE or input=-'}; see --help")
     if asked["checkpoint"] not in ("best", "last"):
         raise UsageError(f"checkpoint: expected best or last, got {asked['checkpoint'][:80]!r}")
-    if not asked["batch"].isascii() or not asked["batch"].isdigit() or int(asked["batch"]) < 1:
-        raise UsageError(f"batch: expected a number of at least 1, got {asked['batch'][:80]!r}")
+    batch = int(asked["batch"]) if re.fullmatch("[0-9]{1,9}", asked["batch"]) else 0
+    if batch < 1:
+        raise UsageError(f"batch: expected a number from 1 to 999999999, got {asked['batch'][:80]!r}")
     model, task = load_run(asked["run"], asked["checkpoint"], data_dir=asked["data.dir"])
     with _lines(asked["input"]) as lines:
-        for label, probabilities in label_sequences(model, task, lines, batch=int(asked["batch"])):
+        for label, probabilities in label_sequences(model, task, lines, batch=batch):
             sys.stdout.write(json.dumps({"label": label, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0

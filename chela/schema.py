@@ -160,7 +160,7 @@ class OptimizerConfig:
 
     lr: float = option(2e-3, "peak learning rate", gt=0, le=10)
     kernel_lr: float = option(1e-3, "peak learning rate of the long kernels", gt=0, le=10)
-    weight_decay: float = option(0.01, "not applied to norms, biases, kernels, scales and shifts", ge=0, le=10)
+    weight_decay: float = option(0.01, "not applied to norms, biases, long kernels, scales and shifts", ge=0, le=10)
     beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)

@@ -129,7 +129,8 @@ def test_pixels_out_of_range_are_refused(tmp_path, capsys):
         (["run=/no/such/run", "input=-"], "there is no such folder"),
         (["run=RUN", "input=-", "checkpoint=worst"], "best or last"),
         (["run=RUN", "input=-", "checkpoint=last"], "there is none"),
-        (["run=RUN", "input=-", "batch=0"], "at least 1"),
+        (["run=RUN", "input=-", "batch=0"], "batch: expected a number from 1 to 999999999, got '0'"),
+        (["run=RUN", "input=-", "batch=" + "9" * 20], "batch: expected a number from 1 to 999999999"),
         (["run=RUN", "colour=red"], "got 'colour=red'"),
     ],
 )

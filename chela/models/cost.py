@@ -64,10 +64,9 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def _formulas() -> dict[Any, Any]:
-    """Say what the ops of this package cost; torch knows its own."""
+    """Say what is not registered with torch: linear attention is, in ``chela.ops.linear_attention.flops``."""
     return {
         torch.ops.chela.fft_conv: _fft_conv,
-        torch.ops.chela.linear_attention_chunked: _linear_attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _softmax_attention,  # torch counts the GPU's only
     }
 
@@ -84,31 +83,3 @@ def _fft_conv(u: Shape, kernel: Shape, kernel_back: Shape, skip: Shape | None = 
     n = length + max(kernel[1], kernel_back[1])
     transforms = 2 * batch + 1 + (kernel_back[1] > 0)
     return int(channels * (transforms * 2.5 * n * math.log2(n) + 3 * n * batch))
-
-
-def _linear_attention(
-    q: Shape,
-    k: Shape,
-    v: Shape,
-    log_decay: Shape | None,
-    log_decay_back: Shape | None,
-    mask: Shape | None,
-    state: Shape | None,
-    causal: bool,
-    normalize: bool,
-    ones: bool,
-    eps: float,
-    chunk: int,
-    **_: Any,
-) -> int:
-    """Two products with the state a token and direction, and the square of weights of each chunk."""
-    batch, length, heads, width = q
-    values = v[3] + int(normalize)
-    through_state = 4 * width * values
-    if causal:
-        per_token = through_state + 2 * chunk * (width + values)
-    elif log_decay is None:
-        per_token = through_state
-    else:
-        per_token = 2 * through_state + 2 * chunk * (width + values)
-    return batch * length * heads * per_token

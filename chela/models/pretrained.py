@@ -123,6 +123,8 @@ def _typed(cls: type, values: Any, folder: Path) -> Any:
         raise UsageError(f"expected the options {sorted(fields)} in {folder / CONFIG}, got {got}")
     for name, value in values.items():
         allowed = fields[name].split(" | ")
+        if "float" in allowed:
+            allowed.append("int")  # as Python takes one for the other
         if allowed != ["Any"] and type(value).__name__.replace("NoneType", "None") not in allowed:
             raise UsageError(f"{name}: expected {fields[name]} in {folder / CONFIG}, got {value!r}")
     return cls(**values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from typing import Any
 
@@ -170,6 +171,9 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str
         weights = run.load_best(identity)["model"]
     else:
         weights = checkpoint.load(run.last, LAST_KEYS, identity)["model"]
+    if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
+        config = copy.deepcopy(config)
+        config.trainer.accelerator = "auto"
     data = data_module(config, stdout_console())
     data.prepare_data()
     platform = hardware(config)

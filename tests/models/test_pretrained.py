@@ -42,6 +42,13 @@ def test_what_was_saved_comes_back(name, task, tmp_path):
         assert torch.equal(twice(inputs, mask), model(inputs, mask))
 
 
+def test_an_integer_where_a_number_is_meant_comes_back(tmp_path):
+    config = resolve(["preset=tiny"]).model
+    config.dropout = 0
+    again = from_pretrained(save_pretrained(build_model(config, TASKS["symbols"], seed=7), tmp_path))
+    assert again.built_from[0].dropout == 0
+
+
 @pytest.fixture
 def saved(tmp_path):
     return save_pretrained(_model(), tmp_path / "net")

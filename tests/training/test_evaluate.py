@@ -4,8 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from chela.evaluate import main as evaluate
+from chela.training import fit
 from chela.training.run import RunFolder
 from tests.training.launches import TINY, launch, metrics_of, only_run
 
@@ -60,6 +62,20 @@ def test_a_test_set_left_unseen_can_be_scored_later(
     assert {key: later[key] for key in later.keys() - untested - clocks} == {
         key: result[key] for key in result.keys() - untested - clocks
     }
+
+
+def test_what_was_trained_on_a_gpu_is_scored_without_one(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with monkeypatch.context() as patched:  # the run says gpu, and is made without
+        patched.setattr(fit, "hardware", lambda config: {"accelerator": "cpu", "precision": "32-true"})
+        words = (*TINY, f"data.dir={data}", f"runs={tmp_path}", "trainer.accelerator=gpu")
+        assert launch(*words).status == 0
+    run = RunFolder(only_run(tmp_path))
+    assert "accelerator: gpu" in run.config.read_text()
+    assert score(capsys, f"run={run.path}")[0] == json.loads(run.result.read_text())["test_accuracy"]
 
 
 @pytest.mark.parametrize(

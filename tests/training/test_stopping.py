@@ -66,7 +66,7 @@ def test_ctrl_c_before_anything(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str
 
     monkeypatch.setattr(fitting, "find_run", interrupt)
     ended = launch(*tiny)
-    assert ended.status == 130 and ended.error == "stopped before anything was begun"
+    assert ended.status == 130 and ended.error == "stopped by Ctrl-C, nothing was saved"
 
 
 def sleep_in_a_step() -> None:
