@@ -140,8 +140,10 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
 
 
 def _run_folders(top: Path) -> list[Path]:
-    folders = [path.parent for path in top.rglob("config.yaml")]
-    return sorted(folder for folder in folders if TUNE not in folder.relative_to(top).parts)
+    """Return the folders of runs; a config.yaml below one, such as wandb's, is none."""
+    folders = {path.parent for path in top.rglob("config.yaml")}
+    outermost = {folder for folder in folders if folders.isdisjoint(folder.parents)}
+    return sorted(folder for folder in outermost if TUNE not in folder.relative_to(top).parts)
 
 
 def read_run(folder: Path) -> Run:

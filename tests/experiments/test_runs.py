@@ -44,6 +44,13 @@ def test_a_failure_that_was_written_down_counts_until_the_run_is_finished(make_r
     assert [run.state for run in read_runs([tmp_path])] == ["finished"]
 
 
+def test_what_another_logger_keeps_in_a_run_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run()
+    (folder / "wandb" / "run-1" / "files").mkdir(parents=True)
+    (folder / "wandb" / "run-1" / "files" / "config.yaml").write_text("_wandb: {value: 1}\n")
+    assert [run.path for run in read_runs([tmp_path])] == [run.path for run in read_runs([folder])] == [folder]
+
+
 def test_tuning_runs_are_no_results_unless_asked_for(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(root=tmp_path / "s")
     make_run("trainer.max_steps=5", root=tmp_path / "s" / "tune")
