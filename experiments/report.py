@@ -89,7 +89,7 @@ def probed_figures(part: Part) -> Iterator[Drawn | str]:
             try:
                 model = trained_model(run)
             except UsageError as error:
-                yield f"{run.path.name}: left out, {error}"
+                yield f"The kernels and receptive field of {run.task} {run.path.name} are left out: {error}."
                 continue
             fields[name] = receptive_field(model)
             kernels = long_kernels(model) if run.model.startswith("chela") else []
