@@ -53,8 +53,8 @@ class Drawn:
     caption: str
 
 
-def part_figures(part: Part) -> Iterator[Drawn]:
-    """Draw what the results alone allow."""
+def part_figures(part: Part) -> Iterator[Drawn | str]:
+    """Draw what the results alone allow; a string says what is left out."""
     runs = [run for run in part.runs if run.metrics("validation")]
     stem = f"{part.preset}-{part.policy}"
     if runs:
@@ -70,6 +70,12 @@ def part_figures(part: Part) -> Iterator[Drawn]:
                 f"{stem}-{key}",
                 figures.accuracy_against(part, key, label),
                 f"Test accuracy (mean and standard deviation over seeds) against {label}.",
+            )
+            yield from (
+                f"{run.task} {run.path.name}: its {label} are left out, its result.json does not tell them."
+                for row in part.cells.values()
+                for cell in row.values()
+                for run in cell.lacking(key)
             )
 
 
