@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 _UNIT = re.compile(r"\[([^\]]+)\]$")
+CURVES = ("loss", "accuracy")
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -63,13 +64,28 @@ def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
     return {task: dict(rows) for task, rows in groups.items()}
 
 
+def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], list[str]]:
+    """Return the runs that have something to draw, and what is to be said of those that lack a column of it."""
+    kept, left_out = [], []
+    for run in runs:
+        tables = [run.metrics(split) for split in ("train", "validation") if training or split == "validation"]
+        tables = [table for table in tables if table]
+        lacking = [column for column in ("step", *CURVES) if any(column not in table for table in tables)]
+        if lacking:
+            what = f"expected columns step, {', '.join(CURVES)} in its metrics.csv, got none of {', '.join(lacking)}"
+            left_out.append(f"The curves of {run.task} {run.path.name} are left out: {what}.")
+        elif tables:
+            kept.append(run)
+    return kept, left_out
+
+
 def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """Draw loss and accuracy against the step, a row of panels for each task, seeds as a band from least to most.
 
     Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class.
 
     Args:
-        runs: What is drawn.
+        runs: What is drawn, as ``with_curves`` returns it.
         training: Draw the training curves too.
     """
     groups = grouped(runs)
@@ -77,7 +93,7 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     colour = colours([name for rows in groups.values() for name in rows])
     for (task, rows), (left, right) in zip(groups.items(), axes, strict=True):
         for name, members in rows.items():
-            for axis, column in ((left, "loss"), (right, "accuracy")):
+            for axis, column in zip((left, right), CURVES, strict=True):
                 scale = 100.0 if column == "accuracy" else 1.0
                 if training:
                     _band(axis, [run.metrics("train") for run in members], column, scale, colour[name], SMOOTHING)

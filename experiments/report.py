@@ -55,7 +55,7 @@ class Drawn:
 
 def part_figures(part: Part) -> Iterator[Drawn | str]:
     """Draw what the results alone allow; a string says what is left out."""
-    runs = [run for run in part.runs if run.metrics("validation")]
+    runs, left_out = figures.with_curves(part.runs, training=False)
     stem = f"{part.preset}-{part.policy}"
     if runs:
         yield Drawn(
@@ -64,6 +64,7 @@ def part_figures(part: Part) -> Iterator[Drawn | str]:
             "Validation loss and accuracy; the band goes from the least to the most of the seeds, the dashed line "
             "is the majority class of the test set.",
         )
+    yield from left_out
     if any(run.state == "finished" for run in part.runs):
         for key, label in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
             yield Drawn(

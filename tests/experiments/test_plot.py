@@ -7,6 +7,7 @@ import pytest
 
 from experiments.figures import mean_curve
 from experiments.plot import main
+from experiments.report import main as report
 from tests.experiments.conftest import MakeRun
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -38,6 +39,23 @@ def test_errors_are_one_line(make_run: MakeRun, tmp_path: Path, capsys: pytest.C
     assert main([str(tmp_path / "absent")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+
+
+def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd, out = make_run(seed=1), tmp_path / "curves.png"
+    (odd / "metrics.csv").write_text("step,split,loss\n10,train,2.0\n10,validation,2.0\n")
+    line = f"The curves of listops {odd.name} are left out: "
+    assert main([str(odd), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}") and "got none of accuracy" in error and error.count("\n") == 1
+    make_run(seed=0)
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("learning curves of 1 run") and said[1].startswith(line)
+    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")]) == 0
+    assert line in (tmp_path / "r.html").read_text()
 
 
 def test_seeds_are_averaged_where_all_of_them_have_a_value() -> None:
