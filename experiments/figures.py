@@ -82,7 +82,8 @@ def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], 
 def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """Draw loss and accuracy against the step, a row of panels for each task, seeds as a band from least to most.
 
-    Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class.
+    Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class. Each step
+    shows the seeds that have reached it: where an unfinished one ends, the curve goes on with the others.
 
     Args:
         runs: What is drawn, as ``with_curves`` returns it.
@@ -250,23 +251,23 @@ def bench_curves(result: dict[str, Any]) -> Figure | None:
 
 
 def mean_curve(series: list[tuple[list[float], list[float]]], window: int) -> Curve | None:
-    """Return steps, mean, least and most over the seeds at the steps that all of them have; None when there is none.
+    """Return steps, mean, least and most, at each step over the seeds that have reached it; None without a step.
+
+    A seed that is only begun thus takes nothing from the others, but the mean may jump where it ends.
 
     Args:
         series: Steps and values of each seed.
         window: Values in a trailing running mean.
     """
-    if not series:
+    reached: dict[float, list[float]] = defaultdict(list)
+    for steps, values in series:
+        for step, value in zip(steps, _running_mean(np.asarray(values, dtype=np.float64), window), strict=True):
+            reached[step].append(float(value))
+    if not reached:
         return None
-    common = sorted(set.intersection(*(set(steps) for steps, _ in series)))
-    if not common:
-        return None
-    rows = [
-        np.interp(common, np.asarray(steps), _running_mean(np.asarray(values, dtype=np.float64), window))
-        for steps, values in series
-    ]
-    table = np.stack(rows)
-    return np.asarray(common, dtype=np.float64), table.mean(0), table.min(0), table.max(0)
+    steps = sorted(reached)
+    mean, low, high = (np.asarray([take(reached[step]) for step in steps]) for take in (np.mean, np.min, np.max))
+    return np.asarray(steps, dtype=np.float64), mean, low, high
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

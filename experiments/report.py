@@ -61,8 +61,9 @@ def part_figures(part: Part) -> Iterator[Drawn | str]:
         yield Drawn(
             f"{stem}-curves",
             figures.learning_curves(runs, training=False),
-            "Validation loss and accuracy; the band goes from the least to the most of the seeds, the dashed line "
-            "is the majority class of the test set.",
+            "Validation loss and accuracy; the band goes from the least to the most of the seeds that have reached the "
+            "step (where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
+            "class of the test set.",
         )
     yield from left_out
     if any(run.state == "finished" for run in part.runs):

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.figures import mean_curve
+from experiments.figures import learning_curves, mean_curve
 from experiments.plot import main
 from experiments.report import main as report
+from experiments.runs import read_runs
 from tests.experiments.conftest import MakeRun
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -58,12 +59,22 @@ def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
     assert line in (tmp_path / "r.html").read_text()
 
 
-def test_seeds_are_averaged_where_all_of_them_have_a_value() -> None:
+def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:
     curve = mean_curve([([10.0, 20.0, 30.0], [1.0, 2.0, 3.0]), ([10.0, 20.0], [3.0, 6.0])], window=1)
     assert curve is not None
     steps, mean, low, high = curve
-    np.testing.assert_allclose(steps, [10, 20])
-    np.testing.assert_allclose([mean, low, high], [[2, 4], [1, 2], [3, 6]])
+    np.testing.assert_allclose(steps, [10, 20, 30])
+    np.testing.assert_allclose([mean, low, high], [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
+
+
+def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(seed=0), make_run(seed=1)
+    begun = make_run(seed=2, accuracy=None) / "metrics.csv"
+    begun.write_text("".join(begun.read_text().splitlines(keepends=True)[:12]))  # up to its validation at step 10
+    assert begun.read_text().count("validation") == 1
+    figure = learning_curves(read_runs([tmp_path / "runs"]), training=False)
+    for axis in figure.axes:
+        np.testing.assert_allclose(axis.lines[0].get_xdata(), [10, 20])
 
 
 def test_the_running_mean_trails() -> None:
