@@ -1,6 +1,8 @@
 """The figures: functions from runs to matplotlib figures, drawn without a display.
 
-Colours belong to systems, not to positions in a list, so that a system has the same one in every figure.
+Colours belong to systems, not to positions in a list, so that a system has the same one in every figure. What is no
+system of its own, such as a variant (``chela [model.mixer.gate=none]``), takes what they leave, and may have another
+colour in another figure.
 """
 
 from __future__ import annotations
@@ -29,6 +31,29 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDA
 
 _UNIT = re.compile(r"\[([^\]]+)\]$")
 CURVES = ("loss", "accuracy")
+
+# The files of configs/model in the order of their colours: those of the main table get the ten that differ most.
+SYSTEMS = (
+    "chela",
+    "chela_conv_only",
+    "hedgehog",
+    "lightning",
+    "linear",
+    "lion_s",
+    "s4d",
+    "softmax",
+    "mega",
+    "lion_d",
+    "chela_attention_only",
+    "chela_short_only",
+    "chela_long_only",
+    "chela_no_gate",
+    "chela_decay",
+    "chela_no_reparam",
+    "chela_reparam",
+    "lion_lit",
+    "mega_chunk",
+)
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -47,12 +72,15 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def colours(names: Sequence[str]) -> dict[str, Any]:
-    """Give each name a colour; ``chela`` comes first and is always the same."""
+    """Give each name a colour: to a system its own, whatever else is drawn, to another name one that is left."""
     import matplotlib
 
-    palette = [matplotlib.colormaps[name](index) for name in ("tab10", "Dark2") for index in range(8)]
-    ordered = sorted(set(names), key=lambda name: (name != "chela", name))
-    return {name: palette[index % len(palette)] for index, name in enumerate(ordered)}
+    strong_then_light = (*range(0, 20, 2), *range(1, 20, 2))
+    palette = [matplotlib.colormaps["tab20"](index) for index in strong_then_light]
+    own = {name: palette[index] for index, name in enumerate(SYSTEMS) if name in names}
+    left = [colour for colour in palette if colour not in own.values()]
+    others = sorted(set(names) - set(own))
+    return own | {name: left[index % len(left)] for index, name in enumerate(others)}
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
@@ -241,8 +269,8 @@ def bench_curves(result: dict[str, Any]) -> Figure | None:
     if not curves:
         return None
     figure, axes = new_figure(1, len(curves), 5.2, 3.6)
+    colour = colours([label for series in curves.values() for label in series])
     for axis, (unit_name, series) in zip(axes.flat, curves.items(), strict=True):
-        colour = colours(list(series))
         for label, points in series.items():
             axis.plot(*zip(*sorted(points), strict=True), marker=".", color=colour[label], label=label)
         axis.set(xscale="log", yscale="log", xlabel="length", ylabel=unit_name, title=result["name"])

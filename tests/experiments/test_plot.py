@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.figures import learning_curves, mean_curve
+from chela.config import names
+from experiments.figures import SYSTEMS, colours, learning_curves, mean_curve
 from experiments.plot import main
 from experiments.report import main as report
 from experiments.runs import read_runs
@@ -81,3 +82,15 @@ def test_the_running_mean_trails() -> None:
     curve = mean_curve([([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])], window=2)
     assert curve is not None
     np.testing.assert_allclose(curve[1], [1.0, 1.5, 2.5, 3.5])
+
+
+def test_a_system_has_the_same_colour_whatever_else_is_drawn() -> None:
+    systems = names("model")
+    assert set(systems) <= set(SYSTEMS), "a new system needs a colour of its own"
+    everything = colours([*systems, "chela [model.mixer.gate=none]"])
+    assert [colours([name])[name] for name in systems] == [everything[name] for name in systems]
+    assert len(set(everything.values())) == len(everything)
+    some = colours(["softmax", "chela [seed]", "chela [model.causal=true]"])
+    assert some["softmax"] == everything["softmax"] and len(set(some.values())) == 3
+    many = colours([f"way {number}" for number in range(50)])
+    assert len(many) == 50
