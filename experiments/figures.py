@@ -1,6 +1,8 @@
 """The figures: functions from runs to matplotlib figures, drawn without a display.
 
-Colours belong to systems, not to positions in a list, so that a system has the same one in every figure.
+Colours belong to systems, not to positions in a list, so that a system has the same one in every figure. What is no
+system of its own, such as a variant (``chela [model.mixer.gate=none]``), takes what they leave, and may have another
+colour in another figure.
 """
 
 from __future__ import annotations
@@ -28,6 +30,30 @@ if TYPE_CHECKING:
 Curve = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 _UNIT = re.compile(r"\[([^\]]+)\]$")
+CURVES = ("loss", "accuracy")
+
+# The files of configs/model in the order of their colours: those of the main table get the ten that differ most.
+SYSTEMS = (
+    "chela",
+    "chela_conv_only",
+    "hedgehog",
+    "lightning",
+    "linear",
+    "lion_s",
+    "s4d",
+    "softmax",
+    "mega",
+    "lion_d",
+    "chela_attention_only",
+    "chela_short_only",
+    "chela_long_only",
+    "chela_no_gate",
+    "chela_decay",
+    "chela_no_reparam",
+    "chela_reparam",
+    "lion_lit",
+    "mega_chunk",
+)
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -46,12 +72,15 @@ def new_figure(rows: int, columns: int, width: float, height: float) -> tuple[Fi
 
 
 def colours(names: Sequence[str]) -> dict[str, Any]:
-    """Give each name a colour; ``chela`` comes first and is always the same."""
+    """Give each name a colour: to a system its own, whatever else is drawn, to another name one that is left."""
     import matplotlib
 
-    palette = [matplotlib.colormaps[name](index) for name in ("tab10", "Dark2") for index in range(8)]
-    ordered = sorted(set(names), key=lambda name: (name != "chela", name))
-    return {name: palette[index % len(palette)] for index, name in enumerate(ordered)}
+    strong_then_light = (*range(0, 20, 2), *range(1, 20, 2))
+    palette = [matplotlib.colormaps["tab20"](index) for index in strong_then_light]
+    own = {name: palette[index] for index, name in enumerate(SYSTEMS) if name in names}
+    left = [colour for colour in palette if colour not in own.values()]
+    others = sorted(set(names) - set(own))
+    return own | {name: left[index % len(left)] for index, name in enumerate(others)}
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
@@ -63,13 +92,29 @@ def grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
     return {task: dict(rows) for task, rows in groups.items()}
 
 
+def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], list[str]]:
+    """Return the runs that have something to draw, and what is to be said of those that lack a column of it."""
+    kept, left_out = [], []
+    for run in runs:
+        tables = [run.metrics(split) for split in ("train", "validation") if training or split == "validation"]
+        tables = [table for table in tables if table]
+        lacking = [column for column in ("step", *CURVES) if any(column not in table for table in tables)]
+        if lacking:
+            what = f"expected columns step, {', '.join(CURVES)} in its metrics.csv, got none of {', '.join(lacking)}"
+            left_out.append(f"The curves of {run.task} {run.path.name} are left out: {what}.")
+        elif tables:
+            kept.append(run)
+    return kept, left_out
+
+
 def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """Draw loss and accuracy against the step, a row of panels for each task, seeds as a band from least to most.
 
-    Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class.
+    Thin lines are training (a running mean), thick ones validation; the dashed line is the majority class. Each step
+    shows the seeds that have reached it: where an unfinished one ends, the curve goes on with the others.
 
     Args:
-        runs: What is drawn.
+        runs: What is drawn, as ``with_curves`` returns it.
         training: Draw the training curves too.
     """
     groups = grouped(runs)
@@ -77,7 +122,7 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     colour = colours([name for rows in groups.values() for name in rows])
     for (task, rows), (left, right) in zip(groups.items(), axes, strict=True):
         for name, members in rows.items():
-            for axis, column in ((left, "loss"), (right, "accuracy")):
+            for axis, column in zip((left, right), CURVES, strict=True):
                 scale = 100.0 if column == "accuracy" else 1.0
                 if training:
                     _band(axis, [run.metrics("train") for run in members], column, scale, colour[name], SMOOTHING)
@@ -224,8 +269,8 @@ def bench_curves(result: dict[str, Any]) -> Figure | None:
     if not curves:
         return None
     figure, axes = new_figure(1, len(curves), 5.2, 3.6)
+    colour = colours([label for series in curves.values() for label in series])
     for axis, (unit_name, series) in zip(axes.flat, curves.items(), strict=True):
-        colour = colours(list(series))
         for label, points in series.items():
             axis.plot(*zip(*sorted(points), strict=True), marker=".", color=colour[label], label=label)
         axis.set(xscale="log", yscale="log", xlabel="length", ylabel=unit_name, title=result["name"])
@@ -234,23 +279,23 @@ def bench_curves(result: dict[str, Any]) -> Figure | None:
 
 
 def mean_curve(series: list[tuple[list[float], list[float]]], window: int) -> Curve | None:
-    """Return steps, mean, least and most over the seeds at the steps that all of them have; None when there is none.
+    """Return steps, mean, least and most, at each step over the seeds that have reached it; None without a step.
+
+    A seed that is only begun thus takes nothing from the others, but the mean may jump where it ends.
 
     Args:
         series: Steps and values of each seed.
         window: Values in a trailing running mean.
     """
-    if not series:
+    reached: dict[float, list[float]] = defaultdict(list)
+    for steps, values in series:
+        for step, value in zip(steps, _running_mean(np.asarray(values, dtype=np.float64), window), strict=True):
+            reached[step].append(float(value))
+    if not reached:
         return None
-    common = sorted(set.intersection(*(set(steps) for steps, _ in series)))
-    if not common:
-        return None
-    rows = [
-        np.interp(common, np.asarray(steps), _running_mean(np.asarray(values, dtype=np.float64), window))
-        for steps, values in series
-    ]
-    table = np.stack(rows)
-    return np.asarray(common, dtype=np.float64), table.mean(0), table.min(0), table.max(0)
+    steps = sorted(reached)
+    mean, low, high = (np.asarray([take(reached[step]) for step in steps]) for take in (np.mean, np.min, np.max))
+    return np.asarray(steps, dtype=np.float64), mean, low, high
 
 
 def _running_mean(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:

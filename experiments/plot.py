@@ -28,14 +28,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def plot(paths: list[str], out: Path | None) -> int:
     """Draw the runs below ``paths`` into ``out``; without it, beside the run, or here when there are several."""
-    runs = [run for run in read_runs(paths) if run.metrics("train") or run.metrics("validation")]
-    if not runs:
-        raise UsageError(f"expected metrics.csv with at least one line in {', '.join(paths)}, there is none yet")
-    from experiments.figures import learning_curves, save
+    from experiments.figures import learning_curves, save, with_curves
 
+    runs, left_out = with_curves(read_runs(paths))
+    if not runs:
+        none_yet = f"expected metrics.csv with at least one line in {', '.join(paths)}, there is none yet"
+        raise UsageError(" ".join(left_out) or none_yet)
     target = out or (Path(paths[0]) if len(runs) == 1 else Path()) / "curves.png"
     save(learning_curves(runs), target)
     sys.stdout.write(f"{target}: learning curves of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
+    sys.stdout.writelines(f"{line}\n" for line in left_out)
     return 0
 
 

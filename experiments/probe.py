@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chela.config import fingerprint, load
+from chela.errors import UsageError
 from chela.layers.long_kernel import LongKernel
 from chela.models import build_model
 from chela.training.run import open_run
 from experiments.runs import Run
+from lra.errors import DataError
 from lra.tasks import get_task
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
@@ -41,11 +43,24 @@ def has_weights(run: Run) -> bool:
 
 
 def trained_model(run: Run) -> nn.Module:
-    """Build the run's model with its best weights, in eval mode."""
+    """Build the run's model with its best weights, in eval mode; the run's folder is all that is read.
+
+    Raises:
+        UsageError: The folder does not tell the network's shape, or its weights are not this network's.
+    """
     folder = open_run(run.path)
     config = load(folder.config)
-    model = build_model(config.model, get_task(config.task), config.seed)
-    model.load_state_dict(folder.load_best(fingerprint(config))["model"])
+    task = get_task(config.task)
+    try:
+        model = build_model(config.model, task, config.seed)
+    except DataError:  # of encoding=s4; the records may be elsewhere, and making them is not a report's work
+        raise UsageError("expected a task whose vocabulary is fixed, this run's comes from its data") from None
+    weights = folder.load_best(fingerprint(config))["model"]
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]  # it names every weight
+        raise UsageError(f"expected weights of this run's network in best.ckpt, got others ({reason})") from None
     return model.double().eval()
 
 

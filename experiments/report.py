@@ -53,23 +53,31 @@ class Drawn:
     caption: str
 
 
-def part_figures(part: Part) -> Iterator[Drawn]:
-    """Draw what the results alone allow."""
-    runs = [run for run in part.runs if run.metrics("validation")]
+def part_figures(part: Part) -> Iterator[Drawn | str]:
+    """Draw what the results alone allow; a string says what is left out."""
+    runs, left_out = figures.with_curves(part.runs, training=False)
     stem = f"{part.preset}-{part.policy}"
     if runs:
         yield Drawn(
             f"{stem}-curves",
             figures.learning_curves(runs, training=False),
-            "Validation loss and accuracy; the band goes from the least to the most of the seeds, the dashed line "
-            "is the majority class of the test set.",
+            "Validation loss and accuracy; the band goes from the least to the most of the seeds that have reached the "
+            "step (where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
+            "class of the test set.",
         )
+    yield from left_out
     if any(run.state == "finished" for run in part.runs):
         for key, label in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
             yield Drawn(
                 f"{stem}-{key}",
                 figures.accuracy_against(part, key, label),
                 f"Test accuracy (mean and standard deviation over seeds) against {label}.",
+            )
+            yield from (
+                f"{run.task} {run.path.name}: its {label} are left out, its result.json does not tell them."
+                for row in part.cells.values()
+                for cell in row.values()
+                for run in cell.lacking(key)
             )
 
 
@@ -89,7 +97,7 @@ def probed_figures(part: Part) -> Iterator[Drawn | str]:
             try:
                 model = trained_model(run)
             except UsageError as error:
-                yield f"{run.path.name}: left out, {error}"
+                yield f"The kernels and receptive field of {run.task} {run.path.name} are left out: {error}."
                 continue
             fields[name] = receptive_field(model)
             kernels = long_kernels(model) if run.model.startswith("chela") else []

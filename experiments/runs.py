@@ -310,13 +310,20 @@ def _list(paths: list[str]) -> int:
 
 def _collect(paths: list[str], to: Path) -> int:
     runs = read_runs(paths)
+    inside = next((path for path in (*map(Path, paths), *(run.path for run in runs)) if _is_in(path, to)), None)
+    if inside is not None:  # a copy would overwrite what it is made from
+        raise UsageError(f"--to: expected a folder apart from the runs, got {to}, which holds {inside}; name another")
     copied = collect(runs, to)
     for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:
-        (to / "rates").mkdir(exist_ok=True)
+        (to / "rates").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(rates, to / "rates" / rates.name)
     left = f"; {len(runs) - copied} unfinished or untested left out" if copied < len(runs) else ""
     sys.stdout.write(f"copied {copied} runs to {to}{left}\n")
     return 0
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 if __name__ == "__main__":

@@ -63,9 +63,11 @@ class Cell:
         """Return the mean of a number of ``result.json`` over the seeds.
 
         Two are told as they were at the median logged step, which leaves out what a pause or a busy neighbour did to a
-        run: tokens/s, and the seconds of training, which are all its tokens at that speed.
+        run: tokens/s, and the seconds of training, which are all its tokens at that speed. Seeds of ``lacking`` are
+        left out.
         """
-        results = [run.result for run in self.finished if run.result.get(key)]
+        lacking = self.lacking(key)
+        results = [run.result for run in self.finished if run not in lacking]
         values = [result[key] for result in results]
         speed = self._median_speed()
         if speed and key == "tokens_per_second":
@@ -73,6 +75,11 @@ class Cell:
         if speed and key == "training_seconds":
             values = [result[key] * result["tokens_per_second"] / speed for result in results]
         return statistics.fmean(values) if values else None
+
+    def lacking(self, key: str) -> list[Run]:
+        """Return the finished runs whose ``result.json`` does not tell what a cost is made of."""
+        needed = (key, "tokens_per_second") if key == "training_seconds" else (key,)
+        return [run for run in self.finished if not all(run.result.get(name) for name in needed)]
 
     def _median_speed(self) -> float | None:
         steps = [value for run in self.finished for value in run.metrics("train").get("tokens_per_second", ())]

@@ -25,6 +25,8 @@ from types import FrameType
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.cli import guarded
 from chela.config import to_yaml
@@ -187,13 +189,19 @@ class Sweep:
 
 
 def recorded_rate(folder: Path, pair: Pair) -> float | None:
-    """Return the rate that was chosen for a pair from this very grid; None when none was."""
+    """Return the rate that was chosen for a pair from this very grid; None when none was.
+
+    A record that cannot be read is none, so that the rate is chosen anew.
+    """
     path = folder / "rates" / f"{pair.name}.yaml"
     if not path.is_file():
         return None
-    record: Any = OmegaConf.to_container(OmegaConf.load(path))
-    same = [row["fingerprint"] for row in record["grid"]] == [job.fingerprint for job in pair.tune]
-    return float(record["chosen"]) if same else None
+    try:
+        record: Any = OmegaConf.to_container(OmegaConf.load(path))
+        same = [row["fingerprint"] for row in record["grid"]] == [job.fingerprint for job in pair.tune]
+        return float(record["chosen"]) if same else None
+    except (OSError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
+        return None
 
 
 def choose_rate(folder: Path, pair: Pair) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
+
+from chela.errors import UsageError
 
 RESULTS = Path("experiments/results/bench")
 
@@ -35,25 +36,29 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         benchmark = registry.find(given.name)
         options = benchmark.options(given.words)
-        old = None if given.compare is None else json.loads(given.compare.read_text())
-    except (ValueError, OSError) as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
+        old = None if given.compare is None else report.read(given.compare)
+        path = given.out or RESULTS / f"{given.name}.json"
+        report.check_writable(path)  # before minutes of measuring, not after
+    except (ValueError, UsageError) as error:
+        return _refused(error)
     if given.cpu_time:
         timing.use_cpu_time()
     facts = timing.machine()
     try:
         rows = benchmark.run(given.quick, **options)
     except ValueError as error:
-        console.print(f"[red]{error}[/red]")
-        return 2
+        return _refused(error)
     console.print(report.table(benchmark, rows, old))
     console.print(facts)
-    path = given.out or RESULTS / f"{given.name}.json"
     report.write(benchmark, rows, facts, path)
     report.plot(benchmark, rows, path.with_suffix(".png"), console)
     console.print(f"written: {path}")
     return 0
+
+
+def _refused(error: Exception) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return UsageError.status
 
 
 if __name__ == "__main__":

@@ -11,7 +11,49 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from chela.errors import UsageError
 from experiments.bench.registry import Benchmark, Row
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read what ``write`` wrote.
+
+    Raises:
+        UsageError: The file cannot be read, or holds something else.
+    """
+    expected = f"--compare: expected the JSON of experiments.bench at {path}"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{expected}, could not read it ({error})") from None
+    if not (isinstance(found, dict) and isinstance(found.get("rows"), list) and all(map(_is_row, found["rows"]))):
+        raise UsageError(f"{expected}, got JSON without its rows of key and values")
+    return found
+
+
+def _is_row(row: Any) -> bool:
+    if not (isinstance(row, dict) and isinstance(row.get("key"), dict) and isinstance(row.get("values"), dict)):
+        return False
+    return all(isinstance(value, int | float | None) for value in row["values"].values())
+
+
+def check_writable(path: Path) -> None:
+    """See that the JSON, and the plot beside it, can be written; no file is left or changed.
+
+    Raises:
+        UsageError: One of them cannot.
+    """
+    if path.suffix == ".png":
+        raise UsageError(f"--out: expected a name for the JSON, got {path}, the plot's; name it {path.stem}.json")
+    for file in (path, path.parent / f"{path.stem}.png"):
+        there = file.exists()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("a").close()
+        except OSError as error:
+            raise UsageError(f"--out: expected a file that can be written, got {file} ({error.strerror})") from None
+        if not there:
+            file.unlink()
 
 
 def table(benchmark: Benchmark, rows: list[Row], old: dict[str, Any] | None) -> Table:

@@ -54,8 +54,56 @@ def test_quick_run_writes_json_and_compares(tmp_path: Path, capsys: pytest.Captu
     assert cells[1][0].endswith("(×2.00)")
 
 
-def test_a_missing_file_to_compare_with_is_told(tmp_path: Path) -> None:
-    assert main(["linear_attention", "--compare", str(tmp_path / "none.json")]) == 2
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a measurement is begun."""
+    never = registry.Benchmark("layers", lambda quick: pytest.fail("it was measured"), None, "about")
+    monkeypatch.setattr(registry, "find", lambda name: never)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        '{"rows": {}}',
+        '{"rows": [1]}',
+        '{"rows": [{"key": {}}]}',
+        '{"rows": [{"key": 1, "values": {}}]}',
+        '{"rows": [{"key": {}, "values": {"a [ms]": "fast"}}]}',
+    ],
+)
+def test_what_cannot_be_compared_with_is_told_before_measuring(
+    unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+) -> None:
+    old = tmp_path / "old.json"
+    if content is not None:
+        old.write_text(content)
+    assert main(["layers", "--compare", str(old), "--out", str(tmp_path / "new.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --compare: expected the JSON of experiments.bench") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("out", ["folder", "file/new.json", "taken.json", "plot.png"])
+def test_an_out_that_cannot_be_written_is_told_before_measuring(
+    unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "folder").mkdir(), (tmp_path / "file").touch(), (tmp_path / "taken.png").mkdir()
+    assert main(["layers", "--out", str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --out: expected a ") and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "taken.png"]
+
+
+def test_looking_whether_it_can_be_written_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.json"
+    report.check_writable(path)
+    assert not list(path.parent.iterdir())
+    path.write_text("measured")
+    report.check_writable(path)
+    assert path.read_text() == "measured"
 
 
 @pytest.fixture(scope="module")
@@ -127,4 +175,4 @@ def test_a_training_step_moves_the_weights_and_leaves_no_gradient(monkeypatch: p
 def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["layers", "task=text"], ["train", "tasks=text"], ["train", "task=txt"], ["train", "batch=0"]):
         assert main([*words, "--quick", "--out", str(tmp_path / "none.json")]) == 2
-    assert capsys.readouterr().out.count("expected") == 4 and not (tmp_path / "none.json").exists()
+    assert capsys.readouterr().err.count("expected") == 4 and not (tmp_path / "none.json").exists()

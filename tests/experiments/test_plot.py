@@ -5,8 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.figures import mean_curve
+from chela.config import names
+from experiments.figures import SYSTEMS, colours, learning_curves, mean_curve
 from experiments.plot import main
+from experiments.report import main as report
+from experiments.runs import read_runs
 from tests.experiments.conftest import MakeRun
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -40,15 +43,54 @@ def test_errors_are_one_line(make_run: MakeRun, tmp_path: Path, capsys: pytest.C
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
-def test_seeds_are_averaged_where_all_of_them_have_a_value() -> None:
+def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd, out = make_run(seed=1), tmp_path / "curves.png"
+    (odd / "metrics.csv").write_text("step,split,loss\n10,train,2.0\n10,validation,2.0\n")
+    line = f"The curves of listops {odd.name} are left out: "
+    assert main([str(odd), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {line}") and "got none of accuracy" in error and error.count("\n") == 1
+    make_run(seed=0)
+    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("learning curves of 1 run") and said[1].startswith(line)
+    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")]) == 0
+    assert line in (tmp_path / "r.html").read_text()
+
+
+def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:
     curve = mean_curve([([10.0, 20.0, 30.0], [1.0, 2.0, 3.0]), ([10.0, 20.0], [3.0, 6.0])], window=1)
     assert curve is not None
     steps, mean, low, high = curve
-    np.testing.assert_allclose(steps, [10, 20])
-    np.testing.assert_allclose([mean, low, high], [[2, 4], [1, 2], [3, 6]])
+    np.testing.assert_allclose(steps, [10, 20, 30])
+    np.testing.assert_allclose([mean, low, high], [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
+
+
+def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(seed=0), make_run(seed=1)
+    begun = make_run(seed=2, accuracy=None) / "metrics.csv"
+    begun.write_text("".join(begun.read_text().splitlines(keepends=True)[:12]))  # up to its validation at step 10
+    assert begun.read_text().count("validation") == 1
+    figure = learning_curves(read_runs([tmp_path / "runs"]), training=False)
+    for axis in figure.axes:
+        np.testing.assert_allclose(axis.lines[0].get_xdata(), [10, 20])
 
 
 def test_the_running_mean_trails() -> None:
     curve = mean_curve([([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])], window=2)
     assert curve is not None
     np.testing.assert_allclose(curve[1], [1.0, 1.5, 2.5, 3.5])
+
+
+def test_a_system_has_the_same_colour_whatever_else_is_drawn() -> None:
+    systems = names("model")
+    assert set(systems) <= set(SYSTEMS), "a new system needs a colour of its own"
+    everything = colours([*systems, "chela [model.mixer.gate=none]"])
+    assert [colours([name])[name] for name in systems] == [everything[name] for name in systems]
+    assert len(set(everything.values())) == len(everything)
+    some = colours(["softmax", "chela [seed]", "chela [model.causal=true]"])
+    assert some["softmax"] == everything["softmax"] and len(set(some.values())) == 3
+    many = colours([f"way {number}" for number in range(50)])
+    assert len(many) == 50

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,15 @@ def keep_weights(folder: Path) -> torch.nn.Module:
     """Write the weights of an untrained model as the run's best."""
     config = load(folder / "config.yaml")
     model = build_model(config.model, get_task(config.task), config.seed)
-    (folder / "checkpoints").mkdir()
-    state = {"step": 1, "model": model.state_dict(), "accuracy": 0.5, "fingerprint": fingerprint(config)}
-    checkpoint.save(folder / "checkpoints" / "best.ckpt", state)
+    save_best(folder, dict(model.state_dict()))
     return model
+
+
+def save_best(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    (folder / "checkpoints").mkdir()
+    mark = fingerprint(load(folder / "config.yaml"))
+    state = {"step": 1, "model": weights, "accuracy": 0.5, "fingerprint": mark}
+    checkpoint.save(folder / "checkpoints" / "best.ckpt", state)
 
 
 def test_kernels_are_those_of_the_layers() -> None:
@@ -74,3 +80,23 @@ def test_the_report_draws_kernels_and_receptive_fields_from_checkpoints(make_run
     assert f"tiny-holdout-listops-chela-{run.fingerprint}-kernels.png" in names
     assert "tiny-holdout-listops-receptive-field.png" in names
     assert "left out" not in (tmp_path / "r.html").read_text()
+
+
+def test_a_run_whose_network_cannot_be_had_is_left_out_and_the_others_are_drawn(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
+    whole, renamed = make_run(), make_run("model=softmax")
+    characters = make_run("task=text", "task.encoding=s4")
+    keep_weights(whole)
+    save_best(characters, {})
+    weights = build("model=softmax").float().state_dict()
+    save_best(renamed, {name.replace("backbone", "trunk"): value for name, value in weights.items()})
+    out, drawn = tmp_path / "r.html", tmp_path / "f"
+    assert main([str(tmp_path / "runs"), "--out", str(out), "--figures", str(drawn)]) == 0
+    text = " ".join(html.unescape(out.read_text()).split())
+    left_out = "The kernels and receptive field of {} {} are left out: expected "
+    assert left_out.format("text", characters.name) + "a task whose vocabulary is fixed" in text
+    assert left_out.format("listops", renamed.name) + "weights of this run's network in best.ckpt" in text
+    assert "tiny-holdout-listops-receptive-field.png" in {path.name for path in drawn.iterdir()}
+    assert not list(drawn.glob("*-text-*"))

@@ -154,6 +154,30 @@ def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
     assert "/secret" not in text and str(tmp_path) not in text
 
 
+def test_rates_are_collected_before_any_run_is_finished(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(accuracy=None)
+    (tmp_path / "runs" / "rates").mkdir()
+    (tmp_path / "runs" / "rates" / "listops-tiny-chela.yaml").write_text("chosen: 0.002")
+    kept = tmp_path / "results" / "kept"
+    assert main(["collect", str(tmp_path / "runs"), "--to", str(kept)]) == 0
+    assert "copied 0 runs" in capsys.readouterr().out
+    assert [path.name for path in kept.rglob("*.yaml")] == ["listops-tiny-chela.yaml"]
+
+
+@pytest.mark.parametrize("of", [".", "listops-tiny"])
+def test_runs_are_not_collected_into_their_own_folder(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str
+) -> None:
+    config = make_run("data.dir=/its/place") / "config.yaml"
+    before = config.read_text()
+    assert main(["collect", str(tmp_path / "runs" / of), "--to", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --to: expected a folder apart from the runs") and error.count("\n") == 1
+    assert config.read_text() == before
+
+
 def test_torn_metrics_are_read_up_to_the_tear(make_run: MakeRun) -> None:
     folder = make_run()
     with open(folder / "metrics.csv", "a") as file:

@@ -138,6 +138,17 @@ def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, folder: Pa
     assert {row["rate"] for row in yaml.safe_load(record.read_text())["grid"]} == {0.001, 0.003}
 
 
+@pytest.mark.parametrize("content", ["chosen: 0.002\n", "grid: [", "a word", "\udcff"])
+def test_a_rate_whose_record_cannot_be_read_is_chosen_again(tmp_path: Path, folder: Path, content: str) -> None:
+    tuned = {**SMALL, "models": ["chela"], "seeds": [0], "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
+    assert sweep(tmp_path, tuned) == 0
+    record = folder / "rates" / "listops-tiny-chela.yaml"
+    chosen, before = record.read_text(), accuracies(folder)
+    record.write_bytes(content.encode(errors="surrogateescape"))
+    assert sweep(tmp_path, tuned) == 0
+    assert record.read_text() == chosen and accuracies(folder) == before
+
+
 def test_a_grid_that_diverges_everywhere_blocks_its_pair(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
