@@ -50,7 +50,6 @@ SYSTEMS = (
     "chela_no_gate",
     "chela_decay",
     "chela_no_reparam",
-    "chela_reparam",
     "lion_lit",
     "mega_chunk",
 )

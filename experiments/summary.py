@@ -113,7 +113,7 @@ class Part:
     def majority(self, task: str) -> float | None:
         """Accuracy of always naming the most frequent class of the test set, in per cent."""
         found = {
-            run.result["majority_accuracy"] for run in self.runs if run.state == "finished" and run.task == task
+            run.result.get("majority_accuracy") for run in self.runs if run.state == "finished" and run.task == task
         } - {None}
         return 100 * found.pop() if len(found) == 1 else None
 
