@@ -54,6 +54,18 @@ def test_a_test_set_left_unseen_can_be_scored_later(
     assert 0 <= score(capsys, f"run={run.path}")[0] <= 1
 
 
+def test_data_that_has_moved(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run says where it was; a word says where it is, or that its records are enough."""
+    shutil.copytree(done.path, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("root: null", f"root: {tmp_path / 'gone'}"))
+    run = f"run={tmp_path / 'run'}"
+    for words in ([run], [run, f"data.root={tmp_path / 'gone'}"]):
+        assert evaluate(words) == 2
+        assert "gone, which does not exist: set it to one that does" in capsys.readouterr().err
+    assert score(capsys, run, "data.root=null") == score(capsys, f"run={done.path}")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
