@@ -168,7 +168,8 @@ class Retrieval(Task):
         """Make the records on first use, and learn the vocabulary that depends on them."""
         super().prepare(data, progress=progress)
         if self.config.encoding == "s4":
-            self.encoding = self.encoding.with_characters(self.records("train").about, self.config.min_frequency)
+            names = {name: f"{name}_characters" for name in ("first", "second")}
+            self.encoding = self.encoding.with_characters(self.records("train"), names, self.config.min_frequency)
 
     def encode(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both documents, each cut to `l_max`."""

@@ -7,6 +7,7 @@ import pytest
 from lra.errors import DataError
 from lra.schema import DataConfig, TextConfig
 from lra.tasks import get_task, text
+from lra.tasks.encoding import count_characters
 from tests.lra.test_source import archive
 
 REVIEWS = {
@@ -160,7 +161,9 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     with pytest.raises(DataError, match=r"call prepare\(\) first"):
         _ = s4.vocab_size
     s4.prepare(real_text)
-    assert s4.vocab_size == 136  # S4's own comment says about 135
+    assert s4.vocab_size == 134  # what S4's code counts; a line commented out there says 135
+    counts = count_characters(r["text"] for r in s4.records("train").read(range(25_000)))
+    assert 3 + sum(n >= 15 for n in counts.values()) == 136  # whole reviews have two more
     records = s4.dataset("train")
     assert [len(x) for x, _ in records.read(range(200))] == records.lengths()[:200].tolist()
 
