@@ -297,8 +297,9 @@ def _value_width(config: Config) -> int:
 
 
 def _check_value(key: str, value: Any, limits: Any) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"{key}: expected a finite number, got {value}")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UsageError(f"{key}: expected a finite number, got {number}")
     for name, (holds, text) in _BOUNDS.items():
         if value is not None and name in limits and not holds(value, limits[name]):
             raise UsageError(f"{key}: expected {text} {limits[name]}, got {_shown(value)}")
@@ -367,10 +368,24 @@ def _set(cfg: DictConfig, key: str, value: str) -> None:
         return
     if keys[key] == "bool" and value.lower() not in BOOLS:
         raise UsageError(f"{key}: expected true or false, got {_shown(value)}")
+    read: Any = None if value == "null" else value
+    if read is not None and keys[key].startswith("list["):
+        read = _numbers(key, value)
     try:
-        OmegaConf.update(cfg, key, None if value == "null" else value)
-    except OmegaConfBaseException as error:
+        OmegaConf.update(cfg, key, read)
+    except (OmegaConfBaseException, OverflowError) as error:  # the latter of numbers with hundreds of digits
         raise UsageError(f"{key}: {_first_line(error)}") from None
+
+
+def _numbers(key: str, value: str) -> list[int | float]:
+    """Read a list as YAML writes it; all options that are lists hold numbers."""
+    try:
+        read = OmegaConf.to_container(OmegaConf.create(value))
+    except Exception:  # a word that is no YAML can make the reader raise anything
+        read = None
+    if not isinstance(read, list) or not read or any(type(number) not in (int, float) for number in read):
+        raise UsageError(f"{key}: expected a list of numbers such as '[1, 2]', got {_shown(value)}")
+    return read
 
 
 def _shown(value: Any) -> str:

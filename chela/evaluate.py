@@ -19,20 +19,20 @@ def main(argv: list[str] | None = None) -> int:
     """Read the words, score the run, print one line; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if not words or "--help" in words or "-h" in words:
-        sys.stdout.write((__doc__ or "") + "\nFurther key=value words: data.dir=FOLDER, as for chela.train.\n")
+        sys.stdout.write((__doc__ or "") + "\nFurther words: data.dir=FOLDER, data.root=FOLDER, as for chela.train.\n")
         return 0
     return guarded(lambda: evaluate(words))
 
 
 def evaluate(words: list[str]) -> int:
     """Score the run that ``words`` name."""
-    asked = {"checkpoint": "best", "split": "test", "data.dir": ""}
+    asked = {"checkpoint": "best", "split": "test", "data.dir": "", "data.root": ""}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in {*asked, "run"}:
             raise UsageError(
-                "expected run=FOLDER, checkpoint=best|last, split=test|validation or data.dir=FOLDER, "
-                f"got {word[:80]!r}"
+                "expected run=FOLDER, checkpoint=best|last, split=test|validation, data.dir=FOLDER or "
+                f"data.root=FOLDER, got {word[:80]!r}"
             )
         asked[key] = value
     for key, choices in CHOICES.items():
@@ -46,6 +46,8 @@ def evaluate(words: list[str]) -> int:
     config = load(run.config)
     if asked["data.dir"]:
         config.data.dir = asked["data.dir"]
+    if asked["data.root"]:  # where the run's own lay may be of another machine, or gone
+        config.data.root = None if asked["data.root"] == "null" else asked["data.root"]
     from chela.training import fit
     from chela.training.hardware import stdout_console
 

@@ -6,7 +6,7 @@ printf '[MAX 2 [MIN 4 7 ] ]\n' | python -m chela.predict run=… input=-      fr
 A line is, for listops, an expression; for text, a review; for retrieval, two documents with a tab between; for image,
 32 × 32 pixels from 0 to 255 row by row, gray or RGB; for pathfinder and pathx, gray levels. A line of JSON comes out
 for each: {"label": 4, "probabilities": [...]}. Further words: checkpoint=best|last, batch=64,
-data.dir=FOLDER (as for chela.train; needed for encoding=s4, whose vocabulary comes from the data).
+data.dir=FOLDER, data.root=FOLDER (as for chela.train; for encoding=s4, whose vocabulary comes from the data).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lra.errors import DataError
 if TYPE_CHECKING:
     from torch import nn
 
-DEFAULTS = {"run": "", "input": "", "checkpoint": "best", "batch": "64", "data.dir": ""}
+DEFAULTS = {"run": "", "input": "", "checkpoint": "best", "batch": "64", "data.dir": "", "data.root": ""}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def predict(words: list[str]) -> int:
     batch = int(asked["batch"]) if re.fullmatch("[0-9]{1,9}", asked["batch"]) else 0
     if batch < 1:
         raise UsageError(f"batch: expected a number from 1 to 999999999, got {asked['batch'][:80]!r}")
-    model, task = load_run(asked["run"], asked["checkpoint"], data_dir=asked["data.dir"])
+    model, task = load_run(asked["run"], asked["checkpoint"], asked["data.dir"], asked["data.root"])
     with _lines(asked["input"]) as lines:
         for label, probabilities in label_sequences(model, task, lines, batch=batch):
             sys.stdout.write(json.dumps({"label": label, "probabilities": probabilities}) + "\n")
@@ -63,13 +63,14 @@ def predict(words: list[str]) -> int:
     return 0
 
 
-def load_run(folder: str, which: str = "best", *, data_dir: str = "") -> tuple[nn.Module, Any]:
+def load_run(folder: str, which: str = "best", data_dir: str = "", data_root: str = "") -> tuple[nn.Module, Any]:
     """Return the network of a run, on the CPU in eval mode, and its task.
 
     Args:
         folder: A run's folder.
         which: "best" (on validation) or "last" weights.
         data_dir: Where prepared records lie, when it is not where they lay in training.
+        data_root: Where the data that these are made of lies, in the same case; "null": the records are there.
 
     Raises:
         UsageError: No run there, or weights that are torn or of another network.
@@ -82,6 +83,8 @@ def load_run(folder: str, which: str = "best", *, data_dir: str = "") -> tuple[n
     run = open_run(folder)
     config = load(run.config)
     config.data.dir = data_dir or config.data.dir
+    if data_root:
+        config.data.root = None if data_root == "null" else data_root
     task = get_task(config.task)
     if getattr(config.task, "encoding", "") == "s4":
         task.prepare(config.data)

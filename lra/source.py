@@ -68,6 +68,24 @@ class Form:
     remote: Remote | None = None
 
 
+def given_root(task: str, data: DataConfig) -> Path | None:
+    """What `data.root` names, None where it is not set. Raises `DataError` if it is not there."""
+    if data.root is None:
+        return None
+    root = Path(os.path.expanduser(data.root))
+    if not root.exists():
+        raise DataError(f"{task}: data.root is {root}, which does not exist: set it to one that does")
+    return root
+
+
+def digest(source: Path) -> str:
+    """Ten hexadecimal digits of where a source lies: what keeps its records apart from those of another folder.
+
+    The place and not the content, which would have to be read whole at every start.
+    """
+    return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:10]
+
+
 def locate(
     task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None, hint: str = ""
 ) -> tuple[Form, Path]:
@@ -87,9 +105,7 @@ def locate(
         DataError: naming what is missing, where it was looked for, and what to do.
     """
     downloads = data.folder() / "downloads"
-    root = Path(os.path.expanduser(data.root)) if data.root is not None else downloads
-    if data.root is not None and not root.exists():
-        raise DataError(f"{task}: data.root is {root}, which does not exist")
+    root = given_root(task, data) or downloads
     for form in forms:
         found = _find(root, form)
         if found is not None:

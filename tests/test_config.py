@@ -108,6 +108,47 @@ def test_mixers_sized_apart_are_mixers(task: str) -> None:
             assert set(sizes) <= {field.name for field in dataclasses.fields(MIXERS[mixer])}
 
 
+def test_a_list_is_written_as_yaml_writes_it(tmp_path: Path) -> None:
+    words = ["task=pathfinder", "preset=tiny"]
+    lists = ["task.paddle_margins=[1, 2]", "task.snake_contrasts=[2, 1e-1]", "task.paddle_contrasts=[.5]"]
+    config = resolve([*words, *lists])
+    task = config.task
+    assert (task.paddle_margins, task.snake_contrasts, task.paddle_contrasts) == ([1, 2], [2.0, 0.1], [0.5])
+    assert task.options().paddle_margins == (1, 2)
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert load(tmp_path / "config.yaml") == config
+    assert resolve([*words, "task.paddle_margins=null"]) == resolve(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "expected a list of numbers such as") for text in ("1", "", "abc", "[1", "[]", "{a: 1}", "[" * 60)),
+        *((text, "expected a list of numbers such as") for text in ("[a]", "[true]", "[[1]]", "[null]", "&a [*a]")),
+        ("[1, .nan]", "expected a finite number, got nan"),
+        ("[-.inf]", "expected a finite number, got -inf"),
+        ("[1" + "0" * 400 + "]", "int too large"),
+        ("[0]", "snake_contrasts must be positive numbers"),
+    ],
+)
+def test_what_is_no_list_of_numbers(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(["task=pathfinder", "preset=tiny", f"task.snake_contrasts={text}"])
+
+
+def test_a_list_of_whole_numbers_takes_no_others() -> None:
+    with pytest.raises(UsageError, match=r"task.paddle_margins: Value '1.5' of type 'float' could not"):
+        resolve(["task=pathfinder", "preset=tiny", "task.paddle_margins=[1.5]"])
+
+
+def test_every_option_that_is_a_list_holds_numbers() -> None:
+    """What a word can be read as, said of all of them in one place."""
+    for task in names("task"):
+        for key, _, field in fields(resolve([f"task={task}", "preset=tiny"])):
+            if "list" in str(field.type):
+                assert str(field.type) in ("list[int] | None", "list[float] | None"), key
+
+
 def test_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configuration, "cuda_devices", lambda: 0)
     assert resolve_preset("auto") == ("mini", "no CUDA GPU is here")

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lra.errors import DataError
 from lra.generators.pathfinder_growth import Plan, draw_heads, draw_images
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Stamps, draw_stamps, turn_back
@@ -92,7 +93,7 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         The images, their labels and how they were made.
 
     Raises:
-        ValueError: If the two long paths cannot be placed with these options.
+        DataError: If the two long paths cannot be placed with these options.
 
     Example:
         >>> made = generate(PathfinderOptions.preset(32), seed=0, start=0, count=3)
@@ -126,9 +127,11 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         )
         stuck = draw_images(seed, mine + start, _stamps(options, margin), plan, len(options.paddle_margins), *part)
         if stuck >= 0:
-            raise ValueError(
-                f"the two paths of image {stuck} found no room in {_RESTARTS} attempts (size {options.size}, contour "
-                f"length {options.contour_length}, margin {margin}): make the image larger or the paths shorter"
+            raise DataError(
+                f"pathfinder: the two paths of image {stuck} found no room in {_RESTARTS:,} attempts: lower "
+                f"task.contour_length ({options.contour_length}), task.paddle_length ({options.paddle_length}), "
+                f"task.paddle_margins ({margin}) or task.padding ({options.padding}), or raise task.resolution "
+                f"({options.size})"
             )
         images[mine], paddles[mine], counts[mine], markers[mine] = part
     margins = np.array(options.paddle_margins, np.int64)[heads[:, 1]]

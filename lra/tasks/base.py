@@ -12,6 +12,7 @@ import numpy as np
 from lra.builder import Progress, RecordSet
 from lra.errors import DataError
 from lra.schema import DataConfig
+from lra.source import given_root
 from lra.streams import permutation
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -83,6 +84,7 @@ class Task(ABC):
             raise DataError(
                 f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
             )
+        given_root(self.name, data)  # a folder that is not there is said even where records were made from it
         self._folder, self._data, self._sets = self._build(data, progress), data, {}
 
     @property

@@ -15,7 +15,7 @@ from lra.errors import DataError
 from lra.generators import listops as generator
 from lra.generators.listops import DIGIT, MIN, OOV, VOCABULARY
 from lra.schema import DataConfig, ListOpsConfig
-from lra.source import Form, locate
+from lra.source import Form, digest, locate
 from lra.tasks.base import Task
 
 _IDS = {token: i for i, token in enumerate(VOCABULARY[:OOV])}
@@ -129,7 +129,8 @@ class ListOps(Task):
         self.config = config
         self.l_max = config.max_length
 
-    def _spec(self, released: bool) -> RecordSpec:
+    def _spec(self, released: Path | None) -> RecordSpec:
+        """Of generated trees, or of the release in a folder."""
         c = self.config
         made = (
             f"n{c.train}-{c.validation}-{c.test}_len{c.min_length}-{c.max_length}"
@@ -138,22 +139,23 @@ class ListOps(Task):
         counts = {"train": c.train, "validation": c.validation, "test": c.test}
         return RecordSpec(
             name="lra_listops",
-            config=f"released_len{c.max_length}" if released else made,
+            config=f"released_len{c.max_length}_{digest(released)}" if released else made,
             version=self.version,
             fields=("tokens",),
             counts=counts,
-            about={} if released else {"origin": "generated", "options": asdict(c)},
+            about={"origin": f"{RELEASED.name}: {released}"}
+            if released
+            else {"origin": "generated", "options": asdict(c)},
             expected_bytes=sum(counts.values()) * (c.max_length // 2 + 64),
         )
 
     def _build(self, data: DataConfig, progress: Progress | None) -> Path:
-        spec = self._spec(released=data.root is not None)
+        released = None if data.root is None else locate(self.name, data, [RELEASED], progress)[1]
+        spec = self._spec(released)
 
         def splits() -> Mapping[str, Iterator[Example]]:
-            if data.root is not None:
-                form, path = locate(self.name, data, [RELEASED], progress)
-                spec.about["origin"] = f"{form.name}: {path}"
-                return {split: _read_tsv(path / f"basic_{file}.tsv", self.l_max) for split, file in _FILES.items()}
+            if released is not None:
+                return {split: _read_tsv(released / f"basic_{file}.tsv", self.l_max) for split, file in _FILES.items()}
             trees = generator.generate(self.config, data.processes, progress)
             bounds = np.cumsum([0, *spec.counts.values()]).tolist()
             return {

@@ -23,6 +23,7 @@ from lra.builder import MANIFEST, Example, Progress, RecordSet, RecordSpec, chec
 from lra.errors import DataError
 from lra.generators.pathfinder import VERSION, generate
 from lra.schema import DataConfig, PathfinderConfig
+from lra.source import digest
 from lra.tasks.base import Task, sample
 
 BLOCK = 512  # images of a part: what a killed build loses at most, per worker
@@ -55,10 +56,10 @@ class Pathfinder(Task):
         options = self.config.options()
         c = self.config
         deciding = json.dumps(asdict(options), sort_keys=True)
-        digest = hashlib.sha256(deciding.encode()).hexdigest()[:10]
+        choice = hashlib.sha256(deciding.encode()).hexdigest()[:10]
         spec = RecordSpec(
             name="lra_pathfinder",
-            config=f"r{c.resolution}_{c.level}_n{c.train}-{c.validation}-{c.test}_seed{c.seed}_{digest}",
+            config=f"r{c.resolution}_{c.level}_n{c.train}-{c.validation}-{c.test}_seed{c.seed}_{choice}",
             version=self.version,
             fields=("pixels", "number"),
             counts=self._wanted,
@@ -99,10 +100,9 @@ class Pathfinder(Task):
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
         c = self.config
         source = release.find(self.name, c.resolution, c.level, data).resolve()
-        digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:10]
         spec = RecordSpec(
             name="lra_pathfinder",
-            config=f"released_r{c.resolution}_{c.level}_{digest}",
+            config=f"released_r{c.resolution}_{c.level}_{digest(source)}",
             version=self.version,
             fields=("pixels", "number"),
             counts={},

@@ -17,7 +17,7 @@ import numpy as np
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.errors import DataError
 from lra.schema import DataConfig, RetrievalConfig
-from lra.source import Form, Remote, locate, verify
+from lra.source import Form, Remote, digest, locate, verify
 from lra.tasks.base import Task, sample
 from lra.tasks.encoding import TextEncoding, count_characters, number_of_characters
 
@@ -123,10 +123,17 @@ class Retrieval(Task):
 
     def _build(self, data: DataConfig, progress: Progress | None) -> Path:
         scisumm = data.source == "scisumm"
-        counts = SCISUMM_COUNTS if scisumm else AAN_COUNTS
+        form, counts = (SCISUMM, SCISUMM_COUNTS) if scisumm else (AAN, AAN_COUNTS)
+        hint = "" if scisumm else "; data.source=scisumm is a small real set, not LRA's"
+
+        def find() -> Path:
+            return locate(self.name, data, [form], progress, hint)[1]
+
+        # nothing tells one user's pairs from another's but where they lie; those of scisumm have their checksums
+        given = find() if form is AAN and data.root is not None else None
         spec = RecordSpec(
             name="lra_retrieval",
-            config="scisumm" if scisumm else "aan",
+            config="scisumm" if scisumm else f"aan_{digest(given)}" if given else "aan",
             version=self.version,
             fields=("first", "second"),
             counts=counts,
@@ -135,8 +142,7 @@ class Retrieval(Task):
         )
 
         def splits() -> dict[str, Iterator[Example]]:
-            hint = "" if scisumm else "; data.source=scisumm is a small real set, not LRA's"
-            form, path = locate(self.name, data, [SCISUMM if scisumm else AAN], progress, hint)
+            path = given or find()
             spec.about["origin"] = f"{form.name}: {path}"
             pairs: dict[str, Iterator[Pair]] = form.read(path)
             return {split: self._examples(split, pairs[split], spec.about) for split in SPLITS}
@@ -162,7 +168,8 @@ class Retrieval(Task):
         """Make the records on first use, and learn the vocabulary that depends on them."""
         super().prepare(data, progress=progress)
         if self.config.encoding == "s4":
-            self.encoding = self.encoding.with_characters(self.records("train").about, self.config.min_frequency)
+            names = {name: f"{name}_characters" for name in ("first", "second")}
+            self.encoding = self.encoding.with_characters(self.records("train"), names, self.config.min_frequency)
 
     def encode(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of both documents, each cut to `l_max`."""

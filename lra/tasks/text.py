@@ -143,7 +143,8 @@ class Text(Task):
         """Make the records on first use, and learn the vocabulary that depends on them."""
         super().prepare(data, progress=progress)
         if self.config.encoding == "s4":
-            self.encoding = self.encoding.with_characters(self.records("train").about, self.config.min_frequency)
+            names = {"text": "characters"}
+            self.encoding = self.encoding.with_characters(self.records("train"), names, self.config.min_frequency)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Ids of the review, cut to `l_max`."""

@@ -37,5 +37,29 @@ def test_lengths_are_known_without_encoding(convention: str, text: bytes, longes
 def test_characters_are_counted_by_falling_frequency_then_code_point() -> None:
     counts = count_characters([as_array(b"baab"), as_array("é".encode()), as_array(b"b")])
     assert list(counts.items()) == [("b", 3), ("a", 2), ("é", 1)]
-    made = TextEncoding("s4", 10).with_characters({"characters": counts}, 2)
-    assert made.characters == "ba" and made.encode(as_array("bé".encode())).tolist() == [3, 1, 2]
+
+
+class Stored:
+    """What a set of records offers, with two texts a record."""
+
+    def __init__(self, *texts: tuple[str, str]) -> None:
+        self.texts = texts
+        self.reads: list[int] = []
+        self.about = {"characters": count_characters(as_array(text.encode()) for pair in texts for text in pair)}
+
+    def sizes(self, name: str) -> np.ndarray:
+        return np.array([len(pair[("first", "second").index(name)]) for pair in self.texts])
+
+    def read(self, indices: np.ndarray) -> list[dict[str, np.ndarray]]:
+        self.reads += indices.tolist()
+        return [dict(zip("ab", (as_array(t.encode()) for t in self.texts[i]), strict=True)) for i in indices]
+
+
+@pytest.mark.parametrize(("longest", "characters"), [(10, "baé"), (4, "aéb"), (3, "aéb"), (2, "aé")])
+def test_the_vocabulary_is_of_the_texts_as_they_are_cut(longest: int, characters: str) -> None:
+    stored = Stored(("aabbb", "b"), ("éé", "ab"), ("éaéb", "x"))
+    made = TextEncoding("s4", longest).with_characters(stored, {"a": "first", "b": "second"}, 2)  # type: ignore[arg-type]
+    cut = "".join(text[: longest - 1] for pair in stored.texts for text in pair)
+    counted = sorted({c for c in cut if cut.count(c) >= 2}, key=lambda c: (-cut.count(c), c))
+    assert made.characters == characters == "".join(counted)
+    assert stored.reads == [i for i, pair in enumerate(stored.texts) if max(map(len, pair)) > longest - 1]

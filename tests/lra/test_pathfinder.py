@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lra.errors import DataError
 from lra.generators.pathfinder import BLOCK, generate, generate_blocks
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_paint import paint_marker
@@ -187,7 +188,7 @@ def test_options_that_cannot_be_drawn_are_refused(change: dict[str, object], mes
 
 
 def test_paths_without_room_end_with_an_error() -> None:
-    with pytest.raises(ValueError, match=r"image 0 found no room .* make the image larger"):
+    with pytest.raises(DataError, match=r"image 0 found no room .* lower task.contour_length \(60\).* raise task.res"):
         generate(PathfinderOptions(size=16, seed_distance=3, contour_length=60), 0, 0, 1)
 
 

@@ -1,6 +1,7 @@
 """The tasks pathfinder and pathx: builds, a released folder in both forms, and what can be wrong with one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,15 @@ get_task(config).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
     made = generate(PathfinderOptions.preset(32), 0, 0, 8200).images.reshape(8200, -1)
     parts = [task.records(split).read(range(n)) for split, n in (("train", 8000), ("validation", 100), ("test", 100))]
     np.testing.assert_array_equal(np.stack([record["pixels"] for part in parts for record in part]), made)
+
+
+@pytest.mark.slow
+def test_how_many_images_come_twice_at_mini(capsys: pytest.CaptureFixture[str]) -> None:
+    """The snippet of the docs prints what stands below it."""
+    docs = (Path(__file__).parents[2] / "docs" / "pathfinder.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    exec(compile(snippet, "docs/pathfinder.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == snippet.splitlines()[-1].removeprefix("# ")
 
 
 # ---- a released folder ----

@@ -79,6 +79,11 @@ def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, shared: Path)
             ["task=image", "preset=tiny", "data.download=false"],
             "data.download is false: get https://www.cs.toronto.edu",
         ),
+        (
+            ["task=pathfinder", "preset=tiny", "task.contour_length=14"],
+            "pathfinder: the two paths of image 0 found no room in 100,000 attempts: lower task.contour_length (14), "
+            "task.paddle_length (2), task.paddle_margins (1) or task.padding (1), or raise task.resolution (16)",
+        ),
         (["task=text", "preset=tiny", "data.root=/nowhere"], "data.root is /nowhere, which does not exist"),
     ],
 )

@@ -32,6 +32,37 @@ def test_the_released_trees(tmp_path: Path) -> None:
     assert "the trees of the LRA release" in task.records("train").about["origin"]
 
 
+def labels(root: Path, records: Path) -> list[int]:
+    task = get_task(CONFIG)
+    task.prepare(DataConfig(dir=str(records), root=str(root)))
+    return task.dataset("train").labels().tolist()
+
+
+def test_another_folder_is_another_set(tmp_path: Path) -> None:
+    first, records = release(tmp_path / "first"), tmp_path / "records"
+    second = release(tmp_path / "second", [("[MIN 2 9 ]", "2"), *TREES[1:]])
+    assert labels(first, records) == [9, 3, 5]
+    assert labels(second, records) == [2, 3, 5]
+    assert labels(first / "lra_release", records) == [9, 3, 5]
+    assert len(list((records / "lra_listops").iterdir())) == 2  # the same folder by another path is the same set
+
+
+def test_a_folder_that_is_gone_is_said_whatever_was_made_from_it(tmp_path: Path) -> None:
+    root, records = release(tmp_path / "mine"), tmp_path / "records"
+    labels(root, records)
+    with pytest.raises(DataError, match=r"data.root is .*nowhere, which does not exist: set it to one that does"):
+        labels(tmp_path / "nowhere", records)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds none of: the trees of the LRA release"):
+        labels(tmp_path / "empty", records)
+
+
+def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
+    task = get_task(CONFIG)
+    task.prepare(DataConfig(dir=str(tmp_path), processes=1))
+    assert task.folder == tmp_path / "lra_listops" / "n3-3-3_len1-20_depth10_args10_seed0" / "1.0.0"
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -65,6 +65,26 @@ def test_missing_files_and_pairs(aan: Path, tmp_path: Path) -> None:
         prepared(aan, tmp_path)
 
 
+def test_another_folder_is_another_set(aan: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in aan.iterdir():
+        (other / file.name).write_text("".join(reversed(ROWS)), newline="")
+    assert prepared(tmp_path / "mine", tmp_path).dataset("train").lengths().tolist() == [17, 7, 1]
+    assert prepared(other, tmp_path).dataset("train").lengths().tolist() == [1, 7, 17]
+    with pytest.raises(DataError, match=r"data.root is .*nowhere, which does not exist"):
+        prepared(tmp_path / "nowhere", tmp_path)
+
+
+def test_pairs_among_the_downloads_keep_their_folder(aan: Path, tmp_path: Path) -> None:
+    (tmp_path / "downloads").symlink_to(aan)
+    task = retrieval.make(RetrievalConfig())
+    for _ in range(2):
+        task.prepare(DataConfig(dir=str(tmp_path)))
+        assert task.folder == tmp_path / "lra_retrieval" / "aan" / "1.0.0"
+        (tmp_path / "downloads").unlink(missing_ok=True)  # once made they are not asked for again
+
+
 def test_absent_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         get_task(RetrievalConfig()).prepare(DataConfig(dir=str(tmp_path)))

@@ -7,6 +7,7 @@ import pytest
 from lra.errors import DataError
 from lra.schema import DataConfig, TextConfig
 from lra.tasks import get_task, text
+from lra.tasks.encoding import count_characters
 from tests.lra.test_source import archive
 
 REVIEWS = {
@@ -91,6 +92,17 @@ def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, form) ->
 
 
 @pytest.mark.usefixtures("small")
+def test_any_source_gives_the_same_set_but_it_has_to_be_there(tmp_path: Path) -> None:
+    records = tmp_path / "records"
+    for root in (str(tree(tmp_path / "mine")), str(packed(tmp_path / "packed")), None):
+        task = get_task(TextConfig())
+        task.prepare(DataConfig(dir=str(records), root=root, download=False))
+        assert task.folder == records / "lra_text" / "plain_text" / "1.0.0"
+    with pytest.raises(DataError, match=r"text: data.root is .*nowhere, which does not exist: set it to one that does"):
+        get_task(TextConfig()).prepare(DataConfig(dir=str(records), root=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.usefixtures("small")
 def test_the_habit_of_the_literature(tmp_path: Path) -> None:
     task = get_task(TextConfig(test=4))
     task.prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tree(tmp_path / "mine")), validation="test"))
@@ -149,7 +161,9 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     with pytest.raises(DataError, match=r"call prepare\(\) first"):
         _ = s4.vocab_size
     s4.prepare(real_text)
-    assert s4.vocab_size == 136  # S4's own comment says about 135
+    assert s4.vocab_size == 134  # what S4's code counts; a line commented out there says 135
+    counts = count_characters(r["text"] for r in s4.records("train").read(range(25_000)))
+    assert 3 + sum(n >= 15 for n in counts.values()) == 136  # whole reviews have two more
     records = s4.dataset("train")
     assert [len(x) for x, _ in records.read(range(200))] == records.lengths()[:200].tolist()
 

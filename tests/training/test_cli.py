@@ -112,6 +112,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
         (["runs=\udcff"], "runs: expected a plain, printable value"),
+        (["task=pathfinder", "task.paddle_margins=1"], "margins: expected a list of numbers such as '[1, 2]', got '1'"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),

@@ -78,6 +78,18 @@ def test_what_was_trained_on_a_gpu_is_scored_without_one(
     assert score(capsys, f"run={run.path}")[0] == json.loads(run.result.read_text())["test_accuracy"]
 
 
+def test_data_that_has_moved(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run says where it was; a word says where it is, or that its records are enough."""
+    shutil.copytree(done.path, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("root: null", f"root: {tmp_path / 'gone'}"))
+    run = f"run={tmp_path / 'run'}"
+    for words in ([run], [run, f"data.root={tmp_path / 'gone'}"]):
+        assert evaluate(words) == 2
+        assert "gone, which does not exist: set it to one that does" in capsys.readouterr().err
+    assert score(capsys, run, "data.root=null") == score(capsys, f"run={done.path}")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
