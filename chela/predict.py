@@ -70,7 +70,7 @@ def load_run(folder: str, which: str = "best", data_dir: str = "", data_root: st
         folder: A run's folder.
         which: "best" (on validation) or "last" weights.
         data_dir: Where prepared records lie, when it is not where they lay in training.
-        data_root: Where the data that these are made of lies, in the same case; "null": the records are there.
+        data_root: Where the data that these are made of lies, in the same case; "null": the records are enough.
 
     Raises:
         UsageError: No run there, or weights that are torn or of another network.

@@ -9,6 +9,7 @@ import torch
 from chela.evaluate import main as evaluate
 from chela.training import fit
 from chela.training.run import RunFolder
+from tests.lra.test_released_listops import TREES, release
 from tests.training.launches import TINY, launch, metrics_of, only_run
 
 
@@ -78,16 +79,19 @@ def test_what_was_trained_on_a_gpu_is_scored_without_one(
     assert score(capsys, f"run={run.path}")[0] == json.loads(run.result.read_text())["test_accuracy"]
 
 
-def test_data_that_has_moved(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run says where it was; a word says where it is, or that its records are enough."""
-    shutil.copytree(done.path, tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("root: null", f"root: {tmp_path / 'gone'}"))
-    run = f"run={tmp_path / 'run'}"
-    for words in ([run], [run, f"data.root={tmp_path / 'gone'}"]):
-        assert evaluate(words) == 2
-        assert "gone, which does not exist: set it to one that does" in capsys.readouterr().err
-    assert score(capsys, run, "data.root=null") == score(capsys, f"run={done.path}")
+def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run says where its release was; a word says where it is. Generated trees are others."""
+    mine = release(tmp_path / "mine", TREES * 16)
+    words = (*TINY, "task.validation=3", "task.test=3", f"data.dir={data}", f"runs={tmp_path / 'runs'}")
+    assert launch(*words, f"data.root={mine}").status == 0
+    run = f"run={only_run(tmp_path / 'runs')}"
+    before = score(capsys, run)
+    mine.rename(tmp_path / "moved")
+    assert evaluate([run]) == 2
+    assert "mine, which does not exist: set it to one that does" in capsys.readouterr().err
+    assert score(capsys, run, f"data.root={tmp_path / 'moved'}") == before
+    assert evaluate([run, "data.root=null"]) == 2
+    assert "got one of another" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
