@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from chela.layers.padding import may_look, zero_padding
+from chela.layers.padding import check_mask, may_look, zero_padding
 
 
 class LayerNorm(nn.LayerNorm):
@@ -82,6 +82,8 @@ class MaskedBatchNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise ``x: (B, L, C)`` by the statistics of its real tokens (training) or the running ones (eval)."""
+        if mask is not None:
+            check_mask(x, mask)
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)
