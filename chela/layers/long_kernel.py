@@ -22,7 +22,8 @@ class LongKernel(nn.Module):
     """What the variants share: the crop, the length check and the cache.
 
     The parameters have their own learning rate and weight decay, which `chela.param_groups` reads. In eval mode without
-    gradients the kernel is built once and kept until a parameter changes.
+    gradients the kernel is built once and kept until a parameter is written to in place, replaced, moved or cast, or
+    `train()` or `eval()` is called. A write through `.data` or a NumPy view is not noticed: call `eval()` after it.
 
     Args:
         d_model: Number of channels C.
@@ -80,8 +81,8 @@ class LongKernel(nn.Module):
     def stride_for(self, length: int) -> int:
         """Return m ≈ √L, where a kernel is the product of its every m-th entry and its first m.
 
-        While compiling the length may be a symbol, which has no root: then it is m ≈ √l_max, which costs more where L is
-        far below l_max.
+        While compiling, the length may be a symbol, which has no root: then it is m ≈ √l_max, which costs more where L
+        is far below l_max.
         """
         return max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
 
@@ -99,9 +100,8 @@ class LongKernel(nn.Module):
         return self._cached
 
     def train(self, mode: bool = True) -> LongKernel:
-        """Set the mode; going to training drops the cached kernel."""
-        if mode:
-            self._cached = ()
+        """Set the mode, and drop the cached kernel: not every write to a parameter can be seen."""
+        self._cached = ()
         return super().train(mode)
 
     def extra_repr(self) -> str:
