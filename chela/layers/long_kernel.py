@@ -22,7 +22,8 @@ class LongKernel(nn.Module):
     """What the variants share: the crop, the length check and the cache.
 
     The parameters have their own learning rate and weight decay, which `chela.param_groups` reads. In eval mode without
-    gradients the kernel is built once and kept until a parameter changes.
+    gradients the kernel is built once and kept until a parameter is written to in place, replaced, moved or cast, or
+    `train()` or `eval()` is called. A write through `.data` or a NumPy view is not noticed: call `eval()` after it.
 
     Args:
         d_model: Number of channels C.
@@ -77,6 +78,14 @@ class LongKernel(nn.Module):
         kernels = self._kept(length) if self._may_keep() else self.build(length)
         return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
+    def stride_for(self, length: int) -> int:
+        """Return m ≈ √L, where a kernel is the product of its every m-th entry and its first m.
+
+        While compiling, the length may be a symbol, which has no root: then it is m ≈ √l_max, which costs more where L
+        is far below l_max.
+        """
+        return max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
+
     def _may_keep(self) -> bool:
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
@@ -91,9 +100,8 @@ class LongKernel(nn.Module):
         return self._cached
 
     def train(self, mode: bool = True) -> LongKernel:
-        """Set the mode; going to training drops the cached kernel."""
-        if mode:
-            self._cached = ()
+        """Set the mode, and drop the cached kernel: not every write to a parameter can be seen."""
+        self._cached = ()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -221,7 +229,7 @@ class DampedEMAKernel(LongKernel):
     a difference that the layer's skip takes up.
 
     Source: arXiv 2209.10655, section 3.1 (initial values as in its code). O(C·N·L) time, O(C·(L + N√L)) memory: q^t is
-    the product of q^(m·⌊t/m⌋) and q^(t mod m), so the sum over n is a matrix product.
+    the product of q^(m·⌊t/m⌋) and q^(t mod m), m ≈ √L, so the sum over n is a matrix product.
     """
 
     extends_beyond_l_max = True
@@ -258,7 +266,7 @@ class DampedEMAKernel(LongKernel):
             p = torch.sigmoid(self.delta)
             log_q = torch.log1p(-p * torch.sigmoid(self.alpha))[..., None]  # (D, C, N, 1)
             weight = p * self.beta * self.gamma / math.sqrt(p.shape[2])
-            stride = max(1, math.isqrt(length))
+            stride = self.stride_for(length)
             coarse = torch.arange(-(-length // stride), device=p.device) * stride
             fine = torch.arange(stride, device=p.device)
             far = torch.exp(log_q * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)

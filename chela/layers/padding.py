@@ -11,11 +11,36 @@ from chela.ops.padding import rows_where
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set ``x: (..., C)`` to 0 where ``mask: (...)`` is False; None means all tokens are real.
 
-    Whatever stood there, infinities included, is gone.
+    Whatever stood there, NaN and infinities included, is gone, and gets no gradient.
+
+    Raises:
+        ValueError: A mask of another dtype than bool or another shape.
+
+    >>> zero_padding(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False])).tolist()
+    [[1.0], [0.0]]
     """
     if mask is None:
         return x
-    if x.device.type != "cpu" or type(x) is not torch.Tensor or torch.compiler.is_compiling():  # a fake one has no rows
+    check_mask(x, mask)
+    if not may_look(x):
         return x.masked_fill(~mask.unsqueeze(-1), 0.0)
     rows = rows_where(~mask)
     return x.flatten(0, -2).index_fill(0, rows, 0.0).view_as(x) if len(rows) else x
+
+
+def check_mask(x: Tensor, mask: Tensor) -> None:
+    """Refuse a mask that does not say for each token of ``x: (..., C)`` whether it is real.
+
+    ``~`` of an integer 1 is −2, which counts as True, and a mask of another shape may broadcast: both would hide the
+    wrong tokens without a word.
+    """
+    if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"expected a bool mask of shape {tuple(x.shape[:-1])}, True = real token, got {mask.dtype} "
+            f"{tuple(mask.shape)}; mask.bool() makes one of numbers"
+        )
+
+
+def may_look(x: Tensor) -> bool:
+    """Whether Python may read values of x at no cost: it is on a CPU, not fake, and no graph is being traced."""
+    return x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()

@@ -91,17 +91,18 @@ class ShortLongConv(nn.Module):
             kernel = LONG_KERNELS[long_kernel](d_model, l_max, causal=causal, **(kernel_options or {}))
             self.long = LongStage(kernel, branches if reparam else ())
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, zeroed: bool = False) -> Tensor:
         """Convolve x.
 
         Args:
             x: `(B, L, C)`.
             mask: `(B, L)` bool, True on real tokens; None means all are.
+            zeroed: x is 0 at padding already, which saves a pass over it.
 
         Returns:
             `(B, L, C)`, 0 at padding.
         """
-        x = zero_padding(x, mask)
+        x = x if zeroed else zero_padding(x, mask)
         if self.short is not None:
             x = zero_padding(self.short(x), mask)
         if self.long is not None:

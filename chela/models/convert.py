@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from chela.layers.distill import attention_distillation_loss, hedgehog_from_softmax
 from chela.layers.mixers.hedgehog import HedgehogAttention
 from chela.layers.mixers.softmax import SoftmaxAttention
+from chela.layers.padding import zero_padding
 from chela.schema import HedgehogConfig
 
 
@@ -37,6 +38,8 @@ def convert(teacher: nn.Module) -> nn.Module:
         owner, _, attribute = name.rpartition(".")
         layer = student.get_submodule(name)
         assert isinstance(layer, SoftmaxAttention)
+        if not name:  # the network is that layer
+            return hedgehog_from_softmax(layer)
         setattr(student.get_submodule(owner), attribute, hedgehog_from_softmax(layer))
     built_from = getattr(student, "built_from", None)
     if built_from is not None:  # so that save_pretrained says what it is now
@@ -71,6 +74,7 @@ def distillation_loss(teacher: nn.Module, student: nn.Module, inputs: Tensor, ma
     for name, layer, x in _heard(teacher, inputs, mask):
         learner = student.get_submodule(name)
         assert isinstance(learner, HedgehogAttention), name
+        x = zero_padding(x, mask)  # as the layers do with what they are given
         with torch.no_grad():
             q, k, _ = layer.queries_keys_values(x)
         student_q, student_k, _ = learner.features(x)

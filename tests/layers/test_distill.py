@@ -7,6 +7,7 @@ import torch
 
 from chela.config import resolve
 from chela.layers.distill import attention_distillation_loss, hedgehog_from_softmax
+from chela.layers.mixers.hedgehog import HedgehogAttention
 from chela.layers.mixers.softmax import SoftmaxAttention
 from chela.models import TaskFacts, build_model
 from chela.models.convert import convert, distillation_loss, feature_maps
@@ -105,3 +106,15 @@ def test_a_converted_network_is_saved_as_what_it_is(teacher, tmp_path):
 def test_a_network_without_softmax_is_refused():
     with pytest.raises(ValueError, match="SoftmaxAttention"):
         convert(torch.nn.Linear(2, 2))
+
+
+def test_a_softmax_layer_alone_is_converted_too():
+    torch.manual_seed(0)
+    teacher, x = SoftmaxAttention(8), torch.randn(2, 6, 8)
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    x[~mask] = float("nan")
+    student = convert(teacher)
+    assert isinstance(student, HedgehogAttention)
+    assert torch.equal(student.qkv.weight, teacher.qkv.weight)
+    distillation_loss(teacher, student, x, mask).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in feature_maps(student))

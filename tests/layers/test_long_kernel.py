@@ -104,6 +104,18 @@ def test_kept_in_eval_mode_until_a_parameter_changes(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_eval_renews_what_was_kept_after_a_write_that_cannot_be_seen(name):
+    kernel = LONG_KERNELS[name](4, 50).eval()
+    with torch.no_grad():
+        before = kernel(50)[0].clone()
+        for parameter in kernel.parameters():
+            parameter.data.mul_(2)
+        kernel.eval()
+        assert torch.equal(kernel(50)[0], kernel.build(50)[0])
+        assert not torch.equal(kernel(50)[0], before)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_carry_their_own_optimiser_options(name):
     (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05), lr=1.0, weight_decay=1.0)
     assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)

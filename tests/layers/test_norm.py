@@ -48,6 +48,55 @@ def test_batch_norm_keeps_digits_when_the_mean_is_large(mask: torch.Tensor | Non
     torch.testing.assert_close(out.std((0, 1)), torch.ones(2), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_norm_sums_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    """Output, gradients and running statistics are those of float32; means and squares beyond the half types' reach."""
+    x, d_y = torch.randn(8, 500, 4) + torch.tensor([0.0, 10.0, 100.0, -1000.0]), torch.randn(8, 500, 4)
+    mask = torch.arange(500) < torch.arange(500, 100, -50)[:, None]
+    results = []
+    for autocast in (False, True):
+        norm, leaf = MaskedBatchNorm(4), x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            out = norm(leaf, mask)
+            gradients = torch.autograd.grad(out, [leaf, *norm.parameters()], d_y)
+        results.append([out, *gradients, norm.running_mean, norm.running_var])
+    for exact, under_autocast in zip(*results, strict=True):
+        assert torch.equal(exact, under_autocast)
+
+
+def test_batch_norm_of_half_precision_input_sums_in_float32() -> None:
+    norm, x, mask = MaskedBatchNorm(2), 30 * torch.randn(64, 2048, 2), torch.ones(64, 2048, dtype=torch.bool)
+    norm(x.half(), mask)
+    torch.testing.assert_close(norm.running_var, torch.full((2,), 0.9 + 0.1 * 900), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("content", [float("nan"), float("inf"), 1e30])
+def test_batch_norm_reads_no_padding(content: float) -> None:
+    mask = torch.arange(9) < torch.tensor([[9], [4]])
+    x, d_y = torch.randn(2, 9, 3), torch.randn(2, 9, 3) * mask[..., None]
+    results = []
+    for filled in (0.0, content):
+        norm, leaf = MaskedBatchNorm(3), x.masked_fill(~mask[..., None], filled).requires_grad_()
+        out = norm(leaf, mask)
+        gradients = torch.autograd.grad(out, [leaf, *norm.parameters()], d_y)
+        results.append([out[mask], *gradients, norm.running_mean, norm.running_var])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_batch_norm_compiles_whole() -> None:
+    torch._dynamo.reset()
+    norm, mask = MaskedBatchNorm(3), torch.arange(9) < torch.tensor([[9], [4]])
+    x = torch.randn(2, 9, 3).masked_fill(~mask[..., None], float("nan"))
+    compiled = torch.compile(norm, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, mask)[mask], norm(x, mask)[mask])
+
+
+def test_scale_norm_of_large_numbers_in_half_precision() -> None:
+    x = 1000 * torch.randn(2, 5, 8)
+    torch.testing.assert_close(make_norm("scale", 8)(x.half()), make_norm("scale", 8)(x).half(), rtol=1e-2, atol=1e-2)
+
+
 def test_batch_norm_of_one_token() -> None:
     norm = MaskedBatchNorm(2)
     torch.testing.assert_close(norm(torch.randn(1, 1, 2)), torch.zeros(1, 1, 2))

@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from chela.layers.norm import MaskedBatchNorm
 from chela.layers.padding import zero_padding
 from chela.ops.padding import fill_rows_, rows_where
 
@@ -34,6 +37,22 @@ def test_padding_becomes_zero_whatever_stood_there_and_gets_no_gradient(mask: to
     torch.testing.assert_close(y, torch.where(mask[..., None], x, 0.0), rtol=0, atol=0)
     (gradient,) = torch.autograd.grad(y, x, torch.full_like(y, 2.0))
     torch.testing.assert_close(gradient, 2.0 * mask[..., None].expand(2, 3, 4), rtol=0, atol=0)
+
+
+WRONG = {
+    "int": torch.ones(2, 3, dtype=torch.int64),
+    "float": torch.ones(2, 3),
+    "shorter": torch.ones(2, 2, dtype=torch.bool),
+    "one row": torch.ones(1, 3, dtype=torch.bool),
+    "flat": torch.ones(6, dtype=torch.bool),
+}
+
+
+@pytest.mark.parametrize("mask", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("layer", [zero_padding, MaskedBatchNorm(4)], ids=["zero_padding", "batch norm"])
+def test_a_mask_of_another_dtype_or_shape_is_refused(layer: Callable[..., torch.Tensor], mask: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected a bool mask of shape \(2, 3\), True = real token, got torch\."):
+        layer(torch.randn(2, 3, 4), mask)
 
 
 def test_zero_padding_compiles_as_one_graph() -> None:

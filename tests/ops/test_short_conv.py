@@ -238,3 +238,13 @@ def test_compiles_ahead_of_time_without_spills_for_three_architectures():
     assert len(rows) == 3 * 4 * 2
     for name, arch, dtype, taps, shared, stack in rows:
         assert shared <= 99 * 1024 and stack == 0, (name, arch, dtype, taps, shared, stack)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (2, 8, 0)], ids=str)
+def test_nothing_in_gives_nothing_out_and_zero_gradients(shape, causal, backend):
+    leaves = [torch.randn(s, device=DEVICE).requires_grad_() for s in (shape, (shape[2], 9), (shape[2],))]
+    y = short_conv(*leaves, causal=causal, silu=True, backend=backend)
+    assert y.shape == shape
+    assert all(g.abs().sum() == 0 for g in torch.autograd.grad(y.sum(), leaves))

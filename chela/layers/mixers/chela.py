@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from chela.layers.decay import HeadDecay
 from chela.layers.feature_map import FEATURE_MAPS
 from chela.layers.norm import LayerNorm
+from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv, ShortLongConvState
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -113,7 +114,8 @@ class ChelaLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """Mix ``x: (B, L, D)``; ``mask: (B, L)`` bool, True = real token. Padding comes out as 0."""
-        c = x if self.conv is None else self.conv(x, mask)
+        x = zero_padding(x, mask)
+        c = x if self.conv is None else self.conv(x, mask, zeroed=True)
         o = self.norm(self._attend(x, c, mask))
         return self._combine(o, c, mask)
 
@@ -137,8 +139,7 @@ class ChelaLayer(nn.Module):
         h = self.out(o)
         if self.gate == "mega":
             h = F.silu(h + self.skip(c))
-        if mask is not None:
-            h = h * mask.unsqueeze(-1)
+        h = zero_padding(h, mask)
         return (h, torch.sigmoid(self.highway(c))) if self.gate == "mega" else h
 
     def start(self, batch: int) -> ChelaState:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from chela.layers.feature_map import HedgehogFeatureMap
 from chela.layers.multi_head import MultiHead
+from chela.layers.padding import zero_padding
 from chela.layers.rotary import rotate
 from chela.ops.linear_attention import linear_attention
 
@@ -54,7 +55,7 @@ class HedgehogAttention(MultiHead):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = self.features(x)
+        q, k, v = self.features(zero_padding(x, mask))
         return self.merge(linear_attention(q, k, v, causal=self.causal, mask=mask, normalize=True), mask)
 
     def state_size(self, length: int) -> int:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from chela.layers.decay import alibi_slopes
 from chela.layers.multi_head import MultiHead
 from chela.layers.norm import LayerNorm
+from chela.layers.padding import zero_padding
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
@@ -62,6 +63,7 @@ class LightningAttention(MultiHead):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
+        x = zero_padding(x, mask)
         q, k, v = (F.silu(t) for t in self.split(x))
         o = linear_attention(q, k, v, causal=True, log_decay=self.log_decay, mask=mask)
         return self._combine(o, x, mask)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from chela.layers.feature_map import elu_plus_one
 from chela.layers.multi_head import MultiHead
+from chela.layers.padding import zero_padding
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
@@ -25,7 +26,7 @@ class LinearAttention(MultiHead):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = self.split(x)
+        q, k, v = self.split(zero_padding(x, mask))
         o = linear_attention(elu_plus_one(q), elu_plus_one(k), v, causal=self.causal, mask=mask, normalize=True)
         return self.merge(o, mask)
 

@@ -69,6 +69,7 @@ class LION(MultiHead):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
+        x = zero_padding(x, mask)
         q, k, v = self._features(x)
         forth, back = self._edges(x, mask)
         o = linear_attention(
@@ -90,6 +91,7 @@ class LION(MultiHead):
         One recurrence runs forth and one back; both hold the diagonal, so it is taken off once; numerators and
         denominators are added before the one division.
         """
+        x = zero_padding(x, mask)
         q, k, v = self._features(x)
         k, v = zero_padding(k.flatten(2), mask).view_as(k), torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
         forth, back = (self._per_token(edge, q, mask) for edge in self._edges(x, mask))

@@ -49,7 +49,8 @@ class MEGA(nn.Module):
         d_value: Width V; None is 2·D.
         averages: N.
         attention_function: f, "softmax" or "laplace".
-        chunk: C; 0 attends over the whole sequence. Chunks are cut at positions C, 2C, …
+        chunk: C; 0, or more than l_max, attends over the whole sequence, of at most l_max tokens then. Chunks are cut
+            at positions C, 2C, …
 
     Raises:
         ValueError: An unknown attention function.
@@ -77,7 +78,7 @@ class MEGA(nn.Module):
         d_value = 2 * d_model if d_value is None else d_value
         self.causal, self.attention_function = causal, attention_function
         self.sizes = d_model, d_qk, d_value, d_model  # update gate, z, reset gate, candidate: all read c
-        self.chunk = min(chunk or l_max, l_max)
+        self.whole, self.chunk = not 0 < chunk <= l_max, min(chunk or l_max, l_max)
         self.ema = DampedEMAKernel(d_model, l_max, causal=causal, averages=averages)
         self.omega = nn.Parameter(torch.empty(d_model))
         self.gamma = nn.Parameter(torch.empty(2, d_qk))
@@ -97,11 +98,23 @@ class MEGA(nn.Module):
         nn.init.zeros_(self.beta)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mix ``x: (B, L, D)``; ``mask: (B, L)`` bool, True = real token. Returns the update h and its gate g."""
+        """Mix ``x: (B, L, D)``; ``mask: (B, L)`` bool, True = real token. Returns the update h and its gate g.
+
+        Raises:
+            ValueError: More than l_max tokens, without chunks.
+        """
+        self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
         update, q, k, reset, candidate = self._read(F.silu(self._average(x)))
         o = self._attend(q, k, F.silu(self.value(x)), mask)
         return zero_padding(F.silu(candidate + self.out(o * reset)), mask), update
+
+    def _expect_room(self, length: int) -> None:
+        if self.whole and length > self.chunk:
+            raise ValueError(
+                f"MEGA: expected at most l_max={self.chunk} tokens, got {length}; build the layer with a larger l_max, "
+                "or with chunk="
+            )
 
     def _average(self, x: Tensor) -> Tensor:
         """EMA(x) + ω ⊙ x. Both directions of MEGA start at lag 0, where ``fft_conv`` keeps one: ω takes the other."""
@@ -148,7 +161,12 @@ class MEGA(nn.Module):
         return MEGAState(averages, like.new_zeros(batch, 0, d_qk), like.new_zeros(batch, 0, d_value))
 
     def step(self, x: Tensor, state: MEGAState) -> tuple[tuple[Tensor, Tensor], MEGAState]:
-        """Feed one token ``x: (B, D)`` to the causal form; return h and g ``(B, D)``, and the new state."""
+        """Feed one token ``x: (B, D)`` to the causal form; return h and g ``(B, D)``, and the new state.
+
+        Raises:
+            ValueError: More than l_max tokens, without chunks.
+        """
+        self._expect_room(state.keys.shape[1] + 1)
         p, q = torch.sigmoid(self.ema.delta[0]), torch.sigmoid(self.ema.alpha[0])
         averages = (1 - p * q) * state.averages + p * self.ema.beta[0] * x[..., None]
         average = (averages * self.ema.gamma[0]).sum(-1) / math.sqrt(p.shape[-1])

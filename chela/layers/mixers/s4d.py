@@ -143,7 +143,7 @@ class S4DKernel(LongKernel):
         """Sum the damped oscillations."""
         with torch.autocast(self.log_dt.device.type, enabled=False):
             log_transition, input_matrix, output_matrix = self.discretised()
-            stride = max(1, math.isqrt(length))
+            stride = self.stride_for(length)
             coarse = torch.arange(-(-length // stride), device=self.log_dt.device) * stride
             fine = torch.arange(stride, device=self.log_dt.device)
             far = torch.exp(log_transition[..., None] * coarse) * (output_matrix * input_matrix)[..., None]

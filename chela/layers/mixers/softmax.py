@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.layers.multi_head import MultiHead
+from chela.layers.padding import zero_padding
 from chela.layers.rotary import rotate
 
 
@@ -48,7 +49,7 @@ class SoftmaxAttention(MultiHead):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = (t.transpose(1, 2) for t in self.queries_keys_values(x))
+        q, k, v = (t.transpose(1, 2) for t in self.queries_keys_values(zero_padding(x, mask)))
         seen = None if mask is None else self._seen(mask)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=self.causal and mask is None)
         return self.merge(o.transpose(1, 2), mask)

@@ -106,6 +106,8 @@ def define(name: str, forward: Forward, backward: Backward, saved_shape: Callabl
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        if 0 in q.shape[:2]:
+            return _of_no_tokens(problem, state, saved_shape(problem))
         with torch.autocast(q.device.type, enabled=False):
             return forward(problem, state)
 
@@ -135,6 +137,8 @@ def define(name: str, forward: Forward, backward: Backward, saved_shape: Callabl
         decay_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         problem = Problem(q, k, v, log_decay, log_decay_back, mask, causal, normalize, ones, eps, chunk)
+        if 0 in q.shape[:2]:
+            return _gradients_of_no_tokens(problem, d_end, decay_grad)
         with torch.autocast(q.device.type, enabled=False):
             return backward(problem, d_out, d_end, out, total, saved, decay_grad)
 
@@ -176,6 +180,22 @@ def define(name: str, forward: Forward, backward: Backward, saved_shape: Callabl
     register_flop_formula(getattr(overloads, name))(forward_flops)
     register_flop_formula(getattr(overloads, f"{name}_backward"))(backward_flops)
     return operator
+
+
+def _of_no_tokens(
+    p: Problem, state: Tensor | None, saved_shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what ``forward`` does where there is nothing to read: the last state is the first."""
+    out, total, end = p.new_outputs()
+    end.zero_() if state is None else end.copy_(state)
+    return out, total, end, p.new(*saved_shape).zero_()
+
+
+def _gradients_of_no_tokens(p: Problem, d_end: Tensor | None, decay_grad: bool) -> Gradients:
+    """Return what ``backward`` does then."""
+    *gradients, d_state = p.new_gradients(decay_grad)
+    dq, dk, dv, d_decay, d_back = gradients
+    return dq, dk, dv, d_decay, d_back, d_state.zero_() if d_end is None else d_state.copy_(d_end)
 
 
 def call(

@@ -82,6 +82,6 @@ def _final_state(
     kept = k * (sums[..., -1:] - sums).exp().to(k.dtype)[..., None]
     S, z = kept.transpose(-1, -2) @ v, kept.sum(-2)
     if initial_state is not None:
-        left = sums[..., -1].exp().to(k.dtype)[..., None]
+        left = sums[..., -1:].sum(-1).exp().to(k.dtype)[..., None]
         S, z = S + initial_state.S.to(k.dtype) * left[..., None], z + initial_state.z.to(k.dtype) * left
     return LinearAttentionState(S, z)

@@ -51,6 +51,8 @@ def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:
     A `(B, L, C)` tensor *is* a channels-last image `(B, C, 1, L)`, so the 2-d convolution reads and writes it where it
     lies; a 1-d convolution would transpose it twice.
     """
+    if not x.numel():  # `conv2d` takes no empty image
+        return torch.empty_like(x)
     length, taps = x.shape[1], weight.shape[1]
     pad = max(left, taps - 1 - left)
     y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight[:, None, None], padding=(0, pad), groups=x.shape[2])

@@ -65,7 +65,7 @@ def tap_by_tap(grad: Tensor, x: Tensor, taps: int, left: int) -> Tensor:
     batch, length, channels = x.shape
     padded = F.pad(x, (0, 0, left, taps - 1 - left))
     rows = max(1, SLICE_ELEMENTS // max(1, length * channels))
-    tokens = max(1, SLICE_ELEMENTS // channels)
+    tokens = max(1, SLICE_ELEMENTS // max(1, channels))
     slices = [(b, t) for b in range(0, batch, rows) for t in range(0, length, tokens)]
     sums = grad.new_empty(len(slices), taps, channels)
     for (b, start), of_slice in zip(slices, sums, strict=True):

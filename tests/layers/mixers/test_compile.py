@@ -5,7 +5,7 @@ import torch
 
 from tests.layers.mixers.systems import CASES, D_MODEL, IDS, SYSTEMS
 
-FAST = {("chela", False), ("lion_s", False)}
+FAST = {("chela", False), ("chela-long", False), ("lion_s", False), ("mega", False), ("s4d", False)}
 
 
 @pytest.mark.parametrize(
@@ -17,9 +17,14 @@ def test_compiles_whole(name, causal):
     torch._dynamo.reset()
     layer = SYSTEMS[name].build(causal)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for length in (20, 33):  # the second makes the length a symbol
+        _same(layer, compiled, length)
+
+
+def _same(layer, compiled, length):
     torch.manual_seed(0)
-    x = torch.randn(2, 30, D_MODEL, dtype=torch.float64, requires_grad=True)
-    mask = torch.arange(30) < torch.tensor([[30], [17]])
+    x = torch.randn(2, length, D_MODEL, dtype=torch.float64, requires_grad=True)
+    mask = torch.arange(length) < torch.tensor([[length], [17]])
     results = []
     for module in (layer, compiled):
         out = module(x, mask)

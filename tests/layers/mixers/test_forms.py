@@ -149,3 +149,21 @@ def test_the_kernel_of_s4d_does_not_depend_on_the_length():
     torch.testing.assert_close(back[:, :36], again_back)
     longer, _ = kernel(3 * L_MAX)  # it is defined beyond l_max
     torch.testing.assert_close(longer[:, :100], forward)
+
+
+@pytest.mark.parametrize("chunk", [0, 11])
+def test_mega_without_chunks_refuses_more_than_l_max_tokens(chunk):
+    layer = build_mixer("mega", 4, {"chunk": chunk}, l_max=10, causal=True)
+    layer(torch.randn(1, 10, 4))
+    with pytest.raises(ValueError, match="expected at most l_max=10 tokens, got 11; build the layer with a larger"):
+        layer(torch.randn(1, 11, 4))
+    state = layer.start(1)
+    for _ in range(10):
+        _, state = layer.step(torch.randn(1, 4), state)
+    with pytest.raises(ValueError, match="expected at most l_max=10 tokens, got 11"):
+        layer.step(torch.randn(1, 4), state)
+
+
+def test_mega_with_chunks_takes_more_than_l_max_tokens():
+    layer = build_mixer("mega", 4, {"chunk": 5}, l_max=10, causal=False)
+    assert layer(torch.randn(1, 23, 4))[0].shape == (1, 23, 4)

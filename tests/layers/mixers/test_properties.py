@@ -44,6 +44,38 @@ def test_the_content_of_padding_changes_nothing(name, causal, place, x):
     assert (h[~mask] == 0).all()
 
 
+@pytest.mark.parametrize("content", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_padding_may_hold_anything(name, causal, content, x):
+    """Outputs and all gradients are those with zeros there; no gradient reaches it."""
+    layer = SYSTEMS[name].build(causal)
+    mask = (torch.arange(40) < torch.tensor([[40], [23], [0]])) & (torch.arange(40) % 7 != 3)
+    results = []
+    for filled in (0.0, content):
+        leaf = x.masked_fill(~mask[..., None], filled).requires_grad_()
+        out = layer(leaf, mask)
+        h, *gates = out if isinstance(out, tuple) else (out,)
+        assert (h[~mask] == 0).all()
+        loss = h.square().sum() + sum((gate * mask[..., None]).sum() for gate in gates)
+        grads = torch.autograd.grad(loss, [leaf, *layer.parameters()], allow_unused=True)
+        assert (grads[0][~mask] == 0).all()
+        results.append([h, *(gate[mask] for gate in gates), *(grad for grad in grads if grad is not None)])
+    for zeros, other in zip(*results, strict=True):
+        assert torch.isfinite(zeros).all()
+        torch.testing.assert_close(zeros, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(3, 40, dtype=torch.int64), torch.ones(3, 30) > 0, torch.ones(1, 40) > 0],
+    ids=["int", "shorter", "one row"],
+)
+@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
+def test_a_mask_of_another_dtype_or_shape_is_refused(name, causal, mask, x):
+    with pytest.raises(ValueError, match=r"expected a bool mask .*\(3, 40\), True = real token, got torch\."):
+        SYSTEMS[name].build(causal)(x, mask)
+
+
 @pytest.mark.parametrize("name", [name for name, causal in CASES if causal])
 def test_causal_sees_no_future(name, x):
     layer = SYSTEMS[name].build(True)

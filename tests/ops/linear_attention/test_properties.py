@@ -194,3 +194,34 @@ def test_chunk_size_does_not_change_the_answer(chunk_size: int) -> None:
     x.pop("d_out")
     expected = linear_attention(**x, causal=True, normalize=True, backend="reference")
     close(linear_attention(**x, causal=True, normalize=True, chunk_size=chunk_size), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("causal", (False, True))
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5)], ids=str)
+def test_nothing_in_gives_nothing_out_and_zero_gradients(
+    backend: str, decay: str, causal: bool, shape: tuple[int, int]
+) -> None:
+    q, k, v = (torch.randn(*shape, 3, width, requires_grad=True) for width in (4, 4, 5))
+    log_decay = {"none": None, "head": torch.zeros(3), "token": torch.zeros(*shape, 3)}[decay]
+    leaves = [q, k, v] if log_decay is None else [q, k, v, log_decay.requires_grad_()]
+    mask = torch.ones(shape, dtype=torch.bool)
+    out = linear_attention(q, k, v, causal=causal, log_decay=log_decay, mask=mask, normalize=True, backend=backend)
+    assert out.shape == v.shape
+    gradients = torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+    assert all(gradient is None or gradient.abs().sum() == 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", (False, True))
+def test_the_state_after_no_tokens_is_the_first(backend: str, first: bool) -> None:
+    q, k, v = (torch.randn(2, 0, 3, width) for width in (4, 4, 5))
+    S, z = torch.randn(2, 3, 4, 5, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    state = LinearAttentionState(S, z) if first else None
+    _, end = linear_attention(q, k, v, causal=True, initial_state=state, return_state=True, backend=backend)
+    assert torch.equal(end.S, S if first else torch.zeros_like(S))
+    assert torch.equal(end.z, z if first else torch.zeros_like(z))
+    if first:
+        for gradient in torch.autograd.grad(end.S.sum() + end.z.sum(), [S, z]):
+            assert (gradient == 1).all()
