@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from chela.layers.feed_forward import FeedForward
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
+from chela.layers.padding import zero_padding
 
 
 class Residual(nn.Module):
@@ -123,16 +124,17 @@ class Backbone(nn.Module):
             raise ValueError(
                 f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; build with a larger l_max"
             )
+        if inputs.is_floating_point():
+            inputs = zero_padding(inputs, mask)  # or NaN there would be in the embedding's gradient
         x: Tensor = self.embedding(inputs)
         if self.positions is not None:
             x = x + self.positions.weight[: x.shape[1]]
-        if mask is not None:
-            x = x * mask.unsqueeze(-1)
+        x = zero_padding(x, mask)
         for block in self.blocks:
             x = block(x, mask)
         if self.norm is not None:
             x = self.norm(x, mask)
-        return x if mask is None else x * mask.unsqueeze(-1)
+        return zero_padding(x, mask)
 
 
 class Embedding(nn.Embedding):

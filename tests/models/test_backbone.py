@@ -33,6 +33,20 @@ def test_padding_does_not_matter(name: str, prenorm: str, norm: str) -> None:
         torch.testing.assert_close(net(*padded), expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["chela", "softmax", "mega"])
+def test_padding_that_is_no_number_does_not_matter(name: str) -> None:
+    task = SimpleNamespace(num_classes=2, l_max=40, vocab_size=None, input_dim=3, pair=False)
+    net, mask = model(name, "model.norm=batch", task=task), torch.arange(20) < torch.tensor([[20], [13]])
+    x = torch.randn(2, 20, 3, dtype=torch.float64)
+    found = []
+    for padding in (0.0, float("nan")):
+        net.zero_grad()
+        scores = net(torch.where(mask[..., None], x, padding), mask)
+        scores.sum().backward()
+        found.append([scores.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 def test_same_seed_same_values_elsewhere_others() -> None:
     one, again, other = (build_model(resolve(["preset=tiny"]).model, TASK, seed) for seed in (0, 0, 1))
     for (name, a), b, c in zip(
