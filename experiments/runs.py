@@ -221,7 +221,7 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        usual = {run.task: _usual(run) for run in members} if keys else {}
+        usual = {task: _usual(run) for task, run in {run.task: run for run in members}.items()} if keys else {}
         for run in members:
             apart = [key for key in keys if run.config.get(key) != usual[run.task].get(key)]
             words = [f"{key}={_plain(run.config.get(key))}" for key in apart]
