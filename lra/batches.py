@@ -1,54 +1,52 @@
 """Which records make a batch: a pure function of (seed, step), so resuming and processes need no state.
 
-The training stream is one epoch's permutation after another. It is cut into batches of exactly `batch_size` records;
+The training stream is one epoch's permutation after another. It is cut into batches of exactly ``batch_size`` records;
 where the number of records is no multiple of that, the last batch of an epoch is filled up by the first records of the
 next epoch's permutation, which are then not drawn again: every record comes once an epoch, no batch is ragged, none
-is dropped. Within an epoch's batches, each pool of `pool` batches is sorted by length (equal lengths in random order),
-cut into batches, and these are shuffled: records of like length meet, and padding stays small.
+is dropped. Within an epoch, each pool of ``pool`` batches is sorted by length (equal lengths in random order), cut into
+batches, and these are shuffled: records of like length meet, and padding stays small.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from lra.streams import permutation
+from lra.tasks.base import IGNORED, Encoded, Label, sequences
+
+Batch = dict[str, Any]
+"""What the network is given, see ``collate``."""
 
 
-@lru_cache(maxsize=4)
-def _epoch(n: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(n, seed, "epoch", epoch)
-
-
-@lru_cache(maxsize=4)
-def _pool_order(number: int, seed: int, first_step: int) -> np.ndarray:
-    return permutation(number, seed, "pool", first_step)
+_permutation = lru_cache(maxsize=8)(permutation)
 
 
 def _stream(n: int, seed: int, start: int, stop: int) -> np.ndarray:
-    """Records at positions start … stop−1 of the endless stream of epochs."""
-    parts = []
-    for epoch in range(start // n, (stop - 1) // n + 1):
-        parts.append(_epoch(n, seed, epoch)[max(start - epoch * n, 0) : stop - epoch * n])
-    return np.concatenate(parts)
+    """Return the records at positions start … stop−1 of the endless stream of epochs."""
+    epochs = range(start // n, (stop - 1) // n + 1)
+    orders = np.concatenate([_permutation(n, seed, "epoch", epoch) for epoch in epochs])
+    return orders[start - epochs[0] * n : stop - epochs[0] * n]
 
 
 def batch_indices(lengths: np.ndarray, batch_size: int, pool: int, seed: int, step: int) -> np.ndarray:
-    """The records of the global batch of a step.
+    """Return the records of the global batch of a step.
 
     Args:
-        lengths: length of every record, `(N,)`.
-        batch_size: records of a global batch.
-        pool: batches per bucketing pool; 1 shuffles fully.
-        seed: of the run.
-        step: counted from 0 over the whole run.
+        lengths: Length of every record, ``(N,)``.
+        batch_size: Records of a global batch.
+        pool: Batches per bucketing pool; 1 shuffles fully.
+        seed: Of the run.
+        step: Counted from 0 over the whole run.
 
     Returns:
-        int64 `(batch_size,)`. Costs one sort of a pool, O(pool·batch_size·log), and one of N an epoch.
+        int64 ``(batch_size,)``. Costs one sort of a pool, O(pool·batch_size·log), and one of N an epoch.
 
     Raises:
-        ValueError: no records, or a size below 1.
+        ValueError: No records.
 
     >>> lengths = np.arange(6)
     >>> epoch = [batch_indices(lengths, 2, 2, seed=0, step=t).tolist() for t in range(3)]
@@ -56,11 +54,8 @@ def batch_indices(lengths: np.ndarray, batch_size: int, pool: int, seed: int, st
     [0, 1, 2, 3, 4, 5]
     """
     n = len(lengths)
-    if n == 0 or batch_size < 1 or pool < 1 or step < 0:
-        raise ValueError(
-            f"batches: expected records, batch_size and pool of 1 or more and step of 0 or more, "
-            f"got {n} records, batch_size {batch_size}, pool {pool}, step {step}"
-        )
+    if n == 0:
+        raise ValueError("batches: expected records, got none")
     epoch = step * batch_size // n
     first = -(-epoch * n // batch_size)  # the steps whose first record is of this epoch
     last = -(-(epoch + 1) * n // batch_size)
@@ -68,13 +63,12 @@ def batch_indices(lengths: np.ndarray, batch_size: int, pool: int, seed: int, st
     number = min(pool, last - begin)
     records = _stream(n, seed, begin * batch_size, (begin + number) * batch_size)
     records = records[np.argsort(lengths[records], kind="stable")]
-    place = _pool_order(number, seed, begin)[step - begin]
-    batch: np.ndarray = records[place * batch_size : (place + 1) * batch_size]
-    return batch
+    place = _permutation(number, seed, "pool", begin)[step - begin]
+    return records[place * batch_size : (place + 1) * batch_size]
 
 
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """All records once, sorted by length, in batches of nearly equal size and at most `batch_size`.
+    """Return all records once, sorted by length, in batches of nearly equal size and at most ``batch_size``.
 
     Nearly equal (rather than one short batch at the end) so that each of several processes finds work in every batch.
     """
@@ -83,7 +77,42 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    """Share of the tokens of these batches that is padding, in [0, 1]."""
+    """Return the share of these batches' tokens that is padding, in [0, 1]."""
     real = sum(int(lengths[batch].sum()) for batch in batches)
     filled = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
     return 1.0 - real / filled
+
+
+def collate(records: Sequence[tuple[Encoded, Label]], length: int, step: int) -> Batch:
+    """Pad encoded records to ``length``.
+
+    Args:
+        records: (input, label) of each.
+        length: L, at least the longest.
+        step: Passed on.
+
+    Returns:
+        ``inputs`` ``(B, L)`` int64 or ``(B, L, F)`` float32; ``mask`` ``(B, L)`` bool (True: real), None when every
+        token is real; ``labels`` ``(B,)`` int64, or ``(B, L)`` padded with −100; ``step``. Records that are pairs give
+        inputs and mask of ``2B`` rows: the first documents, then the second.
+    """
+    import torch
+
+    rows = [row for side in zip(*(sequences(encoded) for encoded, _ in records), strict=True) for row in side]
+    lengths = np.array([len(row) for row in rows])
+    inputs = _padded(rows, length, np.int64 if rows[0].ndim == 1 else np.float32, 0)
+    labels = [label for _, label in records]
+    targets = _padded(labels, length, np.int64, IGNORED) if np.ndim(labels[0]) else np.array(labels, np.int64)
+    return {
+        "inputs": torch.from_numpy(inputs),
+        "mask": torch.from_numpy(np.arange(length) < lengths[:, None]) if lengths.min() < length else None,
+        "labels": torch.from_numpy(targets),
+        "step": step,
+    }
+
+
+def _padded(rows: Sequence[Any], length: int, dtype: type, filler: int) -> np.ndarray:
+    out = np.full((len(rows), length, *rows[0].shape[1:]), filler, dtype)
+    for padded, row in zip(out, rows, strict=True):
+        padded[: len(row)] = row
+    return out

@@ -1,7 +1,19 @@
-"""The one error of this package that a person should read: what was expected, what came, what to do."""
+"""Errors that a person can mend: one line on stderr and an exit status, no traceback."""
 
 from __future__ import annotations
 
 
-class DataError(RuntimeError):
-    """Data that is absent, damaged or not what it should be. The message is one line and names the file or record."""
+class UserError(Exception):
+    """Something in the command, the configuration or the files is not as expected.
+
+    The message is one line: what was expected, what came, what to do.
+    """
+
+    status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class DataError(UserError):
+    """Data that is absent, damaged or not what it should be. The message names the file or the record."""

@@ -7,20 +7,12 @@ import errno
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lra.errors import DataError
+from lra.errors import DataError, UserError
 
 log = logging.getLogger(__name__)
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's text without line breaks, at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def sync(path: Path) -> None:
@@ -35,65 +27,76 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
+    """Write ``data`` to a temporary file and move it to ``path`` in one stroke: it is whole, or the old one stays.
+
+    Args:
+        path: Where the file is to lie.
+        data: What it is to hold.
+        previous: Where the file that ``path`` holds now is kept, so that one torn file can never cost a run.
+
+    Raises:
+        UserError: The disk is full or the folder is not writable; what was there before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"could not write {path} ({error.strerror}); what was saved before is kept: make room or set another "
+            "folder, then run again"
+        ) from None
+
+
 def sha256(path: Path) -> str:
-    """Hexadecimal checksum of a file."""
+    """Return the checksum of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
-def not_writable(root: Path) -> Iterator[None]:
-    """Turns a data folder that cannot be used into one line that names the option."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise DataError(f"the disk of {root} is full: make room or set data.dir") from None
-        raise DataError(f"cannot write to the data folder {root} ({error.strerror}): set data.dir to another") from None
-
-
-@contextlib.contextmanager
 def file_errors(folder: Path) -> Iterator[None]:
-    """Turns files that cannot be read or written into one line; the writers in C++ have errors of their own."""
+    """Turn what hinders a build in ``folder`` into one line; the writers in C++ have errors of their own."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        reasons = {number: os.strerror(number) for number in _NO_ROOM}
-        for number, reason in reasons.items():
-            if (isinstance(error, OSError) and error.errno == number) or reason in str(error):
+        for reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            if reason in str(error):
                 raise DataError(
                     f"the disk is full ({reason}) while {folder} is built: make room or set data.dir"
-                ) from error
-        if isinstance(error, OSError) and error.filename is not None:
-            raise DataError(f"{error.filename}: {error.strerror}, while {folder} is built") from error
+                ) from None
+        if isinstance(error, OSError):
+            where = f"{error.filename or folder}: {error.strerror}"
+            raise DataError(f"{where}, while {folder} is built; set data.dir to have it elsewhere") from error
         raise
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of one set of records; it falls with the process, however that ends."""
-    import fcntl
+    from filelock import FileLock, Timeout
 
     path = folder.parent / f".{folder.name}.lock"
-    with not_writable(folder.parent):
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
-    with file:
-        said = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    file.seek(0)
-                    log.warning("waiting for another process (%s), which builds %s", file.read() or "unknown", folder)
-                    said = True
-                time.sleep(0.2)
-            except OSError as error:  # some network file systems have no locks
-                raise DataError(f"cannot lock {path} ({error.strerror}): set data.dir to a local disk") from None
-        file.truncate(0)
-        file.write(f"pid {os.getpid()}")
-        file.flush()
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("waiting for another process (%s), which builds %s", path.read_text() or "unknown", folder)
+        lock.acquire(poll_interval=0.2)
+    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
+        raise DataError(f"cannot lock {path} ({error}): set data.dir to a local disk that can be written") from None
+    try:
+        path.write_text(f"pid {os.getpid()}")
         yield
+    finally:
+        lock.release()

@@ -1,8 +1,7 @@
 """Where a task's bytes come from.
 
-That is what the user has (a folder, an archive, a prepared tensorflow-datasets directory), or a download that says its
-size and address first, goes on where it broke off, and is checked before it is used. Nothing of the user's is ever
-changed, and nothing is ever put in the place of data that is absent.
+That is what the user has, or a download that says its size and address first, goes on where it broke off, and is
+checked before it is used. Nothing of the user's is ever changed.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lra.builder import Progress
+from lra.builder import Progress, quiet_tfds
 from lra.errors import DataError
+from lra.files import sha256
 from lra.schema import DataConfig
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,7 @@ _TIMEOUT = 30.0  # seconds without a byte
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that can be fetched, and how to know it.
-
-    Attributes:
-        file: its name here.
-        url: its address.
-        size: bytes.
-        sha256: checksum, hexadecimal.
-    """
+    """A file that can be fetched: its name here, its address, its bytes and its SHA-256, hexadecimal."""
 
     file: str
     url: str
@@ -51,25 +44,16 @@ class Remote:
 
 @dataclass(frozen=True)
 class Form:
-    """One form in which users have a data set.
+    """One form in which users have a data set."""
 
-    Attributes:
-        name: for messages, `the extracted tree aclImdb/`.
-        mark: a path that is there when the form is, relative to the folder that holds the form; may hold `*`.
-        read: reads it, given that folder, or the file that `mark` names if `file`.
-        file: whether the mark is the data itself, an archive say, rather than a part of it.
-        remote: where the official file comes from, if this form is an archive that can be fetched and verified.
-    """
-
-    name: str
-    mark: str
-    read: Callable[[Path], Any]
-    file: bool = False
-    remote: Remote | None = None
+    name: str  # for messages, "the extracted tree"
+    mark: str  # a file or folder that is there when the form is, relative to a folder; may hold ``*``
+    read: Callable[[Path], Any] = Path  # reads the form, given the path that ``mark`` found
+    remote: Remote | None = None  # where the official file comes from, if this form is one that can be fetched
 
 
 def given_root(task: str, data: DataConfig) -> Path | None:
-    """What `data.root` names, None where it is not set. Raises `DataError` if it is not there."""
+    """Return what ``data.root`` names, None where it is not set. Raises ``DataError`` if it is not there."""
     if data.root is None:
         return None
     root = Path(os.path.expanduser(data.root))
@@ -79,7 +63,7 @@ def given_root(task: str, data: DataConfig) -> Path | None:
 
 
 def digest(source: Path) -> str:
-    """Ten hexadecimal digits of where a source lies: what keeps its records apart from those of another folder.
+    """Return ten hexadecimal digits of where a source lies; they keep its records apart from those of another folder.
 
     The place and not the content, which would have to be read whole at every start.
     """
@@ -89,89 +73,77 @@ def digest(source: Path) -> str:
 def locate(
     task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None, hint: str = ""
 ) -> tuple[Form, Path]:
-    """The first form that is there: under `data.root` if set, else in the data folder's `downloads`, else fetched.
+    """Return the first form that is there, and the path that its ``read`` needs; or fetch one that can be.
 
-    Args:
-        task: for messages.
-        data: where to look, and whether the network may be used.
-        forms: in the order in which they are tried.
-        progress: called with (what, done, total) while a file is fetched.
-        hint: ends the message when the data is absent and cannot be fetched.
-
-    Returns:
-        The form, and what its `read` needs.
+    Forms lie under ``data.root`` if it is set, else in the data folder's ``downloads``; they are tried in their order.
+    ``hint`` ends the message when the data is absent and cannot be fetched.
 
     Raises:
-        DataError: naming what is missing, where it was looked for, and what to do.
+        DataError: Naming what is missing, where it was looked for, and what to do.
     """
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
     for form in forms:
-        found = _find(root, form)
+        found = _find(root, form.mark)
         if found is not None:
             if form.remote is not None:
                 verify(found, form.remote)
             return form, found
-    remotes = [form for form in forms if form.remote is not None]
-    if data.root is None and remotes:
-        remote = remotes[0].remote
-        assert remote is not None
-        return remotes[0], fetch(task, remote, downloads, allowed=data.download, progress=progress)
     wanted = "; ".join(f"{form.name} ({form.mark})" for form in forms)
     if data.root is not None:
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
+    for form in forms:
+        if form.remote is not None:
+            return form, fetch(task, form.remote, downloads, allowed=data.download, progress=progress)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
         f"`python -m lra.prepare task={task} data.root=FOLDER`{hint}"
     )
 
 
-def _find(root: Path, form: Form) -> Path | None:
-    """Where the form's mark lies at `root` or up to `DEPTH` folders below, and the folder or file to read."""
+def _find(root: Path, mark: str) -> Path | None:
+    """Return what the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
-        return root if form.file and root.match(form.mark) else None
+        return root if root.match(mark) else None
     level = [root]
-    if root.resolve().match(form.mark.split("/")[0]):  # `aclImdb` itself
+    if root.resolve().match(mark.split("/")[0]):  # aclImdb itself
         level.append(root.resolve().parent)
     for _ in range(DEPTH + 1):
         for base in level:
-            found = sorted(base.glob(form.mark))
+            found = sorted(base.glob(mark))
             if found:
-                return found[-1] if form.file else base
-        level = [Path(entry.path) for base in level for entry in _folders(base)]
+                return found[-1]
+        level = [folder for base in level for folder in sorted(base.glob("*/"))]
     return None
 
 
-def _folders(base: Path) -> list[os.DirEntry[str]]:
-    if not base.is_dir():
-        return []
-    with os.scandir(base) as entries:
-        return sorted((entry for entry in entries if entry.is_dir()), key=lambda entry: entry.name)
-
-
 def verify(path: Path, remote: Remote) -> None:
-    """Compare a file with what it should be. Raises `DataError` naming both checksums."""
+    """Compare a file with what it should be. Raises ``DataError`` naming both checksums."""
     size = path.stat().st_size
     if size != remote.size:
         raise DataError(f"{path} has {size:,} bytes, expected {remote.size:,}: it is truncated or another file")
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != remote.sha256:
         raise DataError(f"{path} has SHA-256 {found}, expected {remote.sha256}: it is damaged or another file")
 
 
-def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
-    """Download a file unless it is there; goes on with a part that an earlier try left.
+def check_content(task: str, parts: Iterable[Any], expected: str, archive: Remote) -> None:
+    """Compare the SHA-256 of a data set's parts, one after another, with what it should be. Raises ``DataError``."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    if whole.hexdigest() != expected:
+        raise DataError(
+            f"{task}: this is not the content of the release (digest {whole.hexdigest()[:12]}…, expected "
+            f"{expected[:12]}…): fetch {archive.url} again"
+        )
 
-    Args:
-        task: for messages.
-        remote: what to fetch.
-        folder: where to.
-        allowed: whether the network may be used.
-        progress: called with (what, bytes done, bytes in all).
+
+def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
+    """Return where a file of ``folder`` lies; download it if it is not there, after the part that an earlier try left.
 
     Raises:
-        DataError: without network, or when what came is not what was expected (the bad file is removed).
+        DataError: Without network, or when what came is not what was expected (the bad file is removed).
     """
     target = folder / remote.file
     by_hand = (
@@ -189,8 +161,7 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, prog
     try:
         _download(remote, part, progress)
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise DataError(f"{task}: {remote.file} could not be fetched ({reason}): {by_hand}") from None
+        raise DataError(f"{task}: {remote.file} could not be fetched ({error}): {by_hand}") from None
     if part.stat().st_size < remote.size:
         raise DataError(
             f"{task}: {remote.file} broke off at {part.stat().st_size:,} of {remote.size:,} bytes: run again to go on"
@@ -220,11 +191,11 @@ def _download(remote: Remote, part: Path, progress: Progress | None) -> None:
                     progress(f"fetching {remote.file}", done, remote.size)
 
 
-def members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of the wanted files of a tar archive, in its order; nothing is unpacked to disk.
+def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the wanted files of a tar archive, in its order; nothing is unpacked to disk.
 
     Raises:
-        DataError: for an archive that is truncated, damaged or none.
+        DataError: The archive is truncated or damaged, or the file is none.
     """
     try:
         with tarfile.open(archive, "r|*") as tar:
@@ -234,16 +205,14 @@ def members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
                     assert file is not None
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
         raise DataError(f"{archive} cannot be read ({error}): it is truncated or no archive; fetch it again") from None
 
 
 def read_tfds(info: Path, splits: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, record) of a prepared tensorflow-datasets directory, given its `dataset_info.json`.
+    """Yield (split, record) of a prepared tensorflow-datasets directory, given its ``dataset_info.json``.
 
     Raises:
-        DataError: for a directory in tfrecord form, with the command that prepares it anew.
+        DataError: The directory is in tfrecord form; the message has the command that prepares it anew.
     """
     folder = info.parent
     stored = json.loads(info.read_text(encoding="utf-8"))
@@ -255,12 +224,7 @@ def read_tfds(info: Path, splits: Sequence[str]) -> Iterator[tuple[str, dict[str
             f"`python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{data_dir}_array_record', "
             f"file_format='array_record').download_and_prepare()\"` and set data.root to {data_dir}_array_record"
         )
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(os.fspath(folder))
+    builder = quiet_tfds().builder_from_directory(os.fspath(folder))
     for split in splits:
-        if split not in builder.info.splits:
-            raise DataError(f"{folder} has no split {split}, only {', '.join(builder.info.splits)}: prepare it again")
         for record in builder.as_data_source(split):
             yield split, record

@@ -1,10 +1,11 @@
 """ListOps trees by the Long Range Arena's rules (arXiv 2011.04006, section 2.2.1), as a pure function of a seed.
 
-Tree `n` is drawn from a splitmix64 stream whose start depends on (seed, n) alone, so neither the number of workers nor
-their speed can change a byte. A node above the maximum depth is an operator with probability 0.25 and a digit
-otherwise; at the maximum depth it is a digit. An operator takes 2 to `max_args` arguments, drawn before the operator
-itself. A tree is kept when its length lies in [min_length, max_length] and no equal tree was kept before.
+Tree ``n`` is drawn from a stream of its own that starts at (seed, n). So the bytes depend neither on the number of
+threads nor on their speed. A node above the maximum depth is an operator with probability 0.25, else a digit; at the
+maximum depth it is a digit. An operator takes 2 to ``max_args`` arguments; they are drawn before the operator itself.
+A tree is kept if its length lies in [min_length, max_length] and no equal tree was kept before.
 """
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -15,37 +16,51 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol
 
-import numba
 import numpy as np
+from numba import njit
 
 from lra.errors import DataError
-from lra.generators.splitmix import mix
-from lra.schema import ListOpsConfig
+from lra.generators.splitmix import mix, uniform, word
 from lra.streams import GOLDEN, key, permutation
 
-VERSION = "1.0.0"  # of the trees: a change that moves any byte raises it
+VERSION = "1.0.0"  # of the trees: raise it with every change that moves a byte
 
 VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]", "<oov>")
-"""Token of each id, fixed for version 1: 15 symbols, padding 0 and one id for what is unknown."""
+"""The token of each id. Version 1 fixes them: 15 symbols, 0 for padding and one id for unknown words."""
 
 DIGIT, MIN, MAX, MED, SM, CLOSE, OOV = 1, 11, 12, 13, 14, 15, 16
 
-OPERATOR_PROBABILITY = 0.25  # LRA's code calls it VALUE_P, but a digit is what comes when the draw is above it
-BLOCK = 4096  # trees drawn by one call of a worker
-_BARREN_BLOCKS = 250  # a million trees without a new one: there are no more
+_OPERATOR_PROBABILITY = 0.25  # VALUE_P in LRA's code, though a digit comes when the draw is above it
+_BLOCK = 4096  # trees drawn by one call of a thread
+_BARREN_BLOCKS = 250  # after a million trees without a new one, give up
+_32 = np.uint64(32)
 
-_11, _32 = np.uint64(11), np.uint64(32)
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _below(word, n):  # type: ignore[no-untyped-def]
-    """A whole number in [0, n) from the upper half of a word (bias n / 2³²)."""
-    return np.int64(((word >> _32) * np.uint64(n)) >> _32)
+Block = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-@numba.njit(nogil=True, cache=True)
-def _apply(operator, values):  # type: ignore[no-untyped-def]
+class TreeOptions(Protocol):
+    """What decides the trees; ``lra.tasks.listops`` gives the meanings and the limits."""
+
+    train: int
+    validation: int
+    test: int
+    min_length: int
+    max_length: int
+    max_depth: int
+    max_args: int
+    seed: int
+
+
+@njit(nogil=True, cache=True)
+def _below(state, n):
+    """Draw an integer in [0, n) from the upper half of a word (bias n / 2³²)."""
+    return np.int64(((word(state) >> _32) * np.uint64(n)) >> _32)
+
+
+@njit(nogil=True, cache=True)
+def _apply(operator, values):
     if operator == MIN:
         return values.min()
     if operator == MAX:
@@ -57,56 +72,48 @@ def _apply(operator, values):  # type: ignore[no-untyped-def]
     return ordered[half] if ordered.size % 2 else (ordered[half - 1] + ordered[half]) // 2
 
 
-@numba.njit(nogil=True, cache=True)
-def _grow(state, out, min_length, max_length, max_depth, max_args):  # type: ignore[no-untyped-def]
-    """Draw one tree into `out`. Returns (length, value), length 0 when the tree is not kept."""
+@njit(nogil=True, cache=True)
+def _grow(state, out, min_length, max_length, max_depth, max_args):
+    """Draw one tree into ``out``; return its length and value, length 0 if it is not kept."""
     place = np.empty(max_depth + 1, np.int64)  # of each open operator: where its token goes,
     missing = np.empty(max_depth + 1, np.int64)  # how many arguments are still to come,
     bottom = np.empty(max_depth + 1, np.int64)  # and where its values start
     values = np.empty(max_depth * max_args + 1, np.int64)
-    top, length, level, owed = 0, 0, 0, 1  # owed: tokens that must still come at the least
+    top, length, level, owed = 0, 0, 0, 1  # owed: the least number of tokens still to come
     while True:
-        digit = level + 1 >= max_depth
-        if not digit:
-            state += GOLDEN
-            digit = np.float64(mix(state) >> _11) * 2.0**-53 > OPERATOR_PROBABILITY
-        state += GOLDEN
-        word = mix(state)
-        if digit:
-            values[top] = _below(word, 10)
+        if level > 0:
+            missing[level - 1] -= 1
+        if level + 1 >= max_depth or uniform(state) > _OPERATOR_PROBABILITY:
+            values[top] = _below(state, 10)
             out[length] = DIGIT + values[top]
             top, length, owed = top + 1, length + 1, owed - 1
-            if level > 0:
-                missing[level - 1] -= 1
         else:
-            arguments = 2 + _below(word, max_args - 1)
+            arguments = 2 + _below(state, max_args - 1)
             place[level], missing[level], bottom[level] = length, arguments, top
             length, level, owed = length + 1, level + 1, owed + arguments
         if length + owed > max_length:
             return 0, 0
         while level > 0 and missing[level - 1] == 0:
             level -= 1
-            state += GOLDEN
-            operator = MIN + _below(mix(state), 4)
+            operator = MIN + _below(state, 4)
             out[place[level]] = operator
             out[length] = CLOSE
             values[bottom[level]] = _apply(operator, values[bottom[level] : top])
             top, length, owed = bottom[level] + 1, length + 1, owed - 1
-            if level > 0:
-                missing[level - 1] -= 1
         if level == 0:
             return (length if length >= min_length else 0), values[0]
 
 
-@numba.njit(nogil=True, cache=True)
-def _block(seed, first, number, min_length, max_length, max_depth, max_args):  # type: ignore[no-untyped-def]
-    """The kept trees among `number` from index `first`: tokens end to end, their lengths, their values."""
+@njit(nogil=True, cache=True)
+def _block(seed, first, number, min_length, max_length, max_depth, max_args):
+    """Draw ``number`` trees from index ``first``; return the kept ones' tokens end to end, lengths and values."""
     tokens = np.empty(number * max_length, np.uint8)
     lengths = np.empty(number, np.int64)
     labels = np.empty(number, np.uint8)
+    state = np.empty(1, np.uint64)
     kept, end = 0, 0
     for n in range(first, first + number):
-        state = mix(seed + np.uint64(n) * GOLDEN)
+        state[0] = mix(seed + np.uint64(n) * GOLDEN)
         length, value = _grow(state, tokens[end : end + max_length], min_length, max_length, max_depth, max_args)
         if length > 0:
             lengths[kept], labels[kept] = length, value
@@ -119,10 +126,10 @@ class Trees:
     """Trees end to end.
 
     Attributes:
-        tokens: ids of all trees, uint8 `(sum of lengths,)`.
-        offsets: where each tree starts, and the end of the last, int64 `(N + 1,)`.
-        labels: value of each tree, uint8 `(N,)`.
-        drawn: trees drawn to get these, for the acceptance rate.
+        tokens: Ids of all trees, uint8 ``(sum of lengths,)``.
+        offsets: Where each tree starts, and the end of the last, int64 ``(N + 1,)``.
+        labels: Value of each tree, uint8 ``(N,)``.
+        drawn: How many trees were drawn to get these.
     """
 
     tokens: np.ndarray
@@ -137,50 +144,42 @@ class Trees:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-def _blocks(config: ListOpsConfig, threads: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of kept trees, in order, drawn ahead by `threads` threads (the kernel releases the interpreter lock)."""
-    seed = key(config.seed, "listops")
-    shape = (config.min_length, config.max_length, config.max_depth, config.max_args)
-    waiting: deque[Future[tuple[np.ndarray, np.ndarray, np.ndarray]]] = deque()
+def _blocks(options: TreeOptions, threads: int) -> Iterator[Block]:
+    """Yield block after block of kept trees, drawn ahead by threads (``_block`` frees the interpreter lock)."""
+    seed = key(options.seed, "listops")
+    limits = (options.min_length, options.max_length, options.max_depth, options.max_args)
+    waiting: deque[Future[Block]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for n in count():
-                waiting.append(pool.submit(_block, seed, n * BLOCK, BLOCK, *shape))
+            for first in count(0, _BLOCK):
+                waiting.append(pool.submit(_block, seed, first, _BLOCK, *limits))
                 if len(waiting) > 2 * threads:
                     yield waiting.popleft().result()
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
-def generate(config: ListOpsConfig, threads: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Trees:
-    """All trees of a set, shuffled: first `train`, then `validation`, then `test` trees, no two equal.
+def generate(options: TreeOptions, threads: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Trees:
+    """Draw all trees of a data set, no two equal, in shuffled order: ``train``, then ``validation``, then ``test``.
 
     Args:
-        config: the set; every field but the name decides the bytes.
-        threads: workers, 0 for one per core. The result does not depend on it.
-        progress: called with (what, done, total).
+        options: What decides the trees.
+        threads: How many threads draw, 0 for one per core. The trees do not depend on it.
+        progress: Called with (what, done, total).
 
     Raises:
-        DataError: when there are fewer distinct trees than asked for.
+        DataError: If there are fewer different trees than asked for.
     """
-    config.check()
-    wanted = config.train + config.validation + config.test
-    seen: set[bytes] = set()
-    trees: list[np.ndarray] = []
-    labels: list[int] = []
+    wanted = options.train + options.validation + options.test
+    trees: dict[bytes, tuple[np.ndarray, int]] = {}  # by digest
     drawn = barren = 0
-    for tokens, lengths, values in _blocks(config, threads or os.cpu_count() or 1):
-        before, start = len(trees), 0
-        for length, value in zip(lengths.tolist(), values.tolist(), strict=True):
-            tree = tokens[start : start + length]
-            start += length
-            digest = hashlib.blake2b(tree.tobytes(), digest_size=16).digest()
-            if digest not in seen and len(trees) < wanted:
-                seen.add(digest)
-                trees.append(tree)
-                labels.append(value)
-        drawn += BLOCK
+    for tokens, lengths, values in _blocks(options, threads or os.cpu_count() or 1):
+        before, ends = len(trees), np.cumsum(lengths)
+        for start, end, value in zip(ends - lengths, ends, values, strict=True):
+            if len(trees) < wanted:
+                tree = tokens[start:end]
+                trees.setdefault(hashlib.blake2b(tree.tobytes(), digest_size=16).digest(), (tree, value))
+        drawn += _BLOCK
         if progress:
             progress("ListOps trees", len(trees), wanted)
         if len(trees) == wanted:
@@ -188,10 +187,11 @@ def generate(config: ListOpsConfig, threads: int = 0, progress: Callable[[str, i
         barren = barren + 1 if len(trees) == before else 0
         if barren == _BARREN_BLOCKS:
             raise DataError(
-                f"listops: {drawn:,} drawn trees hold only {len(trees):,} different ones of {config.min_length} to "
-                f"{config.max_length} tokens, expected {wanted:,}: ask for fewer, or for longer or deeper trees"
+                f"listops: {drawn:,} drawn trees hold only {len(trees):,} different ones of {options.min_length} to "
+                f"{options.max_length} tokens, expected {wanted:,}: ask for fewer, or for longer or deeper trees"
             )
-    order = permutation(wanted, config.seed, "listops order")
-    offsets = np.zeros(wanted + 1, np.int64)
-    np.cumsum([len(trees[i]) for i in order], out=offsets[1:])
-    return Trees(np.concatenate([trees[i] for i in order]), offsets, np.array(labels, np.uint8)[order], drawn)
+    kept = list(trees.values())
+    shuffled = [kept[i] for i in permutation(wanted, options.seed, "listops order")]
+    offsets = np.cumsum([0, *(len(tree) for tree, _ in shuffled)])
+    labels = np.array([value for _, value in shuffled], np.uint8)
+    return Trees(np.concatenate([tree for tree, _ in shuffled]), offsets, labels, drawn)

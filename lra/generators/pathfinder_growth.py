@@ -1,11 +1,10 @@
-"""How a Pathfinder image grows: two long paths, short distractors, markers. Compiled with numba.
+"""How a Pathfinder image grows: two long paths, then short distractors. Compiled with numba.
 
-`taken` is the occupancy of the image, `(size, size)` uint8, 255 fully taken; a path's newest paddle stays out of it, so
-that the path can go on. `near` is `taken` widened by a disc of radius margin and tells where a head may lie; it is kept
-by widening each stamp. (What a stamp would widen from beyond the border lies within the widened frame.) A paddle is the
-row `(row, column, direction, path)` of an int64 array: where its stamp's centre lies, which stamp it is, and the path
-it was drawn for (0 and 1 the long ones). An image's random stream is keyed by (seed, index) and nothing else.
+A dash (paddle) is a row ``(row, column, direction, path)`` of an int64 array: where the centre of its stamp lies, which
+stamp it is, and the path it was drawn for (0 and 1 are the long ones). It grows from a pivot: the next pivot lies
+further on in its direction, and the next dash ends on a circle around that one.
 """
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -16,54 +15,76 @@ import numpy as np
 from numba import njit
 
 from lra.generators.pathfinder_paint import merge, paint
-from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Stamps
+from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup
 from lra.generators.splitmix import below, start, uniform
 
-_FREE = 76  # occupancy up to this counts as free where a seed is looked for: ceil(k/255 - 0.3) = 0
+RESTARTS = 100_000  # of the two long paths, where some tens suffice at LRA's sizes
+_FREE = 76  # a pixel taken up to this is free for a path's first dash: ceil(k/255 - 0.3) = 0
 _CLASH = 459  # 1.8 · 255: two masks may not add up to this anywhere
 _MIN_FREE_SHARE = 0.01
 _DEAD_END = 1e-4
 
 
-class Plan(NamedTuple):
-    """The numbers of `PathfinderOptions` that growing needs; see there."""
+class Scratch(NamedTuple):
+    """The working memory of one thread, used for one image after the other."""
 
-    seed_distance: int
-    contour_length: int
-    distractor_length: int
-    distractors: int
-    single_paddles: int
-    segment_retries: int
-    distractor_retries: int
-    restarts: int
-    snake_contrasts: np.ndarray
-    paddle_contrasts: np.ndarray
+    state: np.ndarray
+    """``(1,)`` uint64: the image's random stream."""
+    taken: np.ndarray
+    """``(size, size)`` uint8: 255 is fully taken. A path's newest dash stays out of it, so that the path can go on."""
+    near: np.ndarray
+    """``(size, size)`` uint8: ``taken`` widened by a disc of radius margin; says where a head may lie.
+
+    It is kept by widening each stamp: what would come from beyond the border lies within the widened frame.
+    """
+    paddles: np.ndarray
+    """``(P, 6)`` int64: the dashes, each with row and column of the pivot it grew from."""
+    contrasts: np.ndarray
+    """``(P,)`` float64: contrast of each dash."""
+    cumulative: np.ndarray
+    """``(U,)`` float64: sums of the weights of the growth circle's pixels."""
+    blocked: np.ndarray
+    """``(size + 2·reach, size + 2·reach)`` uint8: pixels that are not free, with a rim of zeros."""
+    forbidden: np.ndarray
+    """``(size, size)`` uint8: pixels where a path cannot start."""
+
+
+def make_scratch(setup: Setup, n_paddles: int) -> Scratch:
+    """Allocate working memory for images of up to ``n_paddles`` dashes."""
+    taken, near, forbidden = np.empty((3, setup.size, setup.size), np.uint8)
+    side = setup.size + 2 * (setup.paddle_length + setup.margin)
+    paddles, contrasts = np.zeros((n_paddles, 6), np.int64), np.zeros(n_paddles)
+    blocked = np.zeros((side, side), np.uint8)
+    return Scratch(
+        np.zeros(1, np.uint64), taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden
+    )
 
 
 @njit(nogil=True, cache=True)
-def draw_heads(seed, first, count, n_margins):  # type: ignore[no-untyped-def]
-    """Draw what comes first for each image: its label and which margin it has.
+def draw_heads(seed, first, count, n_margins):
+    """Draw what comes first for each image.
 
     Returns:
-        `(count, 2)` int64.
+        ``(count,)`` uint8 labels, ``(count,)`` int64 which margin, and ``(count,)`` uint64 the streams after it.
     """
     state = np.zeros(1, np.uint64)
-    heads = np.empty((count, 2), np.int64)
+    labels, margins, states = np.empty(count, np.uint8), np.empty(count, np.int64), np.empty(count, np.uint64)
     for i in range(count):
         start(state, seed, first + i)
-        heads[i, 0] = below(state, 2)
-        heads[i, 1] = below(state, n_margins)
-    return heads
+        labels[i] = below(state, 2)
+        margins[i] = below(state, n_margins)
+        states[i] = state[0]
+    return labels, margins, states
 
 
 @njit(nogil=True, cache=True)
-def _inside(size, row, column):  # type: ignore[no-untyped-def]
+def _inside(size, row, column):
     return 0 <= row < size and 0 <= column < size
 
 
 @njit(nogil=True, cache=True)
-def _clashes(taken, stamp, row, column, unit):  # type: ignore[no-untyped-def]
-    """Would this mask and what is taken add up to 1.8 or more anywhere?"""
+def _clashes(taken, stamp, row, column, unit):
+    """Return whether this mask and what is taken add up to 1.8 or more anywhere."""
     size, side = taken.shape[0], stamp.shape[0]
     top, left = row - side // 2, column - side // 2
     for i in range(max(0, -top), min(side, size - top)):
@@ -75,266 +96,253 @@ def _clashes(taken, stamp, row, column, unit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _take(taken, near, stamps, paddle):  # type: ignore[no-untyped-def]
-    """Take the room of a paddle, in the occupancy and in its widened copy."""
-    merge(taken, stamps.mask[paddle[2]], paddle[0], paddle[1])
-    merge(near, stamps.wide_mask[paddle[2]], paddle[0], paddle[1])
+def _put(paddles, n, row, column, direction, path, pivot_row, pivot_column):
+    """Write down dash ``n``."""
+    paddles[n, 0], paddles[n, 1], paddles[n, 2], paddles[n, 3] = row, column, direction, path
+    paddles[n, 4], paddles[n, 5] = pivot_row, pivot_column
 
 
 @njit(nogil=True, cache=True)
-def _grow(taken, near, pivot_row, pivot_column, direction, stamps, retries, state, cumulative):  # type: ignore[no-untyped-def]
-    """Find the next paddle of a path.
+def _take(scratch, setup, n):
+    """Take the room of dash ``n``."""
+    row, column, direction = scratch.paddles[n, 0], scratch.paddles[n, 1], scratch.paddles[n, 2]
+    merge(scratch.taken, setup.mask[direction], row, column)
+    merge(scratch.near, setup.wide_mask[direction], row, column)
 
-    Returns:
-        `(circle pixel or -1, pivot row, pivot column)` of the next paddle; its head is pivot + circle pixel.
-    """
-    step = stamps.length + 2 * stamps.margin
-    row = math.ceil(pivot_row + step * stamps.sine[direction])
-    column = math.ceil(pivot_column + step * stamps.cosine[direction])
+
+@njit(nogil=True, cache=True)
+def _grow(scratch, setup, last, n):
+    """Let dash ``last`` be followed by a new one, number ``n``; return whether there is room for it."""
+    paddles, circle, unit, cumulative = scratch.paddles, setup.circle, setup.unit, scratch.cumulative
+    direction, step = paddles[last, 2], setup.paddle_length + 2 * setup.margin
+    weights, near = setup.turn_weight[direction], scratch.near
+    row = math.ceil(paddles[last, 4] + step * setup.ahead[direction, 0])
+    column = math.ceil(paddles[last, 5] + step * setup.ahead[direction, 1])
     total = 0.0
-    for u in range(stamps.circle.shape[0]):
-        y, x = row + stamps.circle[u, 0], column + stamps.circle[u, 1]
-        weight = stamps.turn_weight[direction, u]
-        if weight > 0.0 and _inside(stamps.size, y, x):
-            total += weight * (1.0 - stamps.unit[near[y, x]])
+    for u in range(circle.shape[0]):
+        y, x = row + circle[u, 0], column + circle[u, 1]
+        if weights[u] > 0.0 and _inside(near.shape[0], y, x):
+            total += weights[u] * (1.0 - unit[near[y, x]])
         cumulative[u] = total
     if total < _DEAD_END:
-        return -1, row, column
-    for _ in range(retries + 1):
-        threshold = uniform(state) * total
+        return False
+    for _ in range(setup.segment_retries + 1):
+        threshold = uniform(scratch.state) * total
         u = 0
         while cumulative[u] <= threshold:
             u += 1
-        y, x = row + stamps.circle[u, 0], column + stamps.circle[u, 1]
-        if not _clashes(taken, stamps.mask[SEED_DIRECTIONS + u], y, x, stamps.unit):
-            return u, row, column
-    return -1, row, column
+        y, x = row + circle[u, 0], column + circle[u, 1]
+        if not _clashes(scratch.taken, setup.mask[SEED_DIRECTIONS + u], y, x, unit):
+            _take(scratch, setup, last)
+            _put(paddles, n, y, x, SEED_DIRECTIONS + u, paddles[last, 3], row, column)
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
-def _seed_pivot(row, column, direction, stamps):  # type: ignore[no-untyped-def]
-    """Return `(fits, pivot row, pivot column)` of a path whose first paddle has its tail at (row, column)."""
-    reach = stamps.length + stamps.margin
-    head_row = math.ceil(row + stamps.length * stamps.sine[direction])
-    head_column = math.ceil(column + stamps.length * stamps.cosine[direction])
-    pivot_row = math.ceil(head_row + reach * stamps.back_sine[direction])
-    pivot_column = math.ceil(head_column + reach * stamps.back_cosine[direction])
-    fits = _inside(stamps.size, head_row, head_column) and _inside(stamps.size, pivot_row, pivot_column)
-    return fits, pivot_row, pivot_column
+def _begin(paddles, setup, n, row, column, direction, path):
+    """Begin a path with dash ``n``, its tail at (row, column); return whether its head and pivot are in the image."""
+    length = setup.paddle_length
+    reach = length + setup.margin
+    head_row = math.ceil(row + length * setup.ahead[direction, 0])
+    head_column = math.ceil(column + length * setup.ahead[direction, 1])
+    pivot_row = math.ceil(head_row + reach * setup.back[direction, 0])
+    pivot_column = math.ceil(head_column + reach * setup.back[direction, 1])
+    _put(paddles, n, row, column, direction, path, pivot_row, pivot_column)
+    return _inside(setup.size, head_row, head_column) and _inside(setup.size, pivot_row, pivot_column)
 
 
 @njit(nogil=True, cache=True)
-def _central_seed(stamps, plan, state):  # type: ignore[no-untyped-def]
-    """Place the first target's tail in the middle of the image.
+def _begin_first(scratch, setup):
+    """Begin long path 0 in the middle of the image; return whether there is room.
 
     The forbidden frame is a rectangle, so the pixels whose footprint stays clear of it are one too.
-
-    Returns:
-        `(found, row, column, direction, pivot row, pivot column)`.
     """
-    frame = max(2 * plan.seed_distance, stamps.padding)
-    for _ in range(plan.segment_retries + 1):
-        direction = below(state, SEED_DIRECTIONS)
-        footprint = stamps.seed_footprint[direction, : stamps.seed_footprint_count[direction]]
+    frame = max(2 * setup.seed_distance, setup.padding)
+    for _ in range(setup.segment_retries + 1):
+        direction = below(scratch.state, SEED_DIRECTIONS)
+        footprint = setup.seed_footprint[direction, : setup.seed_footprint_count[direction]]
         if footprint.shape[0] == 0:
-            break
+            return False
         top, left = frame - footprint[:, 0].min(), frame - footprint[:, 1].min()
-        height = stamps.size - frame - footprint[:, 0].max() - top
-        width = stamps.size - frame - footprint[:, 1].max() - left
+        height = setup.size - frame - footprint[:, 0].max() - top
+        width = setup.size - frame - footprint[:, 1].max() - left
         if height <= 0 or width <= 0:
-            break
-        row, column = top + below(state, height), left + below(state, width)
-        fits, pivot_row, pivot_column = _seed_pivot(row, column, direction, stamps)
-        if fits:
-            return True, row, column, direction, pivot_row, pivot_column
-    return False, 0, 0, 0, 0, 0
+            return False
+        row, column = top + below(scratch.state, height), left + below(scratch.state, width)
+        if _begin(scratch.paddles, setup, 0, row, column, direction, 0):
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
-def _second_seed(row, column, stamps, plan, state):  # type: ignore[no-untyped-def]
-    """Place the second target's tail at the seed distance from the first one's; returns as `_central_seed`."""
-    for _ in range(plan.segment_retries + 1):
-        direction = below(state, SEED_DIRECTIONS)
-        bearing = below(state, 360) * math.pi / 180
-        second_row = int(np.rint(row + plan.seed_distance * math.sin(bearing)))
-        second_column = int(np.rint(column + plan.seed_distance * math.cos(bearing)))
-        fits, pivot_row, pivot_column = _seed_pivot(second_row, second_column, direction, stamps)
-        if fits:
-            return True, second_row, second_column, direction, pivot_row, pivot_column
-    return False, 0, 0, 0, 0, 0
+def _begin_second(scratch, setup):
+    """Begin long path 1 at the seed distance from the start of path 0; return whether there is room."""
+    for _ in range(setup.segment_retries + 1):
+        direction = below(scratch.state, SEED_DIRECTIONS)
+        bearing = below(scratch.state, 360) * math.pi / 180
+        row = int(np.rint(scratch.paddles[0, 0] + setup.seed_distance * math.sin(bearing)))
+        column = int(np.rint(scratch.paddles[0, 1] + setup.seed_distance * math.cos(bearing)))
+        if _begin(scratch.paddles, setup, 1, row, column, direction, 1):
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
-def _free_seed(taken, stamps, plan, state, blocked, forbidden):  # type: ignore[no-untyped-def]
-    """Place a distractor's tail anywhere its paddle is free; returns as `_central_seed`."""
-    size, reach = stamps.size, stamps.length + stamps.margin
-    n_free = 0
+def _block(taken, blocked):
+    """Mark the blocked pixels, the image's edge among them; return how many are free when the edge is not counted."""
+    size, rim, n_free = taken.shape[0], (blocked.shape[0] - taken.shape[0]) // 2, 0
     for y in range(size):
         for x in range(size):
             busy = taken[y, x] > _FREE
             n_free += not busy
-            blocked[y + reach, x + reach] = busy or y == 0 or x == 0 or y == size - 1 or x == size - 1
-    if n_free < _MIN_FREE_SHARE * size * size:
-        return False, 0, 0, 0, 0, 0
-    for _ in range(plan.segment_retries + 1):
-        direction = below(state, SEED_DIRECTIONS)
-        if stamps.seed_footprint_count[direction] == 0:
-            break
-        forbidden[:] = 0
-        for k in range(stamps.seed_footprint_count[direction]):
-            down = reach + stamps.seed_footprint[direction, k, 0]
-            right = reach + stamps.seed_footprint[direction, k, 1]
-            for y in range(size):
-                for x in range(size):
-                    forbidden[y, x] |= blocked[y + down, x + right]
-        n_open = size * size - np.sum(forbidden)
-        if n_open == 0:
-            break
-        pixel, left = -1, below(state, n_open)
+            blocked[y + rim, x + rim] = busy or y == 0 or x == 0 or y == size - 1 or x == size - 1
+    return n_free
+
+
+@njit(nogil=True, cache=True)
+def _forbid(blocked, footprint, forbidden):
+    """Mark the pixels where a path's first dash would need a blocked one; return how many are left."""
+    size, rim = forbidden.shape[0], (blocked.shape[0] - forbidden.shape[0]) // 2
+    forbidden[:] = 0
+    for k in range(footprint.shape[0]):
+        down, right = rim + footprint[k, 0], rim + footprint[k, 1]
+        for y in range(size):
+            for x in range(size):
+                forbidden[y, x] |= blocked[y + down, x + right]
+    return size * size - np.sum(forbidden)
+
+
+@njit(nogil=True, cache=True)
+def _begin_distractor(scratch, setup, n, path):
+    """Begin a distractor with dash ``n`` anywhere that is free; return whether there is room."""
+    size, forbidden = setup.size, scratch.forbidden
+    if _block(scratch.taken, scratch.blocked) < _MIN_FREE_SHARE * size * size:
+        return False
+    for _ in range(setup.segment_retries + 1):
+        direction = below(scratch.state, SEED_DIRECTIONS)
+        footprint = setup.seed_footprint[direction, : setup.seed_footprint_count[direction]]
+        n_left = _forbid(scratch.blocked, footprint, forbidden) if footprint.shape[0] > 0 else 0
+        if n_left == 0:
+            return False
+        pixel, left = -1, below(scratch.state, n_left)
         while left >= 0:
             pixel += 1
             left -= 1 - int(forbidden[pixel // size, pixel % size])
-        row, column = pixel // size, pixel % size
-        fits, pivot_row, pivot_column = _seed_pivot(row, column, direction, stamps)
-        if fits:
-            return True, row, column, direction, pivot_row, pivot_column
-    return False, 0, 0, 0, 0, 0
+        if _begin(scratch.paddles, setup, n, pixel // size, pixel % size, direction, path):
+            return True
+    return False
 
 
 @njit(nogil=True, cache=True)
-def _put(paddles, n, row, column, direction, path):  # type: ignore[no-untyped-def]
-    paddles[n, 0], paddles[n, 1], paddles[n, 2], paddles[n, 3] = row, column, direction, path
+def _pick(values, state):
+    """Draw one of the values."""
+    return values[below(state, values.shape[0])]
 
 
 @njit(nogil=True, cache=True)
-def _draw_pair(taken, near, paddles, contrasts, tips, stamps, plan, state, cumulative):  # type: ignore[no-untyped-def]
-    """Grow the two targets together, a paddle of each in turn; False when one of them gets stuck.
-
-    Fills paddles 0, 2, … (path 0) and 1, 3, … (path 1), and tips `(path, origin or terminal, row or column)`.
-    """
-    size, padding = stamps.size, stamps.padding
+def _clear(taken, frame):
+    """Free all but a frame."""
     taken[:] = 255
-    taken[padding : size - padding, padding : size - padding] = 0
-    reach = padding + stamps.margin
-    near[:] = 255
-    near[reach : size - reach, reach : size - reach] = 0
-    n_snake = plan.snake_contrasts.shape[0]
-    first, second = below(state, 2 * n_snake), below(state, 2 * n_snake - 1)
+    taken[frame : taken.shape[0] - frame, frame : taken.shape[1] - frame] = 0
+
+
+@njit(nogil=True, cache=True)
+def _draw_pair(scratch, setup):
+    """Grow the two long paths, a dash of each in turn; return False when one of them gets stuck.
+
+    Fills dashes 0, 2, … (path 0) and 1, 3, … (path 1).
+    """
+    _clear(scratch.taken, setup.padding)
+    _clear(scratch.near, setup.padding + setup.margin)
+    state, snakes = scratch.state, setup.snake_contrasts
+    first, second = below(state, 2 * snakes.shape[0]), below(state, 2 * snakes.shape[0] - 1)
     second += second >= first  # two of the doubled list, without putting back
-    shades = (plan.snake_contrasts[first % n_snake], plan.snake_contrasts[second % n_snake])
-    pivots = np.empty((2, 2), np.int64)
-    row, column = 0, 0
+    shades = (snakes[first % snakes.shape[0]], snakes[second % snakes.shape[0]])
     for path in range(2):
-        if path == 0:
-            found, row, column, direction, pivot_row, pivot_column = _central_seed(stamps, plan, state)
-        else:
-            found, row, column, direction, pivot_row, pivot_column = _second_seed(row, column, stamps, plan, state)
-        if not found:
+        if not (_begin_first(scratch, setup) if path == 0 else _begin_second(scratch, setup)):
             return False
-        _put(paddles, path, row, column, direction, path)
-        contrasts[path] = shades[path] * plan.paddle_contrasts[below(state, plan.paddle_contrasts.shape[0])]
-        pivots[path, 0], pivots[path, 1] = pivot_row, pivot_column
-        tips[path, 0, 0], tips[path, 0, 1] = row, column
-    for n in range(2, 2 * plan.contour_length, 2):
-        contrast = plan.paddle_contrasts[below(state, plan.paddle_contrasts.shape[0])]
+        scratch.contrasts[path] = shades[path] * _pick(setup.paddle_contrasts, state)
+    for n in range(2, 2 * setup.contour_length, 2):
+        contrast = _pick(setup.paddle_contrasts, state)
         for path in range(2):
-            last = paddles[n - 2 + path]
-            u, pivots[path, 0], pivots[path, 1] = _grow(
-                taken, near, pivots[path, 0], pivots[path, 1], last[2], stamps, plan.segment_retries, state, cumulative
-            )
-            if u < 0:
+            if not _grow(scratch, setup, n - 2 + path, n + path):
                 return False
-            _take(taken, near, stamps, last)
-            row, column = pivots[path, 0] + stamps.circle[u, 0], pivots[path, 1] + stamps.circle[u, 1]
-            _put(paddles, n + path, row, column, SEED_DIRECTIONS + u, path)
-            contrasts[n + path] = contrast * shades[path]
-            tips[path, 1, 0], tips[path, 1, 1] = row, column
-    last = paddles[2 * plan.contour_length - 1]
-    _take(taken, near, stamps, last)  # of the last two paddles only the second path's is merged
+            scratch.contrasts[n + path] = contrast * shades[path]
+    _take(scratch, setup, 2 * setup.contour_length - 1)  # of the two last dashes only path 1's, as in the reference
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractor(taken, near, paddles, contrasts, n, path, length, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
-    """Grow one distractor into paddles n, n + 1, …; False when it gets stuck (the caller restores the occupancy)."""
-    blocked, forbidden, cumulative = buffers
-    n_snake = plan.snake_contrasts.shape[0]
-    contrasts[n] = plan.snake_contrasts[below(state, n_snake)]
-    found, row, column, direction, pivot_row, pivot_column = _free_seed(taken, stamps, plan, state, blocked, forbidden)
-    if not found:
-        return False
-    _put(paddles, n, row, column, direction, path)
+def _copy(source, target):
+    """Copy values, by loops: a slice assignment compiles for ten seconds, as it can raise an error with a text."""
+    for i in range(source.shape[0]):
+        for j in range(target.shape[1]):
+            target[i, j] = source[i, j]
+
+
+@njit(nogil=True, cache=True)
+def _go_on(scratch, setup, n, length):
+    """Grow a distractor that began with dash ``n``; return False when it gets stuck, its room still taken."""
     for k in range(n + 1, n + length):
-        contrasts[k] = plan.snake_contrasts[below(state, n_snake)]
-        u, pivot_row, pivot_column = _grow(
-            taken, near, pivot_row, pivot_column, paddles[k - 1, 2], stamps, plan.segment_retries, state, cumulative
-        )
-        if u < 0:
+        scratch.contrasts[k] = _pick(setup.snake_contrasts, scratch.state)
+        if not _grow(scratch, setup, k - 1, k):
             return False
-        _take(taken, near, stamps, paddles[k - 1])
-        _put(paddles, k, pivot_row + stamps.circle[u, 0], pivot_column + stamps.circle[u, 1], SEED_DIRECTIONS + u, path)
-    last = paddles[n + length - 1]
-    _take(taken, near, stamps, last)
+    _take(scratch, setup, n + length - 1)
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractors(taken, near, paddles, contrasts, n, path, counts, stamps, plan, state, buffers):  # type: ignore[no-untyped-def]
-    """Grow distractors `(how many, paddles each, retries each)`; returns the paddles and paths drawn so far."""
-    how_many, length, retries = counts
-    before, near_before = taken.copy(), near.copy()
-    for _ in range(how_many):
+def _draw_distractors(scratch, setup, n, path, count, length, retries):
+    """Grow ``count`` distractors of ``length`` dashes; return how many dashes and paths the image then has."""
+    taken, near = scratch.taken.copy(), scratch.near.copy()
+    for _ in range(count):
         for _ in range(retries + 1):
-            if _draw_distractor(taken, near, paddles, contrasts, n, path, length, stamps, plan, state, buffers):
+            scratch.contrasts[n] = _pick(setup.snake_contrasts, scratch.state)
+            if not _begin_distractor(scratch, setup, n, path):
+                continue
+            if _go_on(scratch, setup, n, length):
                 n, path = n + length, path + 1
-                before[:], near_before[:] = taken, near
+                _copy(scratch.taken, taken)
+                _copy(scratch.near, near)
                 break
-            taken[:], near[:] = before, near_before
+            _copy(taken, scratch.taken)
+            _copy(near, scratch.near)
     return n, path
 
 
 @njit(nogil=True, cache=True)
-def draw_images(seed, indices, stamps: Stamps, plan: Plan, n_margins, images, paddles, counts, marked):  # type: ignore[no-untyped-def]
-    """Draw the images of these indices, all of this margin.
+def draw_images(made, chosen, states, setup, scratch):
+    """Draw some of a run's images, all of one margin.
 
     Args:
-        seed: Seed of the data set.
-        indices: `(N,)` int64 numbers of the images.
-        stamps: Stamps of the margin.
-        plan: Numbers of the options.
-        n_margins: How many margins there are, to draw what `draw_heads` drew.
-        images: `(N, size, size)` uint8, filled.
-        paddles: `(N, P, 4)` int64, filled.
-        counts: `(N, 2)` int64, filled: paddles and paths drawn.
-        marked: `(N, 2, 2)` int64, filled: the pixels of the origin and the terminal marker.
+        made: ``Pictures`` with labels; the chosen images, dashes, counts and markers are filled.
+        chosen: ``(n,)`` int64 places in ``made``.
+        states: ``(N,)`` uint64 streams of all images, as ``draw_heads`` leaves them.
+        setup: Stamps and tables of the margin.
+        scratch: Working memory.
 
     Returns:
-        The number of the first image whose targets could not be placed in `plan.restarts` attempts, or -1.
+        The place of the first image whose long paths found no room in ``RESTARTS`` attempts, or -1.
     """
-    size, reach = stamps.size, stamps.length + stamps.margin
-    state = np.zeros(1, np.uint64)
-    taken, near = np.empty((size, size), np.uint8), np.empty((size, size), np.uint8)
-    blocked = np.zeros((size + 2 * reach, size + 2 * reach), np.uint8)
-    buffers = (blocked, np.empty((size, size), np.uint8), np.empty(stamps.circle.shape[0]))
-    contrasts, tips = np.empty(paddles.shape[1]), np.zeros((2, 2, 2), np.int64)
-    canvas, markers = np.empty((size, size)), np.empty((size, size), np.uint8)
-    for k in range(indices.shape[0]):
-        start(state, seed, indices[k])
-        label = below(state, 2)
-        below(state, n_margins)
+    contour, paddles = setup.contour_length, scratch.paddles
+    canvas, discs = np.empty((setup.size, setup.size)), np.empty((setup.size, setup.size), np.uint8)
+    for k in chosen:
+        scratch.state[0] = states[k]
         attempt = 0
-        while not _draw_pair(taken, near, paddles[k], contrasts, tips, stamps, plan, state, buffers[2]):
+        while not _draw_pair(scratch, setup):
             attempt += 1
-            if attempt > plan.restarts:
-                return indices[k]
-        n, path = 2 * plan.contour_length, 2
-        chains = (plan.distractors, plan.distractor_length, plan.distractor_retries)
-        n, path = _draw_distractors(taken, near, paddles[k], contrasts, n, path, chains, stamps, plan, state, buffers)
-        singles = (plan.single_paddles, 1, plan.segment_retries)
-        n, path = _draw_distractors(taken, near, paddles[k], contrasts, n, path, singles, stamps, plan, state, buffers)
-        counts[k, 0], counts[k, 1] = n, path
-        origin = below(state, 2)
-        terminal = origin if label == 1 else 1 - origin
-        marked[k, 0], marked[k, 1] = tips[origin, 0], tips[terminal, 1]
-        paint(images[k], paddles[k], contrasts, n, marked[k], stamps, canvas, markers)
+            if attempt > RESTARTS:
+                return k
+        n, path = _draw_distractors(
+            scratch, setup, 2 * contour, 2, setup.distractors, setup.distractor_length, setup.distractor_retries
+        )
+        n, path = _draw_distractors(scratch, setup, n, path, setup.single_paddles, 1, setup.segment_retries)
+        made.counts[k, 0], made.counts[k, 1] = n, path
+        _copy(paddles[:n], made.paddles[k])
+        origin = below(scratch.state, 2)
+        terminal = 2 * contour - 2 + (origin if made.labels[k] == 1 else 1 - origin)
+        for axis in range(2):
+            made.markers[k, 0, axis], made.markers[k, 1, axis] = paddles[origin, axis], paddles[terminal, axis]
+        paint(made.images[k], paddles[:n], scratch.contrasts, made.markers[k], setup, canvas, discs)
     return -1

@@ -1,143 +1,143 @@
-"""What every Pathfinder image of one set of options shares: paddle and marker stamps, turn weights, trigonometry.
+"""What the Pathfinder images of one set of options share: stamps of dashes and markers, and tables for growing paths.
 
-A paddle takes one of finitely many directions: 360 whole degrees for the first paddle of a path, and for a grown one
-the directions from a pixel to the pixels of a circle around it. So all stamps are drawn once, here, and growing a
-path only looks them up. Drawing follows the reference generator: a line on a canvas enlarged by `antialias`, shrunk
-with Pillow's Lanczos filter after the canvas was stretched to 0–255 (what `scipy.misc.imresize` used to do).
+A dash (paddle) points in one of finitely many directions: 360 whole degrees for the first dash of a path; for the
+others, the directions from a pixel to the pixels of a circle around it. So all stamps are drawn once, here, and
+growing a path only looks them up. They are drawn as the reference generator does it: a line on a canvas enlarged by
+``antialias``, stretched to 0–255 and shrunk with Pillow's Lanczos filter (what ``scipy.misc.imresize`` used to do).
 
 Shape legend: A directions = 360 + U, U pixels on the growth circle, S = 2·half + 1 the side of a stamp, C border
-classes of a marker, Q the side of a marker stamp. Coordinates are (row, column).
+classes of a marker, Q the side of a marker stamp. Coordinates are (row, column), angles radians from right to down.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from lra.generators.pathfinder_options import PathfinderOptions
+
 SEED_DIRECTIONS = 360
 _LANCZOS_REACH = 3  # pixels of the shrunk image that the Lanczos window reaches to each side
 
 
-class Stamps(NamedTuple):
-    """Everything that growing and painting look up, for one paddle margin (a NamedTuple because numba reads those)."""
+class Setup(NamedTuple):
+    """What growing and painting look up for one paddle margin. A named tuple, because numba reads those.
+
+    The fields without a text are those of ``PathfinderOptions``; the first nine are copied from there.
+    """
 
     size: int
     padding: int
-    length: int
+    paddle_length: int
+    seed_distance: int
+    contour_length: int
+    distractor_length: int
+    distractors: int
+    segment_retries: int
+    distractor_retries: int
+    snake_contrasts: np.ndarray
+    paddle_contrasts: np.ndarray
+    single_paddles: int
+    """How many single dashes to try."""
     margin: int
     half: int
     """Half of a stamp's side, in pixels."""
-    sine: np.ndarray
-    """`(A,)` row part of each direction."""
-    cosine: np.ndarray
-    """`(A,)` column part of each direction."""
-    back_sine: np.ndarray
-    """`(360,)` row part of the seed directions turned by π."""
-    back_cosine: np.ndarray
+    angle: np.ndarray
+    """``(A,)`` float64: the angle in which each stamp is drawn. A grown dash runs back from its head to the pivot."""
+    ahead: np.ndarray
+    """``(A, 2)`` float64: unit vector of the direction in which the path goes on."""
+    back: np.ndarray
+    """``(A, 2)`` float64: unit vector of the opposite direction."""
     line: np.ndarray
-    """`(A, S, S)` uint8: the paddle, from the stamp's centre; a grown paddle runs back from its head to the pivot."""
+    """``(A, S, S)`` uint8: the dash, from the stamp's centre."""
     mask: np.ndarray
-    """`(A, S, S)` uint8: the paddle widened by the margin; 255 is fully taken."""
+    """``(A, S, S)`` uint8: the dash widened by the margin; 255 is fully taken."""
     wide_mask: np.ndarray
-    """`(A, S + 2·margin, S + 2·margin)` uint8: the mask widened once more, by the disc of radius margin."""
+    """``(A, S + 2·margin, S + 2·margin)`` uint8: the mask widened once more, by the disc of radius margin."""
     circle: np.ndarray
-    """`(U, 2)` int64: pixels of the growth circle relative to the pivot."""
+    """``(U, 2)`` int64: pixels of the growth circle, relative to the pivot."""
     turn_weight: np.ndarray
-    """`(A, U)` float64: cos² of the turn from direction a to circle pixel u, before the mask has its say."""
+    """``(A, U)`` float64: weight of the turn from direction a to circle pixel u, where nothing is taken."""
     seed_footprint: np.ndarray
-    """`(360, ·, 2)` int64: pixels, relative to its tail, that a seed paddle must find free."""
+    """``(360, ·, 2)`` int64: pixels, relative to its tail, that a path's first dash must find free."""
     seed_footprint_count: np.ndarray
-    """`(360,)` int64: how many rows of `seed_footprint` count; 0: no path starts in this direction."""
+    """``(360,)`` int64: how many rows of ``seed_footprint`` count; 0: no path starts in this direction."""
     marker: np.ndarray
-    """`(C, C, Q, Q)` uint8: the marker, by how close its centre is to the border in rows and in columns."""
+    """``(C, C, Q, Q)`` uint8: the marker, by how close its centre is to the border in rows and in columns."""
     unit: np.ndarray
-    """`(256,)` float64: k / 255 as the single-precision number that the reference generator stores."""
+    """``(256,)`` float64: k / 255 as the single-precision number that the reference generator stores."""
 
 
 def translate(start: tuple[int, int], angle: float, distance: float) -> tuple[int, int]:
-    """Return the pixel `distance` away from `start` along `angle` (radians), rounded up in both coordinates."""
+    """Return the pixel ``distance`` away from ``start`` along ``angle``, rounded up in both coordinates."""
     return (math.ceil(start[0] + distance * math.sin(angle)), math.ceil(start[1] + distance * math.cos(angle)))
 
 
-def turn_back(angle: float) -> float:
+def _turn_back(angle: float) -> float:
     """Turn an angle by π and keep it within [−π, π]."""
     return angle + math.pi if angle < 0 else angle - math.pi
 
 
+def _unit_vectors(angles: Iterable[float]) -> np.ndarray:
+    """Return ``(A, 2)`` sines and cosines by ``math``: the last digit of numpy's depends on the machine."""
+    return np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
+
+
 def shrink(canvas: np.ndarray, side: tuple[int, int]) -> np.ndarray:
-    """Stretch `canvas` to 0–255, then shrink it to `side` (rows, columns) with Pillow's Lanczos filter; uint8."""
+    """Stretch ``canvas`` to 0–255, then shrink it to ``side`` (rows, columns) with Pillow's Lanczos filter; uint8."""
     low, high = float(canvas.min()), float(canvas.max())
     scale = 255.0 / (high - low) if high > low else 1.0
     stretched = ((canvas - low) * scale + 0.5).astype(np.uint8)
     return np.asarray(Image.fromarray(stretched).resize((side[1], side[0]), Image.Resampling.LANCZOS))
 
 
-def disc_offsets(radius: int) -> np.ndarray:
-    """Return `(·, 2)` the pixels within `radius` of the origin."""
-    rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    inside = rows**2 + columns**2 <= radius**2
-    return np.stack([rows[inside], columns[inside]], axis=1).astype(np.int64)
-
-
-def circle_offsets(radius: int) -> np.ndarray:
-    """Return `(U, 2)` the distinct pixels on a walk round a circle of `radius`, in steps of one pixel of arc."""
-    angles = np.arange(math.ceil(2 * math.pi * radius)) / radius
-    walk = np.stack([np.floor(radius * np.sin(angles)), np.floor(radius * np.cos(angles))], axis=1)
-    return np.unique(walk.astype(np.int64), axis=0)
-
-
-def _dilate(canvas: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Widen the nonzero pixels of `canvas` by a structuring element symmetric about the origin."""
-    reach = int(np.abs(offsets).max())
-    padded = np.pad(canvas, reach)
+def _widen(canvas: np.ndarray, radius: int) -> np.ndarray:
+    """Widen the nonzero pixels of ``canvas`` by a disc."""
     rows, columns = canvas.shape
-    wide = np.zeros_like(canvas)
-    for row, column in offsets + reach:
-        np.maximum(wide, padded[row : row + rows, column : column + columns], out=wide)
+    padded, wide = np.pad(canvas, radius), np.zeros_like(canvas)
+    for row in range(2 * radius + 1):
+        for column in range(2 * radius + 1):
+            if (row - radius) ** 2 + (column - radius) ** 2 <= radius**2:
+                np.maximum(wide, padded[row : row + rows, column : column + columns], out=wide)
     return wide
 
 
-def draw_paddle(
-    angle: float, length: int, thickness: float, margin: int, antialias: int, half: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a paddle from the centre of a stamp along `angle`.
-
-    Returns:
-        The line and its widened mask, each `(2·half + 1, 2·half + 1)` uint8.
-    """
-    centre = half * antialias
-    big = Image.new("L", (2 * centre + 1, 2 * centre + 1), 0)
-    end = translate((centre, centre), angle, length * antialias)
-    width = round(thickness * antialias)
-    ImageDraw.Draw(big).line([(centre, centre), (end[1], end[0])], fill=255, width=width)
+def _draw_dash(options: PathfinderOptions, margin: int, half: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return a dash from the centre along ``angle``, and its widened mask, each ``(S, S)`` uint8."""
+    scale, side = options.antialias, (2 * half + 1, 2 * half + 1)
+    centre = (half * scale, half * scale)
+    big = Image.new("L", (2 * centre[0] + 1, 2 * centre[0] + 1), 0)
+    end = translate(centre, angle, options.paddle_length * scale)
+    width = round(options.paddle_thickness * scale)
+    ImageDraw.Draw(big).line([centre, (end[1], end[0])], fill=255, width=width)
     canvas = np.asarray(big)
-    side = (2 * half + 1, 2 * half + 1)
-    return shrink(canvas, side), shrink(_dilate(canvas, disc_offsets(margin * antialias)), side)
+    return shrink(canvas, side), shrink(_widen(canvas, margin * scale), side)
 
 
 def draw_marker(size: int, centre: tuple[int, int], radius: float, antialias: int) -> np.ndarray:
-    """Draw one marker disc on a whole image, `(size, size)` uint8."""
+    """Draw one marker, a disc, on a whole image, ``(size, size)`` uint8."""
     axis = np.arange(size * antialias)
     rows = (axis - centre[0] * antialias)[:, None]
     columns = (axis - centre[1] * antialias)[None, :]
     return shrink((rows**2 + columns**2 <= (radius * antialias) ** 2).astype(np.float64), (size, size))
 
 
-def _marker_stamps(size: int, radius: float, antialias: int) -> np.ndarray:
+def draw_markers(size: int, radius: float, antialias: int) -> np.ndarray:
     """Draw the marker once for each class of closeness to the border.
 
-    The Lanczos window is cut off at the border, so a marker closer to it than its radius plus the window's reach is
-    drawn differently; `marker_class` names the class of a coordinate.
+    The Lanczos window is cut off at the border. So a marker looks different where its centre is closer to the border
+    than its radius and the window's reach together: each such row is a class, all other rows are one. Columns likewise.
 
     Returns:
-        `(C, C, Q, Q)` uint8, Q = 2·reach + 1; pixels outside the image are 0.
+        ``(C, C, Q, Q)`` uint8, Q = 2·reach + 1; pixels outside the image are 0.
     """
     reach = math.ceil(radius) + _LANCZOS_REACH
-    positions = marker_positions(size, reach)
+    positions = sorted({*range(min(reach + 1, size)), *range(max(0, size - reach), size)})
     stamps = np.zeros((len(positions), len(positions), 2 * reach + 1, 2 * reach + 1), np.uint8)
     for i, row in enumerate(positions):
         for j, column in enumerate(positions):
@@ -146,15 +146,15 @@ def _marker_stamps(size: int, radius: float, antialias: int) -> np.ndarray:
     return stamps
 
 
-def marker_positions(size: int, reach: int) -> list[int]:
-    """Return one coordinate for each border class: all those close to a border, and one in the middle."""
-    if size <= 2 * reach + 1:
-        return list(range(size))
-    return [*range(reach), reach, *range(size - reach, size)]
+def _growth_circle(radius: int) -> np.ndarray:
+    """Return ``(U, 2)`` the distinct pixels on a walk round a circle, in steps of one pixel of arc."""
+    angles = np.arange(math.ceil(2 * math.pi * radius)) / radius
+    walk = np.stack([np.floor(radius * np.sin(angles)), np.floor(radius * np.cos(angles))], axis=1)
+    return np.unique(walk.astype(np.int64), axis=0)
 
 
 def _turn_weights(angles: np.ndarray, circle_angles: np.ndarray, continuity: float) -> np.ndarray:
-    """Return `(A, U)` max(cos(min(continuity·δ, π/2)), 0)², δ in [0, π] the turn between two directions."""
+    """Return ``(A, U)`` max(cos(min(continuity·δ, π/2)), 0)², δ in [0, π] the turn between two directions."""
     difference = np.abs(circle_angles[None, :] - angles[:, None])
     turn = np.minimum(difference, 2 * math.pi - difference)
     weight: np.ndarray = np.maximum(np.cos(np.minimum(turn * continuity, 0.5 * math.pi)), 0.0) ** 2
@@ -162,26 +162,23 @@ def _turn_weights(angles: np.ndarray, circle_angles: np.ndarray, continuity: flo
 
 
 def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    """List the pixels a seed paddle must find free: those its mask takes fully, moved by (1, 1) and cut at `reach`.
+    """List the pixels that a path's first dash must find free, relative to its tail.
 
-    The move and the cut are the reference generator's: it draws the mask one pixel off the centre of a smaller
-    canvas. So is this: it looks for free pixels with OpenCV's dilation, whose value is −∞ where the whole footprint
-    lies outside the image, and gives up when it sees a negative one. A direction whose footprint leaves the image at
-    some corner can therefore never start a path. At 32 pixels that is most directions, and why most distractors fail
-    there.
+    They are those that its mask takes fully, moved by (1, 1) and cut at ``reach``. The move and the cut are the
+    reference generator's, which draws this mask one pixel off the centre of a smaller canvas. It looks for free pixels
+    with OpenCV's dilation, whose value is −∞ where the whole footprint lies outside the image, and gives up when it
+    sees a negative value. So no path can start in a direction whose footprint leaves the image at some corner. At 32
+    pixels that holds for most directions, and is why most distractors fail there.
 
     Returns:
-        `(360, ·, 2)` the pixels, and `(360,)` how many count, 0 for a direction that cannot be used.
+        ``(360, ·, 2)`` the pixels, and ``(360,)`` how many count, 0 for a direction that cannot be used.
     """
-    half = mask.shape[1] // 2
     found = []
     for stamp in mask:
-        offsets = np.argwhere(stamp == 255) - half + 1
+        offsets = np.argwhere(stamp == 255) - stamp.shape[0] // 2 + 1
         offsets = offsets[(np.abs(offsets) <= reach).all(axis=1)]
-        covers_corners = all(
-            (offsets * np.array([down, right]) >= 0).all(axis=1).any() for down in (1, -1) for right in (1, -1)
-        )
-        found.append(offsets if covers_corners else offsets[:0])
+        at_corners = [(offsets * (down, right) >= 0).all(axis=1).any() for down in (1, -1) for right in (1, -1)]
+        found.append(offsets if all(at_corners) else offsets[:0])
     counts = np.array([len(offsets) for offsets in found], np.int64)
     footprint = np.zeros((len(mask), max(1, int(counts.max())), 2), np.int64)
     for row, offsets in zip(footprint, found, strict=True):
@@ -189,63 +186,41 @@ def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarr
     return footprint, counts
 
 
-def draw_stamps(
-    size: int,
-    padding: int,
-    length: int,
-    thickness: float,
-    margin: int,
-    marker_radius: float,
-    continuity: float,
-    antialias: int,
-) -> Stamps:
-    """Draw all stamps of one paddle margin.
+def _single_paddles(options: PathfinderOptions, margin: int) -> int:
+    """Return how many single dashes fill up an image, by the reference generator's rule of room per dash."""
+    room = int(150 * 123.5 / (7.5 + 13 * margin + 4 * margin * margin))
+    others = 2 * options.contour_length + options.distractors * options.distractor_length
+    return max(0, room - others) if options.single_paddles else 0
 
-    Args:
-        size: Side of the image in pixels.
-        padding: Width of the taken border in pixels.
-        length: Length of a paddle in pixels.
-        thickness: Width of a paddle in pixels; `thickness * antialias` must be whole.
-        margin: Free space around a paddle in pixels.
-        marker_radius: Radius of the markers in pixels.
-        continuity: How sharply turns are disfavoured.
-        antialias: Enlargement at which stamps are drawn.
 
-    Returns:
-        The stamps and tables.
-    """
-    half = length + math.ceil(thickness) + margin
-    circle = circle_offsets(length + margin)
-    seed_angles = np.arange(-180, 180) * math.pi / 180
+@lru_cache(maxsize=16)
+def make_setup(options: PathfinderOptions, margin: int) -> Setup:
+    """Draw all stamps and compute all tables for one paddle margin (pixels)."""
+    half = options.paddle_length + math.ceil(options.paddle_thickness) + margin
+    circle = _growth_circle(options.paddle_length + margin)
     circle_angles = np.arctan2(circle[:, 0], circle[:, 1])
-    angles = np.concatenate([seed_angles, circle_angles])
-    drawn = [*seed_angles, *map(turn_back, circle_angles)]
-    stamps = [draw_paddle(float(angle), length, thickness, margin, antialias, half) for angle in drawn]
-    mask = np.stack([stamp[1] for stamp in stamps])
-    footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], length + margin)
-    back = [turn_back(float(angle)) for angle in seed_angles]
-    return Stamps(
-        size=size,
-        padding=padding,
-        length=length,
+    ahead = np.concatenate([np.arange(-180, 180) * math.pi / 180, circle_angles])
+    back = [_turn_back(float(angle)) for angle in ahead]
+    angle = np.array([*ahead[:SEED_DIRECTIONS], *back[SEED_DIRECTIONS:]])
+    line, mask = map(np.stack, zip(*(_draw_dash(options, margin, half, float(a)) for a in angle), strict=True))
+    footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], options.paddle_length + margin)
+    return Setup(
+        **{name: getattr(options, name) for name in Setup._fields[:9]},
+        snake_contrasts=np.array(options.snake_contrasts, np.float64),
+        paddle_contrasts=np.array(options.paddle_contrasts, np.float64),
+        single_paddles=_single_paddles(options, margin),
         margin=margin,
         half=half,
-        sine=_each(math.sin, angles),
-        cosine=_each(math.cos, angles),
-        back_sine=_each(math.sin, back),
-        back_cosine=_each(math.cos, back),
-        line=np.stack([stamp[0] for stamp in stamps]),
+        angle=angle,
+        ahead=_unit_vectors(ahead),
+        back=_unit_vectors(back),
+        line=line,
         mask=mask,
-        wide_mask=np.stack([_dilate(np.pad(stamp, margin), disc_offsets(margin)) for stamp in mask]),
+        wide_mask=np.stack([_widen(np.pad(stamp, margin), margin) for stamp in mask]),
         circle=circle,
-        turn_weight=_turn_weights(angles, circle_angles, continuity),
+        turn_weight=_turn_weights(ahead, circle_angles, options.continuity),
         seed_footprint=footprint,
         seed_footprint_count=counts,
-        marker=_marker_stamps(size, marker_radius, antialias),
+        marker=draw_markers(options.size, options.marker_radius, options.antialias),
         unit=(np.arange(256) / 255.0).astype(np.float32).astype(np.float64),
     )
-
-
-def _each(function: Callable[[float], float], values: list[float] | np.ndarray) -> np.ndarray:
-    """Apply a function of `math` (not numpy's vector code, whose last digit depends on the machine) to each value."""
-    return np.array([function(float(value)) for value in values])

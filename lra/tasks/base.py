@@ -1,183 +1,238 @@
-"""What every task gives: facts about its input, records of a split, and how a stored record becomes model input."""
+"""What a task is: facts about its input, and the records of each split.
+
+The least that a task of your own needs is a class with these facts and ``dataset``:
+
+>>> class Parity(Task):
+...     num_classes, l_max, vocab_size = 2, 8, 3
+...
+...     def dataset(self, split: str) -> Records:
+...         bits = np.random.default_rng(len(split)).integers(0, 2, (100, 8))
+...         return InMemory([(row + 1, row.sum() % 2) for row in bits])
+>>> task = Parity()
+>>> task.name, task.dataset("train").read([0])[0][0].shape
+('parity', (8,))
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from lra.builder import Progress, RecordSet
+from lra.builder import Progress
 from lra.errors import DataError
+from lra.options import check_options, shown
 from lra.schema import DataConfig
-from lra.source import given_root
-from lra.streams import permutation
+from lra.show import sequence as shown_sequence
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
-"""Token ids `(L,)` integer or values `(L, F)` float32; a pair task has two of them."""
+"""Token ids ``(L,)`` integer or values ``(L, F)`` float32; a pair task has two of them."""
+
+Label = int | np.ndarray
+"""The class of a sequence, or for the objective "tokens" a target for each position, int64 ``(L,)``."""
+
+IGNORED = -100
+"""The target of a position that is not scored."""
 
 SPLITS = ("train", "validation", "test")
+_READ_AT_ONCE = 1000
 
 
-class Task(ABC):
-    """One benchmark task. Made by `lra.tasks.get_task`; `prepare` before `dataset`.
+class Records(ABC):
+    """The records of one split, read at random."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @abstractmethod
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
+        """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
+
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Return the length of every record (of a pair: of the longer), int64 ``(N,)``."""
+
+    def __getitem__(self, i: int) -> tuple[Encoded, Label]:
+        return self.read([range(len(self))[i]])[0]
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """Return one record as it is stored, for ``Task.draw``; empty where that is no other form."""
+        return {}
+
+    def where(self, i: int) -> str:
+        """Return what names a record in an error."""
+        return f"record {i}"
+
+    def majority_accuracy(self) -> float:
+        """Return what the most frequent target scores as the constant answer. Here: reads all records."""
+        starts = range(0, len(self), _READ_AT_ONCE)
+        parts = (self.read(range(start, min(start + _READ_AT_ONCE, len(self)))) for start in starts)
+        return majority(label for part in parts for _, label in part)
+
+
+class Task:
+    """A task; ``prepare`` before ``dataset``.
+
+    Its options are its constructor's keyword arguments: the fields of a dataclass, with ``lra.options.option``, or the
+    arguments of ``__init__``. What depends on them, such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
 
     Attributes:
-        name: of the task.
-        version: of the records and their encoding.
-        num_classes: classes.
-        l_max: longest encoded sequence.
-        vocab_size: number of token ids, padding 0 included; `None` for continuous input.
-        input_dim: values per position for continuous input, 1 for tokens.
-        pair: whether a record is two sequences.
-        note: what every result on this data must say, after `prepare`: empty, or why it is not the benchmark's.
-        sources: values of `data.source` that the task knows.
+        name: In results and folders; the class's name in small letters unless it says another.
+        title: In tables; the class's name unless it says another.
+        version: Of the records and their encoding.
+        objective: "classification" gives each sequence a label, "tokens" each position.
+        score: What picks the best checkpoint and what tables show, "accuracy" or "loss".
+        num_classes: Number of classes, or of the symbols that a position's target is one of.
+        l_max: Longest encoded sequence.
+        vocab_size: Number of token ids, padding 0 included; None for continuous input.
+        input_dim: Values per position for continuous input, 1 for tokens.
+        pair: Whether a record is two sequences.
+        note: What every result on this data must say, after ``prepare``: empty, or why it is not the benchmark's.
+        sources: Values of ``data.source`` that the task knows.
+        generated: Whether its data is generated unless ``data.root`` names a release of it.
+        input_help: What a line of ``chela predict``'s input holds.
     """
 
     name: str
-    version: str
+    title: str
+    version: str = "1.0.0"
+    objective: str = "classification"
+    score: str = "accuracy"
     num_classes: int
     l_max: int
-    vocab_size: int | None
+    vocab_size: int | None = None
     input_dim: int = 1
     pair: bool = False
     note: str = ""
     sources: tuple[str, ...] = ("auto",)
+    generated: bool = False
+    input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        self._data: DataConfig | None = None
-        self._sets: dict[str, RecordSet] = {}
+    def __init_subclass__(cls) -> None:
+        cls.name = vars(cls).get("name", cls.__name__.lower())
+        cls.title = vars(cls).get("title", cls.__name__)
 
-    @abstractmethod
-    def _build(self, data: DataConfig, progress: Progress | None) -> Path:
-        """Build the records unless they are there; returns their folder."""
+    def __post_init__(self) -> None:
+        """Check the options of a dataclass. Raises ``ValueError`` naming the one that is out of range."""
+        check_options(self, "task.")
 
-    @abstractmethod
-    def encode(self, record: dict[str, Any]) -> Encoded:
-        """Model input of one stored record. Raises `ValueError` saying what is wrong with it."""
-
-    @abstractmethod
-    def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        """Length of every record after `encode`, from what is stored beside the records; int64 `(N,)`."""
-
-    def check(self, encoded: Encoded) -> None:
-        """Raise `ValueError` for what the network cannot take: an empty or over-long sequence, an unknown token."""
-        for sequence in encoded if isinstance(encoded, tuple) else (encoded,):
-            if len(sequence) == 0:
-                raise ValueError("the sequence is empty, expected at least one token")
-            if len(sequence) > self.l_max:
-                raise ValueError(f"the sequence has {len(sequence)} tokens, expected at most {self.l_max}")
-            if self.vocab_size is not None and not 0 < sequence.min() <= sequence.max() < self.vocab_size:
-                bad = int(np.flatnonzero((sequence < 1) | (sequence >= self.vocab_size))[0])
-                raise ValueError(
-                    f"token {int(sequence[bad])} at position {bad} is not in the vocabulary "
-                    f"(ids 1 … {self.vocab_size - 1})"
-                )
-
-    def prepare(self, data: DataConfig, *, progress: Progress | None = None) -> None:
-        """Make the records on first use; cheap when they are there. Raises `DataError`."""
+    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+        """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
         data.check()
         if data.source not in self.sources:
             raise DataError(
                 f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
             )
-        given_root(self.name, data)  # a folder that is not there is said even where records were made from it
-        self._folder, self._data, self._sets = self._build(data, progress), data, {}
-
-    @property
-    def folder(self) -> Path:
-        """Where the records lie."""
-        if self._folder is None:
-            raise DataError(f"{self.name}: call prepare() before asking for records")
-        return self._folder
-
-    def records(self, split: str) -> RecordSet:
-        """The records of a split as they are stored, in stored order."""
-        if split not in self._sets:
-            self._sets[split] = RecordSet(self.folder, split)
-        return self._sets[split]
 
     def dataset(self, split: str) -> Records:
-        """The records of `train`, `validation` or `test`, encoded, under the validation policy of `prepare`."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
-        folder = self.folder
-        assert self._data is not None, folder
-        if split == "validation" and self._data.validation == "test":
-            split = "test"
-        stored, chosen = self._choose(split, self._data.validation)
-        return Records(self, self.records(stored), chosen)
+        """Return the records of ``train``, ``validation`` or ``test``."""
+        raise NotImplementedError(f"{type(self).__name__} must define dataset(split)")
 
-    def _choose(self, split: str, policy: str) -> tuple[str, np.ndarray | None]:
-        """The stored split that `split` is taken from, and which of its records (all: None)."""
-        return split, None
+    def check(self, encoded: Encoded, label: Label | None = None) -> None:
+        """Raise ``ValueError`` for what the network cannot take: a wrong length, shape, token or label."""
+        for sequence in sequences(encoded):
+            if len(sequence) == 0:
+                raise ValueError("the sequence is empty, expected at least one token")
+            if len(sequence) > self.l_max:
+                raise ValueError(f"the sequence has {len(sequence)} tokens, expected at most {self.l_max}")
+            if self.vocab_size is None:
+                if sequence.shape[1:] != (self.input_dim,):
+                    raise ValueError(f"expected values of shape (L, {self.input_dim}), got {sequence.shape}")
+            elif sequence.ndim != 1 or sequence.dtype.kind not in "iu":
+                raise ValueError(f"expected token ids of shape (L,), got {sequence.dtype} {sequence.shape}")
+            elif not 0 < sequence.min() <= sequence.max() < self.vocab_size:
+                at = int(np.flatnonzero((sequence < 1) | (sequence >= self.vocab_size))[0])
+                raise ValueError(
+                    f"token {sequence[at]} at position {at} is not in the vocabulary (ids 1 … {self.vocab_size - 1})"
+                )
+        if label is None:
+            return
+        targets = np.atleast_1d(label)
+        if self.objective == "tokens":
+            if np.shape(label) != (len(sequences(encoded)[0]),):
+                raise ValueError(f"expected a target for each token, got {np.shape(label)} for {len(encoded)} tokens")
+            targets = targets[targets != IGNORED]
+        bad = targets[(targets < 0) | (targets >= self.num_classes)]
+        if bad.size:
+            raise ValueError(f"label is {bad[0]}, expected 0 … {self.num_classes - 1}")
+
+    def read_line(self, line: str) -> Encoded:
+        """Return the input that a line of text stands for, see ``input_help``. Raises ``ValueError``.
+
+        Here: token ids, or values of all positions one after another.
+        """
+        values = numbers(line)
+        if self.vocab_size is not None:
+            if (values % 1).any():
+                raise ValueError("expected whole numbers, the ids of tokens")
+            return values.astype(np.int64)
+        if values.size % self.input_dim:
+            raise ValueError(f"expected a multiple of {self.input_dim} numbers, got {values.size:,}")
+        return values.astype(np.float32).reshape(-1, self.input_dim)
+
+    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
+        """Return HTML that shows a record to people, and a caption; ``record`` is empty where it is not stored."""
+        return "".join(map(shown_sequence, sequences(encoded))), f"label {np.asarray(label).tolist()}"
 
 
-def sample(records: np.ndarray, number: int) -> np.ndarray:
-    """A fixed random choice of `number` of some records, in their order; all when it is 0."""
-    if not number:
-        return records
-    chosen: np.ndarray = records[np.sort(permutation(len(records), "sample")[:number])]
-    return chosen
-
-
-class Records:
-    """Encoded records of one split: a sequence of (input, label).
+class InMemory(Records):
+    """Records that fit into memory.
 
     Args:
-        task: encodes them.
-        stored: the records on disk.
-        chosen: which of them, in order; all when None.
+        records: (input, label) of each, as ``Encoded`` and ``Label`` say.
     """
 
-    def __init__(self, task: Task, stored: RecordSet, chosen: np.ndarray | None = None) -> None:
-        self._task, self._stored = task, stored
-        self._chosen = chosen
-        lengths = task.encoded_lengths(stored)
-        self._lengths = lengths if chosen is None else lengths[chosen]
-        self._labels = stored.labels if chosen is None else stored.labels[chosen]
+    def __init__(self, records: Sequence[tuple[Encoded, Label]]) -> None:
+        self._records = records
+        self._lengths = np.array([max(map(len, sequences(encoded))) for encoded, _ in records], np.int64)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._records)
 
-    def __getitem__(self, i: int) -> tuple[Encoded, int]:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"record {i} of {len(self)}")
-        return self.read([i % len(self)])[0]
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, int]]:
-        """Several records at once, which reads faster than one by one. Raises `DataError` naming the bad one."""
-        places = np.asarray(indices) if self._chosen is None else self._chosen[np.asarray(indices)]
-        out = []
-        for i, record in zip(places.tolist(), self._stored.read(places), strict=True):
-            try:
-                encoded, label = self._task.encode(record), int(record["label"])
-                self._check(encoded, label)
-            except (ValueError, KeyError) as error:
-                raise DataError(f"{self._task.name}: {self._stored.where(i)}: {error}") from None
-            out.append((encoded, label))
-        return out
-
-    def stored(self, i: int) -> dict[str, Any]:
-        """One record as it is stored, before `encode`."""
-        return self._stored.read([i if self._chosen is None else int(self._chosen[i])])[0]
-
-    def _check(self, encoded: Encoded, label: int) -> None:
-        if not 0 <= label < self._task.num_classes:
-            raise ValueError(f"label is {label}, expected 0 … {self._task.num_classes - 1}")
-        self._task.check(encoded)
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
+        """Return (input, label) of several records."""
+        return [self._records[i] for i in indices]
 
     def lengths(self) -> np.ndarray:
-        """Encoded length of every record (of a pair: of the longer), int64 `(N,)`; no record is read."""
+        """Return the length of every record, int64 ``(N,)``."""
         return self._lengths
 
-    def labels(self) -> np.ndarray:
-        """Class of every record, int64 `(N,)`; no record is read."""
-        return self._labels
 
-    def majority_accuracy(self) -> float:
-        """Share of the most frequent class: what a constant answer scores."""
-        return float(np.bincount(self._labels).max() / len(self._labels))
+def sequences(encoded: Encoded) -> tuple[np.ndarray, ...]:
+    """Return the one or two sequences of a record."""
+    return encoded if isinstance(encoded, tuple) else (encoded,)
+
+
+def majority(labels: Iterable[Label]) -> float:
+    """Return the share of the most frequent target among those that count.
+
+    >>> majority([np.array([1, 1, IGNORED]), np.array([2])])
+    0.6666666666666666
+    """
+    counts: Counter[int] = Counter()
+    for label in labels:
+        targets, numbers = np.unique(label, return_counts=True)
+        counts.update(dict(zip(targets.tolist(), numbers.tolist(), strict=True)))
+    del counts[IGNORED]
+    if not counts:
+        raise DataError("no record has a target that is scored: expected at least one")
+    return max(counts.values()) / counts.total()
+
+
+def numbers(line: str) -> np.ndarray:
+    """Read numbers with spaces or commas between, float64 ``(n,)``. Raises ``ValueError``.
+
+    >>> numbers("1, 2 3")
+    array([1., 2., 3.])
+    """
+    try:
+        values = np.array([float(word) for word in line.replace(",", " ").split()])
+    except ValueError as error:
+        raise ValueError(f"expected numbers, got {shown(str(error))}") from None
+    if not np.isfinite(values).all():
+        raise ValueError("expected finite numbers")
+    return values

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+import html
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.builder import Example, Progress, RecordSpec, prepare
 from lra.errors import DataError
-from lra.generators import listops as generator
-from lra.generators.listops import DIGIT, MIN, OOV, VOCABULARY
-from lra.schema import DataConfig, ListOpsConfig
+from lra.options import option
+from lra.schema import DataConfig
 from lra.source import Form, digest, locate
-from lra.tasks.base import Task
+from lra.tasks.base import SPLITS
+from lra.tasks.stored import StoredTask
 
+VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]", "<oov>")
+"""Token of each id, fixed for version 1: 15 symbols, padding 0 and one id for what is unknown."""
+
+OOV = len(VOCABULARY) - 1
 _IDS = {token: i for i, token in enumerate(VOCABULARY[:OOV])}
-_DIGITS = frozenset(VOCABULARY[DIGIT:MIN])
+_DIGITS = frozenset("0123456789")
 
 
 def tokenize(expression: str) -> np.ndarray:
-    """Token ids of an expression in LRA's or NYU's notation; parentheses only group and are dropped. uint8 `(L,)`.
+    """Return the ids of an expression in LRA's or NYU's notation, uint8 ``(L,)``; parentheses only group, no token.
 
     >>> tokenize("( ( ( [MAX 2 ) 9 ) ] )").tolist()
     [12, 3, 10, 15]
@@ -36,7 +42,7 @@ def _words(expression: str) -> list[str]:
 
 
 def text(tokens: np.ndarray) -> str:
-    """The tokens in words.
+    """Return the tokens in words.
 
     >>> text(np.array([12, 3, 10, 15]))
     '[MAX 2 9 ]'
@@ -44,7 +50,7 @@ def text(tokens: np.ndarray) -> str:
     return " ".join(VOCABULARY[i] for i in tokens.tolist())
 
 
-OPERATORS: Mapping[str, Callable[[list[int]], int]] = {
+OPERATORS: Mapping[str, Callable[[Sequence[int]], int]] = {
     "[MIN": min,
     "[MAX": max,
     "[MED": lambda values: int(np.median(values)),  # truncated toward zero, as in LRA
@@ -52,32 +58,42 @@ OPERATORS: Mapping[str, Callable[[list[int]], int]] = {
     "[FIRST": lambda values: values[0],  # these two are in the original ListOps (arXiv 1804.06028), not in LRA's
     "[LAST": lambda values: values[-1],
 }
+T = TypeVar("T")
+
+
+def fold(expression: str, node: Callable[[str, list[T], int], T]) -> T:
+    """Return what an expression comes to, by a stack; written apart from the generator so that one checks the other.
+
+    Args:
+        expression: In words, ``[MAX 2 9 ]``.
+        node: Gives what a digit, or an operator with what its arguments came to, comes to at a depth.
+
+    Raises:
+        ValueError: The text is no expression.
+    """
+    opened: list[tuple[str, list[T]]] = [("", [])]
+    for position, word in enumerate(_words(expression)):
+        if word in OPERATORS:
+            opened.append((word, []))
+            continue
+        arguments: list[T] = []
+        if word == "]" and len(opened) > 1 and opened[-1][1]:
+            word, arguments = opened.pop()
+        elif word not in _DIGITS:
+            raise ValueError(f"{word!r} at position {position} cannot stand there")
+        opened[-1][1].append(node(word, arguments, len(opened) - 1))
+    if len(opened) > 1 or len(opened[0][1]) != 1:
+        raise ValueError("the expression is not closed, or it is more than one")
+    return opened[0][1][0]
 
 
 def evaluate(expression: str) -> int:
-    """Value of an expression, by a stack; written apart from the generator so that one checks the other.
-
-    Raises:
-        ValueError: where the text is no expression.
+    """Return the value of an expression. Raises ``ValueError``.
 
     >>> evaluate("[SM 7 [MED 1 4 8 9 ] ]")
     3
     """
-    root: list[int] = []
-    opened: list[tuple[str, list[int]]] = [("", root)]
-    for position, word in enumerate(_words(expression)):
-        if word in _DIGITS:
-            opened[-1][1].append(int(word))
-        elif word in OPERATORS:
-            opened.append((word, []))
-        elif word == "]" and len(opened) > 1 and opened[-1][1]:
-            operator, values = opened.pop()
-            opened[-1][1].append(OPERATORS[operator](values))
-        else:
-            raise ValueError(f"{word!r} at position {position} cannot stand there")
-    if len(opened) > 1 or len(root) != 1:
-        raise ValueError("the expression is not closed, or it is more than one")
-    return root[0]
+    return fold(expression, lambda word, values, _: OPERATORS[word](values) if values else int(word))
 
 
 _FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -85,7 +101,7 @@ _EVALUATED = 50  # of the released rows, one in so many is evaluated against its
 
 
 def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
-    """The trees of a released file: CSV quoting, a header, one expression and its value a row."""
+    """Yield the trees of a released file: CSV quoting, a header, one expression and its value a row."""
     if not path.is_file():
         raise DataError(f"{path} is missing: expected basic_train.tsv, basic_val.tsv and basic_test.tsv side by side")
     with open(path, encoding="utf-8", newline="") as file:
@@ -93,93 +109,122 @@ def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
         if next(rows, None) != ["Source", "Target"]:
             raise DataError(f"{path} does not start with the columns Source and Target: it is another file")
         for n, row in enumerate(rows):
-            try:
-                yield _released_example(row, longest, evaluated=n % _EVALUATED == 0)
-            except ValueError as error:
-                raise DataError(f"{path} line {rows.line_num}: {error}: the file is damaged") from None
+            source, target = row if len(row) == 2 else ("", "")
+            tokens = tokenize(source)
+            if not 0 < len(tokens) <= longest:
+                fault = f"expected an expression of 1 to {longest} tokens (task.max_length), got {len(tokens)}"
+            elif (tokens == OOV).any():
+                fault = f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps"
+            elif target not in _DIGITS or (n % _EVALUATED == 0 and evaluate(source) != int(target)):
+                fault = f"the value {target!r} is not that of the expression"
+            else:
+                yield _example(tokens, int(target))
+                continue
+            raise DataError(f"{path} line {rows.line_num}: {fault}: the file is damaged")
 
 
-def _released_example(row: list[str], longest: int, evaluated: bool) -> Example:
-    if len(row) != 2:
-        raise ValueError(f"expected 2 columns, got {len(row)}")
-    source, target = row
-    tokens = tokenize(source)
-    if not 0 < len(tokens) <= longest:
-        raise ValueError(f"expected 1 to {longest} tokens (task.max_length), got {len(tokens)}")
-    if (tokens == OOV).any():
-        raise ValueError(f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps")
-    if target not in _DIGITS or (evaluated and evaluate(source) != int(target)):
-        raise ValueError(f"the value {target!r} is not that of the expression")
-    return Example({"tokens": tokens}, int(target), (len(tokens),))
+RELEASED = Form("the trees of the LRA release", "basic_train.tsv")
 
 
-RELEASED = Form("the trees of the LRA release", "basic_train.tsv", lambda base: base)
+@dataclass
+class ListOps(StoredTask):
+    """Ten classes, ids 1 … 16 (``VOCABULARY``) and padding 0. The defaults are the Long Range Arena's task."""
 
+    train: int = option(96_000, "trees to train on", ge=1, le=1_000_000_000)
+    validation: int = option(2_000, "trees to validate on", ge=1, le=1_000_000_000)
+    test: int = option(2_000, "trees to test on", ge=1, le=1_000_000_000)
+    min_length: int = option(501, "shortest tree kept, in tokens (parentheses not counted)", ge=1, le=1_000_000)
+    max_length: int = option(1_999, "longest tree kept, in tokens", ge=1, le=1_000_000)
+    max_depth: int = option(10, "deepest level of a tree; at this depth every node is a digit", ge=1, le=64)
+    max_args: int = option(10, "most arguments of an operator (the least is 2)", ge=2, le=64)
+    seed: int = option(0, "seed of the trees; the run's own seed does not change the data", ge=0, lt=2**63)
 
-class ListOps(Task):
-    """Ten classes, ids 1 … 16 (`lra.generators.listops.VOCABULARY`) and padding 0; `l_max` is the longest kept tree."""
-
-    name = "listops"
-    version = generator.VERSION
+    title = "ListOps"
     num_classes = 10
     vocab_size = len(VOCABULARY)
+    generated = True
+    input_help = "an expression such as [MAX 2 [MIN 4 7 ] ]: digits, [MIN, [MAX, [MED, [SM and ], with spaces between"
 
-    def __init__(self, config: ListOpsConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.l_max = config.max_length
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < self.min_length:
+            raise ValueError(f"task.max_length: expected min_length={self.min_length} or more, got {self.max_length}")
+        self.l_max = self.max_length
 
-    def _spec(self, released: Path | None) -> RecordSpec:
-        """Of generated trees, or of the release in a folder."""
-        c = self.config
-        made = (
-            f"n{c.train}-{c.validation}-{c.test}_len{c.min_length}-{c.max_length}"
-            f"_depth{c.max_depth}_args{c.max_args}_seed{c.seed}"
+    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+        """Generate the trees, or read those of the release in ``data.root``."""
+        counts = {split: getattr(self, split) for split in SPLITS}
+        about: dict[str, Any] = {"origin": "generated", "options": asdict(self)}
+        config = (
+            f"n{self.train}-{self.validation}-{self.test}_len{self.min_length}-{self.max_length}"
+            f"_depth{self.max_depth}_args{self.max_args}_seed{self.seed}"
         )
-        counts = {"train": c.train, "validation": c.validation, "test": c.test}
-        return RecordSpec(
-            name="lra_listops",
-            config=f"released_len{c.max_length}_{digest(released)}" if released else made,
-            version=self.version,
-            fields=("tokens",),
-            counts=counts,
-            about={"origin": f"{RELEASED.name}: {released}"}
-            if released
-            else {"origin": "generated", "options": asdict(c)},
-            expected_bytes=sum(counts.values()) * (c.max_length // 2 + 64),
-        )
-
-    def _build(self, data: DataConfig, progress: Progress | None) -> Path:
-        released = None if data.root is None else locate(self.name, data, [RELEASED], progress)[1]
-        spec = self._spec(released)
+        released = None
+        if data.root is not None:
+            released = locate(self.name, data, [RELEASED], progress)[1].parent
+            config = f"released_len{self.max_length}_{digest(released)}"
+            about = {"origin": f"{RELEASED.name}: {released}"}
+        size = sum(counts.values()) * (self.max_length // 2 + 64)
+        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, about=about, expected_bytes=size)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             if released is not None:
                 return {split: _read_tsv(released / f"basic_{file}.tsv", self.l_max) for split, file in _FILES.items()}
-            trees = generator.generate(self.config, data.processes, progress)
-            bounds = np.cumsum([0, *spec.counts.values()]).tolist()
-            return {
-                split: (_example(trees, i) for i in range(bounds[k], bounds[k + 1]))
-                for k, split in enumerate(spec.counts)
-            }
+            from lra.generators.listops import generate
+
+            trees = generate(self, data.processes, progress)
+            examples = (_example(trees[i], int(trees.labels[i])) for i in range(len(trees)))
+            return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
         return prepare(data.folder(), spec, splits, progress)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
-        """The stored ids: records are tokens already."""
+        """Return the stored ids: records are tokens already."""
         tokens: np.ndarray = record["tokens"]
         return tokens
 
-    def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        """As stored."""
-        return records.sizes()
+    def read_line(self, line: str) -> np.ndarray:
+        """Return the ids of an expression. Raises ``ValueError``."""
+        tokens = tokenize(line)
+        if (tokens == OOV).any():
+            raise ValueError(f"expected {self.input_help}")
+        return tokens
+
+    def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
+        """Return the expression, drawn as a tree in which every operator has its value."""
+        expression = text(encoded)
+        body = f"<p><code>{html.escape(expression)}</code></p>{tree_svg(expression)}"
+        return body, f"value {evaluate(expression)}, label {label}"
 
 
-def _example(trees: generator.Trees, i: int) -> Example:
-    tokens = trees[i]
-    return Example({"tokens": tokens}, int(trees.labels[i]), (len(tokens),))
+def _example(tokens: np.ndarray, label: int) -> Example:
+    return Example({"tokens": tokens}, label, (len(tokens),))
 
 
-def make(config: ListOpsConfig) -> ListOps:
-    """The task of a configuration."""
-    return ListOps(config)
+def tree_svg(expression: str) -> str:
+    """Return an SVG drawing of an expression: digits from left to right, operators above the middle of theirs."""
+    step, level = 24, 46  # pixels between digits and between levels
+    lines, labels = [], []
+    across, deepest = itertools.count(step, step), 0
+
+    def node(word: str, arguments: list[tuple[int, float]], depth: int) -> tuple[int, float]:
+        nonlocal deepest
+        y, deepest = depth * level + 20, max(deepest, depth)
+        if arguments:
+            values, below = zip(*arguments, strict=True)
+            value, x = OPERATORS[word](values), (below[0] + below[-1]) / 2
+            lines.extend(f'<line x1="{x:g}" y1="{y + 6:g}" x2="{b:g}" y2="{y + level - 22:g}"/>' for b in below)
+            word = f"{word[1:]}={value}"
+        else:
+            value, x = int(word), next(across)
+        width = 7.2 * len(word)
+        labels.append(f'<rect x="{x - width / 2:g}" y="{y - 12:g}" width="{width:g}" height="16" fill="white"/>')
+        labels.append(f'<text x="{x:g}" y="{y:g}">{word}</text>')
+        return value, x
+
+    fold(expression, node)
+    wide, high = max(next(across) + step, 80), (deepest + 1) * level
+    return f'<svg width="{wide:g}" height="{high:g}">{"".join(lines + labels)}</svg>'
+
+
+TASK = ListOps

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lra.files import locked
-from lra.schema import DataConfig, ListOpsConfig
+from lra.schema import DataConfig
+from lra.tasks.listops import ListOps
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +20,8 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_listops() -> ListOpsConfig:
-    return ListOpsConfig(train=300, validation=40, test=50, min_length=8, max_length=40, max_depth=4, max_args=4)
+def small_listops() -> ListOps:
+    return ListOps(train=300, validation=40, test=50, min_length=8, max_length=40, max_depth=4, max_args=4)
 
 
 @pytest.fixture(scope="session")

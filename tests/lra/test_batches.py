@@ -3,8 +3,8 @@ import pytest
 
 from lra.batches import batch_indices, eval_batches, padding_share
 from lra.generators.listops import generate
-from lra.schema import ListOpsConfig
 from lra.streams import permutation
+from lra.tasks.listops import ListOps
 
 
 def run(lengths: np.ndarray, batch: int, pool: int, seed: int, steps: range) -> list[np.ndarray]:
@@ -57,7 +57,7 @@ def test_lengths_do_not_decide_when_a_record_comes() -> None:
 
 
 def test_padding_stays_under_ten_percent_on_listops() -> None:
-    trees = generate(ListOpsConfig(train=20_000, validation=1, test=1))
+    trees = generate(ListOps(train=20_000, validation=1, test=1))
     lengths = np.diff(trees.offsets)[:20_000]
     share = padding_share(lengths, run(lengths, 64, 8, 0, range(312)))
     assert share < 0.10
@@ -73,8 +73,6 @@ def test_evaluation_sees_every_record_once_in_order_of_length() -> None:
     assert {len(b) for b in batches} <= {7, 8}
 
 
-@pytest.mark.parametrize("wrong", [(0, 8, 1, 0), (9, 0, 1, 0), (9, 8, 0, 0), (9, 8, 1, -1)])
-def test_what_makes_no_batch_is_refused(wrong: tuple[int, int, int, int]) -> None:
-    n, batch, pool, step = wrong
+def test_no_records_make_no_batch() -> None:
     with pytest.raises(ValueError, match="expected records"):
-        batch_indices(np.ones(n, int), batch, pool, 0, step)
+        batch_indices(np.ones(0, int), 8, 1, 0, 0)

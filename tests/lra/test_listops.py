@@ -9,8 +9,7 @@ import pytest
 
 from lra.errors import DataError
 from lra.generators.listops import VOCABULARY, generate
-from lra.schema import ListOpsConfig
-from lra.tasks.listops import evaluate, text, tokenize
+from lra.tasks.listops import ListOps, evaluate, text, tokenize
 
 
 def test_the_vocabulary_is_fixed() -> None:
@@ -57,8 +56,8 @@ def test_the_evaluator_agrees_with_the_labels_of_nyu(shared: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def full() -> tuple[ListOpsConfig, object]:
-    config = ListOpsConfig(train=10_000, validation=1_000, test=1_000)
+def full() -> tuple[ListOps, object]:
+    config = ListOps(train=10_000, validation=1_000, test=1_000)
     return config, generate(config)
 
 
@@ -100,7 +99,7 @@ def test_rules_of_a_tree(full) -> None:  # type: ignore[no-untyped-def]
 
 def test_same_bytes_for_any_number_of_workers_and_other_bytes_for_another_seed() -> None:
     def digest(seed: int, threads: int) -> str:
-        config = ListOpsConfig(train=4000, validation=10, test=10, min_length=10, max_length=60, seed=seed)
+        config = ListOps(train=4000, validation=10, test=10, min_length=10, max_length=60, seed=seed)
         trees = generate(config, threads)
         return hashlib.sha256(trees.tokens.tobytes() + trees.labels.tobytes() + trees.offsets.tobytes()).hexdigest()
 
@@ -110,12 +109,12 @@ def test_same_bytes_for_any_number_of_workers_and_other_bytes_for_another_seed()
 
 
 def test_no_tree_comes_twice() -> None:
-    config = ListOpsConfig(train=3000, validation=500, test=500, min_length=4, max_length=6, max_depth=3, max_args=4)
+    config = ListOps(train=3000, validation=500, test=500, min_length=4, max_length=6, max_depth=3, max_args=4)
     trees = generate(config, 1)
     assert len({trees[i].tobytes() for i in range(len(trees))}) == 4000
 
 
 def test_asking_for_more_trees_than_there_are_is_an_error() -> None:
-    config = ListOpsConfig(train=2000, validation=1, test=1, min_length=1, max_length=4, max_depth=2, max_args=2)
+    config = ListOps(train=2000, validation=1, test=1, min_length=1, max_length=4, max_depth=2, max_args=2)
     with pytest.raises(DataError, match="only 410 different ones"):  # ten digits and four operators of two digits
         generate(config, 2)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from lra.errors import DataError
-from lra.generators.pathfinder import BLOCK, generate, generate_blocks
+from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_paint import paint_marker
-from lra.generators.pathfinder_stamps import draw_marker, draw_stamps, shrink
+from lra.generators.pathfinder_stamps import draw_marker, draw_markers, shrink
 from tests.lra.pathfinder_statistics import INK, compare, components, rejected
 from tests.lra.two_sample import held_out_accuracy
 
@@ -119,8 +119,7 @@ def test_lra_values_of_the_presets() -> None:
 def test_an_image_depends_on_its_seed_and_number_alone() -> None:
     options = PathfinderOptions.preset(32)
     whole = generate(options, 3, 0, 600)
-    parts = list(generate_blocks(options, 3, 0, 600, threads=2))
-    assert [len(part.images) for part in parts] == [BLOCK, BLOCK, 600 - 2 * BLOCK]
+    parts = [generate(options, 3, start, count) for start, count in ((0, 1), (1, 256), (257, 343))]
     for k, field in enumerate(whole._fields):
         np.testing.assert_array_equal(np.concatenate([part[k] for part in parts]), whole[k], err_msg=field)
     np.testing.assert_array_equal(generate(options, 3, 599, 1).images[0], whole.images[599])
@@ -201,11 +200,11 @@ def test_shrinking_is_pillows_lanczos_of_the_stretched_canvas() -> None:
 
 @pytest.mark.parametrize(("size", "radius"), [(16, 1.5), (32, 1.5), (128, 3.0)])
 def test_markers_are_those_of_a_whole_canvas_wherever_they_lie(size: int, radius: float) -> None:
-    stamps = draw_stamps(size, 1, 2, 0.5, 1, radius, 1.0, 2)
+    marker = draw_markers(size, radius, antialias=2)
     near = [0, 1, 2, 5, 6, 7, size // 2, size - 7, size - 5, size - 2, size - 1]
     for row in near:
         for column in near:
             canvas = np.zeros((size, size), np.uint8)
-            paint_marker(canvas, stamps, row, column)
+            paint_marker(canvas, marker, row, column)
             whole = draw_marker(size, (row, column), radius, 2)
             np.testing.assert_allclose(canvas.astype(int), whole.astype(int), atol=1)  # Pillow's weights round by place

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from lra.generators.pathfinder import Pathfinder, generate, paddle_angles
+from lra.generators.pathfinder import Pictures, generate
 from lra.generators.pathfinder_options import PathfinderOptions
-from lra.generators.pathfinder_stamps import SEED_DIRECTIONS
+from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, make_setup
 from tests.lra.pathfinder_geometry import Dash, chains, paint
 
 
-def dashes(options: PathfinderOptions, made: Pathfinder, i: int) -> tuple[list[Dash], list[Dash]]:
+def dashes(options: PathfinderOptions, made: Pictures, i: int) -> tuple[list[Dash], list[Dash]]:
     """The dashes of an image, shuffled: of the long paths, and of the distractors."""
-    angles = paddle_angles(options, int(made.margins[i]))
+    angles = make_setup(options, int(made.margins[i])).angle
     rows = made.paddles[i, : made.counts[i, 0]]
     parts: tuple[list[Dash], list[Dash]] = ([], [])
     for k in np.random.default_rng(i).permutation(len(rows)):
@@ -20,7 +20,7 @@ def dashes(options: PathfinderOptions, made: Pathfinder, i: int) -> tuple[list[D
     return parts
 
 
-def readings(options: PathfinderOptions, made: Pathfinder, i: int) -> set[int]:
+def readings(options: PathfinderOptions, made: Pictures, i: int) -> set[int]:
     """Every label that image i can be read to have from its dashes: {0}, {1}, both or none.
 
     1: a path of full length leads from the origin marker to the terminal one. 0: two paths of full length and without a

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chela.evaluate import main as evaluate
-from chela.training.module import LitClassifier
+from chela.training.module import LitModel
 from tests.training.launches import assert_equal, launch, left_by, only_run
 
 SMALL = (
@@ -36,19 +36,19 @@ def test_trains_resumes_and_evaluates(
     straight = launch(*words, f"runs={tmp_path / 'straight'}")
     assert straight.status == 0, straight.err
 
-    plain = LitClassifier.training_step
+    plain = LitModel.training_step
 
-    def stopped_at_three(self: LitClassifier, batch: object, batch_idx: int) -> object:
+    def stopped_at_three(self: LitModel, batch: object, batch_idx: int) -> object:
         if self.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LitClassifier, "training_step", stopped_at_three)
+        patch.setattr(LitModel, "training_step", stopped_at_three)
         assert launch(*words, f"runs={tmp_path / 'stopped'}").status == 128 + signal.SIGTERM
     run = only_run(tmp_path / "stopped")
     assert launch(f"resume={run}").status == 0
     assert_equal(left_by(run), left_by(only_run(tmp_path / "straight")))
     assert evaluate([f"run={run}"]) == 0
     result = json.loads((run / "result.json").read_text())
-    assert f"accuracy {result['test_accuracy']}" in capsys.readouterr().out
+    assert f"accuracy {result['test']['accuracy']}" in capsys.readouterr().out

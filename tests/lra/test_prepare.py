@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lra.prepare import main
-from lra.show import tree_svg
+from lra.tasks.listops import tree_svg
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def test_a_tree_is_drawn() -> None:
 
 def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[no-untyped-def]
     where = (f"data.dir={real_text.dir}", f"data.root={real_text.root}")
-    status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "--show", "6")
+    status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "show=6")
     assert (status, err) == (0, "")
     page = (here / "text.html").read_text()
     assert page.count("<article>") == 6 and 'class="cut"' in page and "bytes are cut off" in page
@@ -71,9 +71,10 @@ def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, shared: Path)
     ("words", "message"),
     [
         (["task=listop"], "did you mean 'listops'"),
-        (["task=listops", "--show"], "--show: expected a number of records from 1 to 1000, got ''"),
-        (["task=listops", "--show", "x"], "got 'x'"),
-        (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth is 0: expected 1 or more"),
+        (["task=listops", "--show"], "show: expected one value, got none"),
+        (["task=listops", "show=x"], "show: expected a whole number, got 'x'"),
+        (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
+        (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth: expected at least 1, got 0"),
         (["task=retrieval", "preset=tiny"], "retrieval: this data cannot be fetched for you"),
         (
             ["task=image", "preset=tiny", "data.download=false"],
@@ -95,4 +96,4 @@ def test_mistakes_are_one_line(here: Path, words: list[str], message: str) -> No
 
 def test_help_names_its_own_flags(here: Path) -> None:
     status, out, _ = run("--help")
-    assert status == 0 and "--show 6" in out and "--check" in out and "data.root" in out
+    assert status == 0 and "show=6" in out and "check=true" in out and "data.root" in out

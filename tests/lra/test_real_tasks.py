@@ -38,8 +38,8 @@ def test_it_trains_resumes_and_evaluates(
     assert not list((tmp_path / "cut").glob("*/*/result.json")), stopped
     (folder,) = (tmp_path / "cut").glob("*/*")
     cut = run_train(tmp_path / "cut", [f"resume={folder}"])
-    assert cut["test_loss"] == straight["test_loss"] and cut["steps"] == straight["steps"] == 5
+    assert cut["test"] == straight["test"] and cut["steps"] == straight["steps"] == 5
 
     capsys.readouterr()
     assert evaluate.main([f"run={folder}"]) == 0
-    assert f"loss {cut['test_loss']!r}" in capsys.readouterr().out
+    assert f"loss {cut['test']['loss']!r}" in capsys.readouterr().out

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 
 from lra.errors import DataError
-from lra.schema import DataConfig, ListOpsConfig
-from lra.tasks import get_task
-from lra.tasks.listops import evaluate, text
+from lra.schema import DataConfig
+from lra.tasks.listops import ListOps, evaluate, text
 
 TREES = [("( ( ( [MAX 2 ) 9 ) ] )", "9"), ("( ( ( [SM ( ( ( [MED 4 ) 7 ) ] ) ) 8 ) ] )", "3"), ("5", "5")]
 
@@ -20,11 +19,12 @@ def release(root: Path, train: list[tuple[str, ...]] = TREES, header: tuple[str,
     return root
 
 
-CONFIG = ListOpsConfig(train=3, validation=3, test=3, min_length=1, max_length=20)
+def small() -> ListOps:
+    return ListOps(train=3, validation=3, test=3, min_length=1, max_length=20)
 
 
 def test_the_released_trees(tmp_path: Path) -> None:
-    task = get_task(CONFIG)
+    task = small()
     task.prepare(DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine"))))
     records = task.dataset("train")
     assert [text(x) for x, _ in records.read(range(3))] == ["[MAX 2 9 ]", "[SM [MED 4 7 ] 8 ]", "5"]
@@ -33,7 +33,7 @@ def test_the_released_trees(tmp_path: Path) -> None:
 
 
 def labels(root: Path, records: Path) -> list[int]:
-    task = get_task(CONFIG)
+    task = small()
     task.prepare(DataConfig(dir=str(records), root=str(root)))
     return task.dataset("train").labels().tolist()
 
@@ -58,7 +58,7 @@ def test_a_folder_that_is_gone_is_said_whatever_was_made_from_it(tmp_path: Path)
 
 
 def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
-    task = get_task(CONFIG)
+    task = small()
     task.prepare(DataConfig(dir=str(tmp_path), processes=1))
     assert task.folder == tmp_path / "lra_listops" / "n3-3-3_len1-20_depth10_args10_seed0" / "1.0.0"
 
@@ -69,23 +69,29 @@ def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
         ([TREES[0], ("[MAX 2 x ]", "2"), TREES[2]], r"basic_train.tsv line 3: 'x' is no token of ListOps"),
         ([("[MAX 2 9 ]", "2"), *TREES[1:]], r"line 2: the value '2' is not that of the expression"),
         ([TREES[0], ("[MAX 2 9 ]", "10"), TREES[2]], r"line 3: the value '10'"),
-        ([TREES[0], ("[MAX 2 9 ]",), TREES[2]], r"line 3: expected 2 columns, got 1"),
-        ([TREES[0], ("", "1"), TREES[2]], r"line 3: expected 1 to 20 tokens \(task.max_length\), got 0"),
-        ([TREES[0], ("[MAX" + " 1" * 30 + " ]", "1"), TREES[2]], r"expected 1 to 20 tokens .*, got 32"),
+        ([TREES[0], ("[MAX 2 9 ]",), TREES[2]], r"line 3: expected an expression of 1 to 20 tokens"),
+        (
+            [TREES[0], ("", "1"), TREES[2]],
+            r"line 3: expected an expression of 1 to 20 tokens \(task.max_length\), got 0",
+        ),
+        (
+            [TREES[0], ("[MAX" + " 1" * 30 + " ]", "1"), TREES[2]],
+            r"expected an expression of 1 to 20 tokens .*, got 32",
+        ),
         (TREES[:2], r"train has 2 records, expected 3"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, rows: list[tuple[str, ...]], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        get_task(CONFIG).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine", rows))))
+        small().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine", rows))))
     assert not list((tmp_path / "r").rglob("*.array_record*"))
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     data = DataConfig(dir=str(tmp_path / "r"), root=str(release(tmp_path / "mine", header=("a", "b"))))
     with pytest.raises(DataError, match="does not start with the columns Source and Target"):
-        get_task(CONFIG).prepare(data)
+        small().prepare(data)
     release(tmp_path / "mine")
     (tmp_path / "mine" / "lra_release" / "listops-1000" / "basic_val.tsv").unlink()
     with pytest.raises(DataError, match=r"basic_val.tsv is missing"):
-        get_task(CONFIG).prepare(data)
+        small().prepare(data)

@@ -99,7 +99,7 @@ def test_a_wrong_checksum_leaves_the_file_of_the_user_alone(tmp_path: Path) -> N
     mine = tmp_path / "set.bin"
     mine.write_bytes(BODY[:-1] + b"?")
     with pytest.raises(DataError, match=r"has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
-        locate("text", DataConfig(root=str(tmp_path)), [Form("it", "set.bin", Path, file=True, remote=remote())])
+        locate("text", DataConfig(root=str(tmp_path)), [Form("it", "set.bin", remote=remote())])
     mine.write_bytes(BODY[:-1])
     with pytest.raises(DataError, match="has 5,119,999 bytes, expected 5,120,000: it is truncated"):
         verify(mine, remote())
@@ -107,30 +107,28 @@ def test_a_wrong_checksum_leaves_the_file_of_the_user_alone(tmp_path: Path) -> N
 
 
 FORMS = [
-    Form("a tree", "aclImdb/train/pos", Path),
-    Form("an archive", "set*.tar.gz", Path, file=True),
-    Form("prepared", "named/*/dataset_info.json", Path, file=True),
+    Form("a tree", "aclImdb/train/pos"),
+    Form("an archive", "set*.tar.gz"),
+    Form("prepared", "named/*/dataset_info.json"),
 ]
 
 
 @pytest.mark.parametrize("below", ["", "a", "a/b", "a/b/c"])
-@pytest.mark.parametrize(
-    ("made", "found"),
-    [("aclImdb/train/pos/", ""), ("set1.tar.gz", "set1.tar.gz"), ("named/1.0/dataset_info.json",) * 2],
-)
-def test_forms_are_found_at_the_root_and_below(tmp_path: Path, below: str, made: str, found: str) -> None:
+@pytest.mark.parametrize("made", ["aclImdb/train/pos/", "set1.tar.gz", "named/1.0/dataset_info.json"])
+def test_forms_are_found_at_the_root_and_below(tmp_path: Path, below: str, made: str) -> None:
     path = tmp_path / below / made
     if made.endswith("/"):
         path.mkdir(parents=True)
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
-    assert locate("text", DataConfig(root=str(tmp_path)), FORMS)[1] == tmp_path / below / found
+    assert locate("text", DataConfig(root=str(tmp_path)), FORMS)[1] == path
 
 
 def test_the_root_may_be_the_tree_or_the_archive_itself(tmp_path: Path) -> None:
-    (tmp_path / "aclImdb" / "train" / "pos").mkdir(parents=True)
-    assert locate("text", DataConfig(root=str(tmp_path / "aclImdb")), FORMS)[1] == tmp_path
+    tree = tmp_path / "aclImdb" / "train" / "pos"
+    tree.mkdir(parents=True)
+    assert locate("text", DataConfig(root=str(tmp_path / "aclImdb")), FORMS)[1] == tree
     archive = tmp_path / "set.tar.gz"
     archive.write_text("")
     assert locate("text", DataConfig(root=str(archive)), FORMS) == (FORMS[1], archive)
@@ -148,7 +146,7 @@ def test_what_is_absent_is_named(tmp_path: Path) -> None:
 def test_what_lies_in_the_downloads_is_taken(tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "set.bin").write_bytes(BODY)
-    form = Form("it", "set.bin", Path, file=True, remote=remote())
+    form = Form("it", "set.bin", remote=remote())
     assert locate("text", DataConfig(dir=str(tmp_path)), [form])[1].read_bytes() == BODY
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from lra.errors import DataError
-from lra.schema import DataConfig, TextConfig
-from lra.tasks import get_task, text
-from lra.tasks.encoding import count_characters
+from lra.schema import DataConfig
+from lra.tasks import text
+from lra.tasks.text import Text
 from tests.lra.test_source import archive
 
 REVIEWS = {
@@ -78,7 +78,7 @@ def prepared(root: Path) -> Path:
 @pytest.mark.parametrize("form", [tree, packed, prepared])
 @pytest.mark.usefixtures("small")
 def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, form) -> None:  # type: ignore[no-untyped-def]
-    task = get_task(TextConfig(validation=2))
+    task = Text(validation=2)
     task.prepare(DataConfig(dir=str(tmp_path / "records"), root=str(form(tmp_path / "mine"))))
     records = task.records("train")
     texts = [r["text"].tobytes().decode() for r in records.read(range(8))]
@@ -95,16 +95,16 @@ def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, form) ->
 def test_any_source_gives_the_same_set_but_it_has_to_be_there(tmp_path: Path) -> None:
     records = tmp_path / "records"
     for root in (str(tree(tmp_path / "mine")), str(packed(tmp_path / "packed")), None):
-        task = get_task(TextConfig())
+        task = Text()
         task.prepare(DataConfig(dir=str(records), root=root, download=False))
         assert task.folder == records / "lra_text" / "plain_text" / "1.0.0"
     with pytest.raises(DataError, match=r"text: data.root is .*nowhere, which does not exist: set it to one that does"):
-        get_task(TextConfig()).prepare(DataConfig(dir=str(records), root=str(tmp_path / "nowhere")))
+        Text().prepare(DataConfig(dir=str(records), root=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.usefixtures("small")
 def test_the_habit_of_the_literature(tmp_path: Path) -> None:
-    task = get_task(TextConfig(test=4))
+    task = Text(test=4)
     task.prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tree(tmp_path / "mine")), validation="test"))
     assert len(task.dataset("train")) == 8
     assert np.array_equal(task.dataset("validation").labels(), task.dataset("test").labels())
@@ -113,11 +113,11 @@ def test_the_habit_of_the_literature(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_what_is_not_the_release_is_refused(tmp_path: Path) -> None:
-    task, data = get_task(TextConfig()), DataConfig(dir=str(tmp_path / "r"), root=str(tree(tmp_path / "mine")))
+    task, data = Text(), DataConfig(dir=str(tmp_path / "r"), root=str(tree(tmp_path / "mine")))
     changed = tmp_path / "mine" / "aclImdb" / "test" / "neg" / "0_7.txt"
     kept = changed.read_bytes()
     changed.write_bytes(kept + b"!")
-    with pytest.raises(DataError, match="these are not the reviews of the release"):
+    with pytest.raises(DataError, match="this is not the content of the release"):
         task.prepare(data)
     changed.unlink()
     with pytest.raises(DataError, match=r"aclImdb/test/neg holds 3 reviews, expected 4"):
@@ -131,24 +131,22 @@ def test_a_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
     path = packed(tmp_path / "mine")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match="it is truncated"):
-        get_task(TextConfig()).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(path)))
+        Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(path)))
     assert not list((tmp_path / "r").rglob("*.array_record*"))
     with pytest.raises(DataError, match="train has 7 reviews, expected 8"):
         files = {f"aclImdb/{s}/{n}/{i}.txt": raw for (s, n), t in REVIEWS.items() for i, raw in enumerate(t)}
         files.pop("aclImdb/train/pos/2.txt")
-        get_task(TextConfig()).prepare(
-            DataConfig(dir=str(tmp_path / "r"), root=str(archive(tmp_path / "aclImdb.tar.gz", files)))
-        )
+        Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(archive(tmp_path / "aclImdb.tar.gz", files))))
 
 
 def test_the_official_archive_is_verified_before_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"something else")
     with pytest.raises(DataError, match="has 14 bytes, expected 84,125,825"):
-        get_task(TextConfig()).prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
+        Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
 
 
 def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
-    task = get_task(TextConfig())
+    task = Text()
     task.prepare(real_text)
     for split, total, longer in (("train", 33_132_823, 792), ("test", 32_350_685, 718)):
         sizes = task.records(split).sizes("bytes")
@@ -157,12 +155,12 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [22_500, 2_500, 25_000]
     for split in ("train", "validation", "test"):
         assert task.dataset(split).majority_accuracy() == 0.5
-    s4 = get_task(TextConfig(encoding="s4"))
+    s4 = Text(encoding="s4")
     with pytest.raises(DataError, match=r"call prepare\(\) first"):
         _ = s4.vocab_size
     s4.prepare(real_text)
     assert s4.vocab_size == 134  # what S4's code counts; a line commented out there says 135
-    counts = count_characters(r["text"] for r in s4.records("train").read(range(25_000)))
+    counts = s4.records("train").about["characters"]
     assert 3 + sum(n >= 15 for n in counts.values()) == 136  # whole reviews have two more
     records = s4.dataset("train")
     assert [len(x) for x, _ in records.read(range(200))] == records.lengths()[:200].tolist()
@@ -171,7 +169,7 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
 def test_padding_of_the_real_reviews(real_text: DataConfig) -> None:
     from lra.batches import batch_indices, padding_share
 
-    task = get_task(TextConfig())
+    task = Text()
     task.prepare(real_text)
     lengths = task.dataset("train").lengths()
     batches = [batch_indices(lengths, 50, 16, 0, t) for t in range(450)]

@@ -1,0 +1,39 @@
+"""Work ahead of a reader: results in order, while threads compute the next ones."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
+    """Yield the results of ``calls`` in order, computed ahead by threads.
+
+    Args:
+        calls: Functions that release the interpreter lock. There may be endlessly many: at most 2 · ``workers`` results
+            wait for the reader. When the reader stops, the calls that have not begun are dropped.
+        workers: Threads; 0 for one per core.
+
+    Raises:
+        Exception: What a call raised, in its place.
+
+    >>> list(ahead([lambda: 1, lambda: 2], workers=1))
+    [1, 2]
+    """
+    workers = workers or os.cpu_count() or 1
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

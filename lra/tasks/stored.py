@@ -1,0 +1,130 @@
+"""Tasks whose records are built once and read from disk (``lra.builder``)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lra.builder import Progress, RecordSet
+from lra.errors import DataError
+from lra.schema import DataConfig
+from lra.source import given_root
+from lra.streams import permutation
+from lra.tasks.base import SPLITS, Encoded, Label, Records, Task, majority
+
+
+class StoredTask(Task, ABC):
+    """A task with records on disk: say how they are built, how one becomes model input, and how long that is."""
+
+    _folder: Path | None = None
+    _policy = "holdout"
+
+    @abstractmethod
+    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+        """Build the records unless they are there, and return their folder."""
+
+    @abstractmethod
+    def encode(self, record: dict[str, Any]) -> Encoded:
+        """Return the model input of a stored record. Raises ``ValueError`` saying what is wrong with it."""
+
+    def encoded_lengths(self, records: RecordSet) -> np.ndarray:
+        """Return the length of every record after ``encode``, from what is stored beside them; int64 ``(N,)``.
+
+        Here: the stored number "length".
+        """
+        return records.sizes()
+
+    def target(self, record: dict[str, Any]) -> Label:
+        """Return the label of a stored record: its class. For targets per position, store them in a field."""
+        return int(record["label"])
+
+    def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
+        """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records.
+
+        If an option of the split's name asks for fewer, a fixed sample of them is taken.
+        """
+        return split, np.arange(len(self.records(split)))
+
+    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+        """Make the records on first use; cheap when they are there. Raises ``DataError``."""
+        super().prepare(data, progress)
+        given_root(self.name, data)  # a folder that is not there is said even where records were made from it
+        self._folder, self._policy = self.build(data, progress), data.validation
+        self._sets: dict[str, RecordSet] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Return where the records lie. Raises ``DataError`` before ``prepare``."""
+        if self._folder is None:
+            raise DataError(f"{self.name}: call prepare() before asking for records")
+        return self._folder
+
+    def records(self, split: str) -> RecordSet:
+        """Return the records of a split as they are stored, in stored order."""
+        folder = self.folder
+        if split not in self._sets:
+            self._sets[split] = RecordSet(folder, split)
+        return self._sets[split]
+
+    def dataset(self, split: str) -> StoredRecords:
+        """Return the records of a split, encoded, under the validation policy of ``prepare``."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        if (split, self._policy) == ("validation", "test"):
+            split = "test"
+        stored, chosen = self.choose(split, self._policy)
+        number = getattr(self, split, 0)
+        if 0 < number < len(chosen):
+            chosen = chosen[np.sort(permutation(len(chosen), "sample")[:number])]
+        return StoredRecords(self, self.records(stored), chosen)
+
+
+class StoredRecords(Records):
+    """Encoded records of one split.
+
+    Args:
+        task: Encodes them.
+        stored: The records on disk.
+        chosen: Which of them, in order.
+    """
+
+    def __init__(self, task: StoredTask, stored: RecordSet, chosen: np.ndarray) -> None:
+        self._task, self._stored, self._chosen = task, stored, chosen
+        self._lengths = task.encoded_lengths(stored)[self._chosen]
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
+        """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
+        out = []
+        for i, record in zip(indices, self._stored.read(self._chosen[np.asarray(indices)]), strict=True):
+            try:
+                out.append((self._task.encode(record), self._task.target(record)))
+            except (ValueError, KeyError) as error:
+                raise DataError(f"{self._task.name}: {self.where(i)}: {error}") from None
+        return out
+
+    def where(self, i: int) -> str:
+        """Return what names a record in an error."""
+        return self._stored.where(int(self._chosen[i]))
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """Return one record as it is stored, before ``encode``."""
+        return self._stored.read([int(self._chosen[i])])[0]
+
+    def lengths(self) -> np.ndarray:
+        """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""
+        return self._lengths
+
+    def labels(self) -> np.ndarray:
+        """Return the class of every record, int64 ``(N,)``; none is read."""
+        return self._stored.labels[self._chosen]
+
+    def majority_accuracy(self) -> float:
+        """Return what the most frequent target scores as the constant answer; only targets per position are read."""
+        return majority([self.labels()]) if self._task.objective == "classification" else super().majority_accuracy()

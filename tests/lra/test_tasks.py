@@ -1,0 +1,226 @@
+"""Tasks by name, tasks of one's own, and what built-in ones keep: the folders in which records lie on users' disks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lra.ahead import ahead
+from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.datamodule import LRADataModule
+from lra.errors import DataError
+from lra.generators import listops as listops_generator
+from lra.generators import pathfinder as pathfinder_generator
+from lra.options import option
+from lra.schema import DataConfig
+from lra.show import page
+from lra.tasks import get_task, names, task_class, task_options
+from lra.tasks.base import IGNORED, InMemory, Task
+from lra.tasks.image import Image
+from lra.tasks.listops import VOCABULARY, ListOps
+from lra.tasks.pathfinder import Pathfinder
+from lra.tasks.pathx import PathX
+from lra.tasks.stored import StoredTask
+
+
+@dataclass
+class Copying(Task):
+    """Each position's target is the token before it."""
+
+    length: int = option(6, "of a sequence", ge=2)
+    records: int = 40
+
+    objective = "tokens"
+    num_classes = 5
+    vocab_size = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.l_max = self.length
+
+    def dataset(self, split: str) -> InMemory:
+        rows = np.random.default_rng(len(split)).integers(1, 5, (self.records, self.length))
+        targets = np.concatenate([np.full((self.records, 1), IGNORED), rows[:, :-1]], axis=1)
+        lengths = [2 + i % (self.length - 1) for i in range(self.records)]
+        return InMemory([(rows[i, :n], targets[i, :n]) for i, n in enumerate(lengths)])
+
+
+class Plain:
+    """No task at all."""
+
+
+class Values(Task):
+    """A task that is no dataclass, with a record that is broken.
+
+    Args:
+        broken: The record.
+        share: A share.
+    """
+
+    title = "Of values"
+    num_classes, l_max, input_dim = 2, 4, 3
+
+    def __init__(self, broken: int | None = None, share: float = 0.5) -> None:
+        self.broken = broken
+
+    def dataset(self, split: str) -> InMemory:
+        shapes = [(4, 3) if i != self.broken else (4, 2) for i in range(20)]
+        return InMemory([(np.ones(shape, np.float32), i % 4 // 3) for i, shape in enumerate(shapes)])
+
+
+COPYING, VALUES = f"{__name__}:Copying", f"{__name__}:Values"
+
+
+def test_the_six_tasks_and_their_titles() -> None:
+    assert names() == ["image", "listops", "pathfinder", "pathx", "retrieval", "text"]
+    titles = ["Image", "ListOps", "Pathfinder", "Path-X", "Retrieval", "Text"]
+    assert [task_class(name).title for name in names()] == titles
+    assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("listop", r"expected one of image, listops, .* \(did you mean 'listops'\?\)"),
+        ("base", "expected one of"),
+        ("no_such_module:Task", "could not import 'no_such_module:Task'"),
+        (f"{__name__}:Absent", "could not import"),
+        (f"{__name__}:Plain", "expected a subclass of lra.tasks.base.Task"),
+    ],
+)
+def test_what_is_no_task_is_refused_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        task_class(name)
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_a_dataclass_and_of_a_constructor() -> None:
+    found = {field.name: (field.type, field.metadata["help"]) for field in fields(task_options(VALUES))}
+    assert found == {
+        "name": ("str", "name of the task"),
+        "broken": ("int | None", "The record."),
+        "share": ("float", "A share."),
+    }
+    made = get_task(task_options(COPYING)(length=3))
+    assert isinstance(made, Copying) and made.name == "copying" and made.l_max == 3 and get_task(made) is made
+    with pytest.raises(ValueError, match=r"task\.length: expected at least 2, got 1"):
+        get_task(task_options(COPYING)(length=1))
+    assert [f.type for f in fields(task_options("pathx")) if f.name in ("paddle_margins", "antialias")] == [
+        "list[int] | None",
+        "int | None",
+    ]
+
+
+def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
+    data = LRADataModule(task_options(COPYING)(), DataConfig(), batch_size=8, seed=0, max_steps=3)
+    for batch in data.train_dataloader():
+        assert batch["labels"].shape == batch["inputs"].shape and (batch["labels"][:, 0] == IGNORED).all()
+        real = batch["inputs"][:, 1:] > 0
+        assert torch.equal(batch["labels"][:, 1:][real], batch["inputs"][:, :-1][real])
+    targets = np.concatenate([label for _, label in data.records("test").read(range(40))])
+    counts = np.bincount(targets[targets >= 0])
+    assert data.majority_accuracy("test") == counts.max() / counts.sum()
+    shown = page(data.task, data.records("test"), "test", 2)
+    assert shown.count("<article>") == 2 and "label [-100, " in shown
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_record_that_the_network_cannot_take_is_named(workers: int) -> None:
+    data = LRADataModule(Values(broken=7), DataConfig(workers=workers), batch_size=20, seed=0, max_steps=1)
+    with pytest.raises(DataError, match=r"^values: record 7: expected values of shape \(L, 3\), got \(4, 2\)$"):
+        list(data.train_dataloader())
+    batch = next(iter(LRADataModule(Values(None), DataConfig(), batch_size=20, seed=0, max_steps=1).train_dataloader()))
+    assert batch["inputs"].shape == (20, 4, 3) and batch["mask"] is None and batch["labels"].sum() == 5
+    assert data.majority_accuracy("train") == 0.75
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.array([1, 2]), r"expected a target for each token, got \(2,\) for 3 tokens"),
+        (np.array([1, 5, -100]), "label is 5, expected 0 … 4"),
+        (np.array([1, -1, 0]), "label is -1"),
+    ],
+)
+def test_targets_are_checked(label: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Copying().check(np.array([1, 2, 3]), label)
+    Copying().check(np.array([1, 2, 3]), np.array([IGNORED, 1, 4]))
+
+
+class StoredCopying(StoredTask):
+    """Records on disk with a target for each position."""
+
+    objective, num_classes, l_max, vocab_size = "tokens", 5, 9, 5
+
+    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+        def examples() -> Iterator[Example]:
+            for n in range(2, 10):
+                tokens = (np.arange(n) % 4 + 1).astype(np.uint8)
+                yield Example({"tokens": tokens, "targets": np.append(tokens[1:], 255).astype(np.uint8)}, 0, (n,))
+
+        spec = RecordSpec("copying", "small", self.version, ("tokens", "targets"), {"train": 8})
+        return prepare(data.folder(), spec, lambda: {"train": examples()}, progress)
+
+    def encode(self, record: dict[str, Any]) -> np.ndarray:
+        return record["tokens"]
+
+    def encoded_lengths(self, records: RecordSet) -> np.ndarray:
+        return records.sizes()
+
+    def target(self, record: dict[str, Any]) -> np.ndarray:
+        targets = record["targets"].astype(np.int64)
+        return np.where(targets == 255, IGNORED, targets)
+
+
+def test_stored_records_may_have_a_target_for_each_position(tmp_path: Path) -> None:
+    data = LRADataModule(StoredCopying(), DataConfig(dir=str(tmp_path)), batch_size=4, seed=0, max_steps=2)
+    for batch in data.train_dataloader():
+        last = (batch["inputs"] > 0).sum(1) - 1
+        assert (batch["labels"].gather(1, last[:, None]) == IGNORED).all()
+        assert torch.equal(batch["labels"] > 0, torch.arange(batch["inputs"].shape[1]) < last[:, None])
+    assert data.majority_accuracy("train") == 12 / 36
+
+
+@pytest.mark.parametrize(
+    ("task", "folder"),
+    [
+        (ListOps(), "lra_listops/n96000-2000-2000_len501-1999_depth10_args10_seed0"),
+        (Pathfinder(), "lra_pathfinder/r32_hard_n160000-20000-20000_seed0_d78490e221"),
+        (PathX(distractors=17), "lra_pathfinder/r128_hard_n160000-20000-20000_seed0_f3a3d32047"),
+        (Image(), "lra_image/rgb"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_records_that_users_have_stay_where_they_are(
+    task: StoredTask, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{type(task).build.__module__}.prepare", lambda root, spec, *_: spec.folder(root))
+    task.prepare(DataConfig(dir=str(tmp_path)))
+    assert task.folder.relative_to(tmp_path).as_posix() == f"{folder}/1.0.0"
+
+
+def test_the_generators_are_those_of_the_tasks() -> None:
+    assert ListOps.version == listops_generator.VERSION and Pathfinder.version == pathfinder_generator.VERSION
+    assert listops_generator.VOCABULARY == VOCABULARY
+
+
+def test_ahead_keeps_the_order_and_drops_what_nobody_waits_for() -> None:
+    begun: list[int] = []
+
+    def call(i: int) -> int:
+        begun.append(i)
+        if i == 5:
+            raise ValueError("five")
+        return i
+
+    calls = ((lambda i=i: call(i)) for i in range(1000))
+    reader = ahead(calls, workers=2)
+    assert [next(reader) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="five"):
+        next(reader)
+    assert len(begun) <= 11
