@@ -1,8 +1,18 @@
 """Pure functions on tensors, one folder per op."""
 
 from chela.ops.backend import backends
-from chela.ops.fft_conv import fft_conv
+from chela.ops.fft_conv import FFTConvState, fft_conv, fft_conv_step
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.short_conv import short_conv
+from chela.ops.short_conv import short_conv, short_conv_step
 
-__all__ = ["LinearAttentionState", "backends", "fft_conv", "linear_attention", "linear_attention_step", "short_conv"]
+__all__ = [
+    "FFTConvState",
+    "LinearAttentionState",
+    "backends",
+    "fft_conv",
+    "fft_conv_step",
+    "linear_attention",
+    "linear_attention_step",
+    "short_conv",
+    "short_conv_step",
+]

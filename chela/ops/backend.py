@@ -1,47 +1,47 @@
 """Which implementations of an op run here, which cannot, and why.
 
-Every op registers its backends by name. ``backend="auto"`` takes the first one that is meant for the device; where that
-one cannot run, it says so once and takes the next.
+Every op registers its backends by name. ``backend="auto"`` takes the first one that is meant for the device and can do
+what is asked.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
-def _always_usable(device: torch.device) -> str | None:
-    return None
+class Problem(NamedTuple):
+    """What a backend must know to say whether it can run."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None  # of the inputs; None when only the device is in question
+    widths: tuple[int, ...] = ()  # of the last axes of the inputs
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of an op.
-
-    Attributes:
-        name: What the user writes in ``backend=``.
-        run: The implementation; every backend of an op has the same signature.
-        auto_on: Device types for which ``auto`` prefers this backend; ``("*",)`` means any.
-        why_not: Gives the reason why it cannot run on a device, or None when it can.
-    """
+    """One implementation of an op, called ``name`` in ``backend=``."""
 
     name: str
-    run: Callable[..., Any]
-    auto_on: tuple[str, ...] = ()
-    why_not: Callable[[torch.device], str | None] = _always_usable
+    run: Callable[..., Any]  # every backend of an op has the same signature
+    auto_on: tuple[str, ...] = ()  # device types for which "auto" considers it; "*" means any
+    why_not: Callable[[Problem], str | None] = lambda problem: None  # the reason why it cannot run a problem
 
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
 
 
-def register(op: str, backend: Backend) -> None:
-    """Add a backend to an op; the order of registration is the order in which ``auto`` tries them."""
-    _REGISTRY.setdefault(op, {})[backend.name] = backend
+def register(op: str, *backends: Backend) -> None:
+    """Add backends to an op; ``auto`` tries them in this order."""
+    _REGISTRY.setdefault(op, {}).update({backend.name: backend for backend in backends})
 
 
 def backends(device: torch.device | str = "cpu") -> dict[str, dict[str, str | None]]:
@@ -51,35 +51,81 @@ def backends(device: torch.device | str = "cpu") -> dict[str, dict[str, str | No
     >>> backends()["linear_attention"]["reference"] is None
     True
     """
-    device = torch.device(device)
-    return {op: {b.name: b.why_not(device) for b in named.values()} for op, named in _REGISTRY.items()}
+    problem = Problem(torch.device(device))
+    return {op: {b.name: b.why_not(problem) for b in named.values()} for op, named in _REGISTRY.items()}
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+_warn_once = functools.cache(warnings.warn)
 
 
-def choose(op: str, name: str, device: torch.device) -> Backend:
-    """Return the backend of ``op`` called ``name`` (or the best for ``device`` when it is "auto").
+def choose(op: str, name: str, problem: Problem) -> Backend:
+    """Return the backend of ``op`` called ``name``, or the best for ``problem`` when it is "auto".
+
+    Where "auto" has to pass over a backend because of the machine, it warns once. A limit of the backend, such as a
+    width, is no reason to warn.
 
     Raises:
-        ValueError: An unknown name, or one that cannot run on ``device``.
+        ValueError: An unknown name, or a backend that cannot run the problem.
     """
-    named = _REGISTRY[op]
+    named, kind = _REGISTRY[op], problem.device.type
     if name == "auto":
         for backend in named.values():
-            if not {"*", device.type} & set(backend.auto_on):
+            if not {"*", kind} & set(backend.auto_on):
                 continue
-            reason = backend.why_not(device)
-            if reason is None:
+            if backend.why_not(problem) is None:
                 return backend
-            _warn_once(f"{op}: backend {backend.name!r} cannot run on {device.type} ({reason}); trying the next one")
-        raise ValueError(f"{op}: no backend can run on {device.type}; see chela.ops.backends({device.type!r})")
+            reason = backend.why_not(Problem(problem.device))
+            if reason is not None:
+                message = f"{op}: backend {backend.name!r} cannot run on {kind} ({reason}); trying the next one"
+                _warn_once(message, RuntimeWarning, stacklevel=3)
+        raise ValueError(f"{op}: no backend can run on {kind}; see chela.ops.backends({kind!r})")
     if name not in named:
         raise ValueError(f"{op}: expected backend 'auto' or one of {sorted(named)}, got {name!r}")
-    reason = named[name].why_not(device)
+    reason = named[name].why_not(problem)
     if reason is not None:
-        usable = sorted(b.name for b in named.values() if b.why_not(device) is None)
-        raise ValueError(f"{op}: backend {name!r} cannot run on {device.type}: {reason}; use 'auto' or one of {usable}")
+        usable = sorted(b.name for b in named.values() if b.why_not(problem) is None)
+        raise ValueError(f"{op}: backend {name!r} cannot run on {kind}: {reason}; use 'auto' or one of {usable}")
     return named[name]
+
+
+def why_no_triton(problem: Problem) -> str | None:
+    """Return why Triton kernels cannot run on the problem's device, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install 'chela[triton]', Linux only)"
+    if problem.device.type != "cuda" and not interpreted():
+        return (
+            f"Triton kernels need a CUDA device, got {problem.device.type}; "
+            "TRITON_INTERPRET=1 in the environment interprets them anywhere, slowly"
+        )
+    return None
+
+
+def interpreted() -> bool:
+    """Return whether Triton was asked to interpret its kernels, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def check_tensors(op: str, tensors: dict[str, tuple[Tensor | None, str]]) -> None:
+    """Refuse tensors that do not fit together in shape or device, or have no real floating dtype.
+
+    Args:
+        op: Whose they are.
+        tensors: By name, each tensor and its axes, as in ``"B L H D"``, or several choices, ``"H | B L H"``. A letter
+            is one size everywhere: that of the first tensor that has it.
+    """
+    sizes: dict[str, int] = {}
+    device = next(x.device for x, _ in tensors.values() if x is not None)
+    for name, (x, choices) in tensors.items():
+        if x is None:
+            continue
+        shapes = [choice.split() for choice in choices.split(" | ")]
+        shape = next((axes for axes in shapes if len(axes) == x.ndim), [])
+        if not shape or any(sizes.get(axis, size) != size for axis, size in zip(shape, x.shape, strict=True)):
+            known = (", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes) for axes in shapes)
+            expected = " or ".join(f"({axes})" for axes in known)
+            raise ValueError(f"{op}: expected {name} of shape {expected}, got {tuple(x.shape)}")
+        sizes.update(zip(shape, x.shape, strict=True))
+        if not x.is_floating_point():
+            raise ValueError(f"{op}: expected a real floating dtype for {name}, got {x.dtype}; cast it first")
+        if x.device != device:
+            raise ValueError(f"{op}: {name} is on {x.device}, other tensors on {device}; move them to one device")

@@ -1,7 +1,7 @@
 """Memory for the CPU backends: fresh memory costs a page fault per 4 KiB, often more than the arithmetic on it.
 
 glibc hands whatever is large back to the kernel as soon as it is freed. Hence scratch is kept from call to call
-(`Workspace`), and large results are asked for in huge pages (`in_huge_pages`).
+(``Workspace``), and large results are asked for in huge pages (``in_huge_pages``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import torch
 from torch import Tensor
 
+_library = functools.cache(ctypes.CDLL)
 KEPT_BYTES = 1 << 24
 """At most this much scratch is kept by a thread."""
 HUGE_BYTES = 1 << 23
@@ -25,7 +26,7 @@ HUGE_BYTES = 1 << 23
 class Workspace:
     """Named buffers of one call, valid inside its ``with`` block; the memory then serves the thread's next call.
 
-    They are cut from blocks that hold many of them. Should the first block not do, the next are a quarter as large.
+    They are cut from blocks that hold many of them. If the first block is not enough, the next are a quarter as large.
 
     Args:
         dtype: Of all buffers.
@@ -55,7 +56,7 @@ class Workspace:
 
     def __exit__(self, *_: object) -> None:
         if self.device.type == "cpu":
-            blocks, left = [*self._blocks, *self._thread.blocks], KEPT_BYTES  # the latter of a workspace inside
+            blocks, left = [*self._blocks, *self._thread.blocks], KEPT_BYTES  # and those of a workspace inside this one
             self._thread.blocks = []
             for block in sorted(blocks, key=len, reverse=True):
                 if len(block) <= left:
@@ -68,7 +69,7 @@ class Workspace:
         cls._thread.blocks = []
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Return the buffer of that name, seen as ``shape``; what it held is gone once it is asked for again."""
+        """Return the buffer of that name, seen as ``shape``; asking for it again overwrites what it held."""
         size = math.prod(shape)
         flat = self._named.get(name)
         if flat is None or flat.numel() < size:
@@ -96,9 +97,4 @@ def in_huge_pages(*fresh: Tensor) -> None:
             start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
             end = (x.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
             # Only advice: should it fail, the pages are small ones.
-            _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
+            _library(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)

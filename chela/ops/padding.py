@@ -1,4 +1,4 @@
-"""Setting padding to a value by the rows of memory that it takes: several times as fast as by a mask of elements."""
+"""Set padding to a value row of memory by row: several times as fast as by a mask of elements."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def rows_where(absent: Tensor) -> Tensor:
-    """Return the indices `(N,)` at which absent `(…)` bool, is True when flattened; a GPU has to be waited for."""
+    """Return the indices ``(N,)`` at which absent ``(…)`` bool, is True when flattened. This waits for a GPU."""
     return absent.flatten().nonzero().squeeze(1)
 
 
 def fill_rows_(x: Tensor, rows: Tensor, value: float) -> Tensor:
-    """Set the given rows of x `(…, C)`, seen as `(-1, C)`, to a value, in place.
+    """Set the given rows of x ``(…, C)``, seen as ``(-1, C)``, to a value, in place.
 
     >>> fill_rows_(torch.ones(2, 2, 3), rows_where(torch.tensor([[False, True], [False, False]])), 0)[0].tolist()
     [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]

@@ -14,9 +14,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from chela.ops import backends, short_conv
-from chela.ops.short_conv import triton_conv
-from chela.ops.short_conv import weight_gradient as gradient_of
+from chela.ops import backends, short_conv, short_conv_step
+from chela.ops.backend import Problem, why_no_triton
+from chela.ops.short_conv import cpu
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = [name for name, why_not in backends(DEVICE)["short_conv"].items() if why_not is None and name != "reference"]
@@ -31,14 +31,14 @@ def _inputs(batch, length, channels, taps, dtype, seed=0):
 
     of_weight = dtype if dtype == torch.float64 else torch.float32
     weight = draw(channels, taps, of=of_weight) / taps**0.5
-    return draw(batch, length, channels), weight, draw(channels, of=of_weight), draw(batch, length, channels)
+    return draw(batch, length, channels), weight, draw(batch, length, channels)
 
 
-def _run(x, weight, bias, grad, **options):
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias) if t is not None]
-    y = short_conv(leaves[0], leaves[1], leaves[2] if bias is not None else None, **options)
-    gradients = torch.autograd.grad(y, leaves, grad.to(y.dtype))
-    return {"y": y.detach()} | dict(zip(("dx", "dweight", "dbias"), gradients, strict=False))
+def _run(x, weight, grad, **options):
+    leaves = [t.detach().clone().requires_grad_() for t in (x, weight)]
+    y = short_conv(*leaves, **options)
+    d_x, d_weight = torch.autograd.grad(y, leaves, grad.to(y.dtype))
+    return {"y": y.detach(), "dx": d_x, "dweight": d_weight}
 
 
 def _assert_close(got, want, tolerance):
@@ -48,9 +48,8 @@ def _assert_close(got, want, tolerance):
         assert ratio <= tolerance, f"{name}: error ratio {ratio:.2e} > {tolerance:.0e}"
 
 
-def _reference(x, weight, bias, grad, **options):
-    doubles = (None if t is None else t.double() for t in (x, weight, bias, grad))
-    return _run(*doubles, backend="reference", **options)
+def _reference(*inputs, **options):
+    return _run(*(t.double() for t in inputs), backend="reference", **options)
 
 
 @pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
@@ -59,9 +58,7 @@ def _reference(x, weight, bias, grad, **options):
 @pytest.mark.parametrize("backend", FAST)
 def test_equals_the_definition(backend, taps, causal, silu):
     for length in (1, 2, 17, 130):
-        inputs = list(_inputs(1 + length % 2, length, 5, taps, torch.float32))
-        if length % 2:
-            inputs[2] = None
+        inputs = _inputs(1 + length % 2, length, 5, taps, torch.float32)
         options = {"causal": causal, "silu": silu}
         _assert_close(_run(*inputs, backend=backend, **options), _reference(*inputs, **options), 2e-6)
 
@@ -74,13 +71,13 @@ def test_long_sequences_and_many_channels(backend, length):
     _assert_close(_run(*inputs, backend=backend, **options), _reference(*inputs, **options), 2e-6)
 
 
-@pytest.mark.parametrize("way", [gradient_of.in_blocks, gradient_of.tap_by_tap])
+@pytest.mark.parametrize("way", [cpu.in_blocks, cpu.tap_by_tap])
 @pytest.mark.parametrize(("taps", "left"), [(9, 8), (31, 15)])
 @pytest.mark.parametrize("length", [1, 3, 63, 128, 129, 300])
 @pytest.mark.parametrize("slice_elements", [2**7, 2**12, 2**18])
-def test_weight_gradient_of_blocks_and_slices(monkeypatch, way, taps, left, length, slice_elements):
-    monkeypatch.setattr(gradient_of, "SLICE_ELEMENTS", slice_elements)
-    x, _, _, grad = _inputs(3, length, 4, taps, torch.float32)
+def test_weight_cpu_blocks_and_slices(monkeypatch, way, taps, left, length, slice_elements):
+    monkeypatch.setattr(cpu, "SLICE_ELEMENTS", slice_elements)
+    x, _, grad = _inputs(3, length, 4, taps, torch.float32)
     ours = way(grad, x, taps, left)
     padded = torch.nn.functional.pad(x.double(), (0, 0, left, taps - 1 - left))
     expected = torch.stack([(padded[:, k : k + length] * grad.double()).sum((0, 1)) for k in range(taps)])
@@ -92,26 +89,37 @@ def test_weight_gradient_of_blocks_and_slices(monkeypatch, way, taps, left, leng
 def test_other_dtypes(backend, dtype):
     if backend == "triton" and INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("Triton's interpreter computes bfloat16 wrongly without saying so; a GPU is the judge")
-    x, weight, bias, grad = _inputs(2, 63, 5, 5, dtype)
-    got = _run(x, weight, bias, grad, backend=backend, silu=True)
-    want = _reference(x, weight, bias, grad, silu=True)
+    x, weight, grad = _inputs(2, 63, 5, 5, dtype)
+    got = _run(x, weight, grad, backend=backend, silu=True)
+    want = _reference(x, weight, grad, silu=True)
     assert got["y"].dtype == got["dx"].dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else torch.finfo(dtype).eps / 2
     _assert_close(got, {k: want[k] for k in ("y", "dx")}, tolerance)
-    _assert_close(got, {k: want[k] for k in ("dweight", "dbias")}, 1e-12 if dtype == torch.float64 else 2e-6)
+    _assert_close(got, {"dweight": want["dweight"]}, 1e-12 if dtype == torch.float64 else 2e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["same", "causal"])
 @pytest.mark.parametrize("backend", FAST)
 def test_non_contiguous_inputs(backend, causal):
-    x, weight, bias, grad = _inputs(2, 40, 6, 5, torch.float32)
-    want = _run(x, weight, bias, grad, backend=backend, causal=causal)
+    x, weight, grad = _inputs(2, 40, 6, 5, torch.float32)
+    want = _run(x, weight, grad, backend=backend, causal=causal)
     x, grad = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (x, grad))
-    weight, bias = weight.T.contiguous().T, torch.stack([bias, bias], 1)[:, 0]
-    y = short_conv(x, weight, bias, causal=causal, backend=backend)
+    weight = weight.T.contiguous().T
+    y = short_conv(x, weight, causal=causal, backend=backend)
     assert y.is_contiguous()
     torch.testing.assert_close(y, want["y"])
-    _assert_close(_run(x, weight, bias, grad, backend=backend, causal=causal), want, 1e-6)
+    _assert_close(_run(x, weight, grad, backend=backend, causal=causal), want, 1e-6)
+
+
+@pytest.mark.parametrize("silu", [False, True], ids=["linear", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_steps_equal_the_whole(dtype, silu):
+    x, weight, _ = _inputs(2, 20, 3, 5, dtype)
+    recent, tokens = weight.new_zeros(2, 5, 3), []
+    for token in x.unbind(1):
+        y, recent = short_conv_step(token, weight, recent, silu=silu)
+        tokens.append(y)
+    torch.testing.assert_close(torch.stack(tokens, 1), short_conv(x, weight, causal=True, silu=silu))
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -127,53 +135,52 @@ def test_an_impulse_gives_the_taps(backend):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_gradcheck(backend):
-    x, weight, bias, _ = (t.requires_grad_() for t in _inputs(1, 6, 2, 3, torch.float64))
+    x, weight, _ = (t.requires_grad_() for t in _inputs(1, 6, 2, 3, torch.float64))
     for causal in (False, True):
         assert torch.autograd.gradcheck(
-            lambda x, w, b, causal=causal: short_conv(x, w, b, causal=causal, silu=True, backend=backend),
-            (x, weight, bias),
+            lambda x, w, causal=causal: short_conv(x, w, causal=causal, silu=True, backend=backend), (x, weight)
         )
 
 
 @pytest.mark.skipif("triton" not in FAST, reason="triton cannot run here")
 def test_opcheck():
-    x, weight, bias, grad = _inputs(2, 9, 3, 3, torch.float32)
-    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    x, weight, grad = _inputs(2, 9, 3, 3, torch.float32)
+    leaves = [t.clone().requires_grad_() for t in (x, weight)]
     torch.library.opcheck(torch.ops.chela.short_conv_triton.default, (*leaves, 1, True))
-    torch.library.opcheck(torch.ops.chela.short_conv_triton.default, (*leaves[:2], None, 2, False))
-    torch.library.opcheck(torch.ops.chela.short_conv_triton_backward.default, (grad, x, weight, bias, 1, True))
+    torch.library.opcheck(torch.ops.chela.short_conv_triton.default, (*leaves, 2, False))
+    torch.library.opcheck(torch.ops.chela.short_conv_triton_backward.default, (grad, x, weight, 1, True))
 
 
 @pytest.mark.parametrize("backend", FAST)
 def test_compiles_as_one_graph(backend):
-    x, weight, bias, grad = _inputs(2, 17, 3, 5, torch.float32)
-    want = _run(x, weight, bias, grad, backend=backend, silu=True)
+    x, weight, grad = _inputs(2, 17, 3, 5, torch.float32)
+    want = _run(x, weight, grad, backend=backend, silu=True)
     torch._dynamo.reset()
     compiled = torch.compile(
-        lambda x, w, b: short_conv(x, w, b, silu=True, backend=backend), fullgraph=True, backend="aot_eager"
+        lambda x, w: short_conv(x, w, silu=True, backend=backend), fullgraph=True, backend="aot_eager"
     )
-    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    leaves = [t.requires_grad_() for t in (x, weight)]
     y = compiled(*leaves)
     torch.testing.assert_close(y, want["y"])
-    for got, name in zip(torch.autograd.grad(y, leaves, grad), ("dx", "dweight", "dbias"), strict=True):
+    for got, name in zip(torch.autograd.grad(y, leaves, grad), ("dx", "dweight"), strict=True):
         torch.testing.assert_close(got, want[name])
 
 
 def test_float32_inside_under_autocast():
-    x, weight, bias, _ = _inputs(2, 17, 3, 5, torch.float32)
+    x, weight, _ = _inputs(2, 17, 3, 5, torch.float32)
     for backend in FAST:
-        want = short_conv(x, weight, bias, silu=True, backend=backend)
+        want = short_conv(x, weight, silu=True, backend=backend)
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
-            assert torch.equal(short_conv(x, weight, bias, silu=True, backend=backend), want)
+            assert torch.equal(short_conv(x, weight, silu=True, backend=backend), want)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((torch.ones(4, 5), torch.ones(5, 3)), r"expected x of shape \(B, L, C\), got \(4, 5\)"),
-        ((torch.ones(1, 4, 5), torch.ones(4, 3)), r"expected weight \(C=5, K\).*got \(4, 3\)"),
-        ((torch.ones(1, 4, 5), torch.ones(5, 32)), r"2 <= K <= 31, got \(5, 32\); longer kernels are for fft_conv"),
-        ((torch.ones(1, 4, 5), torch.ones(5, 3), torch.ones(4)), r"expected bias \(C=5,\), got \(4,\)"),
+        ((torch.ones(1, 4, 5), torch.ones(4, 3)), r"expected weight of shape \(C=5, K\), got \(4, 3\)"),
+        ((torch.ones(1, 4, 5), torch.ones(5, 32)), r"2 <= K <= 31 taps, got 32; fft_conv takes more"),
+        ((torch.ones(1, 4, 5), torch.ones(5, 3, device="meta")), r"weight is on meta, other tensors on cpu"),
         ((torch.ones(1, 4, 5, dtype=torch.int32), torch.ones(5, 3)), r"floating dtype for x, got torch.int32"),
     ],
 )
@@ -184,10 +191,10 @@ def test_errors_say_what_was_expected(arguments, message):
 
 def test_triton_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    assert "needs a CUDA device, got cpu" in triton_conv.why_not(torch.device("cpu"))
-    assert triton_conv.why_not(torch.device("cuda")) is None
+    assert "need a CUDA device, got cpu" in why_no_triton(Problem(torch.device("cpu")))
+    assert why_no_triton(Problem(torch.device("cuda"))) is None
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "triton is not installed" in triton_conv.why_not(torch.device("cuda"))
+    assert "triton is not installed" in why_no_triton(Problem(torch.device("cuda")))
 
 
 COMPILE = """
@@ -196,7 +203,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton.language as tl
-from chela.ops.short_conv import kernels, triton_conv
+from chela.ops.short_conv import kernels
+from chela.ops.short_conv import triton as triton_conv
 
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -215,9 +223,9 @@ for arch in (80, 90, 100):
     for dtype, taps, silu in (("bf16", 31, True), ("fp32", 5, True), ("fp32", 31, False), ("fp64", 31, True)):
         sums = "fp64" if dtype == "fp64" else "fp32"
         of_x, of_sum, sizes = "*" + dtype, "*" + sums, {"L": "i32", "C": "i32"}
-        common = {"K": taps, "LEFT": 2, "HAS_BIAS": True, "SILU": silu, "BLOCK_L": triton_conv.BLOCK_L,
+        common = {"K": taps, "LEFT": 2, "SILU": silu, "BLOCK_L": triton_conv.BLOCK_L,
                   "BLOCK_C": triton_conv.BLOCK_C, "dtype": tl.float64 if sums == "fp64" else tl.float32}
-        inputs = {"x_ptr": of_x, "weight_ptr": of_sum, "bias_ptr": of_sum}
+        inputs = {"x_ptr": of_x, "weight_ptr": of_sum}
         gradients = {"grad_ptr": of_x, "d_sum_ptr": of_sum if silu else of_x, "partial_ptr": of_sum}
         forward = compiled(kernels.short_conv_kernel, inputs | {"y_ptr": of_x} | sizes, common | {"FLIP": False}, arch)
         backward = compiled(kernels.short_conv_backward_kernel, inputs | gradients | sizes, common, arch)
@@ -244,7 +252,7 @@ def test_compiles_ahead_of_time_without_spills_for_three_architectures():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shape", [(0, 8, 3), (2, 0, 3), (2, 8, 0)], ids=str)
 def test_nothing_in_gives_nothing_out_and_zero_gradients(shape, causal, backend):
-    leaves = [torch.randn(s, device=DEVICE).requires_grad_() for s in (shape, (shape[2], 9), (shape[2],))]
+    leaves = [torch.randn(s, device=DEVICE).requires_grad_() for s in (shape, (shape[2], 9))]
     y = short_conv(*leaves, causal=causal, silu=True, backend=backend)
     assert y.shape == shape
     assert all(g.abs().sum() == 0 for g in torch.autograd.grad(y.sum(), leaves))

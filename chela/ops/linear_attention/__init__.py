@@ -7,55 +7,42 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Backend, choose, register
-from chela.ops.linear_attention.chunked import linear_attention_chunked
-from chela.ops.linear_attention.recurrent import LinearAttentionState, accumulation_dtype, linear_attention_step
+from chela.ops.backend import Backend, Problem, check_tensors, choose, register
+from chela.ops.linear_attention.cpu import linear_attention_chunked
+from chela.ops.linear_attention.operator import Call
+from chela.ops.linear_attention.plain import linear_attention_plain
 from chela.ops.linear_attention.reference import linear_attention_reference
-from chela.ops.linear_attention.triton_backend import MAX_WIDTH, linear_attention_triton, why_not
+from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
+from chela.ops.linear_attention.triton import linear_attention_triton, why_not
+from chela.ops.precision import accumulation_dtype
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
 
-register("linear_attention", Backend("triton", linear_attention_triton, auto_on=("cuda",), why_not=why_not))
-register("linear_attention", Backend("chunked", linear_attention_chunked, auto_on=("*",)))
-register("linear_attention", Backend("reference", linear_attention_reference))
+register(
+    "linear_attention",
+    Backend("triton", linear_attention_triton, auto_on=("cuda",), why_not=why_not),
+    Backend("chunked", linear_attention_chunked, auto_on=("*",)),
+    Backend("plain", linear_attention_plain),
+    Backend("reference", linear_attention_reference),
+)
 
 
 @overload
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ...,
-    mask: Tensor | None = ...,
-    normalize: bool = ...,
-    eps: float = ...,
-    initial_state: LinearAttentionState | None = ...,
-    return_state: Literal[False] = ...,
-    chunk_size: int | None = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
+    initial_state: LinearAttentionState | None = ..., return_state: Literal[False] = ..., chunk_size: int | None = ...,
     backend: str = ...,
-) -> Tensor: ...
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool,
-    log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ...,
-    mask: Tensor | None = ...,
-    normalize: bool = ...,
-    eps: float = ...,
-    initial_state: LinearAttentionState | None = ...,
-    return_state: Literal[True],
-    chunk_size: int | None = ...,
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
+    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
+    initial_state: LinearAttentionState | None = ..., return_state: Literal[True], chunk_size: int | None = ...,
     backend: str = ...,
-) -> tuple[Tensor, LinearAttentionState]: ...
+) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
 
 
 def linear_attention(
@@ -85,14 +72,14 @@ def linear_attention(
     2502.16249, section 3) is ``causal=False, normalize=True`` with none, one per head, or one per token.
 
     Args:
-        q: Queries `(B, L, H, D)`, with any feature map already applied.
-        k: Keys `(B, L, H, D)`.
-        v: Values `(B, L, H, E)`.
+        q: Queries ``(B, L, H, D)``, with any feature map already applied.
+        k: Keys ``(B, L, H, D)``.
+        v: Values ``(B, L, H, E)``.
         causal: Whether a token hears only itself and those before it.
-        log_decay: Log of the decay of the edge from token t − 1 to t: None (no decay), `(H,)` or `(B, L, H)`, ≤ 0, in
-            nats; −inf forgets all that came before. Gradients flow to it.
+        log_decay: Log of the decay of the edge from token t − 1 to t: None (no decay), ``(H,)`` or ``(B, L, H)``, ≤ 0.
+            In nats; −inf forgets all that came before. Gradients flow to it.
         log_decay_back: The same for the edge from t to t − 1, bidirectional only; ``log_decay`` unless given.
-        mask: `(B, L)` bool, True = real token.
+        mask: ``(B, L)`` bool, True = real token.
         normalize: Divide by the sum of the weights; q·k should then be positive.
         eps: Added to that sum.
         initial_state: The state after the tokens before these (causal only).
@@ -101,7 +88,7 @@ def linear_attention(
         backend: "auto" or one of ``chela.ops.backends()["linear_attention"]``.
 
     Returns:
-        The output `(B, L, H, E)` in the dtype of v; with ``return_state`` the pair (output, state). Sums are kept in
+        The output ``(B, L, H, E)`` in the dtype of v; with ``return_state`` the pair (output, state). Sums are kept in
         float32, for float64 in float64.
 
     Raises:
@@ -118,69 +105,40 @@ def linear_attention(
     >>> state.S.shape
     torch.Size([2, 4, 16, 16])
     """
-    q, k, v = _one_dtype(q, k, v)
-    _check_tensors(q, k, v, mask)
-    _check_options(causal, log_decay, log_decay_back, initial_state, return_state, chunk_size)
-    log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
-    _check_state(q, v, initial_state)
-    if backend == "auto" and (q.dtype == torch.float64 or max(q.shape[-1], v.shape[-1]) > MAX_WIDTH):
-        backend = "chunked"  # the one that takes any dtype and width
-    run = choose("linear_attention", backend, q.device).run
-    with torch.autocast(q.device.type, enabled=False):  # sums are float32 whatever the dtype of the inputs
-        out, state = run(
-            q,
-            k,
-            v,
-            causal=causal,
-            log_decay=log_decay,
-            log_decay_back=log_decay_back,
-            mask=mask,
-            normalize=normalize,
-            eps=eps,
-            initial_state=initial_state,
-            return_state=return_state,
-            chunk_size=chunk_size,
-        )
-    return (out, state) if return_state else out
-
-
-def _one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Under autocast, bring q, k and v of different dtypes to the autocast dtype, as matrix products do."""
     kind = q.device.type
-    if q.dtype == k.dtype == v.dtype or not torch.is_autocast_enabled(kind):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+    if not q.dtype == k.dtype == v.dtype and torch.is_autocast_enabled(kind):  # to one dtype, as for matrix products
+        q, k, v = (x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    _check(q, k, v, causal, log_decay, log_decay_back, mask, initial_state, return_state, chunk_size)
+    log_decay, log_decay_back = _decays(q, causal, log_decay, log_decay_back)
+    run = choose("linear_attention", backend, Problem(q.device, q.dtype, (q.shape[-1], v.shape[-1]))).run
+    if 0 in q.shape[:2]:
+        run = linear_attention_reference  # no tokens: nothing to cut into chunks
+    state = None if initial_state is None else torch.cat([initial_state.S, initial_state.z[..., None]], dim=-1)
+    ones = normalize or return_state or state is not None
+    call = Call(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk_size or 0)
+    with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
+        out, end = run(call)
+    return (out, LinearAttentionState(end[..., :-1], end[..., -1])) if return_state else out
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    if q.ndim != 4 or k.shape != q.shape:
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, log_decay: Tensor | None, log_decay_back: Tensor | None,
+    mask: Tensor | None, initial_state: LinearAttentionState | None, return_state: bool, chunk_size: int | None,
+) -> None:  # fmt: skip
+    S, z = initial_state or (None, None)
+    tensors = {"q": (q, "B L H D"), "k": (k, "B L H D"), "v": (v, "B L H E")}
+    decays = {"log_decay": (log_decay, "H | B L H"), "log_decay_back": (log_decay_back, "H | B L H")}
+    states = {"initial_state.S": (S, "B H D E"), "initial_state.z": (z, "B H D")}
+    check_tensors("linear_attention", {**tensors, **decays, **states})
+    if not q.dtype == k.dtype == v.dtype:
         raise ValueError(
-            f"linear_attention: expected q and k of one shape (B, L, H, D), got {tuple(q.shape)} and {tuple(k.shape)}"
-        )
-    if v.ndim != 4 or v.shape[:3] != q.shape[:3]:
-        raise ValueError(
-            f"linear_attention: expected v (B, L, H, E) with (B, L, H) = {tuple(q.shape[:3])}, got {tuple(v.shape)}"
-        )
-    if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
-        raise ValueError(
-            f"linear_attention: expected q, k, v of one floating dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them"
+            f"linear_attention: expected q, k, v of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them"
         )
     if mask is not None and (mask.dtype != torch.bool or mask.shape != q.shape[:2]):
         raise ValueError(
             f"linear_attention: expected a bool mask {tuple(q.shape[:2])}, True = real token, "
             f"got {mask.dtype} {tuple(mask.shape)}"
         )
-
-
-def _check_options(
-    causal: bool,
-    log_decay: Tensor | None,
-    log_decay_back: Tensor | None,
-    initial_state: LinearAttentionState | None,
-    return_state: bool,
-    chunk_size: int | None,
-) -> None:
     if causal and log_decay_back is not None:
         raise ValueError("linear_attention: log_decay_back was given with causal=True; drop it or set causal=False")
     if log_decay is None and log_decay_back is not None:
@@ -194,13 +152,7 @@ def _check_options(
 def _decays(
     q: Tensor, causal: bool, log_decay: Tensor | None, log_decay_back: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Check the decays, fill in the default, and bring both to one dtype (that of the sums) and one shape."""
-    B, L, H, _ = q.shape
-    for name, decay in (("log_decay", log_decay), ("log_decay_back", log_decay_back)):
-        if decay is not None and decay.shape not in ((H,), (B, L, H)):
-            raise ValueError(
-                f"linear_attention: expected {name} of shape {(H,)} or {(B, L, H)}, got {tuple(decay.shape)}"
-            )
+    """Fill in the default, and bring both decays to one dtype (that of the sums) and one shape."""
     if log_decay is None:
         return None, None
     log_decay = log_decay.to(accumulation_dtype(q.dtype))
@@ -208,17 +160,5 @@ def _decays(
         return log_decay, None
     back = log_decay if log_decay_back is None else log_decay_back.to(log_decay.dtype)
     if back.ndim != log_decay.ndim:
-        log_decay, back = log_decay.expand(B, L, H), back.expand(B, L, H)
+        log_decay, back = log_decay.expand(q.shape[:3]), back.expand(q.shape[:3])
     return log_decay, back
-
-
-def _check_state(q: Tensor, v: Tensor, state: LinearAttentionState | None) -> None:
-    if state is None:
-        return
-    B, _, H, D = q.shape
-    expected = ((B, H, D, v.shape[-1]), (B, H, D))
-    if (state.S.shape, state.z.shape) != expected:
-        raise ValueError(
-            f"linear_attention: expected initial_state with S, z of shapes {expected}, "
-            f"got {tuple(state.S.shape)}, {tuple(state.z.shape)}"
-        )

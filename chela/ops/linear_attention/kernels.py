@@ -1,11 +1,11 @@
 # mypy: ignore-errors
 """Triton kernels of linear attention: states of chunks, their scan, one kernel for the output and every gradient.
 
-Shape legend: B batch, L tokens, H heads, D and E widths, n chunks of NB blocks of BT tokens. Tokens `(B, L, H, ·)`,
-states `(B, H, n, D, E)` float32, per-token numbers `(B, H, L)` float32. README.md derives what is computed here.
+Shape legend: B batch, L tokens, H heads, D and E widths, n chunks of NB blocks of BT tokens. Tokens ``(B, L, H, ·)``,
+states ``(B, H, n, D, E)`` float32, per-token numbers ``(B, H, L)`` float32. README.md derives what is computed here.
 
-Every sum has one owner, so there are no atomics and two runs agree bit by bit. All offsets are int64. Sums of log
-decays come as two floats, the first a multiple of 1/16: the differences of both, added, keep all digits.
+Every sum has one owner, so there are no atomics and two runs agree bit by bit. Whatever grows with B, L or H is
+multiplied in int64: program ids are widened first, and every product begins with one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def load_tile(base, tokens, columns, H, W, real):
-    """Load rows ``tokens`` and ``columns`` of one head of `(L, H, W)`; zero where not real or beyond W."""
+    """Load rows ``tokens`` and ``columns`` of one head of ``(L, H, W)``; zero where not real or beyond W."""
     offsets = tokens[:, None] * (H * W) + columns[None, :]
     return tl.load(base + offsets, mask=real[:, None] & (columns < W)[None, :], other=0.0)
 
@@ -28,6 +28,36 @@ def load_real(mask_ptr, b, tokens, L, MASKED: tl.constexpr):
     if MASKED:
         real = real & (tl.load(mask_ptr + b * L + tokens, mask=real, other=0) != 0)
     return real
+
+
+@triton.jit
+def load_tokens(ptr, start, tokens, real, WANTED: tl.constexpr):
+    """Load a number per token, 0 where not real; zeros when not wanted."""
+    if WANTED:
+        numbers = tl.load(ptr + start + tokens, mask=real, other=0.0)
+    else:
+        numbers = tl.zeros_like(tokens).to(tl.float32)
+    return numbers
+
+
+@triton.jit
+def load_sums(base, sum_part, position, WANTED: tl.constexpr):
+    """Load both floats of the sums of log decays at positions of a chunk; zeros when not wanted."""
+    if WANTED:
+        high, low = tl.load(base + position), tl.load(base + sum_part + position)
+    else:
+        high, low = tl.zeros_like(position).to(tl.float32), tl.zeros_like(position).to(tl.float32)
+    return high, low
+
+
+@triton.jit
+def border_decay(base, sum_part, last, high, low, LEFT: tl.constexpr):
+    """Return the decay between tokens and the left border of their chunk (LEFT) or its last token."""
+    if LEFT:
+        decay = tl.exp(high + low)
+    else:
+        decay = tl.exp(tl.load(base + last) - high + (tl.load(base + sum_part + last) - low))
+    return decay
 
 
 @triton.jit
@@ -61,13 +91,8 @@ def states_kernel(
         if DECAY or SCALED:
             w = tl.full((BT,), 1.0, dtype=tl.float32)
             if DECAY:
-                high, low = tl.load(sums_base + position), tl.load(sums_base + sum_part + position)
-                if SUFFIX:
-                    w = tl.exp(high + low)
-                else:
-                    end = sums_base + NB * BT - 1
-                    high_end, low_end = tl.load(end), tl.load(end + sum_part)
-                    w = tl.exp(high_end - high + (low_end - low))
+                high, low = load_sums(sums_base, sum_part, position, True)
+                w = border_decay(sums_base, sum_part, NB * BT - 1, high, low, SUFFIX)
             if SCALED:
                 w = w * tl.load(scale_ptr + bh * L + t, mask=real, other=0.0)
             x = (x.to(tl.float32) * w[:, None]).to(DOT)
@@ -91,7 +116,7 @@ def scan_kernel(
     H, M, chunks, sum_part, sum_b, sum_h, sum_n, last,
     BM: tl.constexpr, SUFFIX: tl.constexpr, DECAY: tl.constexpr, STARTED: tl.constexpr,
 ):  # fmt: skip
-    """Turn what each chunk adds, `(B, H, n, M)`, into the state that reaches it, in place; write the last."""
+    """Turn what each chunk adds, ``(B, H, n, M)``, into the state that reaches it, in place; write the last."""
     bh = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     sums_base = sums_ptr + (bh // H) * sum_b + (bh % H) * sum_h
@@ -99,12 +124,12 @@ def scan_kernel(
     if STARTED:
         carry = tl.load(start_ptr + bh * M + m, mask=m < M, other=0.0)
     for step in range(chunks):
-        chunk = chunks - 1 - step if SUFFIX else step
-        place = states_ptr + (bh * chunks + chunk) * M + m
+        at = bh * chunks + (chunks - 1 - step if SUFFIX else step)
+        place = states_ptr + at * M + m
         own = tl.load(place, mask=m < M, other=0.0)
         tl.store(place, carry, mask=m < M)
         if DECAY:
-            end = sums_base + chunk * sum_n + last
+            end = sums_base + (at - bh * chunks) * sum_n + last
             carry = carry * tl.exp(tl.load(end) + tl.load(end + sum_part))
         carry += own
     tl.store(end_ptr + bh * M + m, carry, mask=m < M)
@@ -128,6 +153,84 @@ def delta_kernel(
     total = tl.load(total_ptr + bh * L + t, mask=real, other=0.0)
     tl.store(scale_ptr + bh * L + t, 1.0 / tl.where(real, eps + total, 1.0), mask=t < L)
     tl.store(delta_ptr + bh * L + t, tl.sum(d_out * out, 1), mask=t < L)
+
+
+@triton.jit
+def from_state(
+    a, a_base, state_ptr, z_ptr, delta, t, real, wc, H, WA, WC, state_a, state_c,
+    KIND: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, WITH_Z: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return what one state gives to the tokens, ``(BT, BC)``, and to their normaliser, ``(BT,)`` (only "out")."""
+    y = tl.zeros((t.shape[0], wc.shape[0]), dtype=tl.float32)
+    total = tl.zeros((t.shape[0],), dtype=tl.float32)
+    for k in range(0, BA, BK):
+        row = k + tl.arange(0, BK)
+        a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+        inside = (row < WA)[:, None] & (wc < WC)[None, :]
+        state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
+        y = tl.dot(a_k.to(DOT), state.to(DOT), y, input_precision=PRECISION)
+        if WITH_Z and KIND == "out":
+            z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
+            total += tl.sum(a_k.to(tl.float32) * z[None, :], 1)
+    if WITH_Z and KIND != "out":
+        z = tl.load(z_ptr + wc, mask=wc < WC, other=0.0)
+        if KIND == "dk":
+            y += z[None, :]
+        else:
+            y -= delta[:, None] * z[None, :]
+    return y, total
+
+
+@triton.jit
+def scores(
+    a, a_base, b_base, delta, scale_ptr, delta_ptr, start, t, u, real, real_u, H, WA,
+    KIND: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Return f(a_i·b_j) for tokens t (rows) and u (columns); "dq" and "out" are scaled by row later."""
+    s = tl.zeros((t.shape[0], u.shape[0]), dtype=tl.float32)
+    for k in range(0, BA, BK):
+        row = k + tl.arange(0, BK)
+        a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
+        s = tl.dot(a_k, tl.trans(load_tile(b_base, u, row, H, WA, real_u)), s, input_precision=PRECISION)
+    if NORMALIZE and KIND == "dq":
+        s = s - delta[:, None]
+    if NORMALIZE and (KIND == "dk" or KIND == "dv"):
+        if KIND == "dk":
+            s = s - load_tokens(delta_ptr, start, u, real_u, True)[None, :]
+        s = s * load_tokens(scale_ptr, start, u, real_u, True)[None, :]
+    return s
+
+
+@triton.jit
+def weighted(
+    s, after, before, position, ahead_base, back_base, sum_part, ahead_high, ahead_low, back_high, back_low,
+    LOWER: tl.constexpr, UPPER: tl.constexpr, DECAY: tl.constexpr,
+):  # fmt: skip
+    """Return s M for two blocks of one chunk; ``after`` says where i > j, ``position`` where the tokens j are."""
+    if DECAY:
+        exponent = tl.zeros_like(s)
+        if LOWER:
+            high, low = load_sums(ahead_base, sum_part, position, True)
+            d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
+            exponent = tl.where(after, d, exponent)
+        if UPPER:
+            high, low = load_sums(back_base, sum_part, position, True)
+            d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
+            exponent = tl.where(before, d, exponent)
+        s = s * tl.exp(exponent)
+    if not UPPER:
+        s = tl.where(before, 0.0, s)
+    if not LOWER:
+        s = tl.where(after, 0.0, s)
+    return s
+
+
+@triton.jit
+def store_flow(flow_ptr, row, flow_part, place, numbers, mask):
+    """Store numbers, one per token, in a row of ``flow``; each program along axis 1 has four rows of its own."""
+    row = tl.program_id(1).to(tl.int64) * 4 + row
+    tl.store(flow_ptr + row * flow_part + place, numbers, mask=mask)
 
 
 @triton.jit
@@ -159,72 +262,46 @@ def attend_kernel(
     b, h = bh // H, bh % H
     chunk = block // NB
     here = tl.arange(0, BT)
-    position = (block % NB) * BT + here
     t = block * BT + here
-    wk = tl.arange(0, BK)
     wc = tl.program_id(1) * BC + tl.arange(0, BC)
     head = b * L * H + h
     a_base, b_base, c_base = a_ptr + head * WA, b_ptr + head * WA, c_ptr + head * WC
-    ahead_base = ahead_ptr + b * sum_b + h * sum_h + chunk * sum_n
-    back_base = back_ptr + b * sum_b + h * sum_h + chunk * sum_n
-
-    if DECAY and LOWER:
-        ahead_high, ahead_low = tl.load(ahead_base + position), tl.load(ahead_base + sum_part + position)
-    if DECAY and UPPER:
-        back_high, back_low = tl.load(back_base + position), tl.load(back_base + sum_part + position)
-
+    sums_at = b * sum_b + h * sum_h + chunk * sum_n
+    ahead_base, back_base = ahead_ptr + sums_at, back_ptr + sums_at
+    ahead_high, ahead_low = load_sums(ahead_base, sum_part, (block % NB) * BT + here, DECAY and LOWER)
+    back_high, back_low = load_sums(back_base, sum_part, (block % NB) * BT + here, DECAY and UPPER)
     real = load_real(mask_ptr, b, t, L, MASKED)
     # Products over the width of a take BK columns at a time; where that is all of them, a is loaded once, here.
-    a = load_tile(a_base, t, wk, H, WA, real)
-    acc = tl.zeros((BT, BC), dtype=tl.float32)
-    total = tl.zeros((BT,), dtype=tl.float32)
-    if KIND == "dq" and NORMALIZE:
-        scale = tl.load(scale_ptr + bh * L + t, mask=real, other=0.0)
-        delta = tl.load(delta_ptr + bh * L + t, mask=real, other=0.0)
+    a = load_tile(a_base, t, tl.arange(0, BK), H, WA, real)
+    scale = load_tokens(scale_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
+    delta = load_tokens(delta_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
+    flow_at = (bh * blocks + block) * BT + here
     if FLOW:
         own = load_tile(own_ptr + head * WC, t, wc, H, WC, real)
-        flow_base = flow_ptr + tl.program_id(1).to(tl.int64) * 4 * flow_part + (bh * blocks + block) * BT
 
-    state_at = (bh * states + tl.minimum(chunk, states - 1)) * WA * WC
-    z_at = bh * states + tl.minimum(chunk, states - 1)
+    acc = tl.zeros((BT, BC), dtype=tl.float32)
+    total = tl.zeros((BT,), dtype=tl.float32)
+    state_at = bh * states + tl.minimum(chunk, states - 1)
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
-            state_ptr = (left_ptr if side == 0 else right_ptr) + state_at
-            z_ptr = (z_left_ptr if side == 0 else z_right_ptr) + z_at * (WA if KIND == "out" else WC)
-            y = tl.zeros((BT, BC), dtype=tl.float32)
-            part = tl.zeros((BT,), dtype=tl.float32)
-            for k in range(0, BA, BK):
-                row = k + wk
-                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
-                inside = (row < WA)[:, None] & (wc < WC)[None, :]
-                state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
-                y = tl.dot(a_k.to(DOT), state.to(DOT), y, input_precision=PRECISION)
-                if WITH_Z and KIND == "out":
-                    z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
-                    part += tl.sum(a_k.to(tl.float32) * z[None, :], 1)
-            if WITH_Z and (KIND == "dk" or (KIND == "dq" and NORMALIZE)):
-                z = tl.load(z_ptr + wc, mask=wc < WC, other=0.0)
-                if KIND == "dk":
-                    y += z[None, :]
-                else:
-                    y -= delta[:, None] * z[None, :]
+            y, part = from_state(
+                a, a_base, (left_ptr if side == 0 else right_ptr) + state_at * WA * WC,
+                (z_left_ptr if side == 0 else z_right_ptr) + state_at * (WA if KIND == "out" else WC),
+                delta, t, real, wc, H, WA, WC, state_a, state_c, KIND, BA, BK, WITH_Z, DOT, PRECISION,
+            )  # fmt: skip
             if DECAY:
                 if side == 0:
-                    weight = tl.exp(ahead_high + ahead_low)
+                    weight = border_decay(ahead_base, sum_part, NB * BT - 1, ahead_high, ahead_low, True)
                 else:
-                    last = back_base + NB * BT - 1
-                    weight = tl.exp(tl.load(last) - back_high + (tl.load(last + sum_part) - back_low))
-                y = y * weight[:, None]
-                if WITH_Z and KIND == "out":
-                    part = part * weight
-            if WITH_Z and KIND == "out":
-                total += part
+                    weight = border_decay(back_base, sum_part, NB * BT - 1, back_high, back_low, False)
+                y, part = y * weight[:, None], part * weight
             if FLOW:
                 exchanged = tl.sum(own.to(tl.float32) * y, 1)
                 if KIND == "dq" and NORMALIZE:
                     exchanged = exchanged * scale
-                tl.store(flow_base + side * flow_part + here, tl.where(real, exchanged, 0.0))
+                store_flow(flow_ptr, side, flow_part, flow_at, tl.where(real, exchanged, 0.0), here < BT)
             acc += y
+            total += part
 
     if INTRA:
         first = chunk * NB if LOWER else block
@@ -233,39 +310,15 @@ def attend_kernel(
             u = other * BT + here
             real_u = load_real(mask_ptr, b, u, L, MASKED)
             c_tile = load_tile(c_base, u, wc, H, WC, real_u)
-            s = tl.zeros((BT, BT), dtype=tl.float32)
-            for k in range(0, BA, BK):
-                row = k + wk
-                a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
-                b_tile = load_tile(b_base, u, row, H, WA, real_u)
-                s = tl.dot(a_k, tl.trans(b_tile), s, input_precision=PRECISION)
-            if NORMALIZE:
-                if KIND == "dq":
-                    s = s - delta[:, None]
-                elif KIND == "dk" or KIND == "dv":
-                    scale_u = tl.load(scale_ptr + bh * L + u, mask=real_u, other=0.0)
-                    if KIND == "dk":
-                        delta_u = tl.load(delta_ptr + bh * L + u, mask=real_u, other=0.0)
-                        s = s - delta_u[None, :]
-                    s = s * scale_u[None, :]
-            after = t[:, None] > u[None, :]
-            before = t[:, None] < u[None, :]
-            if DECAY:
-                position_u = (other % NB) * BT + here
-                exponent = tl.zeros((BT, BT), dtype=tl.float32)
-                if LOWER:
-                    high, low = tl.load(ahead_base + position_u), tl.load(ahead_base + sum_part + position_u)
-                    d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
-                    exponent = tl.where(after, d, exponent)
-                if UPPER:
-                    high, low = tl.load(back_base + position_u), tl.load(back_base + sum_part + position_u)
-                    d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
-                    exponent = tl.where(before, d, exponent)
-                s = s * tl.exp(exponent)
-            if not UPPER:
-                s = tl.where(before, 0.0, s)
-            if not LOWER:
-                s = tl.where(after, 0.0, s)
+            s = scores(
+                a, a_base, b_base, delta, scale_ptr, delta_ptr, bh * L, t, u, real, real_u, H, WA,
+                KIND, BA, BK, NORMALIZE, PRECISION,
+            )  # fmt: skip
+            after, before = t[:, None] > u[None, :], t[:, None] < u[None, :]
+            s = weighted(
+                s, after, before, (other % NB) * BT + here, ahead_base, back_base, sum_part,
+                ahead_high, ahead_low, back_high, back_low, LOWER, UPPER, DECAY,
+            )  # fmt: skip
             if KIND == "out":
                 total += tl.sum(s, 1)
             if FLOW and KIND == "dq":
@@ -275,10 +328,10 @@ def attend_kernel(
                 # Over the edge x + 1 goes what token j ≤ x gives to i > x: a sum of what crosses, no difference.
                 if LOWER:
                     crossing = tl.where(after, tl.cumsum(tl.where(after, w, 0.0), 1), 0.0)
-                    tl.store(flow_base + 2 * flow_part + here + 1, tl.sum(crossing, 0), mask=here + 1 < BT)
+                    store_flow(flow_ptr, 2, flow_part, flow_at + 1, tl.sum(crossing, 0), here + 1 < BT)
                 if UPPER:
                     crossing = tl.where(before, tl.cumsum(tl.where(before, w, 0.0), 0), 0.0)
-                    tl.store(flow_base + 3 * flow_part + here + 1, tl.sum(crossing, 1), mask=here + 1 < BT)
+                    store_flow(flow_ptr, 3, flow_part, flow_at + 1, tl.sum(crossing, 1), here + 1 < BT)
             acc = tl.dot(s.to(DOT), c_tile.to(DOT), acc, input_precision=PRECISION)
 
     if KIND == "out" and NORMALIZE:

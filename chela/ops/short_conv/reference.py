@@ -1,19 +1,34 @@
-"""The definition of the short convolution: one shifted product per tap, in float64."""
+"""The definition of the short convolution: one shifted product per tap."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chela.ops.precision import accumulation_dtype
 
-def short_conv_reference(x: Tensor, weight: Tensor, bias: Tensor | None, causal: bool, silu: bool) -> Tensor:
-    """Return `(B, L, C)` for x `(B, L, C)`, weight `(C, K)`, bias `(C,)`, in the dtype of x."""
+
+def short_conv_reference(x: Tensor, weight: Tensor, left: int, silu: bool) -> Tensor:
+    """Return ``(B, L, C)`` in the dtype of x, computed in at least float32.
+
+    Args:
+        x: ``(B, L, C)``.
+        weight: ``(C, K)``.
+        left: Taps before the position they contribute to: K − 1 when causal, else (K − 1)//2.
+        silu: Whether SiLU follows.
+    """
+    dtype = accumulation_dtype(x.dtype, weight.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        y = sum_of_taps(x.to(dtype), weight.to(dtype), left)
+        return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def sum_of_taps(x: Tensor, weight: Tensor, left: int) -> Tensor:
+    """Return Σ_j weight[j]·x[t + j − left] for every t, x being 0 outside."""
     length, taps = x.shape[1], weight.shape[1]
-    left = taps - 1 if causal else (taps - 1) // 2
-    padded = F.pad(x.double(), (0, 0, left, taps - 1 - left))
-    y = x.double() * 0
-    for j in range(taps):
-        y = y + padded[:, j : j + length] * weight.double()[:, j]
-    if bias is not None:
-        y = y + bias.double()
-    return (F.silu(y) if silu else y).to(x.dtype)
+    padded = F.pad(x, (0, 0, left, taps - 1 - left))
+    y = padded[:, :length] * weight[:, 0]
+    for tap in range(1, taps):
+        y = y + padded[:, tap : tap + length] * weight[:, tap]
+    return y

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from chela.ops.linear_attention import kernels
-from chela.ops.linear_attention.launch import launches, padded
+from chela.ops.linear_attention.triton import launches, padded
 
 # Bytes a program may use: A100, H100, B200.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -94,6 +94,8 @@ def compile_one(c: Configuration, arch: int) -> dict:
         "shared": compiled.metadata.shared,
         "limit": SHARED[arch],
         "hgmma": hgmma,
+        # A product with the size of a part of ``flow``, which may be near 2³¹, must be in 64 bits.
+        "narrow": re.findall(r"arith\.muli .*%flow_part\b.* : i32", compiled.asm["ttir"]),
         **usage,
     }
 

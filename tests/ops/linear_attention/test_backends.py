@@ -16,9 +16,10 @@ def check(case: Case, backend: str, seed: int = 0) -> None:
     assert not wrong, f"{backend} {case}: {wrong}"
 
 
+@pytest.mark.parametrize("backend", ("chunked", "plain"))
 @pytest.mark.parametrize("case", cases(DTYPES), ids=str)
-def test_chunked_agrees_with_the_definition(case: Case) -> None:
-    check(case, "chunked")
+def test_agrees_with_the_definition(case: Case, backend: str) -> None:
+    check(case, backend)
 
 
 @pytest.mark.parametrize("case", cases(DTYPES)[::5], ids=str)
@@ -27,9 +28,9 @@ def test_reference_keeps_its_dtype_and_gradients(case: Case) -> None:
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chela.ops.linear_attention.edges import Edges
+    from chela.ops.linear_attention.cpu_segments import Edges
 
-    leaving = Edges.leaving
-    monkeypatch.setattr(Edges, "leaving", lambda self, x, out=None: leaving(self, x) * 1.001)
+    sent = Edges.sent
+    monkeypatch.setattr(Edges, "sent", lambda self, x, out, *, leftward: sent(self, x, out, leftward=leftward) * 1.001)
     with pytest.raises(AssertionError, match="'d_k'"):
         check(Case(500, 16, 16, True, "head", False, False), "chunked")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chela.ops import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.linear_attention import segments
+from chela.ops.linear_attention import cpu_segments as segments
 from tests.ops.linear_attention.cases import Case, draw, error_ratios, run
 
-BACKENDS = ("reference", "chunked")
+BACKENDS = ("reference", "plain", "chunked")
 DECAYS = ("none", "head", "token")
 
 

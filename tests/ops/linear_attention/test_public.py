@@ -9,26 +9,25 @@ import pytest
 import torch
 
 import chela
-from chela.ops import LinearAttentionState, backends, linear_attention
-from chela.ops.backend import choose
-from chela.ops.linear_attention import triton_backend
+from chela.ops import LinearAttentionState, backend, backends, linear_attention
+from chela.ops.backend import Problem, choose
 
 Q = torch.randn(2, 10, 3, 4)
 V = torch.randn(2, 10, 3, 5)
 STATE = LinearAttentionState(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4))
 
 WRONG = [
-    ({"q": Q[0]}, "expected q and k of one shape (B, L, H, D), got (10, 3, 4) and (2, 10, 3, 4)"),
-    ({"k": Q[:, :9]}, "got (2, 10, 3, 4) and (2, 9, 3, 4)"),
-    ({"v": V[:1]}, "expected v (B, L, H, E) with (B, L, H) = (2, 10, 3), got (1, 10, 3, 5)"),
-    ({"v": V.half()}, "of one floating dtype, got torch.float32, torch.float32, torch.float16; cast them"),
+    ({"q": Q[0]}, "expected q of shape (B, L, H, D), got (10, 3, 4)"),
+    ({"k": Q[:, :9]}, "expected k of shape (B=2, L=10, H=3, D=4), got (2, 9, 3, 4)"),
+    ({"v": V[:1]}, "expected v of shape (B=2, L=10, H=3, E), got (1, 10, 3, 5)"),
+    ({"v": V.half()}, "of one dtype, got torch.float32, torch.float32, torch.float16; cast them"),
     ({"mask": torch.ones(2, 10)}, "expected a bool mask (2, 10), True = real token, got torch.float32 (2, 10)"),
-    ({"log_decay": torch.zeros(2)}, "expected log_decay of shape (3,) or (2, 10, 3), got (2,)"),
+    ({"log_decay": torch.zeros(2)}, "expected log_decay of shape (H=3) or (B=2, L=10, H=3), got (2,)"),
     ({"causal": True, "log_decay_back": torch.zeros(3)}, "drop it or set causal=False"),
     ({"causal": False, "log_decay_back": torch.zeros(3)}, "without log_decay"),
     ({"causal": False, "initial_state": STATE}, "need causal=True"),
     ({"causal": False, "return_state": True}, "need causal=True"),
-    ({"initial_state": LinearAttentionState(STATE.z, STATE.z)}, "expected initial_state with S, z of shapes"),
+    ({"initial_state": LinearAttentionState(STATE.z, STATE.z)}, "initial_state.S of shape (B=2, H=3, D=4, E=5), got"),
     ({"chunk_size": 0}, "expected chunk_size ≥ 1 or None, got 0"),
     ({"backend": "fast"}, "expected backend 'auto' or one of"),
 ]
@@ -43,7 +42,7 @@ def test_errors_say_what_was_expected(changed: dict, message: str) -> None:
 
 def test_backends_are_listed() -> None:
     listed = backends()["linear_attention"]
-    assert listed["reference"] is None and listed["chunked"] is None
+    assert listed["reference"] is None and listed["chunked"] is None and listed["plain"] is None
 
 
 def test_the_package_exports_it() -> None:
@@ -61,13 +60,26 @@ def test_empty_batch() -> None:
 
 
 def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="'triton' cannot run on cuda .*is not installed.*trying the next one"):
-        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
+        assert choose("linear_attention", "auto", Problem(torch.device("cuda"))).name == "chunked"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choose("linear_attention", "auto", torch.device("cuda")).name == "chunked"
-        assert choose("linear_attention", "auto", torch.device("cpu")).name == "chunked"
+        assert choose("linear_attention", "auto", Problem(torch.device("cuda"))).name == "chunked"
+        assert choose("linear_attention", "auto", Problem(torch.device("cpu"))).name == "chunked"
     with pytest.raises(ValueError, match="pip install 'chela"):
-        choose("linear_attention", "triton", torch.device("cuda"))
+        choose("linear_attention", "triton", Problem(torch.device("cuda")))
     assert "not installed" in backends("cuda")["linear_attention"]["triton"]
+
+
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float64, 8), (torch.float32, 257)])
+def test_auto_passes_over_a_backend_with_limits_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # so that the machine is no reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        problem = Problem(torch.device("cuda"), dtype, (width, 8))
+        assert choose("linear_attention", "auto", problem).name == "chunked"
+        assert choose("linear_attention", "auto", Problem(torch.device("cuda"), torch.float32, (256,))).name == "triton"

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from chela.ops import linear_attention
-from chela.ops.linear_attention import triton_backend
-from chela.ops.linear_attention.launch import Launch, launches
+from chela.ops.linear_attention import triton as triton_backend
+from chela.ops.linear_attention.operator import Call
+from chela.ops.linear_attention.triton import Launch, launches
 from tests.ops.linear_attention.cases import Case, cases, draw, run
 from tests.ops.linear_attention.test_backends import check
 
@@ -97,7 +98,7 @@ def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.M
         return "done"
 
     x = torch.zeros(1, 1, 1, 16)
-    problem = triton_backend.Problem(x, x, x, None, None, None, True, False, False, 1e-6, 0)
+    problem = Call(x, x, x, None, None, None, None, True, False, False, 1e-6, 0)
     assert triton_backend.first_that_fits(problem, needs_small_tiles) == "done"
     assert triton_backend.first_that_fits(problem, needs_small_tiles) == "done"
     assert tried == [*tiles, tiles[1]]  # what did not fit once is not tried again
@@ -120,7 +121,7 @@ def test_there_is_a_tile_for_every_device(dtype: torch.dtype, shared: int) -> No
 def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:
     wide, double = torch.randn(1, 4, 1, 300), torch.randn(1, 4, 1, 8, dtype=torch.float64)
     for x in (wide, double):
-        with pytest.raises(ValueError, match="use backend='chunked'"):
+        with pytest.raises(ValueError, match=r"the kernels take .*; use 'auto' or one of \['chunked'"):
             linear_attention(x, x, x, causal=True, backend="triton")
         assert linear_attention(x, x, x, causal=True).dtype == x.dtype
 
@@ -146,6 +147,7 @@ def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
         assert r["shared"] <= r["limit"], r
         assert r["spills"] <= (256 if r["width"] > 128 else 0), r
         assert r["hgmma"] in (True, None), r
+        assert not r["narrow"], r
 
 
 @pytest.mark.gpu

@@ -1,11 +1,6 @@
 """The causal long convolution one token at a time: block-wise online FFT convolution.
 
-Input i acts on every later output j, at lag j − i. Cut these pairs into square tiles: after token t (counting from 1),
-let P be the largest power of two that divides t; the last P inputs are convolved with lags 1 … 2P − 1 and added to the
-next P outputs, by one FFT of size 2P. Every pair i < j lies in exactly one tile, size P comes every 2P tokens, and so
-L tokens cost Σ_P (L/2P)·O(P log P) = O(L log² L). Inside blocks of `BLOCK` tokens a direct sum is cheaper than an FFT.
-This is relaxed multiplication (van der Hoeven, 2002) with one operand known beforehand, as used for generation with
-long convolutions in arXiv 2410.12982.
+README.md says how the sum is cut into tiles so that L tokens cost O(L log² L).
 
 Shapes: B batch, C channels, K taps.
 """
@@ -18,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chela.ops.precision import accumulation_dtype
+
 BLOCK = 64
 """Tokens in a block; within it earlier tokens are summed directly. A power of two."""
 
@@ -26,14 +23,14 @@ BLOCK = 64
 class FFTConvState:
     """What a causal long convolution remembers of the tokens so far, and what it owes to those to come.
 
-    Made by `start`; `fft_conv_step` updates it in place. Memory is O(B·C·t) after t tokens, plus O(C·t) for spectra.
+    Made by ``start``; ``fft_conv_step`` updates it in place. After t tokens it holds O(B·C·t) numbers.
 
     Attributes:
-        kernel: `(C, K)`, with the skip on lag 0.
-        inputs: `(B, C, capacity)`, the tokens so far.
-        pending: `(B, C, capacity)`, what earlier blocks add to each output.
+        kernel: ``(C, K)``, with the skip on lag 0.
+        inputs: ``(B, C, capacity)``, the tokens so far.
+        pending: ``(B, C, capacity)``, what earlier blocks add to each output.
         position: Tokens seen.
-        spectra: By tile size P, the transform of the kernel's first 2P lags, `(C, P + 1)` complex.
+        spectra: By tile size P, the transform of the kernel's first 2P lags, ``(C, P + 1)`` complex.
     """
 
     kernel: Tensor
@@ -48,11 +45,11 @@ class FFTConvState:
         """Return the state before the first token.
 
         Args:
-            kernel: `(C, K)`; up to K tokens can follow.
+            kernel: ``(C, K)``; up to K tokens can follow.
             batch: B.
-            skip: `(C,)`, added to lag 0.
+            skip: ``(C,)``, added to lag 0.
         """
-        dtype = torch.promote_types(kernel.dtype, torch.float32)
+        dtype = accumulation_dtype(kernel.dtype)
         kernel = kernel.detach().to(dtype, copy=True)
         if skip is not None:
             kernel[:, 0] += skip
@@ -64,15 +61,15 @@ class FFTConvState:
 def fft_conv_step(u: Tensor, state: FFTConvState) -> tuple[Tensor, FFTConvState]:
     """Feed one token to the causal long convolution.
 
-    Equal to the same position of `fft_conv` on the whole sequence. O(C·log² L) a token on average over L tokens; the
+    Equal to the same position of ``fft_conv`` on the whole sequence. O(C·log² L) a token on average over L tokens; the
     token that completes a block of P pays for a tile of size P, at worst O(C·L log L).
 
     Args:
-        u: `(B, C)`.
-        state: As `FFTConvState.start` or the previous step returned it; updated in place.
+        u: ``(B, C)``.
+        state: As ``FFTConvState.start`` or the previous step returned it; updated in place.
 
     Returns:
-        The output `(B, C)` in the dtype of u, and the state.
+        The output ``(B, C)`` in the dtype of u, and the state.
 
     Raises:
         ValueError: More tokens than the kernel has taps, or a shape other than the state's.
@@ -86,8 +83,7 @@ def fft_conv_step(u: Tensor, state: FFTConvState) -> tuple[Tensor, FFTConvState]
     t = state.position
     if t >= state.kernel.shape[1]:
         raise ValueError(
-            f"fft_conv_step: expected at most K={state.kernel.shape[1]} tokens, one for each tap of the kernel, "
-            f"got one more; start with a longer kernel"
+            f"fft_conv_step: expected at most K={t} tokens, one for each tap, got one more; take more taps"
         )
     state.inputs[:, :, t] = u
     start = t - t % BLOCK

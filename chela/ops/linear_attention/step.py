@@ -7,18 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which sums are kept: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from chela.ops.precision import accumulation_dtype
 
 
 class LinearAttentionState(NamedTuple):
     """All that causal linear attention remembers of the tokens seen so far.
 
     Attributes:
-        S: `(B, H, D, E)`, the decayed sum of outer products k vᵀ.
-        z: `(B, H, D)`, the decayed sum of keys, used when ``normalize=True``.
+        S: ``(B, H, D, E)``, the decayed sum of outer products k vᵀ.
+        z: ``(B, H, D)``, the decayed sum of keys, used when ``normalize=True``.
     """
 
     S: Tensor
@@ -36,9 +33,8 @@ class LinearAttentionState(NamedTuple):
         dtype: torch.dtype | None = None,
     ) -> LinearAttentionState:
         """Return the state before the first token (float32 unless ``dtype`` says otherwise)."""
-        return cls(
-            torch.zeros(B, H, D, E, device=device, dtype=dtype), torch.zeros(B, H, D, device=device, dtype=dtype)
-        )
+        S = torch.zeros(B, H, D, E, device=device, dtype=dtype)
+        return cls(S, torch.zeros_like(S[..., 0]))
 
     def detach(self) -> LinearAttentionState:
         """Return the same state cut from the graph, as truncated back-propagation needs it."""
@@ -59,17 +55,17 @@ def linear_attention_step(
     """Feed one token to causal linear attention: O(D E) per head, whatever came before.
 
     Args:
-        q: Queries `(B, H, D)`.
-        k: Keys `(B, H, D)`.
-        v: Values `(B, H, E)`.
+        q: Queries ``(B, H, D)``.
+        k: Keys ``(B, H, D)``.
+        v: Values ``(B, H, E)``.
         state: The state after the previous token; it is not changed.
-        log_decay: Log of the decay of the edge from the previous token to this one: None, `(H,)` or `(B, H)`, ≤ 0.
-        mask: `(B,)` bool, True = real token. A masked token leaves the state as it is and its output is 0.
+        log_decay: Log of the decay of the edge from the previous token to this one: None, ``(H,)`` or ``(B, H)``, ≤ 0.
+        mask: ``(B,)`` bool, True = real token. A masked token leaves the state as it is and its output is 0.
         normalize: Divide by ``eps`` plus the sum of the weights.
         eps: See ``normalize``.
 
     Returns:
-        The output `(B, H, E)` in the dtype of v, and the new state in its accumulation dtype.
+        The output ``(B, H, E)`` in the dtype of v, and the new state in its accumulation dtype.
 
     >>> import torch
     >>> from chela.ops import LinearAttentionState, linear_attention_step

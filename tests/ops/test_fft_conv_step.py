@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from chela.ops import fft_conv
-from chela.ops.fft_conv import streaming
-from chela.ops.fft_conv.streaming import BLOCK, FFTConvState, fft_conv_step
+from chela.ops.fft_conv import step as streaming
+from chela.ops.fft_conv.step import BLOCK, FFTConvState, fft_conv_step
 
 
 def _steps(u, kernel, skip=None):
@@ -59,7 +59,7 @@ def test_the_kernel_of_the_start_is_the_kernel_of_the_stream():
 
 def test_errors_say_what_was_expected():
     _, state = _steps(torch.randn(1, 3, 2), torch.randn(2, 3))
-    with pytest.raises(ValueError, match="expected at most K=3 tokens, one for each tap of the kernel, got one more"):
+    with pytest.raises(ValueError, match="expected at most K=3 tokens, one for each tap, got one more"):
         fft_conv_step(torch.randn(1, 2), state)
     with pytest.raises(ValueError, match=r"expected u of shape \(1, 2\), got \(2, 2\)"):
         fft_conv_step(torch.randn(2, 2), state)

@@ -1,19 +1,24 @@
-"""The long convolution by real FFTs, with a backward of its own.
+"""The long convolution made fast on a CPU; it runs on any device. Called ``backend="fft"``.
 
-Everything runs in blocks of channels, so that the padded copies and the spectra of one block stay in the cache and the
-memory needed beside inputs and outputs is that of one block. Complex tensors never leave this file.
+It has a backward of its own and runs in blocks of channels. So the padded copies and the spectra of one block stay in
+the cache, and the memory needed beside inputs and outputs is that of one block. Complex tensors never leave this file.
 
 Shapes: B batch, L length, C channels, K taps, N FFT length, F = N//2 + 1 frequencies.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from chela.ops.fft_conv.plain import crop, fft_length, on_circle
+from chela.ops.flops import Shape, count_flops
 from chela.ops.memory import Workspace, in_huge_pages
+from chela.ops.precision import accumulation_dtype
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
@@ -21,45 +26,29 @@ BLOCK_BYTES = 3 << 20
 """Where the padded input of one block is smaller than this, more lines are taken at once."""
 
 
-def fft_length(length: int, taps: int, taps_back: int) -> int:
-    """Return an FFT length that keeps the wrapped-around part out of the first `length` outputs, and that is fast.
-
-    Output t and input j meet at lag t − j, |t − j| < length, and circularly at t − j ± N. No second meeting falls on a
-    tap as long as N ≥ length + max(taps − 1, taps_back). Of the lengths 2^a·{1, 3, 5, 9, 15} the smallest is taken.
-
-    >>> fft_length(1000, 1000, 999), fft_length(1000, 5, 0), fft_length(1, 1, 0)
-    (2048, 1024, 2)
-    """
-    least = max(length + max(taps - 1, taps_back), 2)
-    return min(odd << max(-(-least // odd) - 1, 1).bit_length() for odd in (1, 3, 5, 9, 15))
-
-
-def compute_dtype(u: Tensor, kernel: Tensor) -> torch.dtype:
-    """At least float32, whatever comes in; float64 stays float64."""
-    return torch.promote_types(torch.promote_types(u.dtype, kernel.dtype), torch.float32)
-
-
+@torch.library.custom_op("chela::fft_conv", mutates_args=())
 def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:
-    """Return y `(B, L, C)` for u `(B, L, C)`, kernel `(C, K)`, kernel_back `(C, K_back)`, skip `(C,)`."""
+    """Return y ``(B, L, C)`` for u ``(B, L, C)``, kernel ``(C, K)``, kernel_back ``(C, K_back)``, skip ``(C,)``."""
     batch, length = u.shape[:2]
-    y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    y = u.new_empty(u.shape)
     if u.numel() == 0:
         return y
     in_huge_pages(y)
-    kernel, kernel_back = _crop(kernel, kernel_back, length)
+    kernel, kernel_back = crop(kernel, kernel_back, length)
     n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, batch + 1, n, compute_dtype(u, kernel)):
+        for rows, buffer, blocks in _spans(u, batch + 1, n, accumulation_dtype(u.dtype, kernel.dtype)):
             of_u = rows[:batch, :, :length].transpose(1, 2)
             for c in blocks:
                 of_u.copy_(_pulled_together(u[:, :, c]))
-                _place_taps(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                on_circle(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
                 y[:, :, c] = _spread(torch.fft.irfft(product, n=n)[:, :, :length], buffer).transpose(1, 2)
     return y
 
 
+@torch.library.custom_op("chela::fft_conv_backward", mutates_args=())
 def convolve_backward(
     grad: Tensor,
     u: Tensor,
@@ -71,24 +60,24 @@ def convolve_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of u, kernel and kernel_back; those not asked for are empty.
 
-    The gradient of u is the correlation of `grad` with the kernel, that of the kernel the correlation of `grad` and u,
-    summed over the batch before its one inverse transform. The skip's gradient is lag 0 of the kernel's. A block makes
-    one transform each way: of the rows of grad, u and the kernel, then of both gradients.
+    The gradient of u is the correlation of grad with the kernel. That of the kernel is the correlation of grad and u,
+    summed over the batch before its one inverse transform; the skip's is lag 0 of it. A block makes one transform each
+    way: of the rows of grad, u and the kernel, then of both gradients.
     """
     batch, length = u.shape[:2]
-    d_u, d_kernel, d_back = empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
+    d_u, d_kernel, d_back = _empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
     if u.numel() == 0:
         return d_u, d_kernel.zero_(), d_back.zero_()
     in_huge_pages(d_u, d_kernel, d_back)
     if kernel_grad:  # lags that no pair of positions has
         d_kernel[:, length:] = 0
         d_back[:, length - 1 :] = 0
-    kernel, kernel_back = _crop(kernel, kernel_back, length)
+    kernel, kernel_back = crop(kernel, kernel_back, length)
     taps, taps_back = kernel.shape[1], kernel_back.shape[1]
     n = fft_length(length, taps, taps_back)
     count = batch + (batch if kernel_grad else 0) + (1 if input_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, count, n, compute_dtype(u, kernel)):
+        for rows, buffer, blocks in _spans(u, count, n, accumulation_dtype(u.dtype, kernel.dtype)):
             of_grad = rows[:batch, :, :length].transpose(1, 2)
             of_u = rows[batch : 2 * batch, :, :length].transpose(1, 2)
             for c in blocks:
@@ -96,7 +85,7 @@ def convolve_backward(
                 if kernel_grad:
                     of_u.copy_(_pulled_together(u[:, :, c]))
                 if input_grad:
-                    _place_taps(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                    on_circle(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
                 spectrum = torch.fft.rfft(rows)
                 of_both, factors = spectrum[:batch], spectrum[batch:].conj_physical_()
                 if kernel_grad:
@@ -116,21 +105,33 @@ def convolve_backward(
     return d_u, d_kernel, d_back
 
 
-def empty_gradients(
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    u, kernel, kernel_back, skip = ctx.saved_tensors
+    for_u, for_kernel, for_back, for_skip = ctx.needs_input_grad
+    of_kernel = for_kernel or for_back or for_skip
+    d_u, d_kernel, d_back = convolve_backward(grad, u, kernel, kernel_back, skip, for_u, of_kernel)
+    d_skip = d_kernel[:, 0].to(skip.dtype) if for_skip else None
+    return d_u if for_u else None, d_kernel if for_kernel else None, d_back if for_back else None, d_skip
+
+
+convolve.register_fake(lambda u, *_: u.new_empty(u.shape))
+convolve_backward.register_fake(lambda grad, u, kernel, back, _, *asked: _empty_gradients(u, kernel, back, *asked))
+convolve.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+
+
+def _empty_gradients(
     u: Tensor, kernel: Tensor, kernel_back: Tensor, input_grad: bool, kernel_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Allocate the gradients asked for, contiguous, and empty tensors for the others."""
-    d_u = torch.empty(u.shape if input_grad else (0,), dtype=u.dtype, device=u.device)
-    d_kernel = torch.empty(kernel.shape if kernel_grad else (0,), dtype=kernel.dtype, device=u.device)
-    d_back = torch.empty(kernel_back.shape if kernel_grad else (0,), dtype=kernel_back.dtype, device=u.device)
+    d_u = u.new_empty(u.shape if input_grad else 0)
+    d_kernel, d_back = (x.new_empty(x.shape if kernel_grad else 0) for x in (kernel, kernel_back))
     return d_u, d_kernel, d_back
 
 
 def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Workspace, list[slice]]]:
-    """Cut the channels into blocks, with a buffer of `count` rows a channel, `(count, c, N)`, for those of one width.
+    """Cut the channels into blocks, and give those of one width a buffer ``(count, c, N)``, and its workspace.
 
-    The buffer is zero at first: whoever fills the same places for every block finds zeros elsewhere. It comes
-    with the workspace that it is cut from.
+    The buffer is zero at first. As each block fills the same places, all others stay zero.
     """
     channels = width = u.shape[2]
     if u.device.type == "cpu":
@@ -147,9 +148,9 @@ def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[
 
 
 def _spread(x: Tensor, buffer: Workspace) -> Tensor:
-    """Move a block of results `(B, c, L)`, on a CPU, to rows that are no power of two apart, before it is transposed.
+    """Move a block of results ``(B, c, L)``, on a CPU, to rows that are no power of two apart, before it is transposed.
 
-    Else the same place of every channel falls into one set of the cache, which does not hold them all.
+    Otherwise the same place of every channel falls into one set of the cache, which cannot hold them all.
     """
     if x.device.type != "cpu":
         return x
@@ -158,22 +159,35 @@ def _spread(x: Tensor, buffer: Workspace) -> Tensor:
 
 
 def _pulled_together(x: Tensor) -> Tensor:
-    """Make a block of channels `(B, L, c)` contiguous on a CPU, before it is transposed.
+    """Make a block of channels ``(B, L, c)`` contiguous on a CPU, before it is transposed.
 
-    Else every element of a row comes from another cache line, which is gone when the next row wants it.
+    Otherwise every element of a row comes from another cache line, which is gone when the next row needs it.
     """
     return x.contiguous() if x.device.type == "cpu" else x
 
 
-def _crop(kernel: Tensor, kernel_back: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Leave out the lags that no pair of positions has."""
-    return kernel[:, :length], kernel_back[:, : length - 1]
+def forward_flops(u: Shape, kernel: Shape, kernel_back: Shape, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of ``chela::fft_conv``: every channel of every sequence there and back, every kernel once.
+
+    >>> forward_flops((1, 4, 1), (1, 4), (1, 0))
+    204
+    """
+    batch = u[0]
+    return _flops(u, kernel, kernel_back, 2 * batch + 1 + (kernel_back[1] > 0), batch)
 
 
-def _place_taps(circle: Tensor, forward: Tensor, back: Tensor, skip: Tensor | None) -> None:
-    """Put the kernel on a circle `(c, N)` of zeros: lag s at s, lag −s at N − s, the skip on lag 0."""
-    circle[:, : forward.shape[1]] = forward
-    if back.shape[1]:
-        circle[:, circle.shape[1] - back.shape[1] :] = back.flip(1)
-    if skip is not None:
-        circle[:, 0] += skip
+def backward_flops(_: Shape, u: Shape, kernel: Shape, kernel_back: Shape, *__: Any, **___: Any) -> int:
+    """Return the FLOPs of ``chela::fft_conv_backward``: there for the gradient, u and the kernel, back for two."""
+    batch = u[0]
+    return _flops(u, kernel, kernel_back, 3 * batch + 2, 2 * batch)
+
+
+def _flops(u: Shape, kernel: Shape, kernel_back: Shape, transforms: int, products: int) -> int:
+    """Return the FLOPs of real transforms, 2.5·n·log2 n each, and products of spectra."""
+    _, length, channels = u
+    n = length + max(kernel[1], kernel_back[1])
+    return int(channels * (transforms * 2.5 * n * math.log2(n) + 3 * n * products))
+
+
+count_flops(torch.ops.chela.fft_conv, forward_flops)
+count_flops(torch.ops.chela.fft_conv_backward, backward_flops)
