@@ -1,7 +1,7 @@
-"""Long convolution kernels behind one interface: `kernel(L) -> (forward (C, L), back (C, L-1) | None)`.
+"""Long convolution kernels behind one interface: ``kernel(L) -> (forward (C, L), back (C, L-1) | None)``.
 
-All are built for `l_max` and cropped to the length asked for. Lag 0 belongs to the forward kernel; the back one, there
-unless causal, starts at lag −1. Shapes: C channels, L length, D directions (1 or 2), S scales, k parameters a scale.
+All are built for ``l_max`` and cropped to the length asked for. Lag 0 belongs to the forward kernel. The back kernel
+starts at lag −1; a causal one has none. Shapes: C channels, L length, D directions (1 or 2), S scales of k parameters.
 """
 
 from __future__ import annotations
@@ -15,93 +15,95 @@ from torch.nn import functional as F
 
 from chela.layers.param_groups import mark
 
-__all__ = ["LONG_KERNELS", "DampedEMAKernel", "FreeKernel", "LongKernel", "MultiscaleKernel"]
+KERNEL_LR = 1e-3
+"""The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
 
 
 class LongKernel(nn.Module):
     """What the variants share: the crop, the length check and the cache.
 
-    The parameters have their own learning rate and weight decay, which `chela.param_groups` reads. In eval mode without
-    gradients the kernel is built once and kept until a parameter is written to in place, replaced, moved or cast, or
-    `train()` or `eval()` is called. A write through `.data` or a NumPy view is not noticed: call `eval()` after it.
+    A variant marks the learning rate and weight decay of its parameters for ``chela.param_groups``. In eval mode
+    without gradients the kernel is built once and kept, until a parameter is written to in place, replaced, moved or
+    cast, or ``train()`` or ``eval()`` is called. A write through ``.data`` or a NumPy view cannot be seen: call
+    ``eval()`` after it.
 
     Args:
         d_model: Number of channels C.
         l_max: Length the kernel is built for.
         causal: Without the back kernel.
-        lr: Learning rate of the kernel's parameters; None leaves them at the model's.
-        weight_decay: Weight decay of the kernel's parameters.
     """
 
     extends_beyond_l_max = False
-    """Whether a longer kernel than `l_max` is defined; else asking for one is an error."""
+    """Whether a longer kernel than ``l_max`` is defined; else asking for one is an error."""
 
-    def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        *,
-        causal: bool = False,
-        lr: float | None = 1e-3,
-        weight_decay: float = 0.0,
-    ) -> None:
+    def __init__(self, d_model: int, l_max: int, *, causal: bool = False) -> None:
         super().__init__()
         if l_max < 1:
             raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
         self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
-        self.own_optim = {"weight_decay": weight_decay} | ({} if lr is None else {"lr": lr})
         self._cached: Sequence[Tensor] | Tensor = ()
-        self._cached_for: tuple[object, ...] = ()
+        self._cached_for: object = None
 
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
-    def reset_parameters(self) -> None:
-        """Draw new parameters from torch's global generator, and renew what is derived from them."""
-        raise NotImplementedError
-
     def build(self, length: int) -> Sequence[Tensor] | Tensor:
-        """Return the kernels of all directions, each `(C, length)`; the back one, from lag −1 on, may be shorter."""
+        """Return the kernels of all directions, each ``(C, length)``; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
 
     def forward(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """Return the forward kernel `(C, length)` and the back one `(C, length - 1)`, or None when causal.
+        """Return the forward kernel ``(C, length)`` and the back one ``(C, length - 1)``, or None when causal.
 
         Raises:
-            ValueError: `length` is beyond `l_max` and the variant declares no extension.
+            ValueError: ``length`` is beyond ``l_max`` and the variant declares no extension.
         """
         if length > self.l_max and not self.extends_beyond_l_max:
             raise ValueError(
                 f"{type(self).__name__}: expected a length up to l_max={self.l_max}, got {length}; "
                 "build the layer with a larger l_max or cut the sequence"
             )
-        kernels = self._kept(length) if self._may_keep() else self.build(length)
+        fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        kernels = self.build(length) if fresh else self._kept(length)
         return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
-    def stride_for(self, length: int) -> int:
-        """Return m ≈ √L, where a kernel is the product of its every m-th entry and its first m.
+    def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
+        """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.
 
-        While compiling, the length may be a symbol, which has no root: then it is m ≈ √l_max, which costs more where L
-        is far below l_max.
+        It is a product of two matrices: that of t = 0, m, 2m, … with the weights, and that of t < m, where m ≈ √L.
+        While compiling, the length may be a symbol, which has no root: then m ≈ √l_max, which costs more where L is far
+        below l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
+
+        Args:
+            log_base: ``(…, C, N)``, real or complex.
+            weight: ``(D, C, N)``.
+            length: L.
+
+        Returns:
+            ``(D, C, length)``.
         """
-        return max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
-
-    def _may_keep(self) -> bool:
-        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        stride = max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
+        coarse = torch.arange(-(-length // stride), device=weight.device) * stride
+        far = torch.exp(log_base[..., None] * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
+        near = torch.exp(log_base[..., None] * torch.arange(stride, device=weight.device))  # (…, C, N, m)
+        if far.is_complex():
+            kernel = far.real.transpose(2, 3) @ near.real - far.imag.transpose(2, 3) @ near.imag
+        else:
+            kernel = far.transpose(2, 3) @ near
+        return kernel.flatten(2)[..., :length]
 
     def _kept(self, length: int) -> Sequence[Tensor] | Tensor:
-        """Take the kernels from the cache, unless a parameter was written to or they are too short."""
-        tensors = [*self.parameters(), *self.buffers()]
-        whole = max(length, self.l_max)
-        state = tuple((t.data_ptr(), None if t.is_inference() else t._version, t.dtype, t.device) for t in tensors)
-        counted = not any(t.is_inference() for t in tensors)  # inference tensors do not count their changes
-        if not (counted and len(self._cached) and self._cached_for == state and self._cached[0].shape[1] >= length):
-            self._cached, self._cached_for = self.build(whole), state
+        """Take the kernels from the cache; build them anew if a parameter was written to or they are too short."""
+        state = [  # an inference tensor does not count its changes: object() equals nothing
+            (t.data_ptr(), object() if t.is_inference() else t._version, t.dtype, t.device)
+            for t in (*self.parameters(), *self.buffers())
+        ]
+        if self._cached_for != state or self._cached[0].shape[1] < length:
+            self._cached, self._cached_for = self.build(max(length, self.l_max)), state
         return self._cached
 
     def train(self, mode: bool = True) -> LongKernel:
-        """Set the mode, and drop the cached kernel: not every write to a parameter can be seen."""
-        self._cached = ()
+        """Set the mode, and drop the cached kernel, since not every write to a parameter can be seen."""
+        self._cached, self._cached_for = (), None
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -116,7 +118,7 @@ class MultiscaleKernel(LongKernel):
     interpolation, scaled by 2^−i, and follows piece i − 1. The whole is divided by the L2 norm, per channel, that the
     uncropped kernel had at construction: a buffer, saved with the weights, not a function of them.
 
-    Source: arXiv 2210.09298, section 3.2. Stretching is a product with a constant `(k, length)` matrix, several times
+    Source: arXiv 2210.09298, section 3.2. Stretching is a product with a constant ``(k, length)`` matrix, several times
     faster forward and backward than calling the interpolation.
 
     >>> forward, back = MultiscaleKernel(8, 100)(50)
@@ -127,20 +129,11 @@ class MultiscaleKernel(LongKernel):
     norm: Tensor
     stretch: Tensor
 
-    def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        *,
-        causal: bool = False,
-        lr: float | None = 1e-3,
-        weight_decay: float = 0.0,
-        scale_size: int = 16,
-    ) -> None:
-        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+    def __init__(self, d_model: int, l_max: int, *, causal: bool = False, scale_size: int = 16) -> None:
+        super().__init__(d_model, l_max, causal=causal)
         scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)))
         self.weight = self._parameter(scales, scale_size)
-        mark(self, **self.own_optim)
+        mark(self, lr=KERNEL_LR, weight_decay=0.0)
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
         self.register_buffer("stretch", _stretch(scales, scale_size), persistent=False)
         self.reset_parameters()
@@ -158,7 +151,7 @@ class MultiscaleKernel(LongKernel):
         return [self._joined(direction, length - direction) for direction in range(self.directions)]
 
     def _joined(self, direction: int, length: int) -> Tensor:
-        """Stretch, scale and join the pieces of one direction that `length` needs: `(C, length)`."""
+        """Stretch, scale and join the pieces of one direction that ``length`` needs: ``(C, length)``."""
         size = self.weight.shape[3]
         with torch.autocast(self.weight.device.type, enabled=False):
             pieces = (self.weight[direction] / self.norm[direction]).unbind(1)
@@ -176,7 +169,7 @@ def _crop(kernel: Tensor, length: int) -> Tensor:
 
 
 def _stretch(scales: int, size: int) -> Tensor:
-    """Make the constant matrix `(size, size·2^(scales−1))`: piece i's columns interpolate it, times 2^−i."""
+    """Make the constant matrix ``(size, size·2^(scales−1))``: piece i's columns interpolate it, times 2^−i."""
     unit = torch.eye(size)[None]
     pieces = [F.interpolate(unit, scale_factor=float(1 << max(0, i - 1)), mode="linear") for i in range(scales)]
     return torch.cat([piece[0] * 2.0**-i for i, piece in enumerate(pieces)], dim=1)
@@ -185,7 +178,7 @@ def _stretch(scales: int, size: int) -> Tensor:
 class FreeKernel(LongKernel):
     """One free parameter per lag, under a window exp(−αt) whose α is log-spaced over the channels.
 
-    The slowest channel falls to 1/e at `l_max`, the fastest within eight lags. Parameters are N(0, 1 − exp(−2α)), so
+    The slowest channel falls to 1/e at ``l_max``, the fastest within eight lags. Parameters are N(0, 1 − exp(−2α)), so
     that the expected squared norm of every channel's kernel is at most 1.
 
     Source: free kernels as in Long Convs (arXiv 2302.06646), with the decay of SGConv (arXiv 2210.09298) as a window.
@@ -193,18 +186,10 @@ class FreeKernel(LongKernel):
 
     window: Tensor
 
-    def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        *,
-        causal: bool = False,
-        lr: float | None = 1e-3,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+    def __init__(self, d_model: int, l_max: int, *, causal: bool = False) -> None:
+        super().__init__(d_model, l_max, causal=causal)
         self.weight = self._parameter(l_max)
-        mark(self, **self.own_optim)
+        mark(self, lr=KERNEL_LR, weight_decay=0.0)
         alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
         self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
         self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
@@ -217,42 +202,32 @@ class FreeKernel(LongKernel):
         self.weight.mul_(self.get_buffer("deviation")[:, None])
 
     def build(self, length: int) -> Tensor:
-        """Apply the window to the first `length` lags."""
+        """Apply the window to the first ``length`` lags."""
         return self.weight[:, :, :length] * self.window[:, :length]
 
 
 class DampedEMAKernel(LongKernel):
     """MEGA's damped multi-dimensional exponential moving average, written as a kernel.
 
-    `kernel[t] = Σ_n p_n β_n γ_n q_n^t / √N`, p = σ(δ), q = 1 − p·σ(α), N moving averages a channel. The formula gives
-    any length, also beyond `l_max`. The back kernel's first entry is at lag −1; MEGA adds its two directions at lag 0,
-    a difference that the layer's skip takes up.
+    ``kernel[t] = Σ_n p_n β_n γ_n q_n^t / √N``, p = σ(δ), q = 1 − p·σ(α), N moving averages a channel. The formula
+    gives any length, also beyond ``l_max``. Here the back kernel starts at lag −1. In MEGA both directions have lag 0;
+    the layer's skip makes up for the difference.
 
-    Source: arXiv 2209.10655, section 3.1 (initial values as in its code). O(C·N·L) time, O(C·(L + N√L)) memory: q^t is
-    the product of q^(m·⌊t/m⌋) and q^(t mod m), m ≈ √L, so the sum over n is a matrix product.
+    Source: arXiv 2209.10655, section 3.1 (initial values as in its code). See ``sum_of_powers`` for the cost.
     """
 
     extends_beyond_l_max = True
 
-    def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        *,
-        causal: bool = False,
-        lr: float | None = None,
-        weight_decay: float = 0.0,
-        averages: int = 16,
-    ) -> None:
-        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+    def __init__(self, d_model: int, l_max: int, *, causal: bool = False, averages: int = 16) -> None:
+        super().__init__(d_model, l_max, causal=causal)
         self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
         self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
-        mark(self, **self.own_optim)
+        mark(self, weight_decay=0.0)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """δ, α ~ N(0, 0.2), β ~ ±1 alternating + N(0, 0.02), γ ~ N(0, 1)."""
+        """Draw δ and α from N(0, 0.2²), β from ±1 in turn plus N(0, 0.02²), γ from N(0, 1)."""
         nn.init.normal_(self.delta, std=0.2)
         nn.init.normal_(self.alpha, std=0.2)
         nn.init.normal_(self.beta, std=0.02)
@@ -264,19 +239,9 @@ class DampedEMAKernel(LongKernel):
         """Sum the decaying exponentials."""
         with torch.autocast(self.delta.device.type, enabled=False):
             p = torch.sigmoid(self.delta)
-            log_q = torch.log1p(-p * torch.sigmoid(self.alpha))[..., None]  # (D, C, N, 1)
+            log_q = torch.log1p(-p * torch.sigmoid(self.alpha))
             weight = p * self.beta * self.gamma / math.sqrt(p.shape[2])
-            stride = self.stride_for(length)
-            coarse = torch.arange(-(-length // stride), device=p.device) * stride
-            fine = torch.arange(stride, device=p.device)
-            far = torch.exp(log_q * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
-            kernel = far.transpose(2, 3) @ torch.exp(log_q * fine)  # (D, C, ⌈L/m⌉, m)
-            return kernel.flatten(2)[..., :length]
+            return self.sum_of_powers(log_q, weight, length)
 
 
-LONG_KERNELS: dict[str, type[LongKernel]] = {
-    "multiscale": MultiscaleKernel,
-    "free": FreeKernel,
-    "ema": DampedEMAKernel,
-}
-"""The variants by the name that `ShortLongConv` takes."""
+LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}

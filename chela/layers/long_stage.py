@@ -1,62 +1,75 @@
-"""The long stage of CHELA's convolution: parallel linear branches in training, one kernel and one bias afterwards.
+"""The stages of CHELA's convolution: a few taps; then parallel branches in training, one kernel and bias afterwards.
 
 Shapes: B batch, L length, C channels.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from chela.layers.long_kernel import LongKernel
 from chela.layers.norm import MaskedBatchNorm
-from chela.layers.short_conv import ShortConv
 from chela.ops.fft_conv import fft_conv
-
-__all__ = ["FoldedKernel", "LongStage"]
-
-
-class FoldedKernel(NamedTuple):
-    """One convolution equal to a whole long stage in eval mode.
-
-    Attributes:
-        forward: `(C, l_max)`, lags from 0 on.
-        back: `(C, l_max − 1)`, lags from −1 on; None when causal.
-        bias: `(C,)`.
-    """
-
-    forward: Tensor
-    back: Tensor | None
-    bias: Tensor
+from chela.ops.short_conv import short_conv
 
 
-class MergedKernel(nn.Module):
-    """A folded kernel as buffers: it runs and is saved, it does not train.
+class ShortConv(nn.Module):
+    """Depthwise convolution of a few taps.
 
     Args:
         d_model: Number of channels C.
-        l_max: Taps of the forward kernel.
-        causal: Without the back kernel.
+        taps: Kernel size, 2–31.
+        causal: Whether output t sees inputs up to t only.
+        silu: Whether SiLU follows.
+    """
+
+    def __init__(self, d_model: int, taps: int, *, causal: bool = False, silu: bool = False) -> None:
+        super().__init__()
+        if not causal and taps % 2 == 0:
+            raise ValueError(f"ShortConv: expected an odd number of taps when not causal, got {taps}")
+        self.weight = nn.Parameter(torch.empty(d_model, taps))
+        self.causal, self.silu = causal, silu
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the taps from U(−1/√K, 1/√K), as PyTorch's own convolutions do."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x ``(B, L, C)``."""
+        return short_conv(x, self.weight, causal=self.causal, silu=self.silu)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"{self.weight.shape[0]}, taps={self.weight.shape[1]}, causal={self.causal}, silu={self.silu}"
+
+
+class MergedKernel(nn.Module):
+    """One convolution equal to a whole long stage in eval mode; buffers, which run and are saved but do not train.
+
+    Args:
+        forward_kernel: ``(C, l_max)``, lags from 0 on.
+        back_kernel: ``(C, l_max − 1)``, lags from −1 on; None when causal.
+        bias: ``(C,)``.
     """
 
     forward_kernel: Tensor
     back_kernel: Tensor | None
     bias: Tensor
 
-    def __init__(self, d_model: int, l_max: int, *, causal: bool) -> None:
+    def __init__(self, forward_kernel: Tensor, back_kernel: Tensor | None, bias: Tensor) -> None:
         super().__init__()
-        self.register_buffer("forward_kernel", torch.zeros(d_model, l_max))
-        self.register_buffer("back_kernel", None if causal else torch.zeros(d_model, l_max - 1))
-        self.register_buffer("bias", torch.zeros(d_model))
-
-    def folded(self) -> FoldedKernel:
-        """Return the buffers under their names."""
-        return FoldedKernel(self.forward_kernel, self.back_kernel, self.bias)
+        self.register_buffer("forward_kernel", forward_kernel)
+        self.register_buffer("back_kernel", back_kernel)
+        self.register_buffer("bias", bias)
 
     def forward(self, u: Tensor) -> Tensor:
-        """Convolve u `(B, L, C)`, L up to `l_max`."""
+        """Convolve u ``(B, L, C)``, L up to ``l_max``."""
         if u.shape[1] > self.forward_kernel.shape[1]:
             raise ValueError(
                 f"merged long kernel: expected at most l_max={self.forward_kernel.shape[1]} tokens, got {u.shape[1]}; "
@@ -66,11 +79,11 @@ class MergedKernel(nn.Module):
 
 
 class LongStage(nn.Module):
-    """`long * u + skip ⊙ u`, optionally as one of several parallel branches that `merge` folds into one kernel.
+    """``long * u + skip ⊙ u``, alone or beside parallel short branches that ``merge`` folds into one kernel.
 
-    With branches: `BN_0(long * u + skip ⊙ u) + Σ_j BN_j(short_j * u)`, each batch norm over the real tokens. In eval
+    With branches: ``BN_0(long * u + skip ⊙ u) + Σ_j BN_j(short_j * u)``, each batch norm over the real tokens. In eval
     mode every term is linear in u, so the sum is one convolution and one bias: that is the merged form. A state_dict
-    says by its keys which form it is (`merged.*` or the branches'); loading a merged one merges the stage.
+    shows by its keys which form it is (``merged.*`` or the branches'); loading a merged one merges the stage.
 
     Args:
         kernel: The long kernel.
@@ -80,8 +93,6 @@ class LongStage(nn.Module):
     def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.d_model, self.l_max, self.causal = kernel.d_model, kernel.l_max, kernel.directions == 1
-        if not self.causal and any(taps % 2 == 0 for taps in branches):
-            raise ValueError(f"LongStage: expected odd branch sizes when not causal, got {branches}")
         self.kernel = kernel
         self.skip = nn.Parameter(torch.empty(self.d_model))
         self.branches = nn.ModuleList(ShortConv(self.d_model, taps, causal=self.causal) for taps in branches)
@@ -97,12 +108,9 @@ class LongStage(nn.Module):
             nn.init.normal_(self.skip)
 
     def forward(self, u: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Convolve u.
+        """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0.
 
-        Args:
-            u: `(B, L, C)`, 0 at padding.
-            mask: `(B, L)` bool, True on real tokens; it keeps padding out of the batch statistics. The output at
-                padding is not 0.
+        ``mask: (B, L)`` bool, True on real tokens, keeps padding out of the batch statistics.
         """
         if self.merged is not None:
             if self.training:
@@ -116,46 +124,39 @@ class LongStage(nn.Module):
         return y
 
     @torch.no_grad()
-    def fold(self) -> FoldedKernel:
+    def fold(self) -> MergedKernel:
         """Return the one convolution that this stage is in eval mode: norms, branches and skip in kernel and bias."""
         if self.merged is not None:
-            return self.merged.folded()
+            return self.merged
         kernels = self.kernel.build(self.l_max)
         forward, back = kernels[0].clone(), None if self.causal else kernels[1][:, : self.l_max - 1].clone()
         forward[:, 0] += self.skip
         bias = torch.zeros_like(self.skip)
         for index, norm in enumerate(self.norms):
-            scale, shift = _affine(norm)
+            assert isinstance(norm, MaskedBatchNorm)
+            scale, shift = norm.affine()
             bias += shift
-            if index:
+            if index == 0:
+                forward *= scale[:, None]
+                back = None if back is None else back * scale[:, None]
+            else:
                 _add_taps(forward, back, self.branches[index - 1].get_parameter("weight") * scale[:, None])
-                continue
-            forward *= scale[:, None]
-            if back is not None:
-                back *= scale[:, None]
-        return FoldedKernel(forward, back, bias)
+        return MergedKernel(forward, back, bias)
 
     @torch.no_grad()
     def merge(self, *, keep_training_form: bool = True) -> None:
-        """Replace the branches by one kernel and one bias at `l_max`; equal to eval mode.
+        """Replace the branches by one kernel and one bias at ``l_max``; equal to eval mode.
 
         Args:
-            keep_training_form: Keep the parameters aside, out of the state_dict, so that `unmerge` can bring them back.
+            keep_training_form: Keep the parameters, outside the state_dict, so that ``unmerge`` can bring them back.
 
         Raises:
             RuntimeError: It is merged already.
         """
         if self.merged is not None:
             raise RuntimeError("LongStage: expected the training form, but it is merged already")
-        folded = self.fold()
         training_form = {name: getattr(self, name) for name in _TRAINING_FORM}
         self._become_merged()
-        assert self.merged is not None
-        self.merged.to(folded.bias.device, folded.bias.dtype)
-        self.merged.forward_kernel.copy_(folded.forward)
-        if self.merged.back_kernel is not None and folded.back is not None:
-            self.merged.back_kernel.copy_(folded.back)
-        self.merged.bias.copy_(folded.bias)
         self._training_form = training_form if keep_training_form else None
 
     def unmerge(self) -> None:
@@ -180,31 +181,17 @@ class LongStage(nn.Module):
         self.merged, self._training_form = None, None
 
     def _become_merged(self) -> None:
-        """Drop the training form and make room, on its device, for a merged kernel."""
-        like = self.skip
-        for name in _TRAINING_FORM:
+        merged = self.fold().train(self.training)
+        for name in (*_TRAINING_FORM, "merged"):
             delattr(self, name)
-        del self.merged
-        self.merged = MergedKernel(self.d_model, self.l_max, causal=self.causal).to(like.device, like.dtype)
-        self.merged.train(self.training)
-
-    def extra_repr(self) -> str:
-        """Say which form it is in."""
-        return "merged" if self.merged is not None else f"branches={len(self.branches)}"
+        self.merged = merged
 
 
 _TRAINING_FORM = ("kernel", "skip", "branches", "norms")
 
 
-def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift `(C,)` of a batch norm in eval mode."""
-    assert isinstance(norm, MaskedBatchNorm)
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
-
-
 def _add_taps(forward: Tensor, back: Tensor | None, taps: Tensor) -> None:
-    """Add a short kernel `(C, K)` to the long one, in place; lags beyond the long one meet no pair of positions."""
+    """Add a short kernel ``(C, K)`` to the long one, in place; lags beyond l_max never occur and are left out."""
     size, l_max = taps.shape[1], forward.shape[1]
     left = size - 1 if back is None else (size - 1) // 2
     past = taps[:, : left + 1].flip(1)[:, :l_max]
@@ -214,14 +201,12 @@ def _add_taps(forward: Tensor, back: Tensor | None, taps: Tensor) -> None:
         back[:, : ahead.shape[1]] += ahead
 
 
-def _take_the_form_of(stage: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before loading: a merged state_dict makes the stage merged; one of the training form needs a training stage."""
-    assert isinstance(stage, LongStage)
+def _take_the_form_of(stage: LongStage, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before loading, merge the stage if the state_dict is merged; refuse a training form to a merged stage."""
     saved_merged = f"{prefix}merged.bias" in state_dict
-    saved_training = f"{prefix}skip" in state_dict
     if saved_merged and stage.merged is None:
-        stage._become_merged()
-    elif saved_training and stage.merged is not None:
+        stage._become_merged()  # of the right shapes; loading fills it
+    elif f"{prefix}skip" in state_dict and stage.merged is not None:
         raise RuntimeError(
             f"{prefix.rstrip('.') or 'LongStage'}: expected the merged form, which this layer has, but the state_dict "
             "holds the training form; call unmerge(), or build the layer anew"

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from chela.layers.padding import check_mask, may_look, zero_padding
+from lra.options import check_value
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm (arXiv 1607.06450); it looks at one token at a time, so the mask does not matter."""
+    """Layer norm (arXiv 1607.06450); each token by itself, so the mask does not matter."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise each token of ``x: (B, L, C)``."""
@@ -52,8 +53,7 @@ class MaskedBatchNorm(nn.Module):
 
     In training the mean and variance are summed over processes, so that N processes give what one gives on the whole
     batch (``torch.nn.SyncBatchNorm`` refuses CPU tensors and knows no mask). They are kept in at least float32, under
-    autocast too. What padding holds changes nothing on real tokens; what comes out there means nothing: whoever needs
-    zeros puts them there afterwards.
+    autocast too. What padding holds changes nothing on real tokens. The output at padding means nothing and is not 0.
 
     Args:
         d_model: Channels C.
@@ -85,8 +85,8 @@ class MaskedBatchNorm(nn.Module):
         if mask is not None:
             check_mask(x, mask)
         if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)
+            scale, shift = self.affine()
+            return torch.addcmul(shift, x, scale).to(x.dtype)
         if mask is None and x.numel() > len(self.weight) and x.dtype == self.weight.dtype and not _several_processes():
             return self._by_torch(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, mask, self.eps)  # type: ignore[no-untyped-call]
@@ -96,8 +96,13 @@ class MaskedBatchNorm(nn.Module):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return y  # type: ignore[no-any-return]
 
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Return the scale and the shift ``(C,)`` that this norm is in eval mode."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
     def _by_torch(self, x: Tensor) -> Tensor:
-        """Without padding and other processes it is an ordinary batch norm, which PyTorch does in half of the time."""
+        """Normalise by PyTorch's own batch norm: it takes half the time, but knows no padding and no other process."""
         moments = (self.running_mean, self.running_var)
         tokens, on = x.flatten(0, -2), torch.backends.cudnn.enabled
         y = torch.batch_norm(tokens, self.weight, self.bias, *moments, True, self.momentum, self.eps, on)
@@ -107,15 +112,15 @@ class MaskedBatchNorm(nn.Module):
 class _Normalise(torch.autograd.Function):
     """Batch norm by the moments of the real tokens of all processes; every token, real or not, is normalised.
 
-    One function, since the same written with autograd passes over `(B, L, C)` three times as often. Two passes give the
-    variance, about the mean: E[x²] − E[x]² cancels when the mean is large.
+    Written with autograd's own operations it would pass over ``(B, L, C)`` three times as often. The variance takes a
+    second pass, about the mean, since E[x²] − E[x]² loses its digits when the mean is large.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return y like x, mean `(C,)`, biased variance `(C,)` and the count of real tokens."""
+        """Return y like x, mean ``(C,)``, biased variance ``(C,)`` and the count of real tokens."""
         tokens = _at_least_float32(x).flatten(0, -2)
         real = None if mask is None else mask.flatten().to(tokens.dtype)
         tokens, total = _summed(tokens, real)
@@ -133,13 +138,16 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        """Gradients of x, weight and bias; the loss of every process depends on the moments, so they get all."""
+        """Return the gradients of x, weight and bias.
+
+        Every process's loss depends on the moments, so what flows through them is summed over processes.
+        """
         centred, weight, deviation, real, count = ctx.saved_tensors
         grad = d_y.flatten(0, -2).to(centred.dtype)
         d_bias, d_scale = grad.sum(0), (grad * centred).sum(0)
         scale = weight * deviation
         of_mean, of_scale = _over_processes(torch.stack([d_bias, d_scale])) * (-scale / count)
-        d_x = torch.addcmul(of_mean, centred, of_scale * deviation.square())  # by way of the moments
+        d_x = torch.addcmul(of_mean, centred, of_scale * deviation.square())  # through the moments
         if real is not None:
             d_x *= real[:, None]
         d_x = d_x.addcmul_(grad, scale).view_as(d_y).to(d_y.dtype)
@@ -147,15 +155,15 @@ class _Normalise(torch.autograd.Function):
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    """Widen bf16 and fp16."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _summed(tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return tokens `(N, C)` with nothing but numbers at padding, and their sum over the real ones, in their dtype.
+    """Return tokens ``(N, C)`` with finite padding, and their sum over the real ones, in their dtype.
 
     ``real: (N,)`` is 1 at real tokens and 0 at padding. The product with it takes a tenth of the time of a copy with
-    zeros, but 0·NaN is NaN. So the copy is made only where the sum says so, or where asking costs more than the copy.
+    zeros at padding, but 0·NaN is NaN. So the copy is made only if the sum is not finite, or on a GPU, where looking at
+    the sum would cost more than the copy.
     """
     if real is None:
         return tokens, tokens.sum(0)
@@ -169,27 +177,19 @@ def _summed(tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _over_processes(value: Tensor) -> Tensor:
-    """Sum over the processes of a run, in place."""
     if _several_processes():
         torch.distributed.all_reduce(value)
     return value
 
 
 def _several_processes() -> bool:
-    """Whether this run has started a process group."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-NORMS: dict[str, type[nn.Module]] = {
-    "layer": LayerNorm,
-    "rms": RMSNorm,
-    "scale": ScaleNorm,
-    "batch": MaskedBatchNorm,
-}
+NORMS: dict[str, type[nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "scale": ScaleNorm, "batch": MaskedBatchNorm}
 
 
 def make_norm(name: str, d_model: int) -> nn.Module:
     """Build the norm called ``name`` for ``d_model`` channels."""
-    if name not in NORMS:
-        raise ValueError(f"norm: expected one of {sorted(NORMS)}, got {name!r}")
+    check_value("norm", name, {"choices": tuple(NORMS)})
     return NORMS[name](d_model)

@@ -1,4 +1,4 @@
-"""Padding is absent: zero wherever tokens meet."""
+"""Padding is absent: it is set to zero before tokens are mixed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chela.ops.padding import rows_where
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set ``x: (..., C)`` to 0 where ``mask: (...)`` is False; None means all tokens are real.
 
-    Whatever stood there, NaN and infinities included, is gone, and gets no gradient.
+    What stood there, NaN and infinities included, is replaced and gets no gradient.
 
     Raises:
         ValueError: A mask of another dtype than bool or another shape.
@@ -29,10 +29,10 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:
-    """Refuse a mask that does not say for each token of ``x: (..., C)`` whether it is real.
+    """Refuse a mask that is not bool, or does not have one value for each token of ``x: (..., C)``.
 
-    ``~`` of an integer 1 is −2, which counts as True, and a mask of another shape may broadcast: both would hide the
-    wrong tokens without a word.
+    ``~`` of an integer 1 is −2, which counts as True, and a mask of another shape may broadcast: both would silently
+    hide the wrong tokens.
     """
     if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
         raise ValueError(
@@ -42,5 +42,5 @@ def check_mask(x: Tensor, mask: Tensor) -> None:
 
 
 def may_look(x: Tensor) -> bool:
-    """Whether Python may read values of x at no cost: it is on a CPU, not fake, and no graph is being traced."""
+    """Return whether reading values of x is cheap: it is on a CPU, not fake, and no graph is being traced."""
     return x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()

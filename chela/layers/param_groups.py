@@ -1,33 +1,28 @@
-"""Which parameters learn how fast, and which decay: it travels with the layers, into any optimiser."""
+"""Parameters: where they start, and which learning rate and weight decay a layer asks for."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
 def mark(module: nn.Module, *names: str, **options: float) -> None:
-    """Say how the parameters ``names`` of ``module`` are to be optimised, for ``param_groups`` to read.
+    """Set the learning rate and weight decay of parameters, for ``param_groups`` to read.
 
-    It is kept by the module, not on the tensors, so that it survives ``copy.deepcopy`` and pickling.
+    The module keeps them, not the tensors, so that they survive ``copy.deepcopy`` and pickling.
 
     Args:
         module: Owns the parameters.
-        names: Its own parameters; none marks all of them.
-        options: ``lr`` and ``weight_decay``; what is not given is the model's.
+        names: Names of its own parameters; without any, all of them are marked.
+        options: ``lr`` and ``weight_decay``; the model's where they are not given.
     """
     marked = {name: dict(options) for name in names or [name for name, _ in module.named_parameters(recurse=False)]}
     module.__dict__["optim_options"] = module.__dict__.get("optim_options", {}) | marked
-
-
-def _marks(model: nn.Module) -> dict[nn.Parameter, dict[str, float]]:
-    marks = {}
-    for module in model.modules():
-        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
-        options: dict[str, dict[str, float]] = module.__dict__.get("optim_options", {})
-        marks.update({own[name]: options[name] for name in own.keys() & options.keys()})
-    return marks
 
 
 def param_groups(
@@ -35,25 +30,28 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Split the parameters of ``model`` for AdamW.
 
-    Matrices decay; vectors (norms, biases, per-channel scales and shifts) do not. What a layer marks (see ``mark``) is
-    as it asks: a long kernel, for one, needs a smaller, fixed rate and no decay (arXiv 2210.09298, section 4).
+    Matrices decay; vectors (norms, biases, per-channel scales and shifts) do not. A layer can ask for something else
+    with ``mark``: a long kernel needs a smaller, fixed rate and no decay (arXiv 2210.09298, section 4).
 
     Args:
         model: Any module, e.g. your own that holds a ``ChelaLayer``.
         lr: Learning rate of everything not marked.
         weight_decay: Decay of the matrices.
-        kernel_lr: In place of the rate that marked parameters ask for.
+        kernel_lr: Replaces the rates that marked parameters ask for.
 
     Returns:
-        Groups for ``torch.optim.AdamW``, each with its ``name``; every parameter that needs a gradient is in one.
+        Named groups for ``torch.optim.AdamW``; every parameter that needs a gradient is in one of them.
 
-    >>> import torch
     >>> groups = param_groups(torch.nn.Linear(2, 3), lr=1e-3, weight_decay=0.1)
     >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in groups]
     [('decay', 1, 0.1), ('no_decay', 1, 0.0)]
     """
     groups: dict[str, dict[str, Any]] = {}
-    marks = _marks(model)
+    marks: dict[nn.Parameter, dict[str, float]] = {}
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        options = module.__dict__.get("optim_options", {})
+        marks.update({own[name]: options[name] for name in own.keys() & options.keys()})
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
@@ -66,7 +64,41 @@ def param_groups(
             name, rate, decay = "no_decay", lr, 0.0
         else:
             name, rate, decay = "decay", lr, weight_decay
-        groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})["params"].append(
-            parameter
-        )
+        group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
     return list(groups.values())
+
+
+def initialise(model: nn.Module, seed: int, kept: Iterable[nn.Module] = ()) -> None:
+    """Draw every parameter of ``model`` anew, each module from its own generator.
+
+    A module's values depend on the seed and on its path in the model alone, not on what was built before it, so that
+    two models with different mixers start with the same embedding, feed-forward layers and head.
+
+    Args:
+        model: Its modules with parameters have ``reset_parameters``, as those of torch do.
+        seed: Any integer.
+        kept: Modules that stay as they were built, with all that they hold.
+
+    Raises:
+        TypeError: A module holds parameters but has no ``reset_parameters``.
+    """
+    spared = {part for whole in kept for part in whole.modules()}
+    for path, module in model.named_modules():
+        if module in spared or not any(True for _ in module.parameters(recurse=False)):
+            continue
+        reset = getattr(module, "reset_parameters", None)
+        if reset is None:
+            raise TypeError(
+                f"{path or 'the model'}: expected reset_parameters() on {type(module).__name__}, which has parameters"
+            )
+        with seeded(seed, path):
+            reset()
+
+
+@contextmanager
+def seeded(seed: int, path: str) -> Iterator[None]:
+    """Draw from a generator that depends on (seed, path) alone, and leave the global one as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{path}".encode()).digest()[:7], "big"))
+        yield

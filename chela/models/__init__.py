@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from torch import nn
+from lra.options import option
 
+if TYPE_CHECKING:
+    from chela.models.heads import Network
     from chela.schema import ModelConfig
 
 
@@ -16,11 +17,12 @@ class TaskFacts:
     """What a network must know of its task.
 
     Attributes:
-        num_classes: Classes.
+        num_classes: Classes, or symbols to predict.
         l_max: Longest sequence.
         vocab_size: Symbols, padding 0 included; None for continuous input.
         input_dim: Features at each position of continuous input.
         pair: Whether an example is two sequences.
+        objective: "classification" (a label for each sequence) or "tokens" (a label for each position).
     """
 
     num_classes: int
@@ -28,14 +30,15 @@ class TaskFacts:
     vocab_size: int | None
     input_dim: int = 1
     pair: bool = False
+    objective: str = option("classification", "what is predicted", neutral="classification")
 
 
-def build_model(config: ModelConfig, task: Any, seed: int) -> nn.Module:
+def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
     """Build and initialise the network that ``config`` describes for a task.
 
     Args:
         config: The resolved model section.
-        task: ``TaskFacts``, or anything that has these attributes.
+        task: ``TaskFacts``, or anything that has these attributes; those with a default may be absent.
         seed: Initial values follow from it and from each module's path.
 
     Raises:
@@ -45,36 +48,25 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> nn.Module:
         The network; its attribute ``built_from`` is ``(config, facts)``, which ``save_pretrained`` writes down.
     """
     from chela.errors import UsageError
-    from chela.layers.initialise import initialise
-    from chela.models.backbone import Backbone
-    from chela.models.heads import Classifier, PairClassifier
+    from chela.layers.param_groups import initialise, seeded
+    from chela.models.heads import Classifier, PairClassifier, TokenModel
 
-    facts = TaskFacts(**{field.name: getattr(task, field.name) for field in dataclasses.fields(TaskFacts)})
-    options = dataclasses.asdict(config.mixer)
+    known = (field.name for field in dataclasses.fields(TaskFacts) if hasattr(task, field.name))
+    facts = TaskFacts(**{name: getattr(task, name) for name in known})
+    heads = {
+        ("classification", False): Classifier,
+        ("classification", True): PairClassifier,
+        ("tokens", False): TokenModel,
+    }
+    head = heads.get((facts.objective, facts.pair))
+    if head is None:
+        what = f"{facts.objective!r}{' for pairs' if facts.pair else ''}"
+        raise UsageError(f"task: expected the objective classification, or tokens for single sequences, got {what}")
     try:
-        backbone = Backbone(
-            options.pop("name"),
-            options,
-            d_model=config.d_model,
-            depth=config.depth,
-            d_ff=config.d_ff,
-            l_max=facts.l_max,
-            vocab_size=facts.vocab_size,
-            input_dim=facts.input_dim,
-            dropout=config.dropout,
-            norm=config.norm,
-            prenorm=config.prenorm,
-            positions=config.positions,
-            causal=config.causal,
-        )
+        with seeded(seed, "build"):
+            model = head(config, facts)
     except ValueError as error:
         raise UsageError(f"model: {error}") from None
-    if facts.pair:
-        model: Classifier | PairClassifier = PairClassifier(
-            backbone, config.d_model, config.d_head, facts.num_classes, config.pair_features
-        )
-    else:
-        model = Classifier(backbone, config.d_model, config.d_head, facts.num_classes)
-    initialise(model, seed)
-    model.built_from = config, facts
+    own = ":" in config.mixer.name  # a class from elsewhere stays as its constructor made it
+    initialise(model, seed, kept=model.backbone.mixers() if own else ())
     return model

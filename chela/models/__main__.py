@@ -2,15 +2,17 @@
 
 python -m chela.models                                   on ListOps, at the preset of this machine
 python -m chela.models task=listops preset=full model.depth=2
+python -m chela.models model=./mine.yaml                 with a system of your own
 """
 
 from __future__ import annotations
 
 import sys
 
-from chela.cli import guarded
-from chela.config import names, resolve
+from chela.cli import guarded, help_text
+from chela.config import resolve
 from chela.errors import UsageError
+from chela.groups import is_file, names
 
 HEAD = ("model", "parameters", "in mixers", "MFLOPs/token", "state")
 NOTE = (
@@ -23,15 +25,17 @@ def main(argv: list[str] | None = None) -> int:
     """Read the words, print the table, return the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if "--help" in words or "-h" in words:
-        sys.stdout.write(f"{(__doc__ or '').strip()}\n\nFurther key=value words as for chela.train.\n\n{NOTE}\n")
+        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", [w for w in words if not w.startswith("-")]))
         return 0
     return guarded(lambda: listing(words))
 
 
 def listing(words: list[str]) -> int:
-    """Print a line for each file in ``configs/model``."""
-    if any(word.split("=")[0] == "model" for word in words):
-        raise UsageError("model: expected no such word, all systems are listed; to choose one: chela.train model=NAME")
+    """Print a line for each system of ``configs/model``, and for a file of one's own."""
+    own = [word.partition("=")[2] for word in words if word.startswith("model=")]
+    if not all(map(is_file, own)):
+        raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")
+    words = [word for word in words if not word.startswith("model=")]
     config = resolve(words)
     from chela.models.cost import cost
     from lra.tasks import get_task
@@ -39,12 +43,12 @@ def listing(words: list[str]) -> int:
     task = get_task(config.task)
     sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
     sys.stdout.write(_line(HEAD))
-    for name in names("model"):
-        found = cost(resolve([*words, f"model={name}", f"preset={config.preset}"]).model, task)
+    for name in [*names("model"), *own]:
+        chosen = resolve([*words, f"model={name}", f"preset={config.preset}"]).model
+        found = cost(chosen, task)
         flops = f"{found.flops_per_token / 1e6:.2f}"
-        sys.stdout.write(
-            _line((name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, f"{found.state_size:,}"))
-        )
+        state = "–" if found.state_size is None else f"{found.state_size:,}"
+        sys.stdout.write(_line((chosen.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state)))
     sys.stdout.write(f"\n{NOTE}\n")
     return 0
 

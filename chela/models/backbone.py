@@ -5,55 +5,82 @@ Shapes: B batch, L length, D model width.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from chela.layers.feed_forward import FeedForward
+from chela.errors import UsageError
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
+from chela.layers.param_groups import seeded
+
+if TYPE_CHECKING:
+    from chela.models import TaskFacts
+    from chela.schema import ModelConfig
 
 
 class Residual(nn.Module):
-    """A layer with its norm, dropout and residual sum.
-
-    ``x + h``, or ``x + g ⊙ (h − x)`` when the layer returns a highway gate g beside its update h.
+    """``x + dropout(layer(norm(x)))``: a layer with its norm, dropout and residual sum.
 
     Args:
-        layer: Called as ``layer(x, mask)`` on the normed input when it is a mixer, as ``layer(x)`` otherwise.
-        d_model: Width D.
-        norm: Name of the norm.
-        prenorm: Norm before the layer; else after the sum.
-        dropout: On the update.
+        layer: ``forward(x, mask=None, stream=None)``, or one that names fewer of these: it gets those that it names. A
+            layer whose constructor takes ``dropout`` applies that itself, where its definition wants it.
+        config: Says width, norm, dropout, and whether the norm comes before the layer or after the sum.
+
+    Raises:
+        ValueError: The layer wants something else than these.
     """
 
-    def __init__(self, layer: nn.Module, d_model: int, *, norm: str, prenorm: bool, dropout: float) -> None:
+    def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         self.layer = layer
-        self.norm = make_norm(norm, d_model)
-        self.dropout = nn.Dropout(dropout)
-        self.prenorm = prenorm
-        self.takes_mask = not isinstance(layer, FeedForward)
+        self.norm = make_norm(config.norm, config.d_model)
+        self.dropout = nn.Dropout(0.0 if "dropout" in inspect.signature(type(layer)).parameters else config.dropout)
+        self.prenorm = config.prenorm
+        _, *others = inspect.signature(layer.forward).parameters.values()
+        self.context = tuple(other.name for other in others if other.name in ("mask", "stream"))
+        if any(other.default is other.empty and other.name not in self.context for other in others):
+            named = ", ".join(other.name for other in others)
+            raise ValueError(f"{type(layer).__name__}: expected forward(x, mask, stream) or fewer, got (x, {named})")
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update ``x: (B, L, D)``."""
         y = self.norm(x, mask) if self.prenorm else x
-        update = self.layer(y, mask) if self.takes_mask else self.layer(y)
-        h, gate = update if isinstance(update, tuple) else (update, None)
-        h = self.dropout(h)
-        x = x + h if gate is None else torch.lerp(x, h.to(x.dtype), gate.to(x.dtype))  # autocast rounds both
+        known = {"mask": mask, "stream": x}
+        update = self.layer(y, **{name: known[name] for name in self.context})
+        if getattr(update, "shape", None) != x.shape:
+            got = f"shape {tuple(update.shape)}" if isinstance(update, Tensor) else f"a {type(update).__name__}"
+            raise UsageError(f"{type(self.layer).__name__}: expected an update of shape {tuple(x.shape)}, got {got}")
+        x = x + self.dropout(update)
         return x if self.prenorm else self.norm(x, mask)
+
+
+class FeedForward(nn.Module):
+    """Two linear maps with SiLU between: ``(B, L, D)`` over width d_ff to ``(B, L, D)``; O(L·D·d_ff) time."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map each token of ``x: (B, L, D)``."""
+        out: Tensor = self.down(F.silu(self.up(x)))
+        return out
 
 
 class Block(nn.Module):
     """A mixer over positions, then a feed-forward layer over channels: ``(B, L, D)`` to ``(B, L, D)``."""
 
-    def __init__(self, mixer: nn.Module, d_model: int, d_ff: int, *, norm: str, prenorm: bool, dropout: float) -> None:
+    def __init__(self, mixer: nn.Module, config: ModelConfig) -> None:
         super().__init__()
-        self.mixer = Residual(mixer, d_model, norm=norm, prenorm=prenorm, dropout=dropout)
-        self.feed_forward = Residual(FeedForward(d_model, d_ff), d_model, norm=norm, prenorm=prenorm, dropout=dropout)
+        self.mixer = Residual(mixer, config)
+        self.feed_forward = Residual(FeedForward(config.d_model, config.d_ff), config)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update ``x: (B, L, D)``."""
@@ -64,55 +91,32 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embedding and blocks: symbols ``(B, L)`` or features ``(B, L, F)`` to ``(B, L, D)``, zero at padding.
 
+    Each mixer is built from a seed of its own, made of torch's and of its place.
+
     Args:
-        mixer: Name of the system.
-        options: The mixer's own keyword arguments.
-        d_model: Width D.
-        depth: Blocks.
-        d_ff: Hidden width of the feed-forward layers.
-        l_max: Longest sequence.
-        vocab_size: Symbols; None for continuous input.
-        input_dim: Features F of continuous input.
-        dropout: On every update.
-        norm: Name of the norm.
-        prenorm: Norm before each layer, and once at the end; else after each residual sum.
-        positions: "none" or "learned", added to the embedding.
-        causal: No position sees a later one.
+        config: The model section of a configuration; its ``mixer`` has the system's name and options.
+        task: Says what the input is and how long.
     """
 
-    def __init__(
-        self,
-        mixer: str,
-        options: dict[str, Any],
-        *,
-        d_model: int,
-        depth: int,
-        d_ff: int,
-        l_max: int,
-        vocab_size: int | None,
-        input_dim: int = 1,
-        dropout: float = 0.0,
-        norm: str = "layer",
-        prenorm: bool = True,
-        positions: str = "none",
-        causal: bool = False,
-    ) -> None:
+    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
-        self.l_max = l_max
-        self.embedding = nn.Linear(input_dim, d_model) if vocab_size is None else Embedding(vocab_size, d_model)
-        self.positions = Embedding(l_max, d_model) if positions == "learned" else None
-        self.blocks = nn.ModuleList(
-            Block(
-                build_mixer(mixer, d_model, options, l_max=l_max, causal=causal, layer=layer, depth=depth),
-                d_model,
-                d_ff,
-                norm=norm,
-                prenorm=prenorm,
-                dropout=dropout,
-            )
-            for layer in range(depth)
-        )
-        self.norm = make_norm(norm, d_model) if prenorm else None
+        self.l_max, d_model = task.l_max, config.d_model
+        symbols = task.vocab_size
+        self.embedding = nn.Linear(task.input_dim, d_model) if symbols is None else Embedding(symbols, d_model)
+        self.positions = Embedding(task.l_max, d_model) if config.positions == "learned" else None
+        options = dataclasses.asdict(config.mixer)
+        name = options.pop("name")
+        context = {"l_max": task.l_max, "causal": config.causal, "depth": config.depth, "dropout": config.dropout}
+        self.blocks = nn.ModuleList()
+        for layer in range(config.depth):
+            with seeded(torch.initial_seed(), f"blocks.{layer}.mixer"):
+                mixer = build_mixer(name, d_model, options, layer=layer, **context)
+            self.blocks.append(Block(mixer, config))
+        self.norm = make_norm(config.norm, d_model) if config.prenorm else None
+
+    def mixers(self) -> list[nn.Module]:
+        """Return the mixer of each block."""
+        return [block.get_submodule("mixer.layer") for block in self.blocks]
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode ``inputs``; ``mask: (B, L)`` bool, True = real token.
@@ -125,7 +129,7 @@ class Backbone(nn.Module):
                 f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; build with a larger l_max"
             )
         if inputs.is_floating_point():
-            inputs = zero_padding(inputs, mask)  # or NaN there would be in the embedding's gradient
+            inputs = zero_padding(inputs, mask)  # NaN there would reach the gradient of the embedding
         x: Tensor = self.embedding(inputs)
         if self.positions is not None:
             x = x + self.positions.weight[: x.shape[1]]

@@ -1,14 +1,19 @@
-"""From encoded sequences to class scores."""
+"""Whole networks: the backbone, and a head that scores each sequence or each position."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.models.backbone import Backbone
+from lra.options import check_value
+
+if TYPE_CHECKING:
+    from chela.models import TaskFacts
+    from chela.schema import ModelConfig
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -33,14 +38,24 @@ class ClassifierHead(nn.Module):
         return scores
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
+    """What all networks share: ``network(inputs, mask)``, mask ``(B, L)`` bool being True on real tokens, or None.
+
+    ``built_from`` is the model section of a configuration, and what is known of the task.
+    """
+
+    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
+        super().__init__()
+        self.built_from = config, task
+        self.backbone = Backbone(config, task)
+
+
+class Classifier(Network):
     """Mean over real tokens, then a head: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, classes)``."""
 
-    def __init__(self, backbone: Backbone, d_model: int, d_head: int, num_classes: int) -> None:
-        super().__init__()
-        self.built_from: Any = None
-        self.backbone = backbone
-        self.head = ClassifierHead(d_model, d_head, num_classes)
+    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
+        super().__init__(config, task)
+        self.head = ClassifierHead(config.d_model, config.d_head, task.num_classes)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each sequence."""
@@ -48,29 +63,36 @@ class Classifier(nn.Module):
         return scores
 
 
-class PairClassifier(nn.Module):
+class PairClassifier(Network):
     """One tower for both documents: inputs ``(2B, L)``, first all the first ones, to scores ``(B, classes)``.
 
-    Args:
-        backbone: The tower.
-        d_model: Width D.
-        d_head: Hidden width of the head.
-        num_classes: Classes.
-        features: "nli" gives the head [a, b, a−b, a⊙b] (S4's), "concat" [a, b] (MEGA's).
+    With ``pair_features="nli"`` the head reads [a, b, a−b, a⊙b] (S4's), with "concat" [a, b] (MEGA's).
     """
 
-    def __init__(self, backbone: Backbone, d_model: int, d_head: int, num_classes: int, features: str = "nli") -> None:
-        super().__init__()
-        if features not in ("nli", "concat"):
-            raise ValueError(f"features: expected 'nli' or 'concat', got {features!r}")
-        self.built_from: Any = None
-        self.backbone = backbone
-        self.features = features
-        self.head = ClassifierHead(d_model * (4 if features == "nli" else 2), d_head, num_classes)
+    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
+        check_value("pair_features", config.pair_features, {"choices": ("nli", "concat")})
+        super().__init__(config, task)
+        self.nli = config.pair_features == "nli"
+        self.head = ClassifierHead(config.d_model * (4 if self.nli else 2), config.d_head, task.num_classes)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each pair."""
         a, b = masked_mean(self.backbone(inputs, mask), mask).chunk(2)
-        pair = [a, b, a - b, a * b] if self.features == "nli" else [a, b]
-        scores: Tensor = self.head(torch.cat(pair, dim=-1))
+        scores: Tensor = self.head(torch.cat([a, b, a - b, a * b] if self.nli else [a, b], dim=-1))
+        return scores
+
+
+class TokenModel(Network):
+    """One linear map at each position: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, L, classes)``.
+
+    Scores at padding mean nothing.
+    """
+
+    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
+        super().__init__(config, task)
+        self.head = nn.Linear(config.d_model, task.num_classes)
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Score each position."""
+        scores: Tensor = self.head(self.backbone(inputs, mask))
         return scores

@@ -1,11 +1,12 @@
 """A network as the Hugging Face Hub wants it; needs ``pip install huggingface_hub``.
 
 HubModel(model).push_to_hub("me/listops-chela")
-model = HubModel.from_pretrained("me/listops-chela").network
+model = HubModel.from_pretrained("me/listops-chela").network      trust="module" if its system is one of your own
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +36,8 @@ class HubModel(nn.Module, ModelHubMixin):  # type: ignore[misc]
         save_pretrained(self.network, save_directory)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **_: Any,
-    ) -> HubModel:
+    def _from_pretrained(cls, *, model_id: str, trust: str | Collection[str] = (), **download: Any) -> HubModel:
         folder = model_id
         if not Path(model_id).is_dir():
-            folder = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=[CONFIG, WEIGHTS],
-            )
-        return cls(from_pretrained(folder))
+            folder = snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **download)
+        return cls(from_pretrained(folder, trust))

@@ -1,21 +1,25 @@
 """Networks in a folder: weights as safetensors, and a JSON file that says what was built and for what.
 
-Nothing in such a folder can run code. Needs the package ``safetensors``, nothing else beside torch and einops.
+Nothing in such a folder can run code: a system of somebody's own is imported only when its module is trusted. Needs
+the package ``safetensors``, nothing else beside torch and einops.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
 from chela.errors import UsageError
 from chela.models import TaskFacts, build_model
-from chela.schema import MIXERS, ModelConfig
+from chela.options import expect_trusted, mixer_options
+from chela.schema import ModelConfig
 from chela.version import __version__
+from lra.options import shown
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -27,7 +31,7 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
 
     Args:
         model: As ``build_model`` or ``from_pretrained`` returned it.
-        folder: Gets ``config.json`` and ``model.safetensors``; what these names held before is replaced.
+        folder: Gets ``config.json`` and ``model.safetensors``; older ones there are replaced.
 
     Returns:
         The folder.
@@ -55,24 +59,42 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
     return folder
 
 
-def from_pretrained(folder: Path | str) -> nn.Module:
+def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn.Module:
     """Read a network that ``save_pretrained`` wrote; on the CPU, in eval mode, float32 as it was built.
 
+    Args:
+        folder: Has ``config.json`` and ``model.safetensors``.
+        trust: Names of modules that may be imported when the network's system is one of theirs.
+
     Raises:
-        UsageError: No such folder, a pickle in place of safetensors (never read), another format version, a file that
-            is torn or foreign, or weights that do not fit.
+        UsageError: No such folder, a pickle in place of safetensors (never read), another format version, a damaged or
+            foreign file, a system from a module that is not trusted, or weights that do not fit.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     folder = Path(folder)
     said = _read_config(folder)
-    config, task = _model_config(folder, said), _task_facts(folder, said)
-    model = build_model(config, task, seed=0)
-    tensors = _read_weights(folder)
+    options: Any = said.get("model")
+    mixer = options.get("mixer") if isinstance(options, dict) else None
+    if not isinstance(mixer, dict):
+        raise UsageError(f"expected the options of a network in {folder / CONFIG}, got none")
+    name = str(mixer.get("name"))
+    expect_trusted([name], {trust} if isinstance(trust, str) else trust, str(folder / CONFIG))
     try:
-        model.load_state_dict(tensors)
+        known = mixer_options(name)
+    except UsageError as error:
+        raise UsageError(f"{folder / CONFIG}: {error}") from None
+    config: ModelConfig = _typed(ModelConfig, {**options, "mixer": None}, folder)
+    config.mixer = _typed(known, mixer, folder)
+    model = build_model(config, _typed(TaskFacts, said.get("task"), folder), seed=0)
+    where = folder / WEIGHTS
+    try:
+        model.load_state_dict(load_file(where))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"expected weights in {where}, could not read them ({error})") from None
     except RuntimeError as error:
-        raise UsageError(
-            f"expected in {folder / WEIGHTS} the weights of the network in {CONFIG}, got others: {error}"
-        ) from None
+        raise UsageError(f"expected in {where} the weights of the network in {CONFIG}, got others: {error}") from None
     return model.eval()
 
 
@@ -95,46 +117,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"expected format version {FORMAT_VERSION} in {folder / CONFIG}, got {version!r}; "
             "use the version of chela that wrote it"
         )
-    found: dict[str, Any] = said
-    return found
-
-
-def _model_config(folder: Path, said: dict[str, Any]) -> ModelConfig:
-    options = said.get("model")
-    mixer = options.get("mixer") if isinstance(options, dict) else None
-    name = mixer.get("name") if isinstance(mixer, dict) else None
-    if not isinstance(options, dict) or name not in MIXERS:
-        raise UsageError(f"expected a system of {sorted(MIXERS)} in {folder / CONFIG}, got {name!r}")
-    config: ModelConfig = _typed(ModelConfig, {**options, "mixer": None}, folder)
-    config.mixer = _typed(MIXERS[name], mixer, folder)
-    return config
-
-
-def _task_facts(folder: Path, said: dict[str, Any]) -> TaskFacts:
-    facts: TaskFacts = _typed(TaskFacts, said.get("task"), folder)
-    return facts
+    return said  # type: ignore[no-any-return]
 
 
 def _typed(cls: type, values: Any, folder: Path) -> Any:
-    """Build a dataclass from JSON values, each of the type of its field."""
-    fields = {field.name: str(field.type) for field in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or values.keys() != fields.keys():
+    """Build a dataclass from JSON values, each of the type of its field; newer options may be absent."""
+    fields = dataclasses.fields(cls)
+    older = {field.name: field.metadata["neutral"] for field in fields if "neutral" in field.metadata}
+    names = {field.name for field in fields}
+    if not isinstance(values, dict) or (older | values).keys() != names:
         got = sorted(values) if isinstance(values, dict) else values
-        raise UsageError(f"expected the options {sorted(fields)} in {folder / CONFIG}, got {got}")
-    for name, value in values.items():
-        allowed = fields[name].split(" | ")
-        if "float" in allowed:
-            allowed.append("int")  # as Python takes one for the other
-        if allowed != ["Any"] and type(value).__name__.replace("NoneType", "None") not in allowed:
-            raise UsageError(f"{name}: expected {fields[name]} in {folder / CONFIG}, got {value!r}")
-    return cls(**values)
-
-
-def _read_weights(folder: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"expected weights in {folder / WEIGHTS}, could not read them ({error})") from None
+        raise UsageError(f"expected the options {sorted(names)} in {folder / CONFIG}, got {got}")
+    for name, hint in get_type_hints(cls).items():
+        allowed = get_args(hint) or (hint,)
+        value = (older | values)[name]
+        if hint is not Any and type(value) not in allowed and not (float in allowed and type(value) is int):
+            kind = hint.__name__ if isinstance(hint, type) else hint
+            raise UsageError(f"{name}: expected {kind} in {folder / CONFIG}, got {shown(value)}")
+    return cls(**(older | values))

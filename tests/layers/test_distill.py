@@ -6,11 +6,16 @@ import pytest
 import torch
 
 from chela.config import resolve
-from chela.layers.distill import attention_distillation_loss, hedgehog_from_softmax
 from chela.layers.mixers.hedgehog import HedgehogAttention
 from chela.layers.mixers.softmax import SoftmaxAttention
 from chela.models import TaskFacts, build_model
-from chela.models.convert import convert, distillation_loss, feature_maps
+from chela.models.convert import (
+    attention_distillation_loss,
+    convert,
+    distillation_loss,
+    feature_maps,
+    hedgehog_from_softmax,
+)
 from chela.models.pretrained import from_pretrained, save_pretrained
 
 TASK = TaskFacts(num_classes=10, l_max=32, vocab_size=17)

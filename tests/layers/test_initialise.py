@@ -2,8 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from chela.layers.initialise import initialise
-from chela.layers.param_groups import param_groups
+from chela.layers.param_groups import initialise, param_groups
 
 
 def net(width: int) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from chela.layers.long_kernel import LONG_KERNELS, DampedEMAKernel, FreeKernel, MultiscaleKernel
-from chela.layers.param_groups import param_groups
+from chela.layers.param_groups import mark, param_groups
 
 NAMES = sorted(LONG_KERNELS)
 
@@ -117,12 +117,12 @@ def test_eval_renews_what_was_kept_after_a_write_that_cannot_be_seen(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_carry_their_own_optimiser_options(name):
-    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=2e-3, weight_decay=0.05), lr=1.0, weight_decay=1.0)
+    kernel = LONG_KERNELS[name](4, 50)
+    (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
+    assert (group["lr"], group["weight_decay"]) == (1.0 if name == "ema" else 1e-3, 0.0)
+    mark(kernel, lr=2e-3, weight_decay=0.05)
+    (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
     assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)
-    (group,) = param_groups(LONG_KERNELS[name](4, 50, lr=None), lr=1.0, weight_decay=1.0)
-    assert (group["lr"], group["weight_decay"]) == (1.0, 0.0)
-    (group,) = param_groups(MultiscaleKernel(4, 50), lr=1.0, weight_decay=1.0)
-    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.0)
 
 
 @pytest.mark.parametrize("name", NAMES)

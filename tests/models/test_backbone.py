@@ -8,7 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from chela.config import resolve
+from chela.errors import UsageError
 from chela.models import build_model
+from chela.models.backbone import Residual
+from chela.schema import ModelConfig
 
 TASK = SimpleNamespace(num_classes=3, l_max=40, vocab_size=9, input_dim=1, pair=False)
 
@@ -70,6 +73,68 @@ def test_continuous_input_and_pairs() -> None:
     swapped = net(torch.cat([x[2:], x[:2]]))
     assert not torch.allclose(scores, swapped)  # the order of the documents matters
     assert torch.allclose(scores[:1], net(x[[0, 2]]))  # a row and its partner are B apart
+
+
+def test_tokens_are_scored_one_by_one() -> None:
+    task = SimpleNamespace(num_classes=5, l_max=40, vocab_size=9, objective="tokens")
+    net = model("chela", "model.causal=true", task=task).eval()
+    tokens = torch.randint(1, 9, (2, 11))
+    scores = net(tokens)
+    assert scores.shape == (2, 11, 5)
+    mask = torch.arange(11) < torch.tensor([[11], [6]])
+    torch.testing.assert_close(net(tokens, mask)[mask], scores[mask], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("facts", [{"objective": "rhymes"}, {"objective": "tokens", "pair": True}])
+def test_an_objective_that_no_head_has_is_refused(facts) -> None:
+    with pytest.raises(UsageError, match="expected the objective classification, or tokens for single sequences, got"):
+        model("chela", task=SimpleNamespace(num_classes=5, l_max=40, vocab_size=9, **facts))
+
+
+class Probe(torch.nn.Module):
+    """A layer that keeps what it is given."""
+
+    def __init__(self, forward: Any) -> None:
+        super().__init__()
+        self.forward = forward
+
+
+def test_a_layer_gets_what_its_forward_names() -> None:
+    x, mask = torch.randn(2, 5, 4), torch.ones(2, 5) > 0
+    forms = {
+        "x": lambda x: x + 1,
+        "mask": lambda x, mask: x + 2 * mask[..., None],
+        "stream": lambda x, stream=None, scale=3: x + scale * stream,
+        "both": lambda y, mask=None, stream=None: y + stream * mask[..., None],
+    }
+    for prenorm in (True, False):
+        for form in forms.values():
+            block = Residual(Probe(form), ModelConfig(d_model=4, prenorm=prenorm))
+            known = {name: value for name, value in (("mask", mask), ("stream", x)) if name in block.context}
+            y = F.layer_norm(x, (4,)) if prenorm else x
+            total = x + form(y, **known)
+            torch.testing.assert_close(block(x, mask), total if prenorm else F.layer_norm(total, (4,)))
+    with pytest.raises(
+        ValueError, match=r"Probe: expected forward\(x, mask, stream\) or fewer, got \(x, mask, lengths"
+    ):
+        Residual(Probe(lambda x, mask, lengths: x), ModelConfig(d_model=4))
+
+
+@pytest.mark.parametrize("gate", ["mega", "output"])
+def test_dropout_is_on_the_candidate_and_before_the_gate(gate: str) -> None:
+    net = model("chela", f"model.mixer.gate={gate}", "model.dropout=0.5")
+    block = net.backbone.blocks[0].mixer
+    x = torch.randn(4, 40, 16, dtype=torch.float64)
+    kept = block.eval()(x) - x
+    dropped = block.train()(x) - x
+    if gate == "output":
+        share = (dropped == 0).double().mean()
+    else:  # a candidate that is dropped leaves −g ⊙ x, not nothing
+        normed = block.norm(x)
+        assert (dropped != 0).all()
+        gone = -torch.sigmoid(block.layer.highway(block.layer.conv(normed))) * x
+        share = torch.isclose(dropped, gone, atol=1e-12).double().mean()
+    assert 0.45 < share < 0.55 and not torch.allclose(kept, dropped)
 
 
 def test_no_real_token_gives_finite_scores_and_gradients() -> None:

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from chela.config import names, resolve
+from chela.config import resolve
+from chela.groups import names
 from chela.layers.mixers.mega import MEGA
-from chela.models import build_model
-from chela.models.backbone import Backbone
-from chela.models.heads import Classifier
+from chela.models import TaskFacts, build_model
+from chela.options import mixer_options
+from chela.schema import ModelConfig
 from tests.models.test_one_block import LISTOPS
 
 
@@ -18,10 +19,10 @@ def count(module: torch.nn.Module) -> int:
 def test_mega_on_raw_speech_has_the_published_size():
     """SC-raw, big: 6 layers, d 72, v = FFN = 144, z 36, batch norm before each layer, chunk 1000: 476K parameters."""
     options = {"d_qk": 36, "d_value": 144, "averages": 16, "attention_function": "laplace", "chunk": 1000}
-    backbone = Backbone(
-        "mega", options, d_model=72, depth=6, d_ff=144, l_max=16_000, vocab_size=None, input_dim=1, norm="batch"
-    )
-    assert round(count(Classifier(backbone, 72, 144, 10)) / 1000) == 476
+    mixer = mixer_options("mega")(**options)
+    config = ModelConfig(mixer=mixer, d_model=72, depth=6, d_ff=144, d_head=144, norm="batch")
+    model = build_model(config, TaskFacts(num_classes=10, l_max=16_000, vocab_size=None), 0)
+    assert round(count(model) / 1000) == 476
 
 
 @pytest.mark.parametrize(

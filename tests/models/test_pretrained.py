@@ -2,19 +2,23 @@
 
 import json
 import pickle
+import sys
 
 import pytest
 import torch
 
-from chela.config import names, resolve
+from chela.config import resolve
 from chela.errors import UsageError
+from chela.groups import names
 from chela.models import TaskFacts, build_model
 from chela.models.pretrained import from_pretrained, save_pretrained
+from chela.options import mixer_options
 
 TASKS = {
     "symbols": TaskFacts(num_classes=10, l_max=50, vocab_size=17),
     "pixels": TaskFacts(num_classes=3, l_max=50, vocab_size=None, input_dim=3),
     "pairs": TaskFacts(num_classes=2, l_max=50, vocab_size=17, pair=True),
+    "tokens": TaskFacts(num_classes=17, l_max=50, vocab_size=17, objective="tokens"),
 }
 
 
@@ -49,14 +53,61 @@ def test_an_integer_where_a_number_is_meant_comes_back(tmp_path):
     assert again.built_from[0].dropout == 0
 
 
+def test_a_network_of_an_earlier_version_comes_back(saved):
+    said = json.loads((saved / "config.json").read_text())
+    assert said["task"].pop("objective") == "classification"
+    (saved / "config.json").write_text(json.dumps(said))
+    assert from_pretrained(saved).built_from[1] == TASKS["symbols"]
+
+
+OWN = """
+import pathlib, torch
+pathlib.Path(__file__).with_suffix(".trace").touch()
+
+class Scale(torch.nn.Module):
+    def __init__(self, d_model, *, power: int = 1):
+        super().__init__()
+        self.power, self.weight, self.map = power, torch.nn.Parameter(torch.rand(d_model)), torch.nn.Linear(d_model, 1)
+
+    def forward(self, x):
+        return self.map(x) * self.weight**self.power
+"""
+
+
+def test_a_system_of_ones_own_is_imported_only_when_trusted(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_system.py").write_text(OWN)
+    config = resolve(["preset=tiny"]).model
+    config.mixer = mixer_options("own_system:Scale")(power=2)
+    first, again, other = (build_model(config, TASKS["symbols"], seed) for seed in (7, 7, 8))
+    for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    weights = [block.mixer.layer.weight for net in (first, other) for block in net.backbone.blocks]
+    assert len({tuple(weight.tolist()) for weight in weights}) == len(weights)
+
+    folder, trace = save_pretrained(first.eval(), tmp_path / "net"), tmp_path / "own_system.trace"
+    monkeypatch.delitem(sys.modules, "own_system")
+    trace.unlink()
+    for trust in ((), "own_system:Scale", ["own", "torch"], "other_own_system"):
+        _refused(
+            folder,
+            "names the module own_system, whose code would be run: if you trust it, say trust=own_system$",
+            trust,
+        )
+    assert not trace.exists() and "own_system" not in sys.modules
+    with torch.no_grad():
+        assert torch.equal(from_pretrained(folder, trust="own_system")(_inputs("symbols")), first(_inputs("symbols")))
+    assert trace.exists()
+
+
 @pytest.fixture
 def saved(tmp_path):
     return save_pretrained(_model(), tmp_path / "net")
 
 
-def _refused(folder, match):
+def _refused(folder, match, trust=()):
     with pytest.raises(UsageError, match=match) as caught:
-        from_pretrained(folder)
+        from_pretrained(folder, trust)
     assert "\n" not in str(caught.value)
 
 
@@ -91,9 +142,9 @@ def test_wrong_folders_are_refused(saved, tmp_path):
         (lambda said: said["model"].update(depth="two"), "depth: expected int"),
         (lambda said: said["model"].update(depth=3), "got others"),
         (lambda said: said["model"].update(colour="red"), "expected the options"),
-        (lambda said: said["model"]["mixer"].update(name="tiger"), "expected a system of"),
+        (lambda said: said["model"]["mixer"].update(name="tiger"), "config.json: .*'tiger'"),
         (lambda said: said["model"]["mixer"].pop("heads"), "expected the options"),
-        (lambda said: said.update(model=[]), "expected a system of"),
+        (lambda said: said.update(model=[]), "expected the options of a network"),
         (lambda said: said.update(task=None), "expected the options"),
     ],
 )

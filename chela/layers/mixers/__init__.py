@@ -1,6 +1,11 @@
-"""One file per system, one signature: ``mixer(x: (B, L, D), mask: (B, L) | None)`` on the normed input.
+"""One file per system, one signature: ``mixer(x, mask=None, stream=None)``, the update of the residual stream.
 
-A mixer returns the update ``h: (B, L, D)``, or ``(h, g)`` when it has a highway gate; the block adds it.
+``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, ``stream: (B, L, D)`` is the
+residual stream before the norm. The result is ``(B, L, D)``, 0 at padding: the block adds it to the stream. A system
+with a highway gate g returns ``g ⊙ (candidate − stream)``; without a ``stream`` it takes x for it.
+
+The file ``NAME.py`` ends with ``MIXER = Class``. Its options are the keyword arguments of the constructor, but for what
+the backbone hands over: ``l_max``, ``causal``, ``layer``, ``depth`` and ``dropout``.
 """
 
 from __future__ import annotations
@@ -11,37 +16,37 @@ from typing import Any
 
 from torch import nn
 
-_WHERE = {
-    "chela": "chela.layers.mixers.chela:ChelaLayer",
-    "hedgehog": "chela.layers.mixers.hedgehog:HedgehogAttention",
-    "lightning": "chela.layers.mixers.lightning:LightningAttention",
-    "linear": "chela.layers.mixers.linear:LinearAttention",
-    "lion": "chela.layers.mixers.lion:LION",
-    "mega": "chela.layers.mixers.mega:MEGA",
-    "s4d": "chela.layers.mixers.s4d:S4D",
-    "softmax": "chela.layers.mixers.softmax:SoftmaxAttention",
-}
+from chela.errors import UsageError
+from chela.options import find_mixer
+from lra.options import shown
 
 
 def mixer_class(name: str) -> type[nn.Module]:
-    """Return the class of the system called ``name``."""
-    if name not in _WHERE:
-        raise ValueError(f"mixer: expected one of {sorted(_WHERE)}, got {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
-    found: type[nn.Module] = getattr(importlib.import_module(module), attribute)
+    """Return the class of a system; the module that holds it is imported.
+
+    Args:
+        name: A built-in system such as ``"chela"``, or ``"module:Class"`` for one of your own.
+
+    Raises:
+        UsageError: There is no such system, or what the name leads to is no ``nn.Module`` class.
+    """
+    find_mixer(name)  # says what there is, where there is no such system
+    module, own, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module if own else f"{__name__}.{name}"), attribute or "MIXER", None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UsageError(f"mixer: expected {shown(name)} to name a class of torch.nn.Module, got {shown(found)}")
     return found
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:
-    """Build a mixer from its own ``options`` and what its constructor asks of the ``context``.
+    """Build a mixer.
 
     Args:
-        name: A system, e.g. ``"chela"``.
+        name: As for ``mixer_class``.
         d_model: Width D.
         options: The system's own keyword arguments.
-        context: What the backbone knows: ``l_max``, ``causal``, ``layer`` (index), ``depth``. A constructor that
-            does not name one of these does not get it.
+        context: What the backbone knows; a constructor gets what it names of it.
     """
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters
-    return cls(d_model, **options, **{key: value for key, value in context.items() if key in wanted})
+    return cls(d_model, **{**options, **{key: value for key, value in context.items() if key in wanted}})

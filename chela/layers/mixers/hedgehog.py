@@ -1,17 +1,18 @@
-"""Hedgehog: linear attention whose features learn to be as spiky as softmax (arXiv 2402.04347)."""
+"""Hedgehog: linear attention with features that learn to imitate softmax (arXiv 2402.04347)."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Annotated
 
-from chela.layers.feature_map import HedgehogFeatureMap
-from chela.layers.multi_head import MultiHead
-from chela.layers.padding import zero_padding
-from chela.layers.rotary import rotate
-from chela.ops.linear_attention import linear_attention
+import torch
+from torch import Tensor, nn
+
+from chela.layers.expect import checked
+from chela.layers.mixers.linear import LinearAttention
+from chela.layers.param_groups import mark
 
 
-class HedgehogAttention(MultiHead):
+class HedgehogAttention(LinearAttention):
     """Normalised linear attention with a learned feature map of its own for queries and for keys.
 
     Per head (arXiv 2402.04347, section 4.1)::
@@ -20,44 +21,73 @@ class HedgehogAttention(MultiHead):
         o_i = Σ_j (φ_q(q_i)·φ_k(k_j)) v_j / Σ_j φ_q(q_i)·φ_k(k_j)
 
     O(L·V·(D + Z)) time, O(L·V) memory. To take over the weights of a trained softmax layer, see
-    ``chela.layers.distill``.
+    ``chela.models.convert``.
 
     Args:
         d_model: Width D.
         heads: Attention heads H.
         d_value: Width V of queries, keys and values, all heads together; None is D.
-        rotary: Turn queries and keys by their position before the map, as a converted transformer's need it.
+        rotary: Turn queries and keys by their position before the feature map, as converted transformers need.
         causal: No position sees a later one.
 
-    >>> import torch
     >>> HedgehogAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
     """
 
+    features_per_width = 2
+
+    @checked
     def __init__(
-        self, d_model: int, *, heads: int = 4, d_value: int | None = None, rotary: bool = False, causal: bool = False
+        self,
+        d_model: int,
+        *,
+        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
+        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
+        rotary: bool = False,
+        causal: bool = False,
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
-        if rotary and self.head_width % 2:
-            raise ValueError(
-                f"rotary: expected an even width of a head, got {self.head_width}; change d_value or heads"
-            )
-        self.rotary = rotary
+        self.set_rotary(rotary)
         self.query_map = HedgehogFeatureMap(heads, self.head_width)
         self.key_map = HedgehogFeatureMap(heads, self.head_width)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (B, L, D)`` to φ(q), φ(k) ``(B, L, H, 2Z)`` and v ``(B, L, H, Z)``."""
+        """Map ``x: (..., D)`` to φ(q), φ(k) ``(..., H, 2Z)`` and v ``(..., H, Z)``."""
         q, k, v = self.split(x)
-        if self.rotary:
-            q, k = rotate(q), rotate(k)
         return self.query_map(q), self.key_map(k), v
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        q, k, v = self.features(zero_padding(x, mask))
-        return self.merge(linear_attention(q, k, v, causal=self.causal, mask=mask, normalize=True), mask)
 
-    def state_size(self, length: int) -> int:
-        """Count the numbers that the causal form remembers of ``length`` tokens: S and z for 2Z features."""
-        return 2 * self.d_value * (self.head_width + 1)
+class HedgehogFeatureMap(nn.Module):
+    """Hedgehog's learned map, φ(x) = softmax([W x + b, −W x − b]) per head (arXiv 2402.04347, section 4.1).
+
+    It starts at W = 1, b = 0. There is no weight decay: it would pull all tokens to the same features.
+
+    Args:
+        heads: Attention heads H.
+        width: Width Z of one head.
+
+    >>> phi = HedgehogFeatureMap(2, 4)(torch.randn(3, 10, 2, 4))
+    >>> tuple(phi.shape), bool((phi > 0).all())
+    ((3, 10, 2, 8), True)
+    """
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads, width, width))
+        self.bias = nn.Parameter(torch.empty(heads, width))
+        mark(self, "weight", "bias", weight_decay=0.0)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start from the identity."""
+        self.weight.copy_(torch.eye(self.weight.shape[-1]).expand_as(self.weight))
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x: (..., H, Z)`` to positive features ``(..., H, 2Z)`` that sum to 1."""
+        y = torch.einsum("...hz,hyz->...hy", x, self.weight) + self.bias
+        return torch.cat([y, -y], dim=-1).softmax(-1)
+
+
+MIXER = HedgehogAttention

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.decay import alibi_slopes
-from chela.layers.multi_head import MultiHead
+from chela.layers.expect import checked
+from chela.layers.mixers.linear import LinearAttention
 from chela.layers.norm import LayerNorm
-from chela.layers.padding import zero_padding
-from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 
 
-class LightningAttention(MultiHead):
+class LightningAttention(LinearAttention):
     """Causal linear attention with a fixed decay per head and no denominator (arXiv 2401.04658, section 3).
 
     Per head, SiLU on q, k and v::
@@ -26,7 +27,7 @@ class LightningAttention(MultiHead):
 
     Args:
         d_model: Width D.
-        heads: Attention heads H.
+        heads: Attention heads H, each with its own decay.
         d_value: Width V of queries, keys and values, all heads together; None is D.
         layer: Index of the layer, from 0.
         depth: Number of layers.
@@ -40,13 +41,15 @@ class LightningAttention(MultiHead):
     """
 
     log_decay: Tensor
+    normalize = False
 
+    @checked
     def __init__(
         self,
         d_model: int,
         *,
-        heads: int = 8,
-        d_value: int | None = None,
+        heads: Annotated[int, {"ge": 1, "le": 256}] = 8,
+        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
         layer: int = 0,
         depth: int = 1,
         causal: bool = True,
@@ -61,27 +64,33 @@ class LightningAttention(MultiHead):
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
-        x = zero_padding(x, mask)
-        q, k, v = (F.silu(t) for t in self.split(x))
-        o = linear_attention(q, k, v, causal=True, log_decay=self.log_decay, mask=mask)
-        return self._combine(o, x, mask)
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, SiLU on each."""
+        q, k, v = self.split(x)
+        return F.silu(q), F.silu(k), F.silu(v)
 
-    def start(self, batch: int) -> LinearAttentionState:
-        """Return the state before the first token, for ``step``."""
-        return self.no_sums(batch)
+    def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the fixed log λ ``(H,)``, and none back."""
+        return self.log_decay, None
 
-    def step(self, x: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
-        """Feed one token ``x: (B, D)``; return its output ``(B, D)`` and the new state."""
-        q, k, v = (F.silu(t) for t in self.split(x))
-        o, state = linear_attention_step(q, k, v, state, log_decay=self.log_decay)
-        return self._combine(o, x, None), state
-
-    def _combine(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Normalise ``o: (..., H, Z)`` and gate it by x; return ``(..., D)``, 0 at padding."""
         gated = self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))
-        return self.merge(gated.view_as(o), mask)
+        return super().merge(gated.view_as(o), x, mask)
 
-    def state_size(self, length: int) -> int:
-        """Count the numbers that ``step`` remembers of ``length`` tokens."""
-        return self.d_value * (self.head_width + 1)
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return ALiBi's slopes (arXiv 2108.12409, section 3): from steep to flat, 2^(−8h/H) for h = 1 … H.
+
+    When H is no power of two, the slopes of the next lower power P come first, then every other one of those for 2·P.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    power = 1 << int(math.log2(heads))
+    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]
+
+
+MIXER = LightningAttention

@@ -6,21 +6,21 @@ Shapes: B batch, L length, D model width, Z query/key width, V value width, C ch
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.expect import checked, expect_causal
 from chela.layers.long_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.recurrence import expect_causal
 from chela.ops.fft_conv import fft_conv
 
 
 class MEGAState(NamedTuple):
-    """The causal form's past: averages ``(B, D, N)``; keys ``(B, T, Z)`` and values ``(B, T, V)`` of the chunk."""
+    """What the causal form remembers: averages ``(B, D, N)``; the chunk's keys ``(B, T, Z)``, values ``(B, T, V)``."""
 
     averages: Tensor
     keys: Tensor
@@ -35,7 +35,7 @@ class MEGA(nn.Module):
         c = SiLU(EMA(x) + ω ⊙ x)                      damped EMA of N averages a channel, in both directions
         z = SiLU(W_z c),   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k,   v = SiLU(W_v x)
         o = f(scale · q kᵀ + b_{j−i}) v               over the whole sequence, or within chunks of C tokens
-        r = SiLU(W_r c),   h = SiLU(W_h c + W_o (o ⊙ r)),   g = σ(W_u c),        returns (h, g)
+        r = SiLU(W_r c),   h = SiLU(W_h c + W_o (o ⊙ r)),   g = σ(W_u c),   returns g ⊙ (h − stream)
 
     f = softmax with scale Z^−½, or "laplace", f(x) = ½(1 + erf((x − √½) / (σ√2))), σ = (4π)^−½, with scale one over the
     number of keys seen. O(L²·(Z + V)) time and O(L²) memory, in chunks O(L·C·(Z + V)) and O(L·C); the EMA adds
@@ -45,36 +45,36 @@ class MEGA(nn.Module):
         d_model: Width D.
         l_max: Longest sequence.
         causal: No position sees a later one.
-        d_qk: Width Z.
-        d_value: Width V; None is 2·D.
-        averages: N.
-        attention_function: f, "softmax" or "laplace".
-        chunk: C; 0, or more than l_max, attends over the whole sequence, of at most l_max tokens then. Chunks are cut
-            at positions C, 2C, …
+        dropout: On h, before the gate.
+        d_qk: Width Z of queries and keys.
+        d_value: Width V of the values; None is 2·D.
+        averages: Moving averages N per channel.
+        attention_function: f; the paper takes softmax for symbols, laplace for pixels.
+        chunk: Tokens C that attend to one another, cut at positions C, 2C, …; 0, or more than l_max: all, which are at
+            most l_max then.
 
     Raises:
-        ValueError: An unknown attention function.
+        ValueError: An argument out of its limits.
 
-    >>> h, g = MEGA(16, l_max=100, chunk=32)(torch.randn(2, 100, 16))
-    >>> tuple(h.shape), tuple(g.shape)
-    ((2, 100, 16), (2, 100, 16))
+    >>> MEGA(16, l_max=100, chunk=32)(torch.randn(2, 100, 16)).shape
+    torch.Size([2, 100, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
         *,
         l_max: int,
         causal: bool = False,
-        d_qk: int = 32,
-        d_value: int | None = None,
-        averages: int = 16,
-        attention_function: str = "softmax",
-        chunk: int = 0,
+        dropout: float = 0.0,
+        d_qk: Annotated[int, {"ge": 1, "le": 4096}] = 32,
+        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
+        averages: Annotated[int, {"ge": 1, "le": 256}] = 16,
+        attention_function: Literal["softmax", "laplace"] = "softmax",
+        chunk: Annotated[int, {"ge": 0, "le": 1_000_000}] = 0,
     ) -> None:
         super().__init__()
-        if attention_function not in ("softmax", "laplace"):
-            raise ValueError(f"attention_function: expected softmax or laplace, got {attention_function!r}")
         d_value = 2 * d_model if d_value is None else d_value
         self.causal, self.attention_function = causal, attention_function
         self.sizes = d_model, d_qk, d_value, d_model  # update gate, z, reset gate, candidate: all read c
@@ -88,17 +88,20 @@ class MEGA(nn.Module):
         self.value = Projection(d_model, d_value)
         self.gates = Projection(d_model, sum(self.sizes))
         self.out = Projection(d_value, d_model)
+        self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """ω ~ N(0, 1); γ and the position bias ~ N(0, 0.02²), β = 0; the submodules draw their own."""
+        """Draw ω from N(0, 1), γ and the position bias from N(0, 0.02²), set β to 0; the submodules draw their own."""
         nn.init.normal_(self.omega)
         nn.init.normal_(self.gamma, std=0.02)
         nn.init.normal_(self.position_bias, std=0.02)
         nn.init.zeros_(self.beta)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mix ``x: (B, L, D)``; ``mask: (B, L)`` bool, True = real token. Returns the update h and its gate g.
+    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
+        """Map the normed ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
+
+        The gate replaces a part of ``stream: (B, L, D)``, the residual stream; None is x.
 
         Raises:
             ValueError: More than l_max tokens, without chunks.
@@ -106,8 +109,8 @@ class MEGA(nn.Module):
         self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
         update, q, k, reset, candidate = self._read(F.silu(self._average(x)))
-        o = self._attend(q, k, F.silu(self.value(x)), mask)
-        return zero_padding(F.silu(candidate + self.out(o * reset)), mask), update
+        h = candidate + self.out(self._attend(q, k, F.silu(self.value(x)), mask) * reset)
+        return update * zero_padding(self.dropout(F.silu(h)) - (x if stream is None else stream), mask)
 
     def _expect_room(self, length: int) -> None:
         if self.whole and length > self.chunk:
@@ -117,7 +120,10 @@ class MEGA(nn.Module):
             )
 
     def _average(self, x: Tensor) -> Tensor:
-        """EMA(x) + ω ⊙ x. Both directions of MEGA start at lag 0, where ``fft_conv`` keeps one: ω takes the other."""
+        """Return EMA(x) + ω ⊙ x.
+
+        MEGA's two directions both start at lag 0. ``fft_conv`` has that lag once, so the skip takes the other's.
+        """
         forward, back = self.ema(x.shape[1] + 1)
         if back is None:
             return fft_conv(x, forward, skip=self.omega)
@@ -132,11 +138,14 @@ class MEGA(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         length, size = q.shape[1], min(self.chunk, q.shape[1])
         rest = -length % size
-        real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
+        seen = None
+        if mask is not None or rest:
+            real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device) if mask is None else mask
+            seen = F.pad(real, (0, rest)).reshape(len(q), -1, 1, size)
         q, k, v = (F.pad(t, (0, 0, 0, rest)).reshape(len(t), -1, size, t.shape[2]) for t in (q, k, v))
-        seen = F.pad(real, (0, rest)).reshape(len(q), -1, 1, size)
         if self.causal:
-            seen = seen & torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+            past = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+            seen = past if seen is None else seen & past
         weights = self._weights(q @ k.transpose(-1, -2), self._bias(size), seen)
         return (weights @ v).flatten(1, 2)[:, :length]
 
@@ -145,13 +154,17 @@ class MEGA(nn.Module):
         place = torch.arange(size, device=self.position_bias.device)
         return self.position_bias[self.chunk - 1 + place - place[:, None]]
 
-    def _weights(self, scores: Tensor, bias: Tensor, seen: Tensor) -> Tensor:
-        """Turn q·k into attention weights over the keys that are ``seen``; a query that sees none gets zeros."""
+    def _weights(self, scores: Tensor, bias: Tensor, seen: Tensor | None) -> Tensor:
+        """Turn q·k into attention weights over the keys that are ``seen``, None meaning all; none seen gives zeros."""
         if self.attention_function == "softmax":
-            scores = (scores * self.sizes[1] ** -0.5 + bias).masked_fill(~seen, float("-inf"))
-            return scores.masked_fill(~seen.any(-1, keepdim=True), 0.0).softmax(-1).masked_fill(~seen, 0.0)
-        scores = scores / seen.sum(-1, keepdim=True).clamp(min=1) + bias
-        return (0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) * math.sqrt(2 * math.pi)))).masked_fill(~seen, 0.0)
+            scores = scores * self.sizes[1] ** -0.5 + bias
+            if seen is None:
+                return scores.softmax(-1)
+            scores = scores.masked_fill(~seen, float("-inf")).masked_fill(~seen.any(-1, keepdim=True), 0.0)
+            return scores.softmax(-1).masked_fill(~seen, 0.0)
+        scores = scores / (scores.shape[-1] if seen is None else seen.sum(-1, keepdim=True).clamp(min=1)) + bias
+        weights = 0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) * math.sqrt(2 * math.pi)))
+        return weights if seen is None else weights.masked_fill(~seen, 0.0)
 
     def start(self, batch: int) -> MEGAState:
         """Return the state before the first token, for ``step``."""
@@ -160,8 +173,10 @@ class MEGA(nn.Module):
         averages, like = self.ema.delta.new_zeros(batch, *self.ema.delta.shape[1:]), self.out.weight
         return MEGAState(averages, like.new_zeros(batch, 0, d_qk), like.new_zeros(batch, 0, d_value))
 
-    def step(self, x: Tensor, state: MEGAState) -> tuple[tuple[Tensor, Tensor], MEGAState]:
-        """Feed one token ``x: (B, D)`` to the causal form; return h and g ``(B, D)``, and the new state.
+    def step(self, x: Tensor, state: MEGAState, stream: Tensor | None = None) -> tuple[Tensor, MEGAState]:
+        """Feed one token ``x: (B, D)`` to the causal form; return its update ``(B, D)`` and the new state.
+
+        ``stream: (B, D)`` is as in ``forward``.
 
         Raises:
             ValueError: More than l_max tokens, without chunks.
@@ -174,10 +189,9 @@ class MEGA(nn.Module):
         full = state.keys.shape[1] == self.chunk  # then a new one begins
         keys = torch.cat([state.keys[:, :0] if full else state.keys, key[:, None]], dim=1)
         values = torch.cat([state.values[:, :0] if full else state.values, F.silu(self.value(x))[:, None]], dim=1)
-        seen = torch.ones(1, 1, keys.shape[1], dtype=torch.bool, device=x.device)
-        weights = self._weights(query[:, None] @ keys.transpose(1, 2), self._bias(keys.shape[1])[-1:], seen)
-        h = F.silu(candidate + self.out((weights @ values)[:, 0] * reset))
-        return (h, update), MEGAState(averages, keys, values)
+        weights = self._weights(query[:, None] @ keys.transpose(1, 2), self._bias(keys.shape[1])[-1:], None)
+        h = self.dropout(F.silu(candidate + self.out((weights @ values)[:, 0] * reset)))
+        return update * (h - (x if stream is None else stream)), MEGAState(averages, keys, values)
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens, at most."""
@@ -197,3 +211,6 @@ class Projection(nn.Linear):
         nn.init.normal_(self.weight, std=0.02)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+
+MIXER = MEGA

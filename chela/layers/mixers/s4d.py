@@ -6,15 +6,16 @@ Shapes: B batch, L length, D model width (one system per channel), N state size,
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.long_kernel import LongKernel
+from chela.layers.expect import checked, expect_causal
+from chela.layers.long_kernel import KERNEL_LR, LongKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.recurrence import expect_causal
 from chela.ops.fft_conv import fft_conv
 
 
@@ -33,23 +34,24 @@ class S4D(nn.Module):
         d_model: Width D.
         l_max: Longest sequence expected; the kernel itself is defined for any length.
         causal: No position sees a later one.
-        d_state: Real state size N, even.
-        dt_min: Smallest initial step Δ; a system with step Δ remembers some 1/Δ tokens (1e-4 for Path-X).
+        d_state: Real state size N per channel, even.
+        dt_min: Smallest initial step Δ, about one over the longest memory in tokens (1e-4 for Path-X).
         dt_max: Largest initial step.
 
     >>> S4D(16, l_max=100)(torch.randn(2, 50, 16)).shape
     torch.Size([2, 50, 16])
     """
 
+    @checked
     def __init__(
         self,
         d_model: int,
         *,
         l_max: int,
         causal: bool = False,
-        d_state: int = 64,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
+        d_state: Annotated[int, {"ge": 2, "le": 4096}] = 64,
+        dt_min: Annotated[float, {"gt": 0, "le": 1}] = 1e-3,
+        dt_max: Annotated[float, {"gt": 0, "le": 1}] = 1e-1,
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -62,8 +64,8 @@ class S4D(nn.Module):
         """Draw D from N(0, 1); the submodules draw their own."""
         nn.init.normal_(self.skip)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over real tokens; ``mask: (B, L)`` bool, True = real."""
+    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
+        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``; ``stream`` is not needed."""
         forward, back = self.kernel(x.shape[1])
         y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip)
         return zero_padding(self._out(y), mask)
@@ -91,27 +93,15 @@ class S4D(nn.Module):
 class S4DKernel(LongKernel):
     """The impulse response of S4D, K_t = 2 Re Σ_n C_n B̄_n Ā_n^t, from the S4D-Lin start A_n = −½ + iπn.
 
-    A and Δ (shared by the two directions) learn at ``lr`` without decay, C at the model's rate. Ā^t is the product of
-    Ā^(m·⌊t/m⌋) and Ā^(t mod m), m ≈ √L, so that the Vandermonde product over n is a matrix product.
+    A and Δ (shared by the two directions) learn at the rate of kernels without decay, C at the model's rate.
 
     Source: arXiv 2206.11893, sections 3.2 (kernel) and 4 (S4D-Lin).
     """
 
     extends_beyond_l_max = True
 
-    def __init__(
-        self,
-        d_model: int,
-        l_max: int,
-        *,
-        causal: bool = False,
-        lr: float | None = 1e-3,
-        weight_decay: float = 0.0,
-        d_state: int = 64,
-        dt_min: float = 1e-3,
-        dt_max: float = 1e-1,
-    ) -> None:
-        super().__init__(d_model, l_max, causal=causal, lr=lr, weight_decay=weight_decay)
+    def __init__(self, d_model: int, l_max: int, *, causal: bool, d_state: int, dt_min: float, dt_max: float) -> None:
+        super().__init__(d_model, l_max, causal=causal)
         if d_state < 2 or d_state % 2 or not 0 < dt_min <= dt_max:
             raise ValueError(
                 f"s4d: expected an even d_state and 0 < dt_min <= dt_max, got {d_state}, {dt_min} and {dt_max}"
@@ -121,12 +111,12 @@ class S4DKernel(LongKernel):
         self.log_damping = nn.Parameter(torch.empty(d_model, d_state // 2))
         self.frequency = nn.Parameter(torch.empty(d_model, d_state // 2))
         self.output_matrix = nn.Parameter(torch.empty(self.directions, d_model, d_state // 2, 2))
-        mark(self, "log_dt", "log_damping", "frequency", **self.own_optim)
+        mark(self, "log_dt", "log_damping", "frequency", lr=KERNEL_LR, weight_decay=0.0)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Δ log-uniform in its range, A of S4D-Lin, C ~ complex N(0, 1)."""
+        """Draw Δ log-uniformly from its range and C from complex N(0, 1); set A to that of S4D-Lin."""
         low, high = self.dt_range
         nn.init.uniform_(self.log_dt, math.log(low), math.log(high))
         nn.init.constant_(self.log_damping, math.log(0.5))
@@ -143,10 +133,7 @@ class S4DKernel(LongKernel):
         """Sum the damped oscillations."""
         with torch.autocast(self.log_dt.device.type, enabled=False):
             log_transition, input_matrix, output_matrix = self.discretised()
-            stride = self.stride_for(length)
-            coarse = torch.arange(-(-length // stride), device=self.log_dt.device) * stride
-            fine = torch.arange(stride, device=self.log_dt.device)
-            far = torch.exp(log_transition[..., None] * coarse) * (output_matrix * input_matrix)[..., None]
-            near = torch.exp(log_transition[..., None] * fine)
-            kernel = far.real.transpose(2, 3) @ near.real - far.imag.transpose(2, 3) @ near.imag
-            return 2 * kernel.flatten(2)[..., :length]
+            return 2 * self.sum_of_powers(log_transition, output_matrix * input_matrix, length)
+
+
+MIXER = S4D

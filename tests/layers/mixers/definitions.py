@@ -169,7 +169,12 @@ def ema(layer, x: Tensor) -> Tensor:
     return total
 
 
-def mega(layer, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def highway(h: Tensor, gate: Tensor, stream: Tensor, real: Tensor) -> Tensor:
+    """The update of x + g ⊙ (h − x), g = σ(gate)."""
+    return (h - stream) / (1 + torch.exp(-gate)) * real[..., None]
+
+
+def mega(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
     D, L = x.shape[2], x.shape[1]
     x = x * real[..., None]
     c = silu(ema(layer, x) + layer.omega * x)
@@ -190,13 +195,13 @@ def mega(layer, x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         sigma = math.sqrt(1 / (4 * math.pi))
         weights = 0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) / (sigma * math.sqrt(2)))) * seen
     h = silu(candidate + affine(layer.out, (weights @ v) * reset))
-    return h * real[..., None], 1 / (1 + torch.exp(-update))
+    return highway(h, update, stream, real)
 
 
-def chela(layer, x: Tensor, real: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+def chela(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
     present = real[..., None].to(x.dtype)
     c = x
-    if layer.conv is not None and layer.conv.short is not None:
+    if layer.conv.short is not None:
         taps = layer.conv.short.weight.flip(1)  # lag order: the last tap is that of the present when causal
         ahead = 0 if layer.causal else taps.shape[1] // 2
         padded = torch.nn.functional.pad(c * present, (0, 0, taps.shape[1], taps.shape[1]))
@@ -205,7 +210,7 @@ def chela(layer, x: Tensor, real: Tensor) -> Tensor | tuple[Tensor, Tensor]:
             for s in range(taps.shape[1])
         )
         c = silu(c) * present
-    if layer.conv is not None and layer.conv.long is not None:
+    if layer.conv.long is not None:
         forward, back = layer.conv.long.kernel(x.shape[1])
         c = c * present
         c = silu(toeplitz(forward, back, c) + layer.conv.long.skip * c) * present
@@ -232,4 +237,4 @@ def chela(layer, x: Tensor, real: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     h = affine(layer.out, o * silu(affine(layer.gate_in, c)))
     if layer.gate == "output":
         return h * present
-    return silu(h + affine(layer.skip, c)) * present, 1 / (1 + torch.exp(-affine(layer.highway, c)))
+    return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), stream, real)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from chela.layers.initialise import initialise
 from chela.layers.mixers import build_mixer
+from chela.layers.param_groups import initialise
 from tests.layers.mixers import definitions
 
 D_MODEL, L_MAX = 16, 160
@@ -22,10 +22,22 @@ class System:
 
     mixer: str
     options: dict
-    definition: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    definition: Callable[..., Tensor]
     bidirectional: bool = True
     layer: int = 0
     depth: int = 1
+
+    @property
+    def highway(self) -> bool:
+        """Whether the update depends on the residual stream."""
+        return self.definition is definitions.mega or (
+            self.definition is definitions.chela and self.options.get("gate", "mega") == "mega"
+        )
+
+    def defined(self, layer: nn.Module, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
+        """The update by the definition; those of MEGA and CHELA take the stream."""
+        more = (stream,) if self.definition in (definitions.mega, definitions.chela) else ()
+        return self.definition(layer, x, real, *more)
 
     def build(self, causal: bool) -> nn.Module:
         """A float64 layer whose parameters are all away from special values."""
@@ -70,7 +82,7 @@ SYSTEMS: dict[str, System] = {
     "mega-chunk": System("mega", _MEGA | {"chunk": 5}, definitions.mega),
     "mega-chunk-laplace": System("mega", _MEGA | {"chunk": 5, "attention_function": "laplace"}, definitions.mega),
     "chela": System("chela", _CHELA, definitions.chela),
-    "chela-mega-gate": System("chela", _CHELA | {"gate": "mega"}, definitions.chela),
+    "chela-output-gate": System("chela", _CHELA | {"gate": "output"}, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
     "chela-decay": System("chela", _CHELA | {"attention": "decay", "heads": 3}, definitions.chela),
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),

@@ -6,10 +6,6 @@ import torch
 from tests.layers.mixers.systems import CASES, D_MODEL, IDS, SYSTEMS
 
 
-def _outputs(update):
-    return update if isinstance(update, tuple) else (update,)
-
-
 def _mask(kind: str, length: int) -> torch.Tensor | None:
     if kind == "none":
         return None
@@ -30,22 +26,19 @@ def test_equals_its_definition(name, causal, length, kind):
     mask = _mask(kind, length)
     real = torch.ones(2, length, dtype=torch.bool) if mask is None else mask
 
-    got, expected = _outputs(layer(x, mask)), _outputs(system.definition(layer, x, real))
-    assert len(got) == len(expected)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a * real[..., None], b * real[..., None], rtol=1e-8, atol=1e-9)
+    stream = torch.randn(2, length, D_MODEL, dtype=torch.float64, requires_grad=True)
 
-    weights = [torch.randn_like(b) * real[..., None] for b in expected]
-    leaves = {"x": x} | dict(layer.named_parameters())
+    got, expected = layer(x, mask, stream), system.defined(layer, x, real, stream)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(layer(x, mask), system.defined(layer, x, real, x), rtol=1e-8, atol=1e-9)
+
+    weights = torch.randn_like(expected)
+    leaves = {"x": x, "stream": stream} | dict(layer.named_parameters())
     grads = [
-        torch.autograd.grad(
-            sum((w * o).sum() for w, o in zip(weights, outputs, strict=True)),
-            list(leaves.values()),
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        for outputs in (got, expected)
+        torch.autograd.grad((weights * output).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
+        for output in (got, expected)
     ]
+    assert (grads[0][1].abs().max() > 0) == system.highway
     for leaf, a, b in zip(leaves, *grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=lambda text, leaf=leaf: f"d{leaf}: {text}")
 
@@ -56,7 +49,7 @@ def test_every_parameter_matters(name, causal):
     layer = SYSTEMS[name].build(causal)
     torch.manual_seed(0)
     x = torch.randn(2, 30, D_MODEL, dtype=torch.float64)
-    outputs = _outputs(layer(x))
-    sum((o * torch.randn_like(o)).sum() for o in outputs).backward()
+    out = layer(x)
+    (out * torch.randn_like(out)).sum().backward()
     silent = {name for name, p in layer.named_parameters() if p.grad is None or p.grad.abs().max() == 0}
     assert not silent

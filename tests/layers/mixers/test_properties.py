@@ -6,11 +6,6 @@ import torch
 from tests.layers.mixers.systems import CASES, D_MODEL, IDS, SYSTEMS
 
 
-def _update(layer, x, mask=None) -> torch.Tensor:
-    update = layer(x, mask)
-    return torch.cat(update, dim=-1) if isinstance(update, tuple) else update
-
-
 @pytest.fixture
 def x() -> torch.Tensor:
     torch.manual_seed(3)
@@ -22,9 +17,9 @@ def test_appended_padding_changes_nothing(name, causal, x):
     layer = SYSTEMS[name].build(causal)
     mask = torch.ones(3, 40, dtype=torch.bool)
     longer = torch.cat([x, torch.full((3, 60, D_MODEL), 7.0, dtype=torch.float64)], dim=1)
-    padded = _update(layer, longer, torch.nn.functional.pad(mask, (0, 60)))[:, :40]
-    torch.testing.assert_close(padded, _update(layer, x), rtol=0, atol=1e-10)
-    torch.testing.assert_close(padded, _update(layer, x, mask), rtol=0, atol=1e-10)
+    padded = layer(longer, torch.nn.functional.pad(mask, (0, 60)))[:, :40]
+    torch.testing.assert_close(padded, layer(x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(padded, layer(x, mask), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("place", ["right", "left", "holes"])
@@ -36,12 +31,10 @@ def test_the_content_of_padding_changes_nothing(name, causal, place, x):
     if place == "holes":
         mask = (torch.arange(40) % 7 != 3).expand(3, 40)
     other = torch.where(mask[..., None], x, 100 * torch.rand_like(x))
-    a, b = _update(layer, x, mask), _update(layer, other, mask)
+    a, b = layer(x, mask), layer(other, mask)
     torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=1e-10)
     assert torch.isfinite(a).all()
-    h = layer(x, mask)
-    h = h[0] if isinstance(h, tuple) else h
-    assert (h[~mask] == 0).all()
+    assert (a[~mask] == 0).all()
 
 
 @pytest.mark.parametrize("content", [float("nan"), float("inf")])
@@ -52,14 +45,12 @@ def test_padding_may_hold_anything(name, causal, content, x):
     mask = (torch.arange(40) < torch.tensor([[40], [23], [0]])) & (torch.arange(40) % 7 != 3)
     results = []
     for filled in (0.0, content):
-        leaf = x.masked_fill(~mask[..., None], filled).requires_grad_()
-        out = layer(leaf, mask)
-        h, *gates = out if isinstance(out, tuple) else (out,)
+        leaves = [t.masked_fill(~mask[..., None], filled).requires_grad_() for t in (x, x.flip(1))]
+        h = layer(leaves[0], mask, stream=leaves[1])
         assert (h[~mask] == 0).all()
-        loss = h.square().sum() + sum((gate * mask[..., None]).sum() for gate in gates)
-        grads = torch.autograd.grad(loss, [leaf, *layer.parameters()], allow_unused=True)
-        assert (grads[0][~mask] == 0).all()
-        results.append([h, *(gate[mask] for gate in gates), *(grad for grad in grads if grad is not None)])
+        grads = torch.autograd.grad(h.square().sum(), [*leaves, *layer.parameters()], allow_unused=True)
+        assert all((grad[~mask] == 0).all() for grad in grads[:2] if grad is not None)
+        results.append([h, *(grad for grad in grads if grad is not None)])
     for zeros, other in zip(*results, strict=True):
         assert torch.isfinite(zeros).all()
         torch.testing.assert_close(zeros, other, rtol=1e-12, atol=1e-12)
@@ -81,8 +72,8 @@ def test_causal_sees_no_future(name, x):
     layer = SYSTEMS[name].build(True)
     later = x.clone()
     later[:, 17:] = torch.randn_like(later[:, 17:])
-    torch.testing.assert_close(_update(layer, x)[:, :17], _update(layer, later)[:, :17], rtol=0, atol=1e-10)
-    assert not torch.allclose(_update(layer, x)[:, 17:], _update(layer, later)[:, 17:])
+    torch.testing.assert_close(layer(x)[:, :17], layer(later)[:, :17], rtol=0, atol=1e-10)
+    assert not torch.allclose(layer(x)[:, 17:], layer(later)[:, 17:])
 
 
 @pytest.mark.parametrize("name", sorted({name for name, causal in CASES if not causal}))
@@ -91,7 +82,7 @@ def test_both_directions_are_seen(name, x):
     layer = SYSTEMS[name].build(False)
     changed = x.clone()
     changed[:, 20] += 1
-    moved = (_update(layer, x) - _update(layer, changed)).abs().amax((0, 2)) > 1e-12
+    moved = (layer(x) - layer(changed)).abs().amax((0, 2)) > 1e-12
     assert moved[19] and moved[20] and moved[21]
 
 
@@ -101,8 +92,7 @@ def test_an_empty_row_gives_zeros_and_no_nan(name, causal, x):
     mask = torch.ones(3, 40, dtype=torch.bool)
     mask[1] = False
     x = x.requires_grad_()
-    out = layer(x, mask)
-    h = out[0] if isinstance(out, tuple) else out
+    h = layer(x, mask)
     assert (h[1] == 0).all()
     grads = torch.autograd.grad(h.square().sum(), [x, *layer.parameters()], allow_unused=True)
     assert all(torch.isfinite(g).all() for g in grads if g is not None)
@@ -115,8 +105,8 @@ def test_single_precision_stays_near_double(name, causal, length):
     torch.manual_seed(length)
     x = torch.randn(2, length, D_MODEL, dtype=torch.float64)
     with torch.no_grad():
-        exact = _update(layer, x)
-        single = _update(layer.float(), x.float())
+        exact = layer(x)
+        single = layer.float()(x.float())
     assert (single - exact).norm() <= 2e-5 * exact.norm()
 
 
@@ -125,9 +115,9 @@ def test_bf16_autocast_runs_and_stays_near(name, causal, x):
     layer = SYSTEMS[name].build(causal).float()
     x = x.float()
     mask = torch.arange(40) < torch.tensor([[40], [23], [9]])
-    exact = _update(layer, x, mask)
+    exact = layer(x, mask)
     with torch.autocast("cpu", torch.bfloat16):
-        out = _update(layer, x, mask)
+        out = layer(x, mask)
     out.float().square().sum().backward()
     assert (out.float() - exact)[mask].norm() <= 0.05 * exact[mask].norm()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)

@@ -1,62 +1,90 @@
-"""The options in chela/schema.py, the files in configs/model/ and the constructors say the same."""
+"""Constructors declare their options, configs/model/ uses them, and any class of the user's can be a mixer."""
 
-import dataclasses
 import inspect
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-from omegaconf import OmegaConf
+import torch
 
-from chela.config import configs_folder, names
-from chela.layers.mixers import mixer_class
-from chela.schema import MIXERS
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.groups import configs_folder, names
+from chela.layers.mixers import build_mixer, mixer_class
+from chela.options import systems
 
-CONTEXT = {"d_model", "l_max", "causal", "layer", "depth"}
-DERIVED = {"d_value"}  # None in a constructor is worked out from d_model; a configuration always says the number
+CONTEXT = {"d_model", "l_max", "causal", "layer", "depth", "dropout"}
+SYSTEMS = ["chela", "hedgehog", "lightning", "linear", "lion", "mega", "s4d", "softmax"]
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_options_are_the_keyword_arguments(name):
-    given = {f.name: f.default for f in dataclasses.fields(MIXERS[name])}
-    assert given.pop("name") == name
+def options(name: str) -> dict[str, inspect.Parameter]:
     parameters = inspect.signature(mixer_class(name)).parameters
-    own = {key: p for key, p in parameters.items() if key not in CONTEXT}
-    assert all(p.kind is p.KEYWORD_ONLY for p in own.values())
-    assert given.keys() == own.keys()
-    assert {k: v for k, v in given.items() if k not in DERIVED} == {
-        k: p.default for k, p in own.items() if k not in DERIVED
-    }
+    return {key: parameter for key, parameter in parameters.items() if key not in CONTEXT}
 
 
-@pytest.mark.parametrize("name", MIXERS)
-def test_every_option_says_what_it_means(name):
-    for field in dataclasses.fields(MIXERS[name])[1:]:
-        assert field.metadata["help"], field.name
+def test_every_file_is_a_system():
+    assert systems() == SYSTEMS
 
 
-def test_an_unknown_system_is_named():
-    with pytest.raises(ValueError, match=r"expected one of .*lion.*got 'tiger'"):
-        mixer_class("tiger")
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_options_are_keyword_arguments_with_a_type_and_a_meaning(name):
+    cls = mixer_class(name)
+    hints = get_type_hints(inspect.unwrap(cls.__init__), include_extras=True)
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    for key, parameter in options(name).items():
+        assert parameter.kind is parameter.KEYWORD_ONLY
+        assert f"        {key}: " in owner.__doc__
+        hint = hints[key]
+        if get_origin(hint) is Annotated:
+            hint, limits = get_args(hint)
+            assert limits.keys() <= {"ge", "gt", "le", "lt", "odd", "neutral"}
+        if get_origin(hint) is Literal:
+            assert parameter.default in get_args(hint)
+        else:
+            assert hint in (int, float, bool, str, int | None)
+            assert type(parameter.default) in (hint, *get_args(hint))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_constructor_holds_its_options_to_their_limits(name):
+    hints = get_type_hints(inspect.unwrap(mixer_class(name).__init__), include_extras=True)
+    bounded = [key for key in options(name) if get_origin(hints[key]) is Annotated]
+    assert bounded
+    for key in bounded:
+        with pytest.raises(ValueError, match=rf"^{key}: expected (at least|more than) \d, got -1$"):
+            build_mixer(name, 16, {key: -1}, l_max=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("tigre", r"expected one of chela, .* or module:Class, got 'tigre'$"),
+        ("lionn", r"got 'lionn' \(did you mean 'lion'\?\)"),
+        ("no_such_module:Mixer", "expected a module no_such_module in this folder"),
+        ("no_such.module:Mixer", "expected a module no_such.module in this folder"),
+        (":Mixer", "expected a module in this folder"),
+        ("json:Mixer", "expected 'json:Mixer' to name a class of torch.nn.Module, got None"),
+        ("json:JSONDecoder", "to name a class of torch.nn.Module, got <class"),
+    ],
+)
+def test_an_unknown_system_is_named(name, match):
+    with pytest.raises(UsageError, match=match) as caught:
+        mixer_class(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_of_ones_own_gets_what_its_constructor_names():
+    assert isinstance(build_mixer("torch.nn:Linear", 4, {"out_features": 3}, l_max=8, causal=True), torch.nn.Linear)
+    assert build_mixer("chela.layers.mixers.s4d:S4D", 4, {}, l_max=8, causal=True, layer=0, depth=2).causal
 
 
 @pytest.mark.parametrize("name", names("model"))
 def test_files_use_options_that_exist(name):
-    """Sizes that come from a task are taken by the systems that have them; a model's own file must hit."""
-    content = OmegaConf.to_container(OmegaConf.load(configs_folder() / "model" / f"{name}.yaml"))
-    known = {f.name for f in dataclasses.fields(MIXERS[content["model"]["mixer"]["name"]])}
-    sections = [content, *content.get("presets", {}).values()]
-    for section in sections:
-        assert set(section) <= {"model", "presets"}
-        assert set(section["model"].get("mixer", {})) <= known
-
-
-def test_ablations_are_option_sets_of_chela():
-    for name in names("model"):
-        content = OmegaConf.to_container(OmegaConf.load(configs_folder() / "model" / f"{name}.yaml"))
-        if name.startswith("chela"):
-            assert content["model"]["mixer"]["name"] == "chela"
+    """A key that the system does not know is an error, so that resolving is the test; a variant keeps its system."""
+    config = resolve([f"model={name}", "preset=tiny"])
+    assert name.startswith(config.model.mixer.name) and config.model.name == name
 
 
 def test_the_configs_stay_few():
     files = list(configs_folder().rglob("*.yaml"))
-    assert len(files) <= 34
+    assert len(files) <= 28
     assert all(len(path.read_text().splitlines()) <= 40 for path in files)

@@ -1,0 +1,147 @@
+"""What the attention layers share: heads, rotary positions, feature maps, learned decays.
+
+Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H. A decay λ ∈ (0, 1] is given as
+log λ ≤ 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chela.layers.expect import checked
+from chela.layers.padding import zero_padding
+
+
+class MultiHead(nn.Module):
+    """``[q, k, v] = W x`` per head, and ``h = W_o o``.
+
+    Args:
+        d_model: Width D.
+        heads: Attention heads H.
+        d_value: Width V of queries, keys and values, all heads together; None is D.
+        causal: No position sees a later one.
+
+    Raises:
+        ValueError: V is no multiple of H.
+    """
+
+    rotary = False
+
+    @checked
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
+        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        d_value = d_model if d_value is None else d_value
+        if d_value % heads:
+            raise ValueError(f"d_value: expected a multiple of heads={heads}, got {d_value}")
+        self.heads, self.d_value, self.causal = heads, d_value, causal
+        self.head_width = d_value // heads
+        self.qkv = nn.Linear(d_model, 3 * d_value)
+        self.out = nn.Linear(d_value, d_model)
+
+    def set_rotary(self, rotary: bool) -> None:
+        """Say whether ``split`` turns queries and keys by their position, which needs an even width of a head."""
+        width = self.head_width
+        if rotary and width % 2:
+            raise ValueError(f"rotary: expected an even width of a head, got {width}; change d_value or heads")
+        self.rotary = rotary
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, turned by position if ``rotary``."""
+        q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
+        return (rotate(q), rotate(k), v) if self.rotary else (q, k, v)
+
+    def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding; a system may gate it by the input ``x: (..., D)``."""
+        return zero_padding(self.out(o.flatten(-2)), mask)
+
+    def extra_repr(self) -> str:
+        """Show what no submodule shows."""
+        return f"heads={self.heads}, causal={self.causal}"
+
+
+def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
+
+    Args:
+        x: ``(B, L, H, Z)``, Z even.
+        base: The slowest pair turns by about 1/base a position.
+
+    Returns:
+        ``(B, L, H, Z)`` in the dtype of x; angles are computed in at least float32.
+    """
+    length, width = x.shape[1], x.shape[3]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
+    angles = torch.arange(length, device=x.device, dtype=dtype)[:, None, None] * rates
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def elu_plus_one(x: Tensor) -> Tensor:
+    """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
+    return F.elu(x) + 1
+
+
+def shifted_silu(x: Tensor) -> Tensor:
+    """Return (SiLU(x) + 0.5) / ‖SiLU(x) + 0.5‖ over the last dimension, positive (arXiv 2502.16249)."""
+    return F.normalize(F.silu(x) + 0.5, dim=-1)
+
+
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": elu_plus_one,
+    "silu": F.silu,
+    "shifted_silu": shifted_silu,
+    "identity": torch.positive,
+}
+"""Feature maps φ of linear attention; only with positive ones can the sum of the weights be divided by."""
+
+
+class HeadDecay(nn.Module):
+    """A learned decay per head, log λ = −softplus(a) ≤ 0, with the heads' initial reach spread from near to far."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Spread the heads' reach 1 / (1 − λ) over about 4 to 1,000 tokens, on a log scale."""
+        with torch.no_grad():
+            self.raw.copy_(torch.log(torch.expm1(_spread(self.raw.numel()))))
+
+    def forward(self) -> Tensor:
+        """Return ``log_decay: (H,)``."""
+        return -F.softplus(self.raw)
+
+
+class TokenDecay(nn.Linear):
+    """A decay per token and head, λ = σ(W x + b); the biases start spread as those of ``HeadDecay``, W ~ N(0, 0.1²)."""
+
+    def reset_parameters(self) -> None:
+        """Draw W and set the biases."""
+        nn.init.normal_(self.weight, std=0.1)
+        with torch.no_grad():
+            self.bias.copy_(-torch.log(torch.expm1(_spread(self.bias.numel()))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x: (..., D)`` to log λ ``(..., H)``."""
+        return F.logsigmoid(super().forward(x))
+
+
+def _spread(heads: int) -> Tensor:
+    """Return −log λ from 10^−0.6 to 10^−3, log-spaced."""
+    return torch.logspace(-0.6, -3, heads)
