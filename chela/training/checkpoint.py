@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chela.errors import UsageError
-from lra.files import sync
+from lra.files import write_whole
 
-FORMAT_VERSION = 1
-
-# Older format: how to read it now, or (as text) why it can no longer be read.
-_OLDER: dict[int, str] = {}
+FORMAT_VERSION = 2
+READ = (1, 2)  # of version 1 the weights can be scored; a run that was begun with it goes on with the chela that did
 
 
 class TornError(UsageError):
     """A file that is not, or no longer, a checkpoint: an older one may still be whole."""
-
-
-def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
-    """Write ``data`` to a temporary file and move it to ``path`` in one stroke: it is whole, or the old one stays.
-
-    Args:
-        path: Where the file is to lie.
-        data: What it is to hold.
-        previous: Where the file that ``path`` holds now is kept, so that one torn file can never cost a run.
-
-    Raises:
-        UsageError: The disk is full or the folder is not writable; what was there before is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(
-            f"could not write {path} ({error.strerror}); what was saved before is kept: free some space, then resume"
-        ) from None
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -58,13 +28,13 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
     write_whole(path, buffer.getvalue(), previous)
 
 
-def load(path: Path, keys: tuple[str, ...], identity: str) -> dict[str, Any]:
+def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict[str, Any]:
     """Read a checkpoint; only tensors and plain values are accepted (``weights_only=True``).
 
     Args:
         path: The file.
         keys: What it must hold.
-        identity: Fingerprint of the configuration that it must come from.
+        identities: Fingerprints of the configuration that it must come from: today's, and that of its run's folder.
 
     Raises:
         TornError: Absent, torn or foreign.
@@ -76,16 +46,18 @@ def load(path: Path, keys: tuple[str, ...], identity: str) -> dict[str, Any]:
     if not isinstance(state, dict) or "format_version" not in state:
         raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
     version = state["format_version"]
-    if version != FORMAT_VERSION:
-        reason = _OLDER.get(version, "use the version of chela that wrote it")
-        raise UsageError(f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; {reason}")
+    if version not in READ:
+        raise UsageError(
+            f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; use the version of chela that "
+            "wrote it"
+        )
     missing = [key for key in (*keys, "fingerprint") if key not in state]
     if missing:
         raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
-    if state["fingerprint"] != identity:
+    if state["fingerprint"] not in identities:
         raise UsageError(
-            f"expected a checkpoint of this run's configuration ({identity}) at {path}, got one of another "
-            f"({state['fingerprint']}); put back the run's own file"
+            f"expected a checkpoint of this run's configuration ({' or '.join(identities)}) at {path}, got one of "
+            f"another ({state['fingerprint']}); put back the run's own file, or the code it was trained with"
         )
     return state
 

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
-from lightning.fabric.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from rich.console import Console
+from torch.utils.data import DataLoader
 
-from chela.config import fingerprint
-from chela.errors import DivergedError, UsageError
+from chela.errors import DivergedError
+from chela.identity import fingerprint, own_code
 from chela.models import build_model
 from chela.schema import Config
-from chela.training import checkpoint, machine
-from chela.training.hardware import (
-    check_memory,
-    check_wandb,
-    hardware,
-    processes,
-    quiet_lightning,
-    rank,
-    stdout_console,
-)
-from chela.training.keeping import Keeper
-from chela.training.metrics import ChanceWatch, Metrics
-from chela.training.module import LitClassifier
-from chela.training.progress import DataProgress, ProgressDisplay
-from chela.training.run import LAST_KEYS, RunFolder, claim_run, find_run
-from chela.training.signals import Signals, Stopped, stopped_by
+from chela.training import machine
+from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
+from chela.training.metrics import ChanceWatch, MetricsLog, Reporter
+from chela.training.module import LitModel
+from chela.training.objectives import Score, objective_of
+from chela.training.progress import DataProgress, Display
+from chela.training.run import RunFolder, RunState, claim_run, find_run
+from chela.training.stopping import Keeper, Signals, Stopped, in_first, stopped_by
+from lra.batches import Batch
 from lra.datamodule import LRADataModule
+from lra.errors import UserError
+
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}  # of Lightning's, which this package does itself
 
 
 def fit(config: Config, console: Console, started: float) -> int:
@@ -49,37 +53,57 @@ def fit(config: Config, console: Console, started: float) -> int:
     begun = find_run(config)
     if begun is not None and begun.result.exists():
         result = begun.read_result()
-        if result["test_accuracy"] is not None or not config.trainer.test:
-            _report(console, begun, result)
+        if result["test"] is not None or not config.trainer.test:
+            _report(console, config, begun, result)
             return 0
     quiet_lightning()
     leads = rank() == 0
-    check_memory(config)
-    check_wandb(config)
     platform = hardware(config)
-    platform |= processes(config, platform["accelerator"])  # before a folder is made for a run that cannot be
-    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
-    if run is not None:
-        console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
+    check_memory(config, platform["accelerator"])
+    check_wandb(config)
+    platform |= processes(config, platform["accelerator"])
     with Signals() as signals:
-        keeper = Keeper(run, goes_on, signals, started, console.print)
         try:
-            _fit(config, console, keeper, platform)
+            data = data_module(config, console)
+            data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
+            with _claimed(config, console, leads) as (run, goes_on):
+                keeper = Keeper(run, goes_on, RunState(), signals, started, console.print)
+                _fit(config, console, keeper, platform, data)
             return 0
         except Stopped as stop:
-            console.print(_farewell(stop, keeper))
             return stop.status if leads else 0
-        except UsageError:
+        except UserError:
             if leads:
                 raise
             return 0  # every process comes to it at the same step; the first one says it
-        finally:
-            if lock is not None:
-                lock.release()
 
 
-def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]) -> None:
-    trainer, module, data = assemble(config, console, keeper, platform)
+@contextlib.contextmanager
+def _claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
+    """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
+    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
+    if run is None or lock is None:
+        yield None, False
+        return
+    console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
+    try:
+        yield run, goes_on
+    except Stopped as stop:
+        where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
+        console.print(
+            f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={run.path}{_trusted(config)}"
+        )
+        raise
+    except Exception as error:
+        if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
+            run.remove()
+        raise
+    finally:
+        lock.release()
+
+
+def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, Any], data: LRADataModule) -> None:
+    trainer, module = assemble(config, console, keeper, platform, data)
     try:
         trainer.fit(module, datamodule=data)
         if keeper.signals.asked:  # after the last step was saved
@@ -89,65 +113,88 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         where = keeper.run.last if keeper.run.last.exists() else "none yet"
         raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
     except Stopped as stop:
-        launcher = trainer.strategy.launcher
-        if stop.step is None and isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGTERM)  # the other processes were not asked; they would wait for this one
+        kill = getattr(trainer.strategy.launcher, "kill", None)
+        if stop.step is None and kill is not None:
+            kill(signal.SIGTERM)  # the other processes were not asked; they would wait for this one
         raise
 
 
 def _finish(
-    config: Config, console: Console, keeper: Keeper, trainer: L.Trainer, module: LitClassifier, data: LRADataModule
+    config: Config, console: Console, keeper: Keeper, trainer: L.Trainer, module: LitModel, data: LRADataModule
 ) -> None:
-    assert keeper.best is not None
-    module.model.load_state_dict(keeper.best["model"])
-    if trainer.is_global_zero:
-        keeper.write_best(module)
+    best = in_first(trainer, lambda: keeper.run.load_weights(config, "best"))
+    assert best is not None
+    module.model.load_state_dict(best["model"])
+    # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
+    keeper.state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
     if config.trainer.test:
         trainer.test(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
         result = _result(config, trainer, module, data, keeper)
         keeper.run.write_result(result)
-        _report(console, keeper.run, result)
-
-
-def _farewell(stop: Stopped, keeper: Keeper) -> str:
-    if not keeper.has_run:
-        return f"stopped ({stop.reason})"
-    where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
-    return f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={keeper.run.path}"
+        _report(console, config, keeper.run, result)
 
 
 def assemble(
-    config: Config, console: Console, keeper: Keeper, platform: dict[str, Any]
-) -> tuple[L.Trainer, LitClassifier, LRADataModule]:
-    """Build everything that a run needs; the callbacks' order is the order in which they see a step."""
-    data = data_module(config, console)
-    data.prepare_data()
-    module = LitClassifier(build_model(config.model, data.task, config.seed), config)
-    metrics = Metrics(keeper, config)
-    watch = ChanceWatch(metrics, data.majority_accuracy("train"), console.print)
-    keeper.parts = {"metrics": metrics, "watch": watch}
-    display = ProgressDisplay(console, metrics, _progress_mode(config, console))
+    config: Config, console: Console, keeper: Keeper, platform: dict[str, Any], data: LRADataModule
+) -> tuple[L.Trainer, LitModel]:
+    """Build trainer and module; the callbacks' order is the order in which they see a step."""
+    objective = objective_of(data.task)
+    module = LitModel(build_model(config.model, data.task, config.seed), objective, config)
+    state = keeper.state
+    log = MetricsLog(lambda: keeper.run, config)
+    watch = ChanceWatch(state, data.majority_accuracy("train"), console.print)
+    display = Display(console, _progress_mode(config, console))
     trainer = L.Trainer(
         **platform,
-        max_steps=config.trainer.max_steps,
+        max_epochs=-1,  # the keeper stops at the last step
         accumulate_grad_batches=config.trainer.accumulate,
-        val_check_interval=config.trainer.val_every * config.trainer.accumulate,  # in batches that Lightning is handed
-        check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[metrics, watch, display, keeper],
+        **QUIET,
+        callbacks=[Reporter(state, [log, display], watch), keeper],
     )
-    return trainer, module, data
+    return trainer, module
+
+
+class Intervals:
+    """The training batches from one validation to the next, as Lightning's epochs: it validates at the end of each.
+
+    Validations are at the last step of the run and so many steps before it, wherever the launch begins.
+
+    Args:
+        batches: Of the remaining steps, in order, each step in its parts.
+        first_step: The step that they begin with.
+        config: The run's configuration.
+    """
+
+    def __init__(self, batches: DataLoader[Batch], first_step: int, config: Config) -> None:
+        self._batches, self._step, self._config = batches, first_step, config.trainer
+        self._left: Iterator[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of the next interval."""
+        if self._left is None:
+            self._left = iter(self._batches)
+        every = self._config.val_every
+        steps = (self._config.max_steps - self._step) % every or every
+        self._step += steps
+        yield from itertools.islice(self._left, steps * self._config.accumulate)
+
+
+class TrainingData(LRADataModule):
+    """The data of a run, with its training batches in intervals."""
+
+    run_config: Config
+
+    def train_dataloader(self) -> Any:
+        """Return the batches of the remaining steps."""
+        return Intervals(super().train_dataloader(), self.first_step, self.run_config)
 
 
 def data_module(config: Config, console: Console) -> LRADataModule:
     """Build the data module of a configuration; it says how far it is while records are made."""
-    return LRADataModule(
+    data = TrainingData(
         config.task,
         config.data,
         batch_size=config.trainer.batch_size,
@@ -157,100 +204,98 @@ def data_module(config: Config, console: Console) -> LRADataModule:
         accumulate=config.trainer.accumulate,
         progress=DataProgress(console),
     )
+    data.run_config = config
+    return data
 
 
-def evaluate(config: Config, run: RunFolder, which: str, split: str) -> dict[str, float]:
+def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, float]]:
     """Score a checkpoint of a run ("best" or "last") on "test" or "validation"; the same number as the run's own.
 
     Returns:
-        ``loss``, ``accuracy`` and ``count``.
+        The score that counts, and the objective's columns with ``count``, the number of targets.
     """
     quiet_lightning()
-    identity = fingerprint(config)
-    if which == "best":
-        weights = run.load_best(identity)["model"]
-    else:
-        weights = checkpoint.load(run.last, LAST_KEYS, identity)["model"]
+    trained = config
     if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
         config = copy.deepcopy(config)
         config.trainer.accelerator = "auto"
     data = data_module(config, stdout_console())
     data.prepare_data()
     platform = hardware(config)
-    module = LitClassifier(build_model(config.model, data.task, config.seed), config)
+    module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
     if platform["precision"] == "64-true":
         module.double()  # before the weights come, which would lose half of their digits
-    try:
-        module.model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UsageError(
-            f"expected weights of this run's model, got others ({str(error).splitlines()[0][:120]}); "
-            "use the version of chela that wrote them"
-        ) from None
-    trainer = L.Trainer(
-        **platform,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    run.load_into(module.model, trained, which)
+    trainer = L.Trainer(**platform, **QUIET, devices=1)
     if split == "test":
         trainer.test(module, datamodule=data, verbose=False)
     else:
         trainer.validate(module, datamodule=data, verbose=False)
-    return module.evaluated
+    return module.objective.score, module.evaluated
 
 
 def _result(
-    config: Config, trainer: L.Trainer, module: LitClassifier, data: LRADataModule, keeper: Keeper
+    config: Config, trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: Keeper
 ) -> dict[str, Any]:
-    assert keeper.best is not None
-    device = trainer.strategy.root_device
-    metrics, watch, tested = keeper.parts["metrics"], keeper.parts["watch"], config.trainer.test
+    state, device, tested = keeper.state, trainer.strategy.root_device, config.trainer.test
+    assert state.best is not None
+    tokens = state.totals[2]
     return {
         "task": config.task.name,
+        "task_title": data.task.title,
         "model": config.model.name,
         "preset": config.preset,
         "seed": config.seed,
         "fingerprint": fingerprint(config),
-        "steps": trainer.global_step,
+        "objective": data.task.objective,
+        "score": module.objective.score.to_dict(),
+        "steps": state.step,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
-        "best_validation_accuracy": keeper.best["accuracy"],
-        "best_step": keeper.best["step"],
-        "validation_accuracy": keeper.latest["accuracy"],
-        "test_accuracy": module.evaluated["accuracy"] if tested else None,
-        "test_loss": module.evaluated["loss"] if tested else None,
-        "test_count": int(module.evaluated["count"]) if tested else None,
+        "best_step": state.best["step"],
+        "best_validation": _columns(module, state.best),
+        "last_validation": _columns(module, state.last),
+        "test": _columns(module, module.evaluated) | {"count": int(module.evaluated["count"])} if tested else None,
         "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
-        "learned": watch.learned,
+        "learned": state.learned,
         "wall_seconds": round(keeper.wall_seconds(), 1),
-        "training_seconds": round(metrics.seconds, 1),
-        "tokens_per_second": round(metrics.tokens / max(metrics.seconds, 1e-9)),
+        "training_seconds": round(state.seconds, 1),
+        "tokens_per_second": round(tokens / max(state.seconds, 1e-9)),
         "peak_memory_bytes": machine.peak_memory_bytes(device),
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
         **machine.describe(device),
+        **({"own_code": code} if (code := own_code(config)) else {}),
     }
 
 
-def _report(console: Console, run: RunFolder, result: dict[str, Any]) -> None:
+def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
+    return {name: values[name] for name in module.objective.columns}
+
+
+def _report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
     lra = "" if result["preset"] == "full" else f"  ({result['preset']} is a smaller task: not an LRA number)"
+    score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
-    if result["test_accuracy"] is not None:
-        tested = f"test accuracy {result['test_accuracy']:.2%} (majority class {result['majority_accuracy']:.2%})"
+    if result["test"] is not None:
+        tested = f"test {score.text(result['test'])} (majority class {result['majority_accuracy']:.2%})"
     console.print(
         f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
-        f"best validation {result['best_validation_accuracy']:.2%} at step {result['best_step']}, "
-        f"validation policy {result['validation_policy']}{lra}"
+        f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
+        f"{result['best_step']}, validation policy {result['validation_policy']}{lra}"
     )
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")
-    console.print(f"evaluate: python -m chela.evaluate run={run.path}")
-    console.print(f"resume:   python -m chela.train resume={run.path}")
+    console.print(f"evaluate: python -m chela.evaluate run={run.path}{_trusted(config)}")
+    console.print(f"resume:   python -m chela.train resume={run.path}{_trusted(config)}")
     console.print(f"plot:     python -m experiments.plot {run.path}")
+
+
+def _trusted(config: Config) -> str:
+    """Return the word that lets a run folder name the modules that this run's words named."""
+    modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
+    return f" trust={','.join(sorted(modules))}" if modules else ""
 
 
 def _progress_mode(config: Config, console: Console) -> str:

@@ -1,17 +1,134 @@
-"""What a run stands on: the allocator, versions, commit, memory."""
+"""What a run stands on: devices, precision, processes, memory, the allocator, versions."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
+import logging
+import os
 import platform
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+
+from chela.config import parameters_at_least
+from chela.errors import UsageError
+from chela.schema import Config
+
+# Set by torchrun, by srun, or by hand on each node: who else takes part, and where the first one is reached.
+_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK")
+
+
+def hardware(config: Config) -> dict[str, Any]:
+    """Choose accelerator and precision.
+
+    Raises:
+        UsageError: A GPU is asked for and torch sees none.
+    """
+    has_gpu = torch.cuda.is_available()
+    wanted = config.trainer.accelerator
+    if wanted == "gpu" and not has_gpu:
+        raise UsageError("trainer.accelerator: expected a CUDA GPU for gpu, torch sees none; use cpu or auto")
+    accelerator = ("cuda" if has_gpu else "cpu") if wanted == "auto" else {"gpu": "cuda", "cpu": "cpu"}[wanted]
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    return {"accelerator": accelerator, "precision": precision}
+
+
+def processes(config: Config, accelerator: str) -> dict[str, Any]:
+    """Choose devices, nodes and strategy.
+
+    Raises:
+        UsageError: More processes than this machine has room for, or others than a launcher started.
+    """
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    room = torch.cuda.device_count() if accelerator == "cuda" else max(8, os.cpu_count() or 1)
+    if devices > room:
+        what = "GPUs of this node" if accelerator == "cuda" else "processes that this node has cores for"
+        raise UsageError(f"trainer.devices: expected at most the {room} {what}, got {devices}")
+    if nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
+        raise UsageError(
+            f"trainer.num_nodes={nodes}: expected a launcher (torchrun or srun) on every node, got none; "
+            "see docs/runs.md"
+        )
+    started = int(os.environ.get("WORLD_SIZE", devices * nodes)) if "TORCHELASTIC_RUN_ID" in os.environ else None
+    if started is not None and started != devices * nodes:
+        raise UsageError(
+            f"expected trainer.devices x trainer.num_nodes = {started}, the processes that torchrun started, got "
+            f"{devices} x {nodes}"
+        )
+    return {"devices": devices, "num_nodes": nodes, "strategy": "ddp" if devices * nodes > 1 else "auto"}
+
+
+def check_memory(config: Config, accelerator: str) -> None:
+    """Refuse a model that this machine cannot hold, before the kernel ends the process without a word.
+
+    A GPU tells by itself that its memory is full.
+
+    Raises:
+        UsageError: Weights, gradients and Adam's two moments alone need more memory than there is.
+    """
+    if accelerator != "cpu":
+        return
+    needed = 16 * parameters_at_least(config)
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > have:
+        raise UsageError(
+            f"model: expected one that fits into the {have / 1e9:.0f} GB of this machine, got one that needs "
+            f"{needed / 1e9:.0f} GB or more; lower model.depth, model.d_model or model.d_ff"
+        )
+
+
+def check_wandb(config: Config) -> None:
+    """Refuse to log to Weights & Biases where it is not installed.
+
+    Raises:
+        UsageError: It is asked for and is not there.
+    """
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
+
+
+def rank() -> int:
+    """Return this process's number among those of the run, from what a launcher set; 0 without one.
+
+    Lightning knows it only once its trainer is built. On a node whose processes it starts itself, only ``NODE_RANK``
+    tells the first one that it does not lead.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return 0
+
+
+def stdout_console() -> Console:
+    """Return the console of a run: plain words, nothing folded; silent on all processes but the first."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=rank() != 0)
+
+
+def quiet_lightning() -> None:
+    """Keep back Lightning's advertisements and the hints that do not hold here."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*srun. command is available.*",
+        ".*litmodels.*|.*litlogger.*|.*tensorboardX.*",
+        ".*Total length of .* across ranks is zero.*",  # the steps are done: only the test is left
+    ):
+        warnings.filterwarnings("ignore", message=text)
+
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 

@@ -7,124 +7,163 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from chela.config import to_dict
 from chela.errors import UsageError
 from chela.schema import Config
-from chela.training.checkpoint import write_whole
-from chela.training.keeping import Keeper
-from chela.training.module import LitClassifier
-from chela.training.processes import in_first
-from chela.training.steps import StepCallback
-
-COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
-HEADING = ",".join(COLUMNS) + "\n"
-_LINE = re.compile(rf"[0-9]+(,[^,\0]*){{{len(COLUMNS) - 1}}}\n")
+from chela.training.module import LitModel, StepCallback, lit_model
+from chela.training.run import RunFolder, RunState
+from chela.training.stopping import in_first
+from lra.files import write_whole
 
 
-class Metrics(StepCallback):
-    """A line in ``metrics.csv`` for each logged step and validation.
+@dataclass(frozen=True)
+class Line:
+    """What there is to say of a step: of its batch, or of a validation after it.
 
-    The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost
-    or doubled. ``loss`` and ``accuracy`` of a training line are those of that step's batch.
-
-    Args:
-        keeper: Knows the run folder and the first step of this launch.
-        config: Says whether to write to TensorBoard, when it is installed, and to Weights & Biases too.
+    Attributes:
+        step: Steps of the run that are done.
+        split: "train" or "validation".
+        values: The objective's columns; in training also ``lr`` and ``tokens_per_second`` (since the last line).
+        seconds: Of training so far.
     """
 
-    def __init__(self, keeper: Keeper, config: Config) -> None:
-        self.keeper, self.config = keeper, config
-        self.tokens = 0
-        self.seconds = 0.0
-        self.latest: dict[str, float] = {}
-        self.correct = self.count = 0
+    step: int
+    split: str
+    values: dict[str, float]
+    seconds: float
+
+
+class Listener(Protocol):
+    """Gets every line, in all processes; ``end`` is called however the launch ends, and perhaps twice."""
+
+    def begin(self, trainer: L.Trainer, module: LitModel) -> None: ...  # noqa: D102
+    def line(self, trainer: L.Trainer, line: Line) -> None: ...  # noqa: D102
+    def end(self) -> None: ...  # noqa: D102
+
+
+class Reporter(StepCallback):
+    """Make a line of each logged step and validation, hand it to the listeners, and keep the watch for chance.
+
+    Only at a logged step, and where a window of the watch ends, a GPU is waited for.
+
+    Args:
+        state: Gets the seconds of training.
+        listeners: Get the lines.
+        watch: Looks at the targets hit.
+    """
+
+    def __init__(self, state: RunState, listeners: Sequence[Listener], watch: ChanceWatch) -> None:
+        self.state, self.listeners, self.watch = state, listeners, watch
+        self._tokens = 0.0  # of the run, at the last line
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        module = lit_model(pl_module)
+        for listener in self.listeners:
+            listener.begin(trainer, module)
+        self._tokens = self.state.totals[2]
+        self._seconds, self._clock = self.state.seconds, time.monotonic()
+
+    def on_step_end(self, trainer: L.Trainer, module: LitModel) -> None:
+        """Make a line when one is due."""
+        now = time.monotonic()
+        self.state.seconds += now - self._clock
+        self._clock = now
+        config = module.config.trainer
+        if module.step % config.log_every == 0 or module.step == config.max_steps:
+            module.expect_finite()
+            values = module.objective.values(module.of_step.compute())
+            tokens, elapsed = module.of_run.compute()["tokens"], self.state.seconds - self._seconds
+            values["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+            values["tokens_per_second"] = (tokens - self._tokens) / max(elapsed, 1e-9)
+            self._tokens, self._seconds = tokens, self.state.seconds
+            self._hand_out(trainer, Line(module.step, "train", values, self.state.seconds))
+        self.watch.after_step(module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the validation's line; its time does not count as training."""
+        module = lit_model(pl_module)
+        self._hand_out(trainer, Line(module.step, "validation", module.evaluated, self.state.seconds))
+        self._clock = time.monotonic()
+
+    def _hand_out(self, trainer: L.Trainer, line: Line) -> None:
+        for listener in self.listeners:
+            listener.line(trainer, line)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the listeners close what they opened."""
+        for listener in self.listeners:
+            listener.end()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close also when the run is stopped, so that what was logged is there."""
+        self.on_fit_end(trainer, pl_module)
+
+
+class MetricsLog:
+    """Writes ``metrics.csv``, and to TensorBoard and Weights & Biases where the configuration says so.
+
+    The file is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line is lost
+    or doubled. The first process writes; what it cannot write ends them all.
+
+    Args:
+        run: Gives the run's folder, once it is known to all processes.
+        config: Says where to write.
+    """
+
+    def __init__(self, run: Callable[[], RunFolder], config: Config) -> None:
+        self._run, self.config = run, config
         self._board: Any = None
         self._wandb: WandbLogger | None = None
         self._use_board = config.tensorboard and importlib.util.find_spec("tensorboard") is not None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tokens and seconds of training so far."""
-        return {"tokens": self.tokens, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting from there."""
-        self.tokens, self.seconds = state["tokens"], state["seconds"]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, module: LitModel) -> None:
         """Open the file, cut to the step from which this launch goes on."""
-        in_first(trainer, self._open)
-        self._clock = time.monotonic()
+        self.columns = ("step", "split", *module.objective.columns, "lr", "tokens_per_second", "seconds")
+        in_first(trainer, lambda: self._open(module.first_step))
 
-    def _open(self) -> None:
-        run = self.keeper.run
+    def _open(self, first_step: int) -> None:
+        run = self._run()
         if self.config.wandb:
             self._wandb = open_wandb(run.path, self.config)
-        cut_after(run.metrics, self.keeper.first_step)
+        cut_after(run.metrics, first_step, self.columns)
         if self._use_board:
             from torch.utils.tensorboard import SummaryWriter
 
-            folder = str(run.path / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=self.keeper.first_step + 1)  # type: ignore[no-untyped-call]
+            self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)  # type: ignore[no-untyped-call]
 
-    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
-        """Count, and write a line when one is due."""
-        now = time.monotonic()
-        elapsed, self._clock = now - self._clock, now
-        tokens, self.correct, self.count, loss = _summed(trainer, module)
-        self.tokens += tokens
-        self.seconds += elapsed
-        self.latest = {
-            "loss": loss,
-            "accuracy": self.correct / self.count,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "tokens_per_second": tokens / max(elapsed, 1e-9),
-        }
-        config = module.config.trainer
-        if trainer.global_step % config.log_every == 0 or trainer.global_step == config.max_steps:
-            self._write(trainer, "train", self.latest)
+    def line(self, trainer: L.Trainer, line: Line) -> None:
+        """Write a line."""
+        in_first(trainer, lambda: self._write(line))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the validation's line; its time does not count as training."""
-        assert isinstance(pl_module, LitClassifier)
-        self._write(trainer, "validation", pl_module.evaluated)
-        self._clock = time.monotonic()
-
-    def _write(self, trainer: L.Trainer, split: str, values: dict[str, float]) -> None:
-        in_first(trainer, lambda: self._write_line(trainer.global_step, split, values))
-
-    def _write_line(self, step: int, split: str, values: dict[str, float]) -> None:
-        row = {**values, "step": step, "split": split, "seconds": round(self.seconds, 3)}
-        row["tokens_per_second"] = round(values["tokens_per_second"]) if split == "train" else ""
-        append(self.keeper.run.metrics, row)
-        scalars = {f"{split}/{name}": values[name] for name in ("loss", "accuracy", "lr") if name in values}
+    def _write(self, line: Line) -> None:
+        row: dict[str, Any] = {**line.values, "step": line.step, "split": line.split}
+        row["seconds"] = round(line.seconds, 3)
+        if "tokens_per_second" in row:
+            row["tokens_per_second"] = round(row["tokens_per_second"])
+        append(self._run().metrics, row, self.columns)
+        scalars = {f"{line.split}/{name}": line.values[name] for name in self.columns[2:-2] if name in line.values}
         if self._board is not None:
             for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+                self._board.add_scalar(name, value, line.step)
         if self._wandb is not None:
-            self._wandb.log_metrics(scalars, step)
+            self._wandb.log_metrics(scalars, line.step)
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def end(self) -> None:
         """Close TensorBoard and Weights & Biases."""
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close them also when the run is stopped, so that what it logged is there."""
-        self._close()
-
-    def _close(self) -> None:
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
             self._wandb.experiment.finish()
-        self._board = self._wandb = None  # closed once: an exception may come later, in the test
+        self._board = self._wandb = None
 
 
 def open_wandb(folder: Path, config: Config) -> WandbLogger:
@@ -151,88 +190,86 @@ def open_wandb(folder: Path, config: Config) -> WandbLogger:
     return logger
 
 
-class ChanceWatch(StepCallback):
-    """Warn once when training is still at the majority class; remember whether it ever left it.
+class ChanceWatch:
+    """Warns once when training is still at the majority class; remembers whether it ever left it.
 
-    It has left it when its accuracy over a window of steps is more than one point above the majority class's share, and
-    more than three standard errors, which are more than a point where a run is so short that its window is too.
+    It has left it when its accuracy over a window of ``trainer.chance_steps`` is more than one point above the majority
+    class's share, and more than three standard errors, which are more than a point where the window is short.
 
     Args:
-        metrics: Holds the counts of the latest step; it stands before this callback.
+        state: Keeps what was found, and where the window began.
         majority: Share of the most frequent class in the training set.
         say: Prints a line.
     """
 
     POINT = 0.01
 
-    def __init__(self, metrics: Metrics, majority: float, say: Callable[[str], object]) -> None:
-        self.metrics, self.majority, self.say = metrics, majority, say
-        self.correct = self.count = self.steps = 0
-        self.learned = self.warned = False
+    def __init__(self, state: RunState, majority: float, say: Callable[[str], object]) -> None:
+        self.state, self.majority, self.say = state, majority, say
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what has been counted."""
-        return {name: getattr(self, name) for name in ("correct", "count", "steps", "learned", "warned")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on counting."""
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
-        """Count the steps after the warm-up, in windows of ``trainer.chance_steps``."""
-        config = module.config
-        if self.learned or trainer.global_step <= config.optimizer.warmup_steps:
+    def after_step(self, module: LitModel) -> None:
+        """Judge where a window after the warm-up ends."""
+        config, steps = module.config.trainer, module.step - module.config.optimizer.warmup_steps
+        if self.state.learned or steps < 0:
             return
-        self.correct += self.metrics.correct
-        self.count += self.metrics.count
-        self.steps += 1
-        if self.steps >= config.trainer.chance_steps or trainer.global_step == config.trainer.max_steps:
-            self._judge(config.trainer.chance_steps)
+        if steps % config.chance_steps == 0 or module.step == config.max_steps:
+            totals = module.of_run.compute()
+            if steps:
+                self.judge(
+                    totals["correct"],
+                    totals["targets"],
+                    steps % config.chance_steps or config.chance_steps,
+                    config.chance_steps,
+                )
+            self.state.window = [totals["correct"], totals["targets"]]
 
-    def _judge(self, window: int) -> None:
-        accuracy = self.correct / self.count
-        error = math.sqrt(self.majority * (1 - self.majority) / self.count)
-        self.learned = accuracy > self.majority + max(self.POINT, 3 * error)
-        if not self.learned and not self.warned and self.steps >= window:
-            self.warned = True
+    def judge(self, correct: float, targets: float, steps: int, whole: int) -> None:
+        """Judge by the targets hit, and the targets, since the first step, after ``steps`` of a ``whole`` window.
+
+        Less than half of a window may show that something was learned, not that nothing was.
+        """
+        correct, targets = correct - self.state.window[0], targets - self.state.window[1]
+        if not targets:
+            return
+        accuracy = correct / targets
+        error = math.sqrt(self.majority * (1 - self.majority) / targets)
+        if accuracy > self.majority + max(self.POINT, 3 * error):
+            self.state.learned = True
+        elif 2 * steps >= whole:
+            self.state.learned = False
+        if self.state.learned is False and not self.state.warned and steps == whole:
+            self.state.warned = True
             self.say(
-                f"warning: after the warm-up and {window} steps the training accuracy is {accuracy:.1%}, within a "
+                f"warning: after the warm-up and {whole} steps the training accuracy is {accuracy:.1%}, within a "
                 f"point of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too "
                 "low, a warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, "
                 "or too few steps yet"
             )
-        self.correct = self.count = self.steps = 0
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
+def append(path: Path, row: dict[str, Any], columns: Sequence[str]) -> None:
     """Add one line to a metrics file, its heading first when the file is new."""
     with open(path, "a", encoding="utf-8") as file:
-        line = ",".join(_cell(row.get(name, "")) for name in COLUMNS) + "\n"
-        file.write(line if file.tell() else HEADING + line)
+        line = ",".join(_cell(row.get(name, "")) for name in columns) + "\n"
+        file.write(line if file.tell() else _heading(columns) + line)
 
 
-def cut_after(path: Path, step: int) -> None:
+def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
     """Drop the lines of a metrics file that are later than ``step``, and those that are none of ours.
 
     A power cut leaves a torn last line, or zeros in its place; a person's editor may leave an empty one.
     """
     if not path.exists():
         return
+    whole = re.compile(rf"[0-9]+(,[^,\0]*){{{len(columns) - 1}}}\n")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    kept = [line for line in lines if _LINE.match(line) and int(line.partition(",")[0]) <= step]
-    write_whole(path, "".join([HEADING, *kept]).encode())
+    kept = [line for line in lines if whole.match(line) and int(line.partition(",")[0]) <= step]
+    write_whole(path, "".join([_heading(columns), *kept]).encode())
+
+
+def _heading(columns: Sequence[str]) -> str:
+    return ",".join(columns) + "\n"
 
 
 def _cell(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def _summed(trainer: L.Trainer, module: LitClassifier) -> tuple[int, int, int, float]:
-    """Return tokens, correct, count and mean loss of the step, over all processes."""
-    assert module.counts is not None
-    row = module.counts.clone()
-    if trainer.world_size > 1:
-        torch.distributed.all_reduce(row)
-    tokens, correct, number, loss = row.tolist()  # one wait for the GPU, not four
-    return int(tokens), int(correct), int(number), loss / number

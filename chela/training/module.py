@@ -10,33 +10,46 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chela.errors import DivergedError
+from chela.schedules import lr_factor
 from chela.schema import Config
-from chela.training.optim import build_optimizer, lr_factor
+from chela.training.objectives import Objective, Totals
+from chela.training.optim import build_optimizer
 
 
-class LitClassifier(L.LightningModule):
-    """Classify sequences; everything random in step t follows from (seed, t, share of the batch).
+class LitModel(L.LightningModule):
+    """Train and score a network; everything random in step t follows from (seed, t, share of the batch).
+
+    A launch is a fit of the remaining steps: ``step`` counts those of the whole run, from ``first_step`` on.
 
     Args:
-        model: Maps ``(inputs, mask)`` to class scores.
+        model: Maps ``(inputs, mask)`` to scores.
+        objective: Says what the scores are for.
         config: The resolved configuration.
     """
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, config: Config) -> None:
         super().__init__()
-        self.model = model
-        self.config = config
-        self.counts: Tensor | None = None  # of the step so far: tokens, correct, records, sum of the losses
-        self.sums: Tensor | None = None
+        self.model, self.objective, self.config = model, objective, config
+        self.first_step = 0
+        self.of_step = Totals(*objective.counted)  # of the step's batch, over its parts
+        self.of_run = Totals("correct", "targets", "tokens")  # since the first step
+        self.of_split = Totals(*objective.counted)  # of the evaluation that goes on
         self.evaluated: dict[str, float] = {}
+        self.register_buffer("bad_step", torch.tensor(-1), persistent=False)  # the first that was not finite
         if config.trainer.compile:
             self.model.compile()
 
+    bad_step: Tensor
+
+    @property
+    def step(self) -> int:
+        """Steps of the run that are done."""
+        return self.first_step + self.global_step
+
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return class scores."""
+        """Return scores."""
         scores: Tensor = self.model(inputs, mask)
         return scores
 
@@ -44,7 +57,7 @@ class LitClassifier(L.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed this share of the step's batch and set the step's learning rate."""
-        step = self.global_step
+        step = self.step
         if int(batch["step"]) != step:
             raise RuntimeError(f"expected the batch of step {step}, got that of step {int(batch['step'])}")
         share = self.global_rank + int(batch["part"]) * self.trainer.world_size
@@ -56,12 +69,15 @@ class LitClassifier(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss, and count."""
-        scores = self(batch["inputs"], batch["mask"])
-        loss = F.cross_entropy(scores, batch["labels"])
-        correct = (scores.argmax(-1) == batch["labels"]).sum()
-        count = correct.new_tensor(len(scores))
-        counts = torch.stack([batch["mask"].sum(), correct, count, loss.detach().double() * count])
-        self.counts = counts if self.counts is None or int(batch["part"]) == 0 else self.counts + counts
+        mask, labels = batch["mask"], batch["labels"]
+        scores = self(batch["inputs"], mask)
+        loss = self.objective.loss(scores, labels)
+        counts = self.objective.count(scores, labels, loss.detach())
+        if int(batch["part"]) == 0:
+            self.of_step.reset()
+        self.of_step.update(counts)
+        tokens = counts.new_tensor(batch["inputs"].shape[:2].numel()) if mask is None else mask.sum().double()
+        self.of_run.update(torch.stack([counts[1], counts[2], tokens]))
         return loss
 
     def ends_step(self, batch: dict[str, Any]) -> bool:
@@ -71,17 +87,30 @@ class LitClassifier(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip by the total norm, and stop at the first gradient that is no finite number.
+        """Clip by the total norm, and note the first step at which it is not finite.
 
-        A loss that is none gives such gradients, to all processes: each of them stops here, at the same step.
+        Where the loss is not finite, neither are the gradients; processes share them, so that all stop at one step. A
+        CPU is asked at once; a GPU only when a line is written or a checkpoint is due, since asking waits for it.
         """
         limit = self.config.optimizer.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        if not torch.isfinite(norm):
-            raise DivergedError(self.divergence(self._not_finite(), self.global_step + 1))
+        bad = ~torch.isfinite(norm) & (self.bad_step < 0)
+        self.bad_step = torch.where(bad.to(self.bad_step.device), self.step + 1, self.bad_step)
+        if self.device.type == "cpu":
+            self.expect_finite()
+
+    def expect_finite(self) -> None:
+        """End the run where a gradient was not finite.
+
+        Raises:
+            DivergedError: One was, at the step that it names.
+        """
+        step = int(self.bad_step)
+        if step >= 0:
+            raise DivergedError(self.divergence(self._not_finite(), step))
 
     def _not_finite(self) -> str:
-        if self.counts is not None and not self.counts[-1].isfinite():
+        if not self.of_step.sums.isfinite().all():
             return "the loss"
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
@@ -104,34 +133,41 @@ class LitClassifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
-        self.sums = torch.zeros(3, dtype=torch.float64)
+        self.of_split.reset()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch."""
-        scores = self(batch["inputs"], batch["mask"])
-        labels = batch["labels"]
-        loss = F.cross_entropy(scores.float(), labels, reduction="sum")
-        row = torch.stack(
-            [
-                loss.double().cpu(),
-                (scores.argmax(-1) == labels).sum().double().cpu(),
-                torch.tensor(float(len(labels))).double(),
-            ]
-        )
-        assert self.sums is not None
-        self.sums += row
+        self.of_split.update(self.objective.count(self(batch["inputs"], batch["mask"]), batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
-        """Sum over the processes; ``evaluated`` holds loss, accuracy and count."""
-        assert self.sums is not None
-        sums = self.sums.to(self.device)
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        loss, correct, count = sums.tolist()
-        if not math.isfinite(loss) and self.trainer.state.fn == TrainerFn.FITTING:
-            raise DivergedError(self.divergence("the validation loss", self.global_step))
-        self.evaluated = {"loss": loss / max(count, 1), "accuracy": correct / max(count, 1), "count": count}
+        """Sum over the processes; ``evaluated`` holds the objective's columns and the number of targets."""
+        totals = self.of_split.compute()
+        if not math.isfinite(totals["loss"]) and self.trainer.state.fn == TrainerFn.FITTING:
+            raise DivergedError(self.divergence("the validation loss", self.step))
+        self.evaluated = {**self.objective.values(totals), "count": totals["targets"]}
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end
+
+
+class StepCallback(L.Callback):
+    """Calls ``on_step_end`` once a step of the optimiser, after the last part of its batch."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Pass on what ends a step."""
+        module = lit_model(pl_module)
+        if module.ends_step(batch):
+            self.on_step_end(trainer, module)
+
+    def on_step_end(self, trainer: L.Trainer, module: LitModel) -> None:
+        """Act after a step; each callback says how."""
+        raise NotImplementedError
+
+
+def lit_model(module: L.LightningModule) -> LitModel:
+    """Return a module as the one that it is here."""
+    assert isinstance(module, LitModel)
+    return module

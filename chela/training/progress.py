@@ -8,32 +8,33 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chela.training.metrics import Metrics
-from chela.training.module import LitClassifier
-from chela.training.steps import StepCallback
+from chela.config import duration
+from chela.training.metrics import Line
+from chela.training.module import LitModel
 
 ESTIMATE_AFTER = 20  # steps
-SMOOTH = 0.95  # of the running averages shown
+SMOOTH = 0.6  # of the running averages shown, from line to line
+LINES = 20  # of a run, where nothing is live
 
 
-class ProgressDisplay(StepCallback):
-    """Loss, accuracy, learning rate, tokens/s and time left.
+class Display:
+    """Shows score, loss, learning rate, tokens/s and the time left; a listener of the ``Reporter``.
 
     Args:
-        console: Where to print.
-        metrics: Holds the latest values; it stands before this callback.
+        console: Where to print; silent in all processes but the first.
         mode: "live", "plain" or "none".
     """
 
-    def __init__(self, console: Console, metrics: Metrics, mode: str) -> None:
-        self.console, self.metrics, self.mode = console, metrics, mode
+    def __init__(self, console: Console, mode: str) -> None:
+        self.console, self.mode = console, mode
         self.smooth: dict[str, float] = {}
         self._bar: Progress | None = None
-        self._steps = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def begin(self, trainer: L.Trainer, module: LitModel) -> None:
         """Start the clock, and the bar."""
-        self._start, self._first = time.monotonic(), trainer.global_step
+        self._start, self._first, self._said = time.monotonic(), module.step, module.step
+        self._total = module.config.trainer.max_steps
+        self._score, self._estimated = module.objective.score, False
         if self.mode == "live" and trainer.is_global_zero:
             self._bar = Progress(
                 MofNCompleteColumn(),
@@ -42,51 +43,39 @@ class ProgressDisplay(StepCallback):
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            total = _max_steps(pl_module)
-            self._task = self._bar.add_task("", total=total, completed=self._first)
+            self._task = self._bar.add_task("", total=self._total, completed=self._first)
             self._bar.start()
 
-    def on_step_end(self, trainer: L.Trainer, module: LitClassifier) -> None:
-        """Show the step."""
-        if not trainer.is_global_zero or self.mode == "none":
+    def line(self, trainer: L.Trainer, line: Line) -> None:
+        """Show a line."""
+        if self.mode == "none" or not trainer.is_global_zero:
             return
-        self._steps += 1
-        for name, value in self.metrics.latest.items():
-            kept = min(SMOOTH, 1 - 1 / self._steps)  # a plain mean at first
-            self.smooth[name] = kept * self.smooth.get(name, 0.0) + (1 - kept) * value
-        step, total = trainer.global_step, module.config.trainer.max_steps
-        rate = (time.monotonic() - self._start) / self._steps
-        if self._steps == ESTIMATE_AFTER and total > step:
-            self.console.print(
-                f"after {ESTIMATE_AFTER} steps: about {_duration(rate * (total - self._first))} for the {total} steps"
-            )
-        line = (
-            f"loss {self.smooth['loss']:.3f}  accuracy {self.smooth['accuracy']:.1%}  "
-            f"lr {self.metrics.latest['lr']:.2e}  {self.smooth['tokens_per_second']:,.0f} tokens/s"
-        )
+        if line.split == "validation":
+            loss = f"loss {line.values['loss']:.4f}"
+            score = "" if self._score.name == "loss" else f"  {self._score.text(line.values)}"
+            self.console.print(f"step {line.step}: validation {loss}{score}")
+        else:
+            self._show(line)
+
+    def _show(self, line: Line) -> None:
+        for name, value in line.values.items():
+            self.smooth[name] = SMOOTH * self.smooth.get(name, value) + (1 - SMOOTH) * value
+        rate = (time.monotonic() - self._start) / max(1, line.step - self._first)
+        if not self._estimated and line.step >= self._first + ESTIMATE_AFTER and line.step < self._total:
+            self._estimated = True
+            left = duration(rate * (self._total - self._first))
+            self.console.print(f"after {line.step - self._first} steps: about {left} for the {self._total} steps")
+        shown = f"loss {self.smooth['loss']:.3f}  accuracy {self.smooth['accuracy']:.1%}"
+        text = f"{shown}  lr {line.values['lr']:.2e}  {self.smooth['tokens_per_second']:,.0f} tokens/s"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=line)
-        elif step % max(1, total // 20) == 0 or step == total:
-            self.console.print(f"step {step}/{total}  {line}  {_duration(rate * (total - step))} left")
+            self._bar.update(self._task, completed=line.step, description=text)
+        elif line.step - self._said >= self._total / LINES or line.step == self._total:
+            self._said = line.step
+            left = duration(rate * (self._total - line.step))
+            self.console.print(f"step {line.step}/{self._total}  {text}  {left} left")
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say how the validation came out."""
-        if trainer.is_global_zero and self.mode != "none":
-            assert isinstance(pl_module, LitClassifier)
-            found = pl_module.evaluated
-            self.console.print(
-                f"step {trainer.global_step}: validation loss {found['loss']:.4f}  accuracy {found['accuracy']:.2%}"
-            )
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def end(self) -> None:
         """Take the bar away."""
-        self._stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Take the bar away."""
-        self._stop()
-
-    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -110,14 +99,3 @@ class DataProgress:
         if time.monotonic() - self._said > self.EVERY:
             self._said = time.monotonic()
             self.console.print(f"{what}: {done:,} of {total:,}")
-
-
-def _max_steps(module: L.LightningModule) -> int:
-    assert isinstance(module, LitClassifier)
-    return module.config.trainer.max_steps
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -8,6 +8,7 @@
         result.json       written at the end, once the test set has been seen
         checkpoints/      last.ckpt, previous.ckpt (in case last is torn), best.ckpt (best on validation)
         .lock             held by the launch that works here
+        .holder           which launch that is
 """
 
 from __future__ import annotations
@@ -15,70 +16,94 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import platform
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chela.config import fingerprint, run_folder, to_yaml
+from filelock import FileLock, Timeout
+from torch import nn
+
+from chela.config import run_folder, to_yaml
 from chela.errors import UsageError
+from chela.groups import label
+from chela.identity import fingerprint, identities
+from chela.results import RESULT_FORMAT_VERSION, upgraded
 from chela.schema import Config
 from chela.training import checkpoint
-from chela.training.lock import RunLock
+from lra.files import write_whole
 
-RESULT_FORMAT_VERSION = 1
-
-LAST_KEYS = ("step", "model", "optimizer", "best", "latest", "wall_seconds", "parts")
-BEST_KEYS = ("step", "model", "accuracy")
+LAST_KEYS = ("step", "model", "optimizer", "state")
+WEIGHTS = ("step", "model")  # all that scoring needs
 
 
-@dataclass(frozen=True)
+@dataclass
+class RunState:
+    """What a run remembers beside its weights and its optimiser; a part of every checkpoint.
+
+    Attributes:
+        step: Steps that are done.
+        wall_seconds: Time of all launches, up to the checkpoint.
+        seconds: Time of training, without evaluations.
+        totals: Targets hit, targets and tokens since the first step.
+        best: Step and values of the best validation; None before the first.
+        last: The same of the latest.
+        window: Targets hit, and targets, where the present window of the chance watch began.
+        learned: Whether training ever left the majority class; None until a window was long enough to tell.
+        warned: Whether that was asked aloud.
+    """
+
+    step: int = 0
+    wall_seconds: float = 0.0
+    seconds: float = 0.0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    learned: bool | None = None
+    warned: bool = False
+
+
+@dataclass
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run.
+
+    Attributes:
+        path: The folder.
+        config: The resolved configuration.
+        metrics: A line for each logged step and validation.
+        result: There only when the run has ended.
+        last: The newest checkpoint.
+        previous: The one before it.
+        best: The weights that did best on validation.
+    """
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """The metrics."""
-        return self.path / "metrics.csv"
-
-    @property
-    def result(self) -> Path:
-        """The result, there only when the run has ended."""
-        return self.path / "result.json"
-
-    @property
-    def last(self) -> Path:
-        """The newest checkpoint."""
-        return self.path / "checkpoints" / "last.ckpt"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before it."""
-        return self.path / "checkpoints" / "previous.ckpt"
-
-    @property
-    def best(self) -> Path:
-        """The weights that did best on validation."""
-        return self.path / "checkpoints" / "best.ckpt"
+    def __post_init__(self) -> None:
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.result = self.path / "result.json"
+        self.last, self.previous, self.best = (
+            self.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
+        )
 
     def create(self, config: Config) -> None:
         """Write the configuration: from now on this is a run."""
-        checkpoint.write_whole(self.config, to_yaml(config).encode())
+        write_whole(self.config, to_yaml(config).encode())
 
-    def load_last(self, identity: str, say: Callable[[str], object]) -> dict[str, Any] | None:
+    def remove(self) -> None:
+        """Take back a folder in which nothing was begun."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None when there is none yet.
 
         When that is the previous one it takes the place of the torn one, which could otherwise push it out.
 
         Args:
-            identity: Fingerprint of the run's configuration.
+            identities: Fingerprints of the run's configuration.
             say: Prints a line.
 
         Raises:
@@ -89,7 +114,7 @@ class RunFolder:
             if not path.exists():
                 continue
             try:
-                state = checkpoint.load(path, LAST_KEYS, identity)
+                state = checkpoint.load(path, LAST_KEYS, identities)
             except checkpoint.TornError as error:
                 torn.append(str(error))
                 continue
@@ -102,14 +127,30 @@ class RunFolder:
             raise UsageError(f"no checkpoint in {self.path} can be read: {torn[0]}; start a new run")
         return None
 
-    def load_best(self, identity: str) -> dict[str, Any]:
-        """Read the weights that did best on validation."""
-        return checkpoint.load(self.best, BEST_KEYS, identity)
+    def load_weights(self, config: Config, which: str) -> dict[str, Any]:
+        """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
+        return checkpoint.load(self.best if which == "best" else self.last, WEIGHTS, identities(config))
+
+    def load_into(self, model: nn.Module, config: Config, which: str) -> None:
+        """Give a network the weights of a checkpoint.
+
+        Raises:
+            UsageError: They are torn, or of another network.
+        """
+        weights = self.load_weights(config, which)["model"]
+        try:
+            model.load_state_dict(weights)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise UsageError(
+                f"expected weights of this run's network in {self.path}, got others ({reason}); "
+                "use the version of chela that wrote them"
+            ) from None
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
         text = json.dumps({"format_version": RESULT_FORMAT_VERSION, **result}, indent=2) + "\n"
-        checkpoint.write_whole(self.result, text.encode())
+        write_whole(self.result, text.encode())
 
     def read_result(self) -> dict[str, Any]:
         """Read ``result.json``.
@@ -125,12 +166,12 @@ class RunFolder:
                 f"expected the result of a finished run at {self.result}, could not read it "
                 f"({type(error).__name__}: {error}); delete it and resume the run to have it written anew"
             ) from None
-        if version != RESULT_FORMAT_VERSION:
+        if version not in range(1, RESULT_FORMAT_VERSION + 1):
             raise UsageError(
                 f"expected format version {RESULT_FORMAT_VERSION} in {self.result}, got {version!r}; "
                 "use the version of chela that wrote it"
             )
-        return result
+        return upgraded(result)
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -158,10 +199,11 @@ def find_run(config: Config) -> RunFolder | None:
     return found
 
 
-def claim_run(config: Config) -> tuple[RunFolder, bool, RunLock]:
+def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     """Take the run's folder for this launch: ``(folder, goes on, lock)``.
 
-    A new run gets a new folder, numbered when the name is taken.
+    A new run gets a new folder, numbered when the name is taken. A launch that was killed right after it made the
+    folder has begun nothing, and the folder is taken as a new one.
 
     Raises:
         UsageError: The folder cannot be written, or another launch works in it.
@@ -171,20 +213,44 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, RunLock]:
             run = find_run(config) or _make_folder(config)
             if run is not None:
                 break
-        lock = RunLock(run.path)
-        (run.path / "checkpoints").mkdir(exist_ok=True)
+        lock = lock_run(run.path)
+        run.last.parent.mkdir(exist_ok=True)
+        goes_on = run.config.exists()
+        if not goes_on:
+            run.create(config)
     except OSError as error:
         raise UsageError(
             f"runs: expected a folder that can be written, got {error.filename} ({error.strerror}); set runs=FOLDER"
         ) from None
-    goes_on = run.config.exists()  # a launch that was killed right after it made the folder has begun nothing
-    if not goes_on:
-        run.create(config)
     return run, goes_on, lock
+
+
+def lock_run(folder: Path) -> FileLock:
+    """Hold a run folder while a launch writes into it; the lock falls with the process, however that ends.
+
+    A file system without locks is used without one.
+
+    Raises:
+        UsageError: Another launch holds it.
+    """
+    lock, holder = FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "unknown"
+        raise UsageError(
+            f"expected that nobody works on {folder}, another launch does ({who}); wait for it or stop it"
+        ) from None
+    except (NotImplementedError, OSError):
+        return lock
+    holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+    return lock
 
 
 def _make_folder(config: Config) -> RunFolder | None:
     for path in _folders(config):
+        if path.is_dir() and config.resume == "auto":  # another launch has just made it: look again
+            return None
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +264,7 @@ def _make_folder(config: Config) -> RunFolder | None:
 
 def _folders(config: Config) -> Iterator[Path]:
     """Name the folders that runs of this configuration get, in order."""
-    parent = Path(os.path.expanduser(config.runs)) / f"{config.task.name}-{config.preset}"
+    parent = Path(os.path.expanduser(config.runs)) / f"{label(config.task.name)}-{config.preset}"
     stem = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
     yield parent / stem
     for number in itertools.count(2):

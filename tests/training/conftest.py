@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from chela.training.module import LitClassifier
+from chela.training.module import LitModel
 from tests.training.launches import TINY, launch, left_by, only_run
 
 
@@ -34,14 +34,14 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
     """Call something while a step (from 1) is taken, once."""
 
     def arrange(step: int, action: Callable[[], None]) -> None:
-        plain = LitClassifier.training_step
+        plain = LitModel.training_step
         todo = [action]
 
-        def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
-            if self.global_step + 1 == step and todo:
+        def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
+            if self.step + 1 == step and todo:
                 todo.pop()()
             return plain(self, batch, batch_idx)
 
-        monkeypatch.setattr(LitClassifier, "training_step", training_step)
+        monkeypatch.setattr(LitModel, "training_step", training_step)
 
     return arrange

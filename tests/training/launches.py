@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from chela.cli import main
-from chela.train import train
+from chela.train import main as train_main
 
 # 48 records in batches of 8: an epoch is 6 steps; validations at steps 2, 7 and 12, checkpoints at 4, 8 and 12
 TINY = (
@@ -64,7 +63,7 @@ def launch(*words: str) -> Ended:
     """Call the command line in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main(train, "", list(words))
+        status = train_main(list(words))
     return Ended(status, out.getvalue(), err.getvalue())
 
 
@@ -88,7 +87,7 @@ def _forked(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | No
         os.dup2(file.fileno(), 2)
         if prepare is not None:
             prepare(*given)
-        status = main(train, "", list(words))
+        status = train_main(list(words))
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
@@ -96,8 +95,9 @@ def _forked(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | No
 
 def die_at(point: int) -> None:
     """Kill this process at the given one of all points at which it is about to change, or has just changed, a file."""
-    from chela.training import checkpoint, metrics
-    from chela.training.module import LitClassifier
+    from chela.training import metrics
+    from chela.training.module import LitModel
+    from lra import files
 
     left = point
 
@@ -126,8 +126,8 @@ def die_at(point: int) -> None:
     os.fsync = around(os.fsync)
     os.replace = around(os.replace)
     metrics.append = around(metrics.append)
-    LitClassifier.test_step = around(LitClassifier.test_step)  # type: ignore[method-assign]
-    checkpoint.open = lambda path, mode: Halves(path, mode)  # type: ignore[attr-defined]
+    LitModel.test_step = around(LitModel.test_step)  # type: ignore[method-assign]
+    files.open = lambda path, *mode, **_: Halves(path, *mode)  # type: ignore[attr-defined]
 
 
 # ---- what a run leaves behind --------------------------------------------------------------------------------------
@@ -154,8 +154,7 @@ def left_by(run: Path) -> dict[str, Any]:
     """Everything that a finished run leaves, without what a clock says."""
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    last = {key: value for key, value in last.items() if key not in _CLOCK}
-    last["parts"] = {"watch": last["parts"]["watch"], "tokens": last["parts"]["metrics"]["tokens"]}
+    last["state"] = {key: value for key, value in last["state"].items() if key not in _CLOCK}
     result = json.loads((run / "result.json").read_text())
     result = {key: value for key, value in result.items() if key not in _CLOCK}
     return {"last": last, "best": best, "result": result, "metrics": metrics_of(run)}

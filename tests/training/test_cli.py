@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from chela.cli import guarded
-from chela.config import fields, load, names, resolve
+from chela.config import load, resolve
+from chela.groups import names
+from chela.identity import fields
 from lra.builder import RecordSet
 from tests.training.launches import TINY, launch, only_run
 
@@ -27,7 +29,7 @@ def test_quick_and_light(words: list[str]) -> None:
     code = (
         "import sys, chela.train, chela.cli\n"
         f"status = chela.cli.main(chela.train.train, '', {words!r})\n"
-        "heavy = {'torch', 'lightning', 'numpy', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'lightning', 'numba', 'tensorflow_datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "sys.exit(status)"
     )
@@ -119,7 +121,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model.mixer.short_kernel=4"], "model.mixer.short_kernel: expected an odd number"),
         (["optimizer.lr=0"], "optimizer.lr: expected more than 0, got 0.0"),
         (["seed=-1"], "seed: expected at least 0, got -1"),
-        (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8192, got 99999"),
+        (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
         (["model.mixer.heads=3"], "model.mixer.d_value: expected a multiple of model.mixer.heads=3, got 88"),
         (["model.depth=256", "model.d_model=8192"], "model: expected at most 2,000,000,000 parameters"),
@@ -127,14 +129,14 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.devices=64", "trainer.eval_batch_size=8"], "eval_batch_size: expected at least one for each of 64"),
         (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
-        (["data.workers=100000"], "data: expected up to 256 workers"),
-        (["data.validation=train"], "data.validation is 'train': expected one of holdout, test"),
-        (["task.train=0"], "task.train is 0: expected 1 or more"),
-        (["task.max_length=5"], "task.max_length is 5: expected min_length"),
+        (["data.workers=100000"], "data.workers: expected at most 256, got 100000"),
+        (["data.validation=train"], "data.validation: expected one of holdout, test, got 'train'"),
+        (["task.train=0"], "task.train: expected at least 1, got 0"),
+        (["task.max_length=5"], "task.max_length: expected min_length=16 or more, got 5"),
         (["runs="], "runs: expected a folder, got ''"),
         # names
-        (["task=listop"], f"task: expected one of {', '.join(names('task'))}, got 'listop' (did you mean 'listops'?)"),
-        (["model=chess"], f"model: expected one of {', '.join(names('model'))}, got 'chess'"),
+        (["task=listop"], "text or a YAML file, got 'listop' (did you mean 'listops'?)"),
+        (["model=chess"], f"model: expected one of {', '.join(names('model'))} or a YAML file, got 'chess'"),
         (["task="], "task: expected one of "),
         (["model=../model/chela"], "got '../model/chela'"),
         (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
@@ -164,7 +166,7 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
         (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
         (["runs=" + "x" * 300], "(File name too long); set runs=FOLDER"),
         (["data.dir={folder}/file/data"], "Not a directory"),
-        (["data.dir=/proc/data"], "cannot write to the data folder /proc/data"),
+        (["data.dir=/proc/data"], "/proc/data: No such file or directory"),
         (["data.dir=" + "x" * 300], "File name too long"),
     ],
 )  # fmt: skip
@@ -223,7 +225,7 @@ def test_what_may_be_said_anew(one_step: Path) -> None:
         ("a: [", "could not read it"),
         ("just text", "Missing key task"),
         ("task: 3\n", "could not read it"),
-        ("task: {name: chess}\nmodel: {mixer: {name: chela}}\n", "could not read it"),
+        ("task: {name: chess}\nmodel: {mixer: {name: chela}}\n", "task.name: expected one of "),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}}\nmodle: 3\n", "of this version"),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: deep}\n", "of this version"),
         (

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from chela.config import fields, names, resolve
-from chela.schema import MIXERS
+from chela.config import resolve, type_name
+from chela.groups import names
+from chela.identity import fields
+from chela.options import mixer_options, systems
 from tests.training.launches import TINY, launch
 
 LIMIT = 120  # ticks of a second in which this process may run (not stopped by somebody); a list that takes more hangs
@@ -61,11 +63,11 @@ def _choices() -> dict[str, list[str]]:
     """Values of each key that are right, or nearly."""
 
     def of(field: dataclasses.Field[Any]) -> list[str]:
-        return [str(choice) for choice in field.metadata.get("choices", ())] or RIGHT.get(str(field.type), [])
+        return [str(choice) for choice in field.metadata.get("choices", ())] or RIGHT.get(type_name(field), [])
 
     found: dict[str, list[str]] = {"task": names("task"), "model": names("model"), "preset": ["tiny"]}
-    for mixer in MIXERS.values():
-        found |= {f"model.mixer.{field.name}": of(field) for field in dataclasses.fields(mixer)}
+    for mixer in systems():
+        found |= {f"model.mixer.{field.name}": of(field) for field in dataclasses.fields(mixer_options(mixer))}
     return {key: of(field) for key, _, field in fields(resolve(["preset=tiny"]))} | found
 
 

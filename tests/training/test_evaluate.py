@@ -30,7 +30,7 @@ def score(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[float, int, 
 
 def test_the_test_number_again_to_the_last_digit(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     result = json.loads(done.result.read_text())
-    assert score(capsys, f"run={done.path}") == (result["test_accuracy"], 40, result["test_loss"])
+    assert score(capsys, f"run={done.path}") == (result["test"]["accuracy"], 40, result["test"]["loss"])
 
 
 def test_the_validation_of_the_last_and_of_the_best_weights(
@@ -52,13 +52,15 @@ def test_a_test_set_left_unseen_can_be_scored_later(
     assert "test set left unseen" in launched.out
     run = RunFolder(only_run(tmp_path))
     result = json.loads(run.result.read_text())
-    assert [result[key] for key in ("test_accuracy", "test_loss", "test_count", "majority_accuracy")] == [None] * 4
+    assert result["test"] is result["majority_accuracy"] is None
     assert 0 <= score(capsys, f"run={run.path}")[0] <= 1
     assert "test set left unseen" in launch(*words, "resume=auto", "trainer.test=false").out  # reported, not repeated
     assert launch(*words, "resume=auto").status == 0  # only the test is left
     later = json.loads(run.result.read_text())
-    assert (later["test_accuracy"], later["test_count"], later["test_loss"]) == score(capsys, f"run={run.path}")
-    untested = {"test_accuracy", "test_loss", "test_count", "majority_accuracy"}
+    assert (later["test"]["accuracy"], later["test"]["count"], later["test"]["loss"]) == score(
+        capsys, f"run={run.path}"
+    )
+    untested = {"test", "majority_accuracy"}
     clocks = {"wall_seconds", "peak_memory_bytes"}
     assert {key: later[key] for key in later.keys() - untested - clocks} == {
         key: result[key] for key in result.keys() - untested - clocks
@@ -76,7 +78,7 @@ def test_what_was_trained_on_a_gpu_is_scored_without_one(
         assert launch(*words).status == 0
     run = RunFolder(only_run(tmp_path))
     assert "accelerator: gpu" in run.config.read_text()
-    assert score(capsys, f"run={run.path}")[0] == json.loads(run.result.read_text())["test_accuracy"]
+    assert score(capsys, f"run={run.path}")[0] == json.loads(run.result.read_text())["test"]["accuracy"]
 
 
 def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,11 +99,11 @@ def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
-        (["split=train"], "split: expected one of test, validation"),
-        (["nonsense"], "expected run=FOLDER, checkpoint=best|last"),
-        (["x=1"], "expected run=FOLDER"),
-        (["split=test"], "expected run=FOLDER, the folder that a training run printed"),
+        (["run=x", "checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
+        (["run=x", "split=train"], "split: expected one of test, validation"),
+        (["nonsense", "more"], "run: expected one value, got nonsense more"),
+        (["run=x", "x=1"], "expected run=…, checkpoint=…, trust=…, data.dir=…, data.root=…, split=…, got 'x=1'"),
+        (["split=test"], "run: expected run=…, the folder that a training run printed; see --help"),
         (["run=no/such"], "run: expected the folder of a run, got 'no/such': there is no such folder"),
         (["run=."], "it holds no config.yaml"),
         (["run=" + "x" * 5000], "File name too long"),

@@ -3,7 +3,7 @@ import pytest
 from chela.config import resolve
 from chela.errors import UsageError
 from chela.schema import Config
-from chela.training.hardware import processes, rank
+from chela.training.machine import processes, rank
 
 
 def config(devices: int, nodes: int = 1) -> Config:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from chela.training.metrics import ChanceWatch
-from chela.training.module import LitClassifier
-from chela.training.run import RunFolder
+from chela.training.module import LitModel
+from chela.training.run import RunFolder, RunState
 from tests.training.launches import launch, metrics_of, only_run
 
 STUCK = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12", "optimizer.warmup_steps=2", "model.norm=layer")
@@ -17,14 +17,13 @@ STUCK = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12", "optimizer.warmup_st
 
 def spoil(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
     """Make something no finite number while a step (from 1) is taken."""
-    plain = LitClassifier.training_step
+    plain = LitModel.training_step
 
-    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
         out = plain(self, batch, batch_idx)
-        if self.global_step + 1 == step:
+        if self.step + 1 == step:
             if what == "loss":
-                assert self.counts is not None
-                self.counts[-1] = float("nan")
+                self.of_step.sums.fill_(float("nan"))
                 out = out * float("nan")
             else:
                 bias = self.model.head.out.bias
@@ -32,7 +31,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
                 bias.register_hook(lambda grad: grad * float("inf"))
         return out
 
-    monkeypatch.setattr(LitClassifier, "training_step", training_step)
+    monkeypatch.setattr(LitModel, "training_step", training_step)
 
 
 @pytest.mark.parametrize(("what", "named"), [("loss", "the loss"), ("gradient", "the gradient of head.out.bias")])
@@ -45,7 +44,7 @@ def test_the_first_number_that_is_not_finite_ends_the_run(
     assert ended.status == 3
     assert ended.error.startswith(f"step 6: expected finite numbers, {named} is not. Usual causes: a learning rate")
     assert ended.error.endswith(f"Last good checkpoint: {run.last}")
-    state = run.load_last(run.path.name[-8:], lambda _: None)
+    state = run.load_last((run.path.name[-8:],), lambda _: None)
     assert state is not None and state["step"] == 4
     assert max(int(row["step"]) for row in metrics_of(run.path)) == 5
 
@@ -60,30 +59,29 @@ def test_weights_that_are_not_finite_are_never_saved(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Finite gradients can still throw the weights over: seen before they reach the disk."""
-    plain = LitClassifier.on_train_batch_start
+    plain = LitModel.on_train_batch_start
 
-    def on_train_batch_start(self: LitClassifier, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self: LitModel, batch: Any, batch_idx: int) -> None:
         plain(self, batch, batch_idx)
-        if self.global_step + 1 == 8:
+        if self.step + 1 == 8:
             for group in self.trainer.optimizers[0].param_groups:
                 group["lr"] = float("inf")
 
-    monkeypatch.setattr(LitClassifier, "on_train_batch_start", on_train_batch_start)
+    monkeypatch.setattr(LitModel, "on_train_batch_start", on_train_batch_start)
     ended = launch(*tiny)
     assert ended.status == 3 and "step 8: expected finite numbers, " in ended.error
     run = RunFolder(only_run(tmp_path))
-    state = run.load_last(run.path.name[-8:], lambda _: None)
+    state = run.load_last((run.path.name[-8:],), lambda _: None)
     assert state is not None and state["step"] == 4
 
 
 def test_a_validation_loss_that_is_not_finite(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def validation_step(self: LitClassifier, batch: Any, batch_idx: int) -> None:
-        assert self.sums is not None
-        self.sums += float("nan")
+    def validation_step(self: LitModel, batch: Any, batch_idx: int) -> None:
+        self.of_split.update(torch.full((3,), float("nan")))
 
-    monkeypatch.setattr(LitClassifier, "validation_step", validation_step)
+    monkeypatch.setattr(LitModel, "validation_step", validation_step)
     ended = launch(*tiny)
     assert ended.status == 3 and "step 2: expected finite numbers, the validation loss is not" in ended.error
 
@@ -105,22 +103,16 @@ def test_the_warning_comes_once_over_all_launches(tiny: tuple[str, ...], tmp_pat
     assert said == 1
 
 
-class Counts:
-    correct, count = 0, 0
-
-
 @pytest.mark.parametrize(
     ("correct", "learned"), [(0.100, False), (0.109, False), (0.112, True), (0.5, True), (0.0, False)]
 )
 def test_learned_is_more_than_a_point_above_the_majority(correct: float, learned: bool) -> None:
-    watch = ChanceWatch(Counts(), majority=0.1, say=lambda _: None)  # type: ignore[arg-type]
-    watch.count, watch.correct, watch.steps = 100_000, round(100_000 * correct), 500
-    watch._judge(500)
-    assert watch.learned is learned and watch.warned is not learned
+    watch = ChanceWatch(RunState(window=[5, 1000]), majority=0.1, say=lambda _: None)
+    watch.judge(5 + 100_000 * correct, 101_000, 500, 500)
+    assert watch.state.learned is learned and watch.state.warned is not learned
 
 
 def test_a_short_window_must_show_more_than_luck() -> None:
-    watch = ChanceWatch(Counts(), majority=0.1, say=lambda _: None)  # type: ignore[arg-type]
-    watch.count, watch.correct, watch.steps = 100, 15, 2  # five points above, and 1.7 standard errors
-    watch._judge(500)
-    assert not watch.learned and not watch.warned  # too early for a warning, too
+    watch = ChanceWatch(RunState(), majority=0.1, say=lambda _: None)
+    watch.judge(15, 100, 250, 500)  # five points above, and 1.7 standard errors
+    assert not watch.state.learned and not watch.state.warned  # too early for a warning, too

@@ -19,7 +19,7 @@ import torch
 from chela.errors import UsageError
 from chela.training import checkpoint, metrics
 from chela.training import fit as fitting
-from chela.training.module import LitClassifier
+from chela.training.module import LitModel
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
 
 # Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole
@@ -73,10 +73,10 @@ def assert_close(run: Path, other: Path) -> None:
     a, b = left_by(run), left_by(other)
     for name, value in a["last"]["model"].items():
         torch.testing.assert_close(value, b["last"]["model"][name], rtol=0, atol=1e-5)
-    for key in ("test_accuracy", "test_count", "best_step", "majority_accuracy"):
+    for key in ("best_step", "majority_accuracy"):
         assert a["result"][key] == b["result"][key]
-    assert a["result"]["test_loss"] == pytest.approx(b["result"]["test_loss"], abs=1e-5)
-    assert a["last"]["parts"]["tokens"] == b["last"]["parts"]["tokens"]
+    assert a["result"]["test"] == pytest.approx(b["result"]["test"], abs=1e-5)
+    assert a["last"]["state"]["totals"] == b["last"]["state"]["totals"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def logs(folder: Path) -> str:
 def test_two_processes_are_one(alone: Path, pair: Path) -> None:
     assert_close(pair, alone)
     assert (pair.parents[1] / "rank1.log").read_text() == ""  # the first one alone speaks
-    assert left_by(pair)["result"]["test_count"] == 43
+    assert left_by(pair)["result"]["test"]["count"] == 43
 
 
 def test_two_parts_are_two_processes(data: str, tmp_path: Path) -> None:
@@ -116,14 +116,14 @@ def test_two_parts_are_two_processes(data: str, tmp_path: Path) -> None:
 
 def in_step(step: int, action: Callable[[], None]) -> None:
     """Call something when a step (from 1) is taken, in this process for good."""
-    plain = LitClassifier.training_step
+    plain = LitModel.training_step
 
-    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
-        if self.global_step + 1 == step:
+    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
+        if self.step + 1 == step:
             action()
         return plain(self, batch, batch_idx)
 
-    LitClassifier.training_step = training_step  # type: ignore[method-assign]
+    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def join_group_and_get_a_signal(rank: int, port: int) -> None:
@@ -231,13 +231,13 @@ def test_two_nodes(alone: Path, data: str, tmp_path: Path) -> None:
 def join_group_and_diverge(rank: int, port: int) -> None:
     """The loss of the second process alone is no number at step 6."""
     join_group(rank, port)
-    plain = LitClassifier.training_step
+    plain = LitModel.training_step
 
-    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
+    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
         out = plain(self, batch, batch_idx)
-        return out * float("nan") if rank == 1 and self.global_step == 5 else out
+        return out * float("nan") if rank == 1 and self.step == 5 else out
 
-    LitClassifier.training_step = training_step  # type: ignore[method-assign]
+    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
@@ -270,11 +270,11 @@ def join_group_and_write_no_line(rank: int, port: int) -> None:
     join_group(rank, port)
     plain, calls = metrics.append, [0]
 
-    def append(path: Path, row: dict[str, Any]) -> None:
+    def append(path: Path, *row: Any) -> None:
         calls[0] += 1
         if calls[0] == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        plain(path, row)
+        plain(path, *row)
 
     metrics.append = append
 

@@ -11,7 +11,7 @@ import pytest
 
 from chela.config import resolve
 from chela.training import fit as fitting
-from chela.training.module import LitClassifier
+from chela.training.module import LitModel
 from chela.training.run import claim_run, find_run
 from lra.builder import MANIFEST
 from tests.training.launches import (
@@ -148,11 +148,11 @@ def test_other_systems_and_settings(
     assert_equal(left_by(only_run(tmp_path / "runs")), left_by(only_run(tmp_path / "apart")))
 
 
-@pytest.mark.parametrize("place", ["write_best", "test_step", "write_result"])
+@pytest.mark.parametrize("place", ["_save_best", "test_step", "write_result"])
 def test_killed_after_the_last_step(
     place: str, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = {"write_best": fitting.Keeper, "test_step": LitClassifier, "write_result": fitting.RunFolder}[place]
+    owner = {"_save_best": fitting.Keeper, "test_step": LitModel, "write_result": fitting.RunFolder}[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, lambda *_: kill())
         with pytest.raises(Killed):

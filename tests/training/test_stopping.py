@@ -1,5 +1,6 @@
 """Signals, locks, limits of time, and what a run says when it ends early."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -14,10 +15,9 @@ import pytest
 from chela.errors import UsageError
 from chela.training import fit as fitting
 from chela.training.checkpoint import load
-from chela.training.lock import RunLock
-from chela.training.module import LitClassifier
-from chela.training.run import LAST_KEYS, RunFolder
-from chela.training.signals import Signals, Stopped
+from chela.training.module import LitModel
+from chela.training.run import LAST_KEYS, RunFolder, lock_run
+from chela.training.stopping import Signals, Stopped
 from tests.training.launches import assert_equal, fork, launch, left_by, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
@@ -33,7 +33,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert ended.status == 128 + number
     assert f"stopped ({number.name}) at step 3; saved. To go on: python -m chela.train resume=" in ended.out
     run = RunFolder(only_run(tmp_path))
-    assert load(run.last, LAST_KEYS, run.path.name[-8:])["step"] == 3
+    assert load(run.last, LAST_KEYS, (run.path.name[-8:],))["step"] == 3
     assert signal.getsignal(number) is before
 
 
@@ -53,7 +53,7 @@ def test_a_signal_in_the_test(
     tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(LitClassifier, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(LitModel, "test_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         ended = launch(*tiny)
     assert ended.status == 128 + signal.SIGINT and "nothing new to save" in ended.out and not ended.err
     assert launch(*tiny, "resume=auto").status == 0
@@ -70,17 +70,17 @@ def test_ctrl_c_before_anything(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str
 
 
 def sleep_in_a_step() -> None:
-    plain = LitClassifier.training_step
+    plain = LitModel.training_step
 
-    def training_step(self: LitClassifier, batch: Any, batch_idx: int) -> Any:
-        if self.global_step == 2:
+    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
+        if self.step == 2:
             (Path(self.trainer.default_root_dir) / "asleep").touch()
             end = time.monotonic() + 60
             while time.monotonic() < end:
                 time.sleep(0.1)
         return plain(self, batch, batch_idx)
 
-    LitClassifier.training_step = training_step  # type: ignore[method-assign]
+    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def in_folder(folder: Path) -> None:
@@ -136,7 +136,7 @@ def test_checkpoints_by_the_minute(tiny: tuple[str, ...], tmp_path: Path, at_ste
         at_step(5, stop)
         with pytest.raises(RuntimeError, match="stop here"):
             launch(*words, f"trainer.checkpoint_minutes={minutes}", f"runs={runs}")
-        state = RunFolder(only_run(runs)).load_last(only_run(runs).name[-8:], lambda _: None)
+        state = RunFolder(only_run(runs)).load_last((only_run(runs).name[-8:],), lambda _: None)
         assert (state and state["step"]) == step
 
 
@@ -158,7 +158,7 @@ def test_two_launches_of_one_run(tiny: tuple[str, ...], tmp_path: Path) -> None:
         assert f"expected that nobody works on {run}, another launch does (process {first.pid} on " in line
     first.kill()
     first.join()
-    lock = RunLock(run)  # it fell with the process
+    lock = lock_run(run)  # it fell with the process
     lock.release()
 
 
@@ -175,15 +175,15 @@ def test_a_folder_without_locks_is_used_without(tmp_path: Path, monkeypatch: pyt
     def none(*_: Any) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("fcntl.lockf", none)
-    RunLock(tmp_path).release()
+    monkeypatch.setattr("fcntl.flock", none)
+    lock_run(tmp_path).release()
 
     def held(*_: Any) -> None:
-        raise BlockingIOError
+        raise BlockingIOError(errno.EAGAIN, "held")
 
-    monkeypatch.setattr("fcntl.lockf", held)
+    monkeypatch.setattr("fcntl.flock", held)
     with pytest.raises(UsageError, match=r"another launch does \(unknown\)"):
-        RunLock(tmp_path)
+        lock_run(tmp_path)
 
 
 @pytest.mark.slow

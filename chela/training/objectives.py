@@ -1,0 +1,153 @@
+"""What is learned and how it is scored: a label for a sequence, or a label for each position.
+
+An objective owns the loss, what is counted, the columns of ``metrics.csv``, and the score that picks the best
+checkpoint and stands in a table. Which head a network gets for it stands in ``chela.models``. Shapes: B batch, L
+length, K classes or symbols.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+IGNORED = -100
+"""The label of a position that is not asked for; padding has it too."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A column that picks the best checkpoint, and how a table shows it.
+
+    Attributes:
+        name: The column.
+        unit: Of the number that is shown.
+        scale: What it is multiplied by for that.
+        digits: After the point.
+        best: "max" or "min".
+    """
+
+    name: str
+    unit: str
+    scale: float
+    digits: int
+    best: str
+
+    def better(self, new: dict[str, Any], old: dict[str, Any] | None) -> bool:
+        """Whether the values of a validation beat those of another; equal ones do not."""
+        if old is None:
+            return True
+        gain: float = new[self.name] - old[self.name]
+        return gain > 0 if self.best == "max" else gain < 0
+
+    def text(self, values: dict[str, Any]) -> str:
+        """Write the score with its unit.
+
+        >>> SCORES["accuracy"].text({"accuracy": 0.5036}), SCORES["loss"].text({"loss": 1.5})
+        ('accuracy 50.36%', 'loss 1.5000 nats')
+        """
+        unit = self.unit if self.unit == "%" else f" {self.unit}"
+        return f"{self.name} {self.scale * values[self.name]:.{self.digits}f}{unit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as ``result.json`` holds it."""
+        return dataclasses.asdict(self)
+
+
+SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss", "nats", 1, 4, "min")}
+
+
+class Totals(Metric):
+    """Sums over steps and processes, kept on the device in float64 until somebody asks for them.
+
+    Args:
+        names: What is summed.
+
+    >>> totals = Totals("correct", "targets")
+    >>> totals.update(torch.tensor([3, 4]))
+    >>> totals.compute()
+    {'correct': 3.0, 'targets': 4.0}
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, sums: Tensor) -> None:
+        """Add ``sums: (N,)``."""
+        self.sums += sums.to(self.sums)
+
+    def compute(self) -> dict[str, float]:
+        """Return the sums over all processes; on a GPU this waits for it, once."""
+        return dict(zip(self.names, self.sums.tolist(), strict=True))
+
+    def restore(self, sums: Sequence[float]) -> None:
+        """Go on from the sums of an earlier launch; only one process may."""
+        self.update(torch.tensor(sums, dtype=torch.float64))
+
+
+class Objective:
+    """Cross-entropy over the targets that count: one a sequence, or one a position.
+
+    Args:
+        score: The column that picks the best checkpoint, of ``SCORES``.
+    """
+
+    counted = ("loss", "correct", "targets")
+    columns: tuple[str, ...] = ("loss", "accuracy")
+
+    def __init__(self, score: str = "accuracy") -> None:
+        self.score = SCORES[score]
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Average over the targets of ``scores: (B, K)`` or ``(B, L, K)`` and ``labels: (B,)`` or ``(B, L)``."""
+        return F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED)
+
+    @torch.no_grad()
+    def count(self, scores: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
+        """Return the sum of the losses, the targets hit and the targets, as ``(3,)`` float64."""
+        scores, labels = self._flat(scores, labels)
+        targets = (labels != IGNORED).sum().double()
+        if loss is None:
+            total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum").double()
+        else:
+            total = loss.double() * targets
+        return torch.stack([total, (scores.argmax(-1) == labels).sum().double(), targets])
+
+    def values(self, totals: dict[str, float]) -> dict[str, float]:
+        """Return the columns from what was counted."""
+        targets = max(totals["targets"], 1.0)
+        return {"loss": totals["loss"] / targets, "accuracy": totals["correct"] / targets}
+
+    def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return scores.flatten(0, -2), labels.flatten()
+
+
+class TokenObjective(Objective):
+    """A label for each position; the loss in bits stands beside that in nats."""
+
+    columns = ("loss", "bits", "accuracy")
+
+    def values(self, totals: dict[str, float]) -> dict[str, float]:
+        """Return the columns from what was counted."""
+        found = super().values(totals)
+        return {"loss": found["loss"], "bits": found["loss"] / math.log(2), "accuracy": found["accuracy"]}
+
+
+OBJECTIVES = {"classification": Objective, "tokens": TokenObjective}
+
+
+def objective_of(task: Any) -> Objective:
+    """Return the objective that a task names, with the score that it wants."""
+    return OBJECTIVES[task.objective](task.score)
