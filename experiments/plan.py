@@ -3,8 +3,8 @@
 A sweep file::
 
     preset: mini
-    tasks: [listops, image]
-    models: [chela, softmax]
+    tasks: [listops, ./my_task.yaml]              # names, or files of one's own beside the sweep file
+    models: [chela, softmax, ./my_system.yaml]
     seeds: [0, 1]
     threads: 1                                    # of each run; part of what makes its numbers
     overrides: {trainer.val_every: 100}           # for every run; later ones win, in the order of this file
@@ -12,13 +12,18 @@ A sweep file::
     per_model: {chela: {variants: [{}, {model.mixer.normalize: false}]}}   # each is a row of its own
     tune: {rates: [2e-3, 5e-4, 8e-3], seed: 0, steps: 0.25}
     slurm: {time: 60, partition: gpu}             # words of submitit's SlurmExecutor
+
+A file of one's own goes by its name without folder and ending wherever else a task or model is named.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+import itertools
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,31 +33,28 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela.config import fingerprint, names, resolve, seconds
+from chela.config import resolve, to_yaml
 from chela.errors import UsageError
+from chela.groups import is_file, label, names
+from chela.identity import fingerprint
 from chela.schema import Config
-from experiments.runs import RATE, TUNE, read_json
+from experiments.runs import RATE, TUNE, read_result, word, write
+from lra.options import check_options, option
 
-PRESETS = ("full", "mini", "tiny")
+OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
 
 
 @dataclass
 class Tune:
-    """The same grid of learning rates for every system; the best on validation is taken, the first among equals.
+    """The same grid of learning rates for every system; the best on validation is taken, the first among equals."""
 
-    Args:
-        rates: The grid.
-        seed: The one seed of the grid's runs.
-        steps: Share of the run's steps that each of them takes, its schedule included.
-    """
-
-    rates: list[float] = MISSING
-    seed: int = 0
-    steps: float = 1.0
+    rates: list[float] = option(MISSING, "the grid")
+    seed: int = option(0, "the one seed of the grid's runs", ge=0)
+    steps: float = option(1.0, "share of the run's steps that each of them takes, its schedule included", gt=0, le=1)
 
 
 @dataclass
-class Part:
+class Special:
     """What holds for one task or one model."""
 
     seeds: list[int] | None = None
@@ -62,52 +64,75 @@ class Part:
 
 
 @dataclass
-class SweepFile:
+class SweepFile(Special):
     """What a sweep file may say."""
 
-    preset: str = MISSING
-    tasks: list[str] = MISSING
-    models: list[str] = MISSING
-    seeds: list[int] = MISSING
-    threads: int = 1
-    jobs: int = 0
-    overrides: dict[str, Any] = field(default_factory=dict)
-    per_task: dict[str, Part] = field(default_factory=dict)
-    per_model: dict[str, Part] = field(default_factory=dict)
-    variants: list[dict[str, Any]] = field(default_factory=lambda: [{}])
-    tune: Tune | None = None
+    preset: str = option(MISSING, "size of every task", choices=("full", "mini", "tiny"))
+    tasks: list[str] = option(MISSING, "names in configs/task, or files")
+    models: list[str] = option(MISSING, "names in configs/model, or files")
+    seeds: list[int] | None = option(MISSING, "seeds of every task and model")
+    threads: int = option(1, "CPU threads of each process", ge=1)
+    jobs: int = option(0, "most runs at once, 0 for as many as fit", ge=0)
+    per_task: dict[str, Special] = field(default_factory=dict)
+    per_model: dict[str, Special] = field(default_factory=dict)
     slurm: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sections(self) -> list[Special]:
+        """Return what holds for all, for one task, or for one model."""
+        return [self, *self.per_task.values(), *self.per_model.values()]
+
+    def pairs(self, folder: Path, words: Sequence[str] = ()) -> Iterator[Pair]:
+        """Yield every task with every model and variant that has a seed left.
+
+        The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them. A key that is the
+        sweep's own, or that no run has, is a UsageError, and so is a value out of its limits.
+        """
+        for task, model in itertools.product(self.tasks, self.models):
+            special = (self.per_task.get(label(task)), self.per_model.get(label(model)))
+            sections = [self, *filter(None, special)]  # later ones win
+            seeds, variants, tune = (_last_said(sections, key) for key in ("seeds", "variants", "tune"))
+            for variant in variants or [{}] if seeds else []:
+                layers = (*(section.overrides for section in sections), variant)
+                merged = {key: value for layer in layers for key, value in layer.items()}
+                said = {*merged, *(text.partition("=")[0] for text in words)}
+                if said & OWN:
+                    own = ", ".join(sorted(said & OWN))
+                    raise UsageError(f"overrides: expected keys of a run, {own} is set by the sweep itself")
+                chosen = {"task": task, "model": model, "preset": self.preset, "trainer.threads": self.threads}
+                name = "-".join([label(task), self.preset, label(model), *_words(variant)])
+                if tune and RATE in said:
+                    raise UsageError(f"{RATE}: expected none where rates are tuned ({name}); leave it or tune out")
+                told = (*_words(chosen | merged), *words)
+                yield Pair(name, told, resolve(list(told)), tuple(seeds), tune, folder)
+
+
+def _last_said(sections: Sequence[Special], key: str) -> Any:
+    return next((said for section in reversed(sections) if (said := getattr(section, key)) is not None), None)
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    return [f"{key}={word(value)}" for key, value in options.items()]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the sweep.
+    """One run of the sweep."""
 
-    Args:
-        words: What ``chela.train`` is told.
-        folder: Where its run folder lies, unless the name was taken and numbered.
-        config: The resolved configuration.
-    """
-
-    words: tuple[str, ...]
-    folder: Path
+    words: tuple[str, ...]  # what chela.train is told
+    folder: Path  # where its run folder lies, unless the name was taken and numbered
     config: Config = field(repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """Short and unique within the sweep, fit for a file's name."""
+        """Return a name that is unique within the sweep and fit for a file."""
         stage = f"{TUNE}-" if self.tunes else ""
         return f"{stage}{self.folder.parent.name}-{self.folder.name}"
 
     @property
     def tunes(self) -> bool:
-        """Whether it belongs to the search for a learning rate."""
+        """Return whether it belongs to the search for a learning rate."""
         return self.folder.parent.parent.name == TUNE
-
-    @property
-    def fingerprint(self) -> str:
-        """The configuration's hash."""
-        return fingerprint(self.config)
 
     def run_folder(self) -> Path | None:
         """Return the folder of the finished run, else the newest begun, else None."""
@@ -116,19 +141,29 @@ class Job:
         return (finished or found)[-1] if found else None
 
     def finished(self) -> bool:
-        """Whether its result is there, and the test accuracy in it if the run is to be tested."""
+        """Return whether its result is there, with a test score if the run is to be tested."""
         run = self.run_folder()
-        result = read_json(run / "result.json") if run else {}
-        return bool(result) and (result.get("test_accuracy") is not None or not self.config.trainer.test)
+        result = read_result(run) if run else {}
+        return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
+
+    def record_failure(self, status: int | None, error: str) -> None:
+        """Write down that it failed, and how, so that the table can count it."""
+        text = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
+        write(self._failure / "config.yaml", to_yaml(self.config))
+        write(self._failure / "failed.json", json.dumps(text, indent=2) + "\n")
+
+    def clear_failure(self) -> None:
+        """Forget a failure once the run is finished."""
+        shutil.rmtree(self._failure, ignore_errors=True)
+
+    @property
+    def _failure(self) -> Path:
+        return self.folder.parents[1] / "failed" / self.folder.parent.name / self.folder.name
 
     def step(self) -> int:
         """Return the last step that its metrics tell of."""
-        run = self.run_folder()
         try:
-            with open((run or self.folder) / "metrics.csv", "rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - 400))
-                whole = file.read().decode(errors="replace").split("\n")[:-1]  # the last piece may be torn
+            whole = tail((self.run_folder() or self.folder) / "metrics.csv").split("\n")[:-1]  # the last may be torn
             return int(whole[-1].split(",")[0]) if whole else 0
         except (OSError, ValueError):
             return 0
@@ -136,23 +171,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Pair:
-    """A task with a system: what shares one learning rate.
+    """A task with a system: what shares one learning rate."""
 
-    Args:
-        name: Fit for a file's name.
-        words: What every run of it is told, but for rate and seed.
-        config: What they resolve to.
-        seeds: Of the runs.
-        tuning: The grid of rates, if there is one.
-        folder: The sweep's folder.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    config: Config
+    name: str  # fit for a file's name
+    words: tuple[str, ...]  # what every run of it is told, but for rate and seed
+    config: Config  # what they resolve to
     seeds: tuple[int, ...]
-    tuning: Tune | None
-    folder: Path
+    tuning: Tune | None  # the grid of rates, if there is one
+    folder: Path  # the sweep's
 
     def runs(self, rate: float | None) -> tuple[Job, ...]:
         """Return the runs of all seeds with the chosen rate (None: the configuration's own)."""
@@ -161,7 +187,7 @@ class Pair:
 
     @cached_property
     def tune(self) -> tuple[Job, ...]:
-        """The short runs that choose the rate; none when nothing is tuned."""
+        """Return the short runs that choose the rate; none when nothing is tuned."""
         if self.tuning is None:
             return ()
         steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
@@ -173,77 +199,56 @@ class Pair:
         for key, value in changes.items():
             *sections, name = key.split(".")
             setattr(functools.reduce(getattr, sections, config), name, value)
-        folder = runs / f"{config.task.name}-{config.preset}"
-        words = (
-            *self.words,
-            *(f"{key}={_word(value)}" for key, value in changes.items()),
-            f"runs={runs}",
-            "resume=auto",
-        )
-        return Job(words, folder / f"{config.model.name}-seed{config.seed}-{fingerprint(config)}", config)
+        name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
+        words = (*self.words, *_words(changes | {"runs": runs, "resume": "auto"}))
+        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, config)
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / "rates" / f"{self.name}.yaml"
+
+    def recorded_rate(self) -> float | None:
+        """Return the rate that was chosen from this very grid; None when none was, or its record cannot be read."""
+        try:
+            record: Any = OmegaConf.to_container(OmegaConf.load(self._record))
+            same = [row["fingerprint"] for row in record["grid"]] == [fingerprint(job.config) for job in self.tune]
+            return float(record["chosen"]) if same else None
+        except (OSError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
+            return None
+
+    def choose_rate(self) -> float:
+        """Take the rate with the best validation score, the first of the grid among equals, and write it down."""
+        grid: list[dict[str, Any]] = []
+        scores: dict[float, float] = {}  # by rate, more is better
+        for job in self.tune:
+            run, rate = job.run_folder(), job.config.optimizer.lr
+            row: dict[str, Any] = {"rate": rate, "fingerprint": fingerprint(job.config)}
+            if run is not None and job.finished():
+                result = read_result(run)
+                name = result["score"]["name"]
+                row[f"validation_{name}"] = value = float(result["best_validation"][name])
+                scores[rate] = value if result["score"]["best"] == "max" else -value
+            else:
+                row["diverged"] = True
+            grid.append(row)
+        chosen, config = max(scores, key=scores.__getitem__), self.tune[0].config
+        record = {"chosen": chosen, "seed": config.seed, "steps": config.trainer.max_steps, "grid": grid}
+        write(self._record, OmegaConf.to_yaml(OmegaConf.create(record)))
+        return chosen
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A sweep file with the command line's words: ``pairs()`` is the work to do."""
-
-    file: SweepFile
-    folder: Path
-    words: tuple[str, ...] = ()
-
-    def pairs(self) -> Iterator[Pair]:
-        """Yield every task with every model and variant that has a seed left."""
-        file = self.file
-        for task in file.tasks:
-            for model in file.models:
-                if self._said("seeds", task, model):
-                    for variant in self._said("variants", task, model):
-                        yield self._pair(task, model, variant)
-
-    def _said(self, key: str, task: str, model: str) -> Any:
-        """Return what is said for the model, else for the task, else for all."""
-        parts = (self.file.per_model.get(model), self.file.per_task.get(task))
-        said = (getattr(part, key) for part in (*parts, self.file) if part)
-        return next((value for value in said if value is not None), None)
-
-    def _pair(self, task: str, model: str, variant: dict[str, Any]) -> Pair:
-        file = self.file
-        parts = [part for part in (file.per_task.get(task), file.per_model.get(model)) if part]
-        layers = [file.overrides, *(part.overrides for part in parts), variant]
-        merged = {key: value for layer in layers for key, value in layer.items()}
-        words = (
-            f"task={task}",
-            f"model={model}",
-            f"preset={file.preset}",
-            f"trainer.threads={file.threads}",
-            *(f"{key}={_word(value)}" for key, value in merged.items()),
-            *self.words,
-        )
-        name = "-".join([task, file.preset, model, *(f"{key}={_word(value)}" for key, value in variant.items())])
-        seeds, tune = tuple(self._said("seeds", task, model)), self._said("tune", task, model)
-        if tune and any(word.startswith(f"{RATE}=") for word in words):
-            raise UsageError(f"{RATE}: expected none where rates are tuned ({name}); leave out that word or tune")
-        return Pair(name, words, resolve(list(words)), seeds, tune, self.folder)
+def tail(path: Path, characters: int = 4000) -> str:
+    """Return the end of a text file."""
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - characters))
+        return file.read().decode(errors="replace")
 
 
-def _word(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
+    """Read a sweep file; UsageError where it cannot be read, or says what no sweep can do.
 
-
-def read_plan(path: Path, folder: Path, chosen: dict[str, str], words: list[str]) -> Plan:
-    """Read a sweep file.
-
-    Args:
-        path: The file.
-        folder: Where the sweep's runs lie.
-        chosen: Parts of the grid that the command line asks for: ``task``, ``model``, ``seed`` (comma-separated), and
-            ``preset``.
-        words: Further ``key=value`` of every run.
-
-    Raises:
-        UsageError: The file cannot be read, or says what no sweep can do.
+    ``chosen`` is what the command line asks for of it: lists of ``tasks``, ``models`` and ``seeds``, and ``preset``.
     """
     try:
         loaded = OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path))
@@ -252,65 +257,44 @@ def read_plan(path: Path, folder: Path, chosen: dict[str, str], words: list[str]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {reason}") from None
     assert isinstance(file, SweepFile)
+    chosen = chosen or {}
     file.preset = chosen.get("preset", file.preset)
-    file.tasks = _narrowed("task", file.tasks, chosen)
-    file.models = _narrowed("model", file.models, chosen)
-    if "seed" in chosen:
-        everywhere = {seed for part in [*file.per_task.values(), *file.per_model.values()] for seed in part.seeds or ()}
-        asked = [int(seed) for seed in _narrowed("seed", [str(seed) for seed in {*file.seeds, *everywhere}], chosen)]
-        file.seeds = [seed for seed in file.seeds if seed in asked]
-        for part in (*file.per_task.values(), *file.per_model.values()):
-            part.seeds = part.seeds and [seed for seed in part.seeds if seed in asked]
-    _check(file)
-    _check_overrides({key: value for key, _, value in (word.partition("=") for word in words)})
-    return Plan(file, folder, tuple(words))
+    for group in ("tasks", "models"):
+        beside = [str((path.parent / name).absolute()) if is_file(name) else name for name in getattr(file, group)]
+        setattr(file, group, _narrowed(group, beside, chosen))
+    everywhere = sorted({seed for section in file.sections for seed in section.seeds or ()})
+    seeds = _narrowed("seeds", everywhere, chosen)
+    for section in file.sections:
+        section.seeds = section.seeds and [seed for seed in section.seeds if seed in seeds]
+    _check(file, everywhere)
+    return file
 
 
-def _narrowed(group: str, listed: list[str], chosen: dict[str, str]) -> list[str]:
-    if group not in chosen:
-        return listed
-    asked = chosen[group].split(",")
-    unknown = [name for name in asked if name not in listed]
+def _narrowed(group: str, listed: list[Any], chosen: dict[str, Any]) -> list[Any]:
+    called = [label(str(item)) for item in listed]
+    asked = [label(str(item)) for item in chosen.get(group, called)]
+    unknown = [name for name in asked if name not in called]
     if unknown:
-        raise UsageError(f"{group}: expected some of the sweep's {', '.join(listed)}, got {', '.join(unknown)}")
-    return [name for name in listed if name in asked]
+        raise UsageError(f"{group[:-1]}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
+    return [item for item, name in zip(listed, called, strict=True) if name in asked]
 
 
-def _check(file: SweepFile) -> None:
-    if file.preset not in PRESETS:
-        raise UsageError(f"preset: expected one of {', '.join(PRESETS)} in a sweep, got {file.preset!r}")
-    if file.threads < 1:
-        raise UsageError(f"threads: expected 1 or more, got {file.threads}")
-    for group, listed, parts in (("task", file.tasks, file.per_task), ("model", file.models, file.per_model)):
-        doubled = sorted({name for name in listed if listed.count(name) > 1})
-        if doubled:
-            raise UsageError(f"{group}s: expected each once, got {', '.join(doubled)} again")
-        unknown = [name for name in parts if name not in names(group)]
+def _check(file: SweepFile, seeds: list[int]) -> None:
+    tunes = [section.tune for section in file.sections if section.tune]
+    try:
+        check_options(file)
+        for tune in tunes:
+            check_options(tune, "tune.")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if not all(tune.rates and all(0 < rate <= 10 for rate in tune.rates) for tune in tunes):
+        raise UsageError(f"tune.rates: expected at least one rate, all in (0, 10], got {[t.rates for t in tunes]}")
+    if seeds and seeds[0] < 0:
+        raise UsageError(f"seeds: expected numbers from 0, got {seeds}")
+    for group, listed, special in (("task", file.tasks, file.per_task), ("model", file.models, file.per_model)):
+        called = [label(name) for name in listed]
+        if len(set(called)) < len(called):
+            raise UsageError(f"{group}s: expected each once, got {', '.join(called)}")
+        unknown = [name for name in special if name not in (*names(group), *called)]
         if unknown:
             raise UsageError(f"per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
-        for part in parts.values():
-            for overrides in (part.overrides, *(part.variants or [])):
-                _check_overrides(overrides)
-    for overrides in (file.overrides, *file.variants):
-        _check_overrides(overrides)
-    if any(seed < 0 for seed in file.seeds):
-        raise UsageError(f"seeds: expected numbers from 0, got {file.seeds}")
-    for tune in (file.tune, *(part.tune for part in (*file.per_task.values(), *file.per_model.values()))):
-        if tune:
-            _check_tune(tune)
-
-
-def _check_tune(tune: Tune) -> None:
-    if tune.seed < 0:
-        raise UsageError(f"tune.seed: expected a number from 0, got {tune.seed}")
-    if any(not 0 < rate <= 10 for rate in tune.rates):
-        raise UsageError(f"tune.rates: expected rates in (0, 10], got {tune.rates}")
-    if not tune.rates or not 0 < tune.steps <= 1:
-        raise UsageError("tune: expected at least one of rates, and steps as a share in (0, 1]")
-
-
-def _check_overrides(overrides: dict[str, Any]) -> None:
-    own = sorted({"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"} & set(overrides))
-    if own:
-        raise UsageError(f"overrides: expected keys of a run, {', '.join(own)} is set by the sweep itself")
-    seconds(str(overrides.get("trainer.max_time", "")))

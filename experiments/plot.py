@@ -1,40 +1,299 @@
-"""Draw the learning curves of one or more runs.
+"""Draw figures, such as the learning curves of one or more runs; no display is needed.
 
-python -m experiments.plot runs/listops-mini/chela-seed0-1a2b3c4d            curves.png in the run's folder
-python -m experiments.plot runs/listops-mini --out listops.png               every run below a folder, seeds as bands
+chela plot runs/listops-mini/chela-seed0-1a2b3c4d            curves.png in the run's folder
+chela plot runs/listops-mini out=listops.png                 every run below a folder, seeds as bands
+
+Colours belong to systems, not to positions in a list, so that a system has the same one in every figure. What is no
+system of its own, such as a variant (``chela [model.mixer.gate=none]``), takes what they leave, and may have another
+colour in another figure.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
+import itertools
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from chela.cli import guarded
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from chela import cli
 from chela.errors import UsageError
-from experiments.runs import read_runs
+from chela.groups import names
+from chela.results import ACCURACY
+from experiments.runs import NOT_MEASURED, Run, read_runs, write
+from experiments.summary import ResultTable, result_tables, row_order
+from experiments.table import score_heading
+from lra.errors import UserError
+from lra.options import option
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from experiments.probe import Kernel
+
+Item = TypeVar("Item")
+# The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
+_MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
+SMOOTHING = 20  # logged lines in the running mean of the training curves
+
+
+def new_figure(panels: int, most: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
+    """Make a figure of panels, at most so many side by side, of the given size in inches, which come as a 2-D array."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("expected matplotlib for figures, it is not installed: pip install 'chela[plots]'") from None
+    columns = min(most, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.25, linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def colours(drawn: Sequence[str]) -> dict[str, Any]:
+    """Give each name a colour: to a system its own, whatever else is drawn, to another name one that is left."""
+    import matplotlib
+
+    palette = [matplotlib.colormaps["tab20"](index) for index in (*range(0, 20, 2), *range(1, 20, 2))]
+    systems = (*_MAIN, *(name for name in names("model") if name not in _MAIN))
+    own = {name: colour for name, colour in zip(systems, itertools.cycle(palette), strict=False) if name in drawn}
+    left = [colour for colour in palette if colour not in own.values()] or palette
+    return own | dict(zip(sorted(set(drawn) - set(own)), itertools.cycle(left), strict=False))
+
+
+def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], list[str]]:
+    """Return the runs that have something to draw, and what is to be said of those that lack a column of it."""
+    kept, left_out = [], []
+    for run in runs:
+        splits = ("train", "validation") if training else ("validation",)
+        metrics = [frame for split in splits if len(frame := run.metrics(split))]
+        needed = dict.fromkeys(("step", "loss", *([run.score["name"]] if run.result else [])))
+        lacking = [column for column in needed if any(column not in frame for frame in metrics)]
+        if lacking:
+            what = f"expected columns {', '.join(needed)} in its metrics.csv, got none of {', '.join(lacking)}"
+            left_out.append(f"The curves of {run.task} {run.path.name} are left out: {what}.")
+        elif metrics:
+            kept.append(run)
+    return kept, left_out
+
+
+def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
+    """Draw what the objective measures, such as loss and accuracy, against the step; a row of panels for each task.
+
+    Thin lines are training (a running mean), thick ones validation, seeds as a band from least to most; the dashed line
+    is the majority class. Each step shows the seeds that have reached it: where an unfinished one ends, the curve goes
+    on with the others. ``with_curves`` finds the runs that can be drawn; ``training=False`` leaves out training.
+    """
+    groups = [(table, task) for table in result_tables(runs) for task in table.tasks if table.runs_of(task)]
+    scores = [measured_scores(table.runs_of(task)) for table, task in groups]
+    most = max(map(len, scores))
+    figure, axes = new_figure(len(groups) * most, most, 5.2, 3.2)
+    colour = colours([name for table, _ in groups for name in table.cells])
+    for (table, task), shown, panels in zip(groups, scores, axes, strict=True):
+        for axis, score in _panels(panels, shown):
+            for name, row in table.cells.items():
+                members = row[task].runs if task in row else ()
+                if training:
+                    _band(axis, [run.metrics("train") for run in members], score, colour[name], SMOOTHING)
+                title = f"{name} seed {members[0].seed}" if len(members) == 1 else name
+                _band(axis, [run.metrics("validation") for run in members], score, colour[name], 1, title)
+            axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
+            if score["name"] == "accuracy":
+                _majority_line(axis, table.majority(task))
+    _legend(figure)
+    return figure
+
+
+def measured_scores(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    """Return what the runs have measured, a score for each column of their metrics that their objective writes."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        known = {"accuracy": ACCURACY, run.score["name"]: run.score}
+        for column in itertools.chain(*(run.metrics(split).columns for split in ("validation", "train"))):
+            if column not in NOT_MEASURED:
+                found.setdefault(column, known.get(column, {"name": column, "unit": "", "scale": 1}))
+    return list(found.values())
+
+
+def _panels(axes: NDArray[Any], items: Iterable[Item]) -> Iterator[tuple[Axes, Item]]:
+    """Give each item a panel, and hide the panels that are left."""
+    for axis, item in itertools.zip_longest(axes.flat, items):
+        axis.set_visible(item is not None)
+        if item is not None:
+            yield axis, item
+
+
+def _legend(figure: Figure) -> None:
+    """Name what is drawn once, under all panels, so that no name hides a point."""
+    named: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles, labels = axis.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    ordered, columns = sorted(named, key=row_order), max(1, round(figure.get_figwidth() / 2.2))
+    handles = [named[name] for name in ordered]
+    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+def _majority_line(axis: Axes, value: float | None) -> None:
+    if value is not None:
+        axis.axhline(value, color="0.5", linestyle="--", linewidth=0.8)
+
+
+def _band(
+    axis: Axes, metrics: Sequence[pd.DataFrame], score: dict[str, Any], colour: Any, window: int, title: str = ""
+) -> None:
+    """Draw the mean of the seeds; of those that are not smoothed also what lies between the least and the most."""
+    curve = mean_curve(metrics, score["name"], window)
+    if curve is None:
+        return
+    curve, thick = curve * score["scale"], window == 1
+    look = {"linewidth": 1.6, "marker": "." if len(curve) < 30 else None} if thick else {"linewidth": 0.6, "alpha": 0.5}
+    axis.plot(curve["mean"], color=colour, label=title or None, **look)
+    if thick and len(metrics) > 1:
+        axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
+
+
+def score_against(table: ResultTable, key: str, title: str) -> Figure:
+    """Draw the test score (mean, ± deviation over seeds) against a number of ``result.json``, a panel for each task."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    tasks = [task for task in table.tasks if any(task in row for row in table.cells.values())]
+    figure, axes = new_figure(len(tasks), 3, 4.0, 3.0)
+    colour = colours(list(table.cells))
+    for axis, task in _panels(axes, tasks):
+        for name, row in table.cells.items():
+            cost, mean = (row[task].cost(key), row[task].mean) if task in row else (None, None)
+            if cost is None or mean is None:
+                continue
+            axis.errorbar(cost, mean, yerr=row[task].sd, fmt="o", color=colour[name], capsize=2, label=name)
+        _majority_line(axis, table.majority(task))
+        axis.margins(x=0.1)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set(title=f"{task} {table.preset}", xlabel=title, ylabel=f"test {score_heading(table.score(task))}")
+    _legend(figure)
+    return figure
+
+
+def learned_kernels(layers: Sequence[Kernel], title: str) -> Figure:
+    """Draw each layer's long kernel over the lag: median and 10-90 % of the channels' absolute values, both ways."""
+    figure, axes = new_figure(len(layers), 4, 3.2, 2.6)
+    for axis, layer in _panels(axes, layers):
+        both = (("earlier", 0, layer.forward, "-"), ("later", 1, layer.back, "--"))  # lag 0 belongs to the forward one
+        for name, first, values, style in both:
+            if values is not None and values.size:
+                lags = 1 + np.arange(first, first + values.shape[1])  # from 1 on, for the log axis
+                low, middle, high = np.quantile(np.abs(values), (0.1, 0.5, 0.9), axis=0)
+                (line,) = axis.plot(lags, middle, style, linewidth=1, label=f"{name} tokens")
+                axis.fill_between(lags, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.set(xscale="log", yscale="log", title=layer.name, xlabel="lag + 1", ylabel="|kernel|")
+        axis.legend(fontsize=7, frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figure:
+    """Draw how strongly the middle position's output depends on the input at each distance, systems together."""
+    figure, axes = new_figure(1, 1, 7.0, 3.6)
+    axis, colour = axes[0, 0], colours(list(fields))
+    for name, strength in fields.items():
+        middle = len(strength) // 2
+        offset = np.arange(len(strength)) - middle
+        axis.plot(offset, strength / strength.max(), linewidth=1, color=colour[name], label=name)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set(yscale="log", xlabel="distance of the input token", ylabel="gradient norm, largest = 1", title=title)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def bench_curves(result: dict[str, Any], only: Sequence[str] = ()) -> Figure:
+    """Draw a benchmark's values against the length, a panel for each unit, both axes logarithmic.
+
+    ``result`` is the JSON of ``experiments.bench``; values without a unit are ratios and stay in its table. ``only``
+    names the candidates that are drawn; all when it names none. UsageError where there is nothing to draw.
+    """
+    rows = [row for row in result["rows"] if "L" in row["key"]]
+    keys = dict.fromkeys(key for row in rows for key in row["key"] if key != "L")
+    apart = [key for key in keys if len({str(row["key"].get(key)) for row in rows}) > 1]
+    points = []
+    for row in rows:
+        said = " ".join(str(row["key"].get(key)) for key in apart)
+        for value_name, value in row["values"].items():
+            name, _, unit = value_name.rpartition(" [")
+            if unit.endswith("]") and value is not None and (not only or name in only):
+                points.append((unit[:-1], f"{name} {said}".strip(), row["key"]["L"], value))
+    if not points:
+        raise UsageError(f"{result['name']}: expected a length L and a value with a unit to draw, there is none")
+    frame = pd.DataFrame(points, columns=["unit", "name", "L", "value"])
+    frame.loc[frame["unit"] == "ms", "value"] *= 1e3  # stored in seconds
+    units = frame["unit"].nunique()
+    figure, axes = new_figure(units, units, 5.2, 3.6)
+    colour = colours(list(frame["name"]))
+    for axis, (unit, panel) in zip(axes.flat, frame.groupby("unit", sort=False), strict=True):
+        for name, curve in panel.groupby("name", sort=False):
+            curve = curve.sort_values(["L", "value"])
+            axis.plot(curve["L"], curve["value"], marker=".", color=colour[str(name)], label=name)
+        axis.set(xscale="log", yscale="log", xlabel="length", ylabel=unit, title=result["name"])
+        axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def mean_curve(metrics: Sequence[pd.DataFrame], column: str, window: int) -> pd.DataFrame | None:
+    """Return mean, min and max by step of each seed's trailing mean over ``window`` lines; None without a step.
+
+    At each step they are of the seeds that have reached it. One that is only begun takes nothing from the others, but
+    the mean may jump where it ends.
+    """
+    seeds = [one.set_index("step")[column].rolling(window, min_periods=1).mean() for one in metrics if column in one]
+    return pd.concat(seeds).groupby(level=0).agg(["mean", "min", "max"]) if seeds else None
+
+
+def drawn(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
+    """Return a figure as a file's content; the same figure gives the same bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=dpi, metadata={"Software": None} if kind == "png" else None)
+    return out.getvalue()
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the ending of ``path`` chooses the format."""
+    try:
+        write(path, drawn(figure, path.suffix.removeprefix(".") or "png"))
+    except (UserError, ValueError) as error:
+        raise UsageError(f"out: expected a file that can be written, e.g. curves.png, got {path} ({error})") from None
+
+
+@dataclass
+class Options:
+    """What the command is told."""
+
+    runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
+    out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
-    parser.add_argument("--out", type=Path, help="the figure; its ending (.png, .pdf, .svg) chooses the format")
-    asked = parser.parse_args(argv)
-    return guarded(lambda: plot(asked.runs, asked.out))
+    """Draw learning curves; return the exit status."""
+    return cli.command(Options, plot, __doc__, argv)
 
 
-def plot(paths: list[str], out: Path | None) -> int:
-    """Draw the runs below ``paths`` into ``out``; without it, beside the run, or here when there are several."""
-    from experiments.figures import learning_curves, save, with_curves
-
-    runs, left_out = with_curves(read_runs(paths))
+def plot(options: Options, rest: list[str]) -> int:
+    """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
+    cli.no_more(rest, Options)
+    runs, left_out = with_curves(read_runs(options.runs))
     if not runs:
-        none_yet = f"expected metrics.csv with at least one line in {', '.join(paths)}, there is none yet"
+        none_yet = f"expected metrics.csv with at least one line in {', '.join(options.runs)}, there is none yet"
         raise UsageError(" ".join(left_out) or none_yet)
-    target = out or (Path(paths[0]) if len(runs) == 1 else Path()) / "curves.png"
+    target = options.out or (Path(options.runs[0]) if len(runs) == 1 else Path()) / "curves.png"
     save(learning_curves(runs), target)
     sys.stdout.write(f"{target}: learning curves of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
     sys.stdout.writelines(f"{line}\n" for line in left_out)

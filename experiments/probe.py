@@ -2,66 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chela.config import fingerprint, load
 from chela.errors import UsageError
+from chela.evaluate import RunWords
 from chela.layers.long_kernel import LongKernel
-from chela.models import build_model
-from chela.training.run import open_run
+from chela.predict import load_run
 from experiments.runs import Run
-from lra.errors import DataError
-from lra.tasks import get_task
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
 SEQUENCES = 4
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """The long kernel of one layer.
-
-    Args:
-        name: Where it stands.
-        forward: ``(C, L)``, lags from 0 on, towards earlier tokens.
-        back: ``(C, L − 1)``, lags from 1 on, towards later tokens; None when causal.
-    """
+class Kernel(NamedTuple):
+    """The long kernel of one layer."""
 
     name: str
-    forward: NDArray[np.float64]
-    back: NDArray[np.float64] | None
+    forward: NDArray[np.float64]  # (C, L), lags from 0 on, towards earlier tokens
+    back: NDArray[np.float64] | None  # (C, L − 1), lags from 1 on, towards later tokens; None when causal
 
 
 def has_weights(run: Run) -> bool:
-    """Whether the run's best weights lie in its folder."""
+    """Return whether the run's best weights lie in its folder."""
     return (run.path / "checkpoints" / "best.ckpt").is_file()
 
 
 def trained_model(run: Run) -> nn.Module:
     """Build the run's model with its best weights, in eval mode; the run's folder is all that is read.
 
-    Raises:
-        UsageError: The folder does not tell the network's shape, or its weights are not this network's.
+    UsageError where the folder does not tell the network's shape, or its weights are not this network's.
     """
-    folder = open_run(run.path)
-    config = load(folder.config)
-    task = get_task(config.task)
-    try:
-        model = build_model(config.model, task, config.seed)
-    except DataError:  # of encoding=s4; the records may be elsewhere, and making them is not a report's work
-        raise UsageError("expected a task whose vocabulary is fixed, this run's comes from its data") from None
-    weights = folder.load_best(fingerprint(config))["model"]
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]  # it names every weight
-        raise UsageError(f"expected weights of this run's network in best.ckpt, got others ({reason})") from None
-    return model.double().eval()
+    if run.config.get("task.encoding") == "s4":  # the records may be elsewhere, and making them is no report's work
+        raise UsageError("expected a task whose vocabulary is fixed, this run's comes from its data")
+    return load_run(RunWords(run=str(run.path)))[0].double()
 
 
 @torch.no_grad()
@@ -81,35 +59,26 @@ def receptive_field(model: nn.Module, seed: int = 0) -> NDArray[np.float64]:
 
     The gradient of a random projection of the last block's output at the middle position is taken with respect to the
     embeddings; its norm per position is averaged (root of the mean square) over random sequences of the task's
-    symbols or of standard normal values.
-
-    Returns:
-        ``(L,)``, the middle position at L // 2.
+    symbols or of standard normal values. The result is ``(L,)``, the middle position at L // 2.
     """
     backbone = model.get_submodule("backbone")
     generator = torch.Generator().manual_seed(seed)
     length = min(int(backbone.l_max), MOST_TOKENS)  # type: ignore[arg-type]
     embedding = backbone.get_submodule("embedding")
-    inputs = _random_inputs(embedding, length, generator)
+    if isinstance(embedding, nn.Embedding):
+        inputs = torch.randint(1, embedding.num_embeddings, (SEQUENCES, length), generator=generator)
+    else:
+        size = (SEQUENCES, length, int(embedding.in_features))  # type: ignore[arg-type]
+        inputs = torch.randn(size, generator=generator, dtype=torch.float64)
     kept: list[Tensor] = []
 
     def keep(module: nn.Module, args: object, output: Tensor) -> Tensor:
         kept.append(output.detach().requires_grad_())
         return kept[-1]
 
-    handle = embedding.register_forward_hook(keep)
-    try:
+    with embedding.register_forward_hook(keep):
         middle = backbone(inputs)[:, length // 2]
-    finally:
-        handle.remove()
     direction = torch.randn(middle.shape, generator=generator, dtype=middle.dtype)
     (gradient,) = torch.autograd.grad((middle * direction).sum(), kept)
     strength: NDArray[np.float64] = gradient.square().sum(-1).mean(0).sqrt().numpy()
     return strength
-
-
-def _random_inputs(embedding: nn.Module, length: int, generator: torch.Generator) -> Tensor:
-    if isinstance(embedding, nn.Embedding):
-        return torch.randint(1, embedding.num_embeddings, (SEQUENCES, length), generator=generator)
-    assert isinstance(embedding, nn.Linear)
-    return torch.randn(SEQUENCES, length, embedding.in_features, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Write one self-contained HTML page: the table, and the figures that go with it. It opens without a network.
 
-python -m experiments.report experiments/results/lra_mini --out report.html
-python -m experiments.report runs/lra_mini --figures docs/figures              each figure as a PNG too
-python -m experiments.report runs/lra_mini --bench experiments/results/bench/layers.json
+chela report experiments/results/lra_mini out=report.html
+chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
+chela report runs/lra_mini bench=experiments/results/bench/layers.json
 
 The learned kernels and the receptive fields need the runs' checkpoints; committed results have none, and the page
 then says so.
@@ -10,28 +10,23 @@ then says so.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
-import io
 import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from chela.cli import guarded
+from chela import cli
 from chela.errors import UsageError
-from experiments import figures
-from experiments.render import Heading, Paragraph, render
-from experiments.runs import Run, read_runs
-from experiments.summary import Part, parts
-from experiments.table import from_papers, measured
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from experiments import plot
+from experiments.runs import Run, read_runs, write
+from experiments.summary import ResultTable, result_tables
+from experiments.table import Text, from_papers, measured, render
+from lra.options import option
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }
@@ -44,75 +39,57 @@ figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption {
 """
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure with its name (of its file) and what is said under it."""
-
-    name: str
-    figure: Figure
-    caption: str
+Drawn = tuple[str, Any, str]  # the name of its file, the figure, what is said under it
 
 
-def part_figures(part: Part) -> Iterator[Drawn | str]:
+def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
     """Draw what the results alone allow; a string says what is left out."""
-    runs, left_out = figures.with_curves(part.runs, training=False)
-    stem = f"{part.preset}-{part.policy}"
+    runs, left_out = plot.with_curves(table.runs, training=False)
     if runs:
-        yield Drawn(
-            f"{stem}-curves",
-            figures.learning_curves(runs, training=False),
-            "Validation loss and accuracy; the band goes from the least to the most of the seeds that have reached the "
-            "step (where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
+        shown = " and ".join(score["name"] for score in plot.measured_scores(runs))
+        yield (
+            "curves",
+            plot.learning_curves(runs, training=False),
+            f"Validation {shown}; the band goes from the least to the most of the seeds that have reached the step "
+            "(where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
             "class of the test set.",
         )
     yield from left_out
-    if any(run.state == "finished" for run in part.runs):
-        for key, label in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
-            yield Drawn(
-                f"{stem}-{key}",
-                figures.accuracy_against(part, key, label),
-                f"Test accuracy (mean and standard deviation over seeds) against {label}.",
-            )
-            yield from (
-                f"{run.task} {run.path.name}: its {label} are left out, its result.json does not tell them."
-                for row in part.cells.values()
-                for cell in row.values()
-                for run in cell.lacking(key)
-            )
+    if any(run.state == "finished" for run in table.runs):
+        scores = " or ".join(dict.fromkeys(table.score(task)["name"] for task in table.tasks if table.runs_of(task)))
+        for key, title in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
+            caption = f"Test {scores} (mean and standard deviation over seeds) against {title}."
+            yield key, plot.score_against(table, key, title), caption
+            for run in (run for row in table.cells.values() for cell in row.values() for run in cell.lacking(key)):
+                yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
 
 
-def probed_figures(part: Part) -> Iterator[Drawn | str]:
+def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
     """Draw what needs the weights, of each task's first seed of each system; a string says what is left out."""
     from experiments.probe import has_weights, long_kernels, receptive_field, trained_model
 
-    stem = f"{part.preset}-{part.policy}"
     lacking = 0
-    for task in part.tasks:
+    for task in table.tasks:
         fields = {}
-        for name, row in part.cells.items():
-            run = next((run for run in row[task].finished if has_weights(run)), None) if task in row else None
+        for name, cell in ((name, row[task]) for name, row in table.cells.items() if task in row):
+            run = next((run for run in cell.finished if has_weights(run)), None)
             if run is None:
-                lacking += task in row
+                lacking += 1
                 continue
             try:
                 model = trained_model(run)
             except UsageError as error:
-                yield f"The kernels and receptive field of {run.task} {run.path.name} are left out: {error}."
+                yield f"The kernels and receptive field of {task} {run.path.name} are left out: {str(error)[:300]}."
                 continue
             fields[name] = receptive_field(model)
-            kernels = long_kernels(model) if run.model.startswith("chela") else []
-            if kernels:
-                title = f"{task} {part.preset}, {name}, seed {run.seed}"
+            if kernels := long_kernels(model) if run.model.startswith("chela") else []:
+                figure = plot.learned_kernels(kernels, f"{task} {table.preset}, {name}, seed {run.seed}")
                 caption = "The long kernels that were learned: median and 10-90 % of the channels."
-                yield Drawn(
-                    f"{stem}-{task}-{run.model}-{run.fingerprint}-kernels",
-                    figures.learned_kernels(kernels, title),
-                    caption,
-                )
+                yield f"{task}-{run.model}-{run.fingerprint}-kernels", figure, caption
         if fields:
-            yield Drawn(
-                f"{stem}-{task}-receptive-field",
-                figures.receptive_fields(fields, f"{task} {part.preset}"),
+            yield (
+                f"{task}-receptive-field",
+                plot.receptive_fields(fields, f"{task} {table.preset}"),
                 "How strongly the middle position's output depends on the input at each distance (gradient norm on "
                 "random sequences, first seed).",
             )
@@ -127,79 +104,69 @@ def bench_figure(path: Path) -> Drawn | str:
     """Draw a benchmark's result against the length."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        figure = figures.bench_curves(result)
         machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+        return (
+            result["name"],
+            plot.bench_curves(result),
+            f"Benchmark {result['name']} against the length, on {machine}.",
+        )
+    except UsageError as error:
+        return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"--bench: expected the JSON of experiments.bench at {path}, got {reason}") from None
-    if figure is None:
-        return f"{result['name']}: no length L or no value with a unit to draw"
-    return Drawn(f"bench-{result['name']}", figure, f"Benchmark {result['name']} against the length, on {machine}.")
+        raise UsageError(f"bench: expected the JSON of experiments.bench at {path}, got {reason}") from None
 
 
-def page(runs: Sequence[Run], title: str, figures_folder: Path | None = None, benches: Sequence[Path] = ()) -> str:
+def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: Sequence[Path] = ()) -> str:
     """Return the page; with a folder, write each figure there as well."""
+    tables = result_tables(runs)
+    body = [f"<h1>{html.escape(title)}</h1>", render(measured(tables), "html")]
 
-    def add(drawn: Drawn | str) -> None:
-        if isinstance(drawn, str):
-            body.append(render([Paragraph(drawn)], "html"))
-            return
-        if figures_folder is not None:
-            figures.save(drawn.figure, figures_folder / f"{drawn.name}.png")
-        body.append(_figure(drawn))
+    def add(heading: str, stem: str, all_drawn: Iterator[Drawn | str]) -> None:
+        body.append(render([Text(heading, level=2)], "html"))
+        for drawn in all_drawn:
+            if isinstance(drawn, str):
+                body.append(render([Text(drawn)], "html"))
+                continue
+            name, figure, caption = drawn
+            if folder is not None:
+                plot.save(figure, folder / f"{stem}-{name}.png")
+            data, words = base64.b64encode(plot.drawn(figure, dpi=110)).decode(), html.escape(caption)
+            image = f'<img src="data:image/png;base64,{data}" alt="{words}">'
+            body.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
 
-    body: list[str] = [f"<h1>{html.escape(title)}</h1>"]
-    found = parts(runs)
-    body.append(render(measured(found), "html"))
-    for part in found:
-        body.append(render([Heading(f"Figures: preset {part.preset}, validation {part.policy}")], "html"))
-        for drawn in itertools.chain(part_figures(part), probed_figures(part)):
-            add(drawn)
+    for table in tables:
+        heading = f"Figures: preset {table.preset}, validation {table.policy}"
+        add(heading, f"{table.preset}-{table.policy}", itertools.chain(result_figures(table), probed_figures(table)))
     if benches:
-        body.append(render([Heading("Speed and memory against length")], "html"))
-        for path in benches:
-            add(bench_figure(path))
-    body.append(render(from_papers(found), "html"))
+        add("Speed and memory against length", "bench", map(bench_figure, benches))
+    body.append(render(from_papers(tables), "html"))
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}{view}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
-    )
+    return "\n".join([f'<!doctype html>\n<html lang="en"><head>{head}{view}</head>\n<body>', *body, "</body></html>\n"])
 
 
-def _figure(drawn: Drawn) -> str:
-    out = io.BytesIO()
-    drawn.figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
-    data = base64.b64encode(out.getvalue()).decode()
-    caption = html.escape(drawn.caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-    )
+@dataclass
+class Options:
+    """What the command is told."""
+
+    runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
+    out: Path = option(Path("report.html"), "the page")
+    figures: Path | None = option(None, "folder in which each figure is written as a PNG too")
+    bench: list[Path] = option([], "JSON files of chela bench")
+    title: str = option("CHELA on the Long Range Arena", "the page's title")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
-    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write each figure there as a PNG too")
-    parser.add_argument("--bench", type=Path, nargs="+", default=[], metavar="FILE", help="JSON of experiments.bench")
-    parser.add_argument("--title", default="CHELA on the Long Range Arena")
-    asked = parser.parse_args(argv)
-    return guarded(lambda: write(asked.runs, asked.out, asked.figures, asked.bench, asked.title))
+    return cli.command(Options, _report, __doc__, argv)
 
 
-def write(paths: list[str], out: Path, figures_folder: Path | None, benches: list[Path], title: str) -> int:
-    """Write the page of the runs below ``paths``."""
-    text = page(read_runs(paths), title, figures_folder, benches)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--out: expected a file that can be written, got {out} ({error.strerror})") from None
-    sys.stdout.write(f"{out}: {len(text) / 1e6:.1f} MB\n")
+def _report(options: Options, rest: list[str]) -> int:
+    cli.no_more(rest, Options)
+    text = page(read_runs(options.runs), options.title, options.figures, options.bench)
+    write(options.out, text)
+    sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")
     return 0
 
 

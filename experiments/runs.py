@@ -1,129 +1,103 @@
 """Read run folders and committed results; neither torch nor lightning is imported.
 
-python -m experiments.runs list runs/lra_mini                    one line for each run
-python -m experiments.runs collect runs/lra_mini --to experiments/results/lra_mini
+chela runs list runs/lra_mini                                       one line for each run
+chela runs collect runs/lra_mini to=experiments/results/lra_mini    copies without checkpoints
 
 ``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``) and a sweep's
-choices of learning rates, without checkpoints, and takes the folders of this machine out of the configuration.
+choices of learning rates. It takes the folders of this machine out of the configuration.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
+import io
 import json
-import math
 import re
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela.cli import guarded
-from chela.config import LATER, identity_of, resolve, to_dict
+from chela import cli
 from chela.errors import UsageError
+from chela.groups import flat, label
+from chela.identity import identity_of
+from chela.results import ACCURACY, TITLES, upgraded
+from lra.files import write_whole
+from lra.options import option
 
-TASKS = ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
-"""The tasks of the Long Range Arena in the order of its tables; others follow them."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-RATE = "optimizer.lr"
-"""The option that a sweep tunes."""
-
-TUNE = "tune"
-"""Name of the folder in which a sweep keeps the short runs that chose its learning rates: they are no results."""
-
+TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables; others follow them
+RATE = "optimizer.lr"  # what a sweep tunes
+TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
-_RANK = {"finished": 3, "untested": 2, "failed": 1, "unfinished": 0}
+_RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
-_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
-_SAME_CELL = {"seed", "preset", "task.name", "model.name", "model.mixer.name"}
+NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds")  # columns of every metrics.csv
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it.
-
-    Args:
-        path: The folder.
-        state: "finished", "untested" (finished with ``trainer.test=false``), "failed" (a sweep wrote down how) or
-            "unfinished".
-        config: The resolved configuration by dotted key, without what does not change numbers.
-        result: ``result.json``; empty unless finished or untested.
-        error: Why it failed, in one line.
-    """
+    """A run as its folder tells it; ``score``, ``value`` and ``title`` are how tables show it."""
 
     path: Path
-    state: str
-    config: dict[str, Any] = field(repr=False)
-    result: dict[str, Any] = field(repr=False)
-    error: str = ""
+    state: str  # "finished", "untested" (trainer.test=false), "failed" (a sweep wrote down how) or "unfinished"
+    config: dict[str, Any] = field(repr=False)  # by dotted key, without what does not change numbers
+    result: dict[str, Any] = field(repr=False)  # in the form of version 2; empty unless finished or untested
+    error: str  # why it failed, in one line
+    fingerprint: str  # equal for runs that must give equal numbers; the folder's path where none was written down
+    task: str  # of "my_module:MyTask" what follows the colon
+    model: str
+    preset: str
+    policy: str  # what it was validated on: "holdout" or "test"
+    seed: int
 
     @property
-    def task(self) -> str:
-        """Name of the task."""
-        return str(self.config["task.name"])
+    def title(self) -> str:
+        """Return the task's title in tables."""
+        return str(self.result.get("task_title") or TITLES.get(self.task, self.task))
 
     @property
-    def model(self) -> str:
-        """Name of the system's file."""
-        return str(self.config["model.name"])
+    def score(self) -> dict[str, Any]:
+        """Return how the task is scored: name, unit, scale, digits and the better direction ("max" or "min")."""
+        return dict(self.result.get("score", ACCURACY))
 
     @property
-    def preset(self) -> str:
-        """Size of the task."""
-        return str(self.config["preset"])
-
-    @property
-    def policy(self) -> str:
-        """What the run was validated on: "holdout" or "test"."""
-        return str(self.config["data.validation"])
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-        return int(self.config["seed"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal for runs that must give equal numbers; the folder's path where none was written down."""
-        found = _FINGERPRINT.search(self.path.name)
-        return str(self.result.get("fingerprint") or (found.group(1) if found else self.path))
+    def value(self) -> float:
+        """Return a finished run's score on the test set, in the score's unit."""
+        return float(self.score["scale"] * self.result["test"][self.score["name"]])
 
     @property
     def cell(self) -> tuple[tuple[str, str], ...]:
-        """Equal for runs that differ by their seed alone."""
+        """Return what is equal for runs that differ by their seed alone."""
         return tuple((key, str(value)) for key, value in self.config.items() if key != "seed")
 
-    def metrics(self, split: str) -> dict[str, list[float]]:
-        """Read the columns of ``metrics.csv`` for "train" or "validation"; an absent value is NaN."""
-        columns: dict[str, list[float]] = defaultdict(list)
+    def metrics(self, split: str) -> pd.DataFrame:
+        """Read the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
+        import pandas as pd
+
         try:
-            with open(self.path / "metrics.csv", encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    if row.pop("split", None) == split and None not in row.values():  # a torn last line is short
-                        for key, value in row.items():
-                            columns[key].append(float(value) if value else math.nan)
+            text = (self.path / "metrics.csv").read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]  # the last line may be torn
+            frame = pd.read_csv(io.StringIO(whole or "split\n"))
+            return frame[frame.pop("split") == split].astype(float).reset_index(drop=True)
         except FileNotFoundError:
-            pass
-        except (TypeError, ValueError) as error:
+            return pd.DataFrame()
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"expected the metrics of a run at {self.path}/metrics.csv, got {error}") from None
-        return dict(columns)
 
 
 def read_runs(paths: Iterable[Path | str]) -> list[Run]:
     """Read every run in and below the folders, each once: the finished one where a run was begun twice.
 
-    Folders called ``tune`` are left out unless they are asked for by name.
-
-    Raises:
-        UsageError: A folder is not there, or holds no run.
+    Folders called ``tune`` are left out unless they are asked for by name. UsageError where one holds no run.
     """
     kept: dict[str, Run] = {}
     for top in map(Path, paths):
@@ -134,7 +108,7 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
             raise UsageError(f"expected runs in {top}, it holds none (a run has a config.yaml)")
         for run in found:
             other = kept.get(run.fingerprint)
-            if other is None or _RANK[run.state] >= _RANK[other.state]:
+            if other is None or _RANK.index(run.state) >= _RANK.index(other.state):
                 kept[run.fingerprint] = run
     return sorted(kept.values(), key=lambda run: (run.preset, task_order(run.task), run.model, run.cell, run.seed))
 
@@ -148,182 +122,129 @@ def _run_folders(top: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
-    result, failed = read_json(folder / "result.json"), read_json(folder / "failed.json")
-    config = identity_of(LATER | read_config(folder / "config.yaml"))
-    missing = {"task.name", "model.name", "preset", "seed", "data.validation"} - set(config)
-    if missing:
-        raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(sorted(missing))}")
+    result, failed = read_result(folder), read_json(folder / "failed.json")
+    config = identity_of(read_config(folder / "config.yaml"))
+    if "own_code" in result:  # edited code is another row
+        config["own_code"] = ",".join(result["own_code"].values())
+    needed = ("task.name", "model.name", "preset", "data.validation", "seed")
+    if missing := sorted(set(needed) - set(config)):
+        raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(missing)}")
+    task, model, preset, policy = (label(str(config[key])) for key in needed[:-1])
+    state = "failed" if failed else "unfinished"
     if result:
-        return Run(folder, "untested" if result.get("test_accuracy") is None else "finished", config, result)
-    if failed:
-        return Run(folder, "failed", config, {"fingerprint": failed.get("fingerprint")}, str(failed.get("error", "")))
-    return Run(folder, "unfinished", config, {})
+        state = "finished" if result.get("test") else "untested"
+    in_name = _FINGERPRINT.search(folder.name)
+    mark = (result or failed).get("fingerprint") or (in_name[1] if in_name else folder)
+    error = "" if result else str(failed.get("error", ""))
+    return Run(folder, state, config, result, error, str(mark), task, model, preset, policy, int(config["seed"]))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read ``result.json`` in the form of version 2, whichever version wrote it; empty where there is none."""
+    result = read_json(folder / "result.json")
+    try:
+        return upgraded(result) if result else {}
+    except KeyError as error:
+        raise UsageError(f"expected a run's result in {folder}/result.json, it lacks {error}") from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a stored configuration by dotted key, whatever version of the schema wrote it."""
-    try:
-        nested = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({error})") from None
-    if not isinstance(nested, dict):
-        raise UsageError(f"expected a run's config.yaml at {path}, got a {type(nested).__name__}")
-    return flat(nested)
-
-
-def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one by dotted key.
-
-    >>> flat({"a": {"b": 1}, "c": 2})
-    {'a.b': 1, 'c': 2}
-    """
-    out: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            out.update(flat(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
+    return flat(_read(path, lambda: OmegaConf.to_container(OmegaConf.load(path))))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a dictionary; an empty one where there is no file."""
+    return _read(path, lambda: json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UsageError(f"expected JSON in {path}, could not read it ({error}); remove the file") from None
+        found = parse()
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UsageError(f"expected a file as chela writes it at {path}, could not read it ({error})") from None
     if not isinstance(found, dict):
         raise UsageError(f"expected a dictionary in {path}, got a {type(found).__name__}")
     return found
 
 
-# ---- names and order -------------------------------------------------------------------------------------------------
+def write(path: Path, data: str | bytes) -> None:
+    """Write a file whole, and make its folder where there is none; UserError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"expected a folder to write to, got {path.parent} ({error.strerror})") from None
+    write_whole(path, data if isinstance(data, bytes) else data.encode())
 
 
 def task_order(task: str) -> tuple[int, str]:
-    """Sort key of a task."""
+    """Return a task's sort key."""
     return (TASKS.index(task) if task in TASKS else len(TASKS), task)
 
 
-def labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
-
-    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
-    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
-    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
-    never joined under one name unless they differ by their seed alone (or by the task).
-    """
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.preset, run.model].append(run)
-    named = {}
-    for members in groups.values():
-        keys = _telling_apart(members)
-        usual = {task: _usual(run) for task, run in {run.task: run for run in members}.items()} if keys else {}
-        for run in members:
-            apart = [key for key in keys if run.config.get(key) != usual[run.task].get(key)]
-            words = [f"{key}={_plain(run.config.get(key))}" for key in apart]
-            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
-    return named
-
-
-def _telling_apart(runs: Sequence[Run]) -> list[str]:
-    """Return the options that differ between runs of one system on one task."""
-    ways: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
-    for run in runs:
-        ways[run.task][run.cell] = run.config
-    keys = [
-        key
-        for key in dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
-        if any(len({_values(way, [key]) for way in cells.values()}) > 1 for cells in ways.values())
-    ]
-    for last in _SAID_LAST:
-        fewer = [key for key in keys if key != last]
-        if all(len({_values(way, fewer) for way in cells.values()}) == len(cells) for cells in ways.values()):
-            keys = fewer
-    return keys
-
-
-def _values(config: dict[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(repr(config.get(key)) for key in keys)
-
-
-def _usual(run: Run) -> dict[str, Any]:
-    """Return what the configuration files say for the run's task, model and preset; nothing for what they know not."""
-    try:
-        config = resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])
-    except UsageError:
-        return {}
-    return flat(to_dict(config))
-
-
-def _plain(value: Any) -> str:
+def word(value: Any) -> str:
+    """Write a value as it stands in a ``key=value`` word."""
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
+@dataclass
+class Options:
+    """What the command is told."""
 
-
-def collect(runs: Sequence[Run], to: Path) -> int:
-    """Copy the finished and the failed runs' small files to ``to``; return how many."""
-    kept = [run for run in runs if run.state in ("finished", "failed")]
-    for run in kept:
-        name = f"{run.model}-seed{run.seed}-{run.fingerprint}"
-        target = to / ("" if run.state == "finished" else "failed") / f"{run.task}-{run.preset}" / name
-        target.mkdir(parents=True, exist_ok=True)
-        config = OmegaConf.load(run.path / "config.yaml")
-        for key, value in _LOCAL.items():
-            OmegaConf.update(config, key, value)
-        if run.config.get("data.released"):
-            OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
-        (target / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-        for file in ("result.json", "metrics.csv", "failed.json"):
-            if (run.path / file).is_file():
-                shutil.copyfile(run.path / file, target / file)
-    return len(kept)
+    words: list[str] = option(MISSING, "list or collect, then run folders, or folders above them", positional=True)
+    to: Path | None = option(None, "where collect writes its copies")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.runs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (("list", "one line for each run"), ("collect", "copy results without checkpoints")):
-        command = commands.add_parser(name, help=about)
-        command.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
-        if name == "collect":
-            command.add_argument("--to", required=True, type=Path, help="where the copies go")
-    asked = parser.parse_args(argv)
-    return guarded(lambda: _list(asked.runs) if asked.command == "list" else _collect(asked.runs, asked.to))
+    return cli.command(Options, _run, __doc__, argv)
+
+
+def _run(options: Options, rest: list[str]) -> int:
+    cli.no_more(rest, Options)
+    action, *paths = options.words
+    if not paths or action != ("list" if options.to is None else "collect"):
+        got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])
+        raise UsageError(f"expected list RUN… or collect RUN… to=FOLDER, got {got}; see --help")
+    return _list(paths) if options.to is None else _collect(paths, options.to)
 
 
 def _list(paths: list[str]) -> int:
     for run in read_runs(paths):
-        accuracy = f"{run.result['test_accuracy']:.2%}" if run.state == "finished" else "–"
-        words = (f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", run.state, accuracy, str(run.path))
+        told, space = "–", "" if run.score["unit"] in ("", "%") else " "
+        if run.state == "finished":
+            told = f"{run.value:.{run.score['digits']}f}{space}{run.score['unit']}"
+        words = (f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", run.state, told, str(run.path))
         sys.stdout.write("  ".join(words) + (f"  ({run.error})" if run.error else "") + "\n")
     return 0
 
 
 def _collect(paths: list[str], to: Path) -> int:
+    """Copy the small files of the finished and the failed runs."""
     runs = read_runs(paths)
-    inside = next((path for path in (*map(Path, paths), *(run.path for run in runs)) if _is_in(path, to)), None)
-    if inside is not None:  # a copy would overwrite what it is made from
-        raise UsageError(f"--to: expected a folder apart from the runs, got {to}, which holds {inside}; name another")
-    copied = collect(runs, to)
+    for path in (*map(Path, paths), *(run.path for run in runs)):
+        if path.resolve().is_relative_to(to.resolve()):  # a copy would overwrite what it is made from
+            raise UsageError(f"to: expected a folder apart from the runs, got {to}, which holds {path}; name another")
+    kept = [run for run in runs if run.state in ("finished", "failed")]
+    for run in kept:
+        name = f"{run.model}-seed{run.seed}-{run.fingerprint}"
+        target = to / ("" if run.state == "finished" else "failed") / f"{run.task}-{run.preset}" / name
+        config = OmegaConf.load(run.path / "config.yaml")
+        for key, value in _LOCAL.items():
+            OmegaConf.update(config, key, value)
+        if run.config.get("data.released"):
+            OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
+        write(target / "config.yaml", OmegaConf.to_yaml(config))
+        for file in ("result.json", "metrics.csv", "failed.json"):
+            if (run.path / file).is_file():
+                shutil.copyfile(run.path / file, target / file)
     for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:
-        (to / "rates").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(rates, to / "rates" / rates.name)
-    left = f"; {len(runs) - copied} unfinished or untested left out" if copied < len(runs) else ""
-    sys.stdout.write(f"copied {copied} runs to {to}{left}\n")
+        write(to / "rates" / rates.name, rates.read_bytes())
+    left = f"; {len(runs) - len(kept)} unfinished or untested left out" if len(kept) < len(runs) else ""
+    sys.stdout.write(f"copied {len(kept)} runs to {to}{left}\n")
     return 0
-
-
-def _is_in(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 if __name__ == "__main__":

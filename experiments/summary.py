@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,10 +14,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.runs import TASKS, Run, labels, task_order
+from chela.config import resolve, to_dict
+from chela.errors import UsageError
+from chela.groups import flat
+from chela.results import ACCURACY
+from experiments.runs import RATE, TASKS, Run, task_order, word
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = ("parameters", "tokens_per_second", "peak_memory_bytes")
+STEPS = "trainer.max_steps"
+_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
+_PRESETS = {"full": 0, "mini": 1, "tiny": 2}
+_SAME_CELL = {"seed", "preset", "model.name"}
 
 
 @dataclass(frozen=True)
@@ -27,36 +36,23 @@ class Cell:
 
     @cached_property
     def finished(self) -> tuple[Run, ...]:
-        """Those that have a result."""
+        """Return the runs that have a result."""
         return tuple(run for run in self.runs if run.state == "finished")
 
-    @property
-    def accuracies(self) -> list[float]:
-        """Test accuracies in per cent, of every finished seed, the unlucky ones too."""
-        return [100 * run.result["test_accuracy"] for run in self.finished]
-
-    @property
+    @cached_property
     def mean(self) -> float | None:
-        """Mean over the finished seeds."""
-        return statistics.fmean(self.accuracies) if self.accuracies else None
+        """Return the mean score of every finished seed, the unlucky ones too."""
+        return statistics.fmean(run.value for run in self.finished) if self.finished else None
 
     @property
     def sd(self) -> float | None:
-        """Standard deviation over the seeds (n − 1); None for a single one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
-
-    @property
-    def machines(self) -> set[str]:
-        """What the finished runs were computed on, and by how many threads and processes."""
-        return {machine(run) for run in self.finished}
-
-    @property
-    def at_chance(self) -> int:
-        """Seeds that learned nothing: training never left the majority class by more than a point."""
-        return sum(run.result.get("learned") is False for run in self.finished)
+        """Return the standard deviation over the seeds (n − 1); None for a single one."""
+        return statistics.stdev(run.value for run in self.finished) if len(self.finished) > 1 else None
 
     def count(self, state: str) -> int:
-        """Count the runs in a state."""
+        """Count the runs in a state; "at chance": that never left the majority class by more than a point."""
+        if state == "at chance":
+            return sum(run.result.get("learned") is False for run in self.finished)
         return sum(run.state == state for run in self.runs)
 
     def cost(self, key: str) -> float | None:
@@ -69,11 +65,10 @@ class Cell:
         lacking = self.lacking(key)
         results = [run.result for run in self.finished if run not in lacking]
         values = [result[key] for result in results]
-        speed = self._median_speed()
-        if speed and key == "tokens_per_second":
-            return speed
-        if speed and key == "training_seconds":
-            values = [result[key] * result["tokens_per_second"] / speed for result in results]
+        if self._median_speed and key == "tokens_per_second":
+            return self._median_speed
+        if self._median_speed and key == "training_seconds":
+            values = [result[key] * result["tokens_per_second"] / self._median_speed for result in results]
         return statistics.fmean(values) if values else None
 
     def lacking(self, key: str) -> list[Run]:
@@ -81,18 +76,20 @@ class Cell:
         needed = (key, "tokens_per_second") if key == "training_seconds" else (key,)
         return [run for run in self.finished if not all(run.result.get(name) for name in needed)]
 
+    @cached_property
     def _median_speed(self) -> float | None:
         steps = [value for run in self.finished for value in run.metrics("train").get("tokens_per_second", ())]
         return statistics.median(steps) if steps else None
 
-    def config(self, key: str) -> Any:
-        """Return an option that all seeds share."""
-        return self.runs[0].config.get(key)
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the options, which all seeds share but for the seed."""
+        return self.runs[0].config
 
 
 @dataclass(frozen=True)
-class Part:
-    """A table: what may stand side by side, that is one preset and one validation policy."""
+class ResultTable:
+    """What may stand side by side: the runs of one preset and one validation policy."""
 
     preset: str
     policy: str
@@ -101,24 +98,30 @@ class Part:
 
     @property
     def tasks(self) -> list[str]:
-        """The six tasks, and others that were run."""
+        """Return the six tasks, and others that were run."""
         run = {task for row in self.cells.values() for task in row}
         return sorted(run | set(TASKS), key=task_order)
 
     @property
     def runs(self) -> list[Run]:
-        """All runs of the table."""
+        """Return all runs of the table."""
         return [run for row in self.cells.values() for cell in row.values() for run in cell.runs]
 
+    def runs_of(self, task: str) -> list[Run]:
+        """Return the runs of a task, finished ones first: those tell its title and its score."""
+        return sorted((run for run in self.runs if run.task == task), key=lambda run: not run.result)
+
+    def score(self, task: str) -> dict[str, Any]:
+        """Return how a task is scored."""
+        return next((run.score for run in self.runs_of(task)), ACCURACY)
+
     def majority(self, task: str) -> float | None:
-        """Accuracy of always naming the most frequent class of the test set, in per cent."""
-        found = {
-            run.result.get("majority_accuracy") for run in self.runs if run.state == "finished" and run.task == task
-        } - {None}
-        return 100 * found.pop() if len(found) == 1 else None
+        """Return the accuracy of always naming the most frequent class of the test set, in per cent."""
+        found = {run.result.get("majority_accuracy") for run in self.runs_of(task) if run.state == "finished"} - {None}
+        return 100 * float(found.pop() or 0) if len(found) == 1 and self.score(task)["name"] == "accuracy" else None
 
     def average(self, row: str) -> float | None:
-        """Mean over the six tasks; None unless all of them have a result."""
+        """Return the mean accuracy over the six tasks; None unless all of them have a result."""
         means = [self.cells[row][task].mean if task in self.cells[row] else None for task in TASKS]
         return statistics.fmean(mean for mean in means if mean is not None) if None not in means else None
 
@@ -128,9 +131,12 @@ class Part:
         The number of parameters is the same everywhere.
         """
         mine, base = self.cells[row].get(task), self.cells.get(BASELINE, {}).get(task)
-        if key != "parameters" and mine and base and mine.machines != base.machines:
+        if mine is None or base is None:
             return None
-        mine_cost, base_cost = mine and mine.cost(key), base and base.cost(key)
+        machines = [{machine(run) for run in cell.finished} for cell in (mine, base)]
+        if key != "parameters" and machines[0] != machines[1]:
+            return None
+        mine_cost, base_cost = mine.cost(key), base.cost(key)
         return mine_cost / base_cost if mine_cost and base_cost else None
 
     def mean_relative(self, row: str, key: str) -> float | None:
@@ -141,36 +147,33 @@ class Part:
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
-        commits = sorted({_commit(run) for run in finished})
+        commits = {str(run.result.get("git_commit") or "unknown") for run in finished}
+        short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
         notes = [
             f"preset {self.preset}" + ("" if self.preset == "full" else ": a smaller task, not an LRA number"),
             f"validation {self.policy}: "
             + ("the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart")
             + "; the best checkpoint on validation is tested once",
-            f"commit {', '.join(commits) or 'unknown'}",
+            f"commit {', '.join(short) or 'unknown'}",
             f"{len(finished)} finished runs, {hours:.1f} hours of them in all",
         ]
-        return [*notes, *self._differences(finished)]
-
-    def _differences(self, finished: list[Run]) -> list[str]:
-        notes = []
         for task in self.tasks:
-            members = [run for run in self.runs if run.task == task]
             by_steps: dict[Any, set[str]] = defaultdict(set)
-            for run in members:
-                by_steps[run.config.get("trainer.max_steps")].add(run.model)
+            for run in self.runs_of(task):
+                by_steps[run.config.get(STEPS)].add(run.model)
             if len(by_steps) > 1:
                 said = "; ".join(f"{steps}: {', '.join(sorted(names))}" for steps, names in sorted(by_steps.items()))
                 notes.append(f"{task}: the steps differ ({said})")
-            sources = {run.config.get("data.source", "auto") for run in members} - {"auto"}
-            if sources:
+            if sources := {run.config.get("data.source", "auto") for run in self.runs_of(task)} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
         machines = sorted({machine(run) for run in finished})
         if len(machines) > 1:
             notes.append(f"speed and memory are compared within a machine only, of these: {'; '.join(machines)}")
         elif machines:
-            notes.append(f"speed and memory on {machines[0]}" + _memory_note(finished))
+            on_gpu = all("NVIDIA" in str(run.result.get("device")) for run in finished)
+            whole = "" if on_gpu else "; memory is the whole process's, Python and torch included"
+            notes.append(f"speed and memory on {machines[0]}{whole}")
         return notes
 
 
@@ -180,61 +183,81 @@ def machine(run: Run) -> str:
     return f"{run.result.get('device')} (threads: {threads}{f', processes: {processes}' if processes != 1 else ''})"
 
 
-def _memory_note(finished: list[Run]) -> str:
-    on_gpu = all("NVIDIA" in str(run.result.get("device")) for run in finished)
-    return "" if on_gpu else "; memory is the whole process's, Python and torch included"
-
-
-def _commit(run: Run) -> str:
-    commit = str(run.result.get("git_commit") or "unknown")
-    sha, plus, changes = commit.partition("+")
-    return sha[:10] + plus + changes
-
-
-def parts(runs: Sequence[Run]) -> list[Part]:
+def result_tables(runs: Sequence[Run]) -> list[ResultTable]:
     """Sort runs into tables; presets and validation policies are never mixed in one."""
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: (_PRESETS.get(run.preset, len(_PRESETS)), run.preset, run.policy)):
         groups[run.preset, run.policy].append(run)
-    order = {preset: place for place, preset in enumerate(("full", "mini", "tiny"))}
-    keys = sorted(groups, key=lambda key: (order.get(key[0], len(order)), key))
-    return [_part(preset, policy, groups[preset, policy]) for preset, policy in keys]
+    tables = []
+    for key, members in groups.items():
+        named = row_names(members)
+        rows: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        for run in members:
+            rows[named[run.path]][run.task].append(run)
+        ordered = sorted(rows.items(), key=lambda item: row_order(item[0]))
+        cells = {name: {task: Cell(tuple(runs)) for task, runs in row.items()} for name, row in ordered}
+        tables.append(ResultTable(*key, cells))
+    return tables
 
 
-def _part(preset: str, policy: str, runs: list[Run]) -> Part:
-    names = labels(runs)
-    cells: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        cells[names[run.path]][run.task].append(run)
-    ordered = sorted(cells, key=lambda name: (not name.startswith("chela"), name))
-    return Part(
-        preset,
-        policy,
-        {name: {task: Cell(tuple(found)) for task, found in cells[name].items()} for name in ordered},
-    )
+def published() -> list[dict[str, Any]]:
+    """Return the rows of ``published.yaml``: name, mark, source, average, and ``values`` by task.
 
-
-@dataclass(frozen=True)
-class Published:
-    """A row of a paper: ``values`` by task, None where its source gives no number, "fail" where it reports failure."""
-
-    name: str
-    mark: str
-    source: str
-    values: dict[str, float | str | None]
-    average: float | None
-
-
-def published() -> list[Published]:
-    """Read the rows of ``published.yaml``; CHELA's own is there to say that it was not obtained."""
+    A value is None where its source gives no number, "fail" where it reports failure.
+    """
     loaded: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))
-    return [
-        Published(
-            row["name"],
-            row["mark"],
-            row["source"],
-            dict(zip(TASKS, row["values"], strict=True)),
-            row["average"],
-        )
-        for row in loaded["rows"]
-    ]
+    return [{**row, "values": dict(zip(TASKS, row["values"], strict=True))} for row in loaded["rows"]]
+
+
+def row_order(name: str) -> tuple[bool, str]:
+    """Return the sort key of a row's name: CHELA and its variants first."""
+    return (not name.startswith("chela"), name)
+
+
+def row_names(runs: Sequence[Run]) -> dict[Path, str]:
+    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
+
+    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
+    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
+    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
+    never joined under one name unless they differ by their seed alone (or by the task).
+    """
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.preset, run.model].append(run)
+    named = {}
+    for members in groups.values():
+        keys = _telling_apart(members)
+        usual = {task: _usual(run) for task, run in {run.task: run for run in members}.items()} if keys else {}
+        for run in members:
+            words = [
+                f"{key}={word(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
+            ]
+            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
+    return named
+
+
+def _telling_apart(runs: Sequence[Run]) -> list[str]:
+    """Return the options that differ between runs of one system on one task."""
+    tasks: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        tasks[run.task][run.cell] = run.config
+
+    def told(ways: dict[Any, dict[str, Any]], keys: Sequence[str]) -> int:
+        return len({tuple(repr(way.get(key)) for key in keys) for way in ways.values()})
+
+    options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
+    keys = [key for key in options if any(told(ways, [key]) > 1 for ways in tasks.values())]
+    for last in _SAID_LAST:
+        fewer = [key for key in keys if key != last]
+        if all(told(ways, fewer) == len(ways) for ways in tasks.values()):
+            keys = fewer
+    return keys
+
+
+def _usual(run: Run) -> dict[str, Any]:
+    """Return what the configuration files say for the run's task, model and preset; nothing for what is not here."""
+    try:
+        return flat(to_dict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+    except UsageError:
+        return {}

@@ -1,228 +1,264 @@
 """Make the table of runs: mean ± standard deviation over seeds, and everything that qualifies it.
 
-python -m experiments.table runs/lra_mini                                      Markdown
-python -m experiments.table experiments/results/ablation --compact             without the tasks that were not run
-python -m experiments.table experiments/results/lra_mini --format html > table.html
-python -m experiments.table runs/lra_mini --format csv > table.csv             one line for each task and system
+chela table runs/lra_mini                                          Markdown
+chela table experiments/results/ablation compact=true              without the tasks that were not run
+chela table experiments/results/lra_mini format=html > table.html
+chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
 Each preset has a table of its own. Published rows stand apart, with their sources; nothing of them was run here.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
+import html
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
+from typing import Any
 
-from chela.cli import guarded
-from experiments.render import FORMATS, NONE, Block, Grid, Heading, Paragraph, render
-from experiments.runs import TASKS, Run, read_runs
-from experiments.summary import COSTS, Cell, Part, parts, published
+from chela import cli
+from chela.results import TITLES
+from experiments.runs import RATE, Run, read_runs
+from experiments.summary import COSTS, STEPS, Cell, ResultTable, published, result_tables
+from lra.options import option
 
-TITLES = {"listops": "ListOps", "text": "Text", "retrieval": "Retrieval", "image": "Image"}
-TITLES |= {"pathfinder": "Pathfinder", "pathx": "Path-X"}
+FORMATS = ("md", "latex", "html")
+NONE = "–"  # the cell of what has not been run
+
+_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}
+_LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_IN_LATEX = str.maketrans(_LATEX | {"“": "``", "”": "''", "−": "$-$"})
 COST_TITLES = dict(zip(COSTS, ("parameters", "tokens/s", "memory"), strict=True))
 
 
-def measured(found: Sequence[Part], compact: bool = False) -> list[Block]:
-    """Return what was measured here as headings, paragraphs and grids; ``compact`` leaves out columns without a run."""
-    out: list[Block] = []
-    if len(found) > 1:
-        kinds = ", ".join(f"{part.preset} (validation {part.policy})" for part in found)
-        out.append(Paragraph(f"The tables below must not be compared with one another: {kinds}."))
-    for part in found:
-        out.append(Heading(f"Measured here: preset {part.preset}, validation {part.policy}"))
-        out.append(main_grid(part).compact() if compact else main_grid(part))
-        out.extend(Paragraph(note) for note in _legend(part))
-        out.append(Heading("Each task and system", level=3))
-        out.append(detail_grid(part))
-    return out
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or a heading of a level."""
 
-
-def from_papers(found: Sequence[Part]) -> list[Block]:
-    """Return the rows of papers, under a heading that tells them from ours."""
-    full = all(part.preset == "full" for part in found)
-    apart = "" if full else " They are of the full tasks: no number measured here may be set beside them."
-    return [
-        Heading("Published, not measured here" + ("" if full else ", and on the full tasks")),
-        Paragraph("Accuracies as papers print them, each with its source." + apart),
-        published_grid(),
-    ]
-
-
-def _legend(part: Part) -> list[str]:
-    return [
-        "Test accuracy in %, mean ± standard deviation (seeds). “at chance”: seeds whose training never left the "
-        "majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
-        "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
-        "median over the logged steps.",
-        "; ".join(part.notes()) + ".",
-    ]
-
-
-def main_grid(part: Part) -> Grid:
-    """Systems × tasks."""
-    header = ["system", *(TITLES.get(task, task) for task in part.tasks), "average"]
-    header += [f"{COST_TITLES[key]} ×" for key in COSTS]
-    rows = []
-    for name, row in part.cells.items():
-        cells = [accuracy_text(row[task]) if task in row else NONE for task in part.tasks]
-        rows.append(
-            [name, *cells, number(part.average(name)), *(ratio(part.mean_relative(name, key)) for key in COSTS)]
-        )
-    majority = [number(part.majority(task)) for task in part.tasks]
-    return Grid(header, [*rows, ["majority class", *majority, NONE, *(NONE for _ in COSTS)]])
-
-
-def accuracy_text(cell: Cell) -> str:
-    """Return a cell's words: ``51.23 ± 0.45 (3; 1 at chance)``."""
-    counts = [(cell.at_chance, "at chance")] + [(cell.count(s), s) for s in ("failed", "unfinished", "untested")]
-    remarks = [f"{count} {what}" for count, what in counts if count]
-    if cell.mean is None:
-        return f"{NONE} ({'; '.join(remarks)})"
-    spread = "" if cell.sd is None else f" ± {cell.sd:.2f}"
-    return f"{cell.mean:.2f}{spread} ({'; '.join([str(len(cell.finished)), *remarks])})"
-
-
-def number(value: float | None) -> str:
-    """Return two decimals, or a dash."""
-    return NONE if value is None else f"{value:.2f}"
-
-
-def ratio(value: float | None) -> str:
-    """Return a factor, or a dash."""
-    return NONE if value is None else f"{value:.2f}×"
-
-
-def detail_grid(part: Part) -> Grid:
-    """Task by task: what was run and what it cost."""
-    header = [
-        "task",
-        "system",
-        "accuracy, %",
-        "rate",
-        "steps",
-        "parameters",
-        "tokens/s",
-        "memory, MiB",
-        "minutes a run",
-    ]
-    rows = []
-    for task in part.tasks:
-        for name, row in part.cells.items():
-            if task not in row:
-                continue
-            cell = row[task]
-            minutes = cell.cost("wall_seconds")
-            rows.append(
-                [
-                    TITLES.get(task, task),
-                    name,
-                    accuracy_text(cell),
-                    f"{cell.config('optimizer.lr'):g}",
-                    str(cell.config("trainer.max_steps")),
-                    *(_cost(part, name, task, key) for key in COSTS),
-                    NONE if minutes is None else f"{minutes / 60:.1f}",
-                ]
-            )
-    return Grid(header, rows, words=("system",))
-
-
-def _cost(part: Part, name: str, task: str, key: str) -> str:
-    value = part.cells[name][task].cost(key)
-    if value is None:
-        return NONE
-    beside = part.relative(name, task, key)
-    text = f"{value / 2**20:,.0f}" if key == "peak_memory_bytes" else f"{value:,.0f}"
-    return text if beside is None else f"{text} ({ratio(beside)})"
-
-
-def published_grid() -> Grid:
-    """The rows of papers."""
-    header = ["paper's row", *(TITLES[task] for task in TASKS), "average, as printed", "mark", "source"]
-    rows = []
-    for row in published():
-        values = ["fails" if value == "fail" else number(value) for value in row.values.values()]  # type: ignore[arg-type]
-        rows.append([row.name, *values, number(row.average), row.mark, row.source])
-    note = "mark A: read in the primary source; B: read in another paper that cites it."
-    return Grid(header, rows, note, words=("mark", "source"))
-
-
-def to_csv(runs: Sequence[Run], with_published: bool = True) -> str:
-    """Return one line for each task and system; ``kind`` tells ours from a paper's."""
-    out = io.StringIO()
-    costs = [*COSTS, *(f"{key}_beside_softmax" for key in COSTS)]
-    columns = ["kind", "preset", "validation", "task", "system", "accuracy", "sd", "seeds", "at_chance", "failed"]
-    columns += ["unfinished", "lr", "steps", *costs, "wall_seconds", "source"]
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    for part in parts(runs):
-        where = {"preset": part.preset, "validation": part.policy}
-        for name, row in part.cells.items():
-            for task, cell in row.items():
-                writer.writerow({**where, "task": task, "system": name, **_csv_cell(part, name, task, cell)})
-        for task in part.tasks:
-            majority = part.majority(task)
-            if majority is not None:
-                writer.writerow({**where, "kind": "majority", "task": task, "accuracy": majority})
-    for entry in published() if with_published else []:
-        for task, value in entry.values.items():
-            if isinstance(value, float | int):
-                words = {"kind": f"published-{entry.mark}", "preset": "full", "task": task, "system": entry.name}
-                writer.writerow({**words, "accuracy": value, "source": entry.source})
-    return out.getvalue()
-
-
-def _csv_cell(part: Part, name: str, task: str, cell: Cell) -> dict[str, object]:
-    return {
-        "kind": "measured",
-        "accuracy": cell.mean,
-        "sd": cell.sd,
-        "seeds": len(cell.finished),
-        "at_chance": cell.at_chance,
-        "failed": cell.count("failed"),
-        "unfinished": cell.count("unfinished"),
-        "lr": cell.config("optimizer.lr"),
-        "steps": cell.config("trainer.max_steps"),
-        **{key: cell.cost(key) for key in COSTS},
-        **{f"{key}_beside_softmax": part.relative(name, task, key) for key in COSTS},
-        "wall_seconds": cell.cost("wall_seconds"),
-        "source": ", ".join(sorted({str(run.result.get("git_commit")) for run in cell.finished})),
-    }
+    text: str
+    level: int = 0
 
 
 @dataclass(frozen=True)
-class _Asked:
-    runs: list[str]
-    format: str
-    compact: bool
-    published: bool
+class Grid:
+    """A table; the first column is its rows' names, ``words`` are the columns of text, which go to the left."""
+
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    words: tuple[str, ...] = ()
+
+    @property
+    def are_words(self) -> list[bool]:
+        """Return of each column whether it holds text."""
+        return [column == 0 or name in self.words for column, name in enumerate(self.header)]
+
+    def compact(self) -> Grid:
+        """Return it without the columns that hold nothing."""
+        kept = [place for place in range(len(self.header)) if any(row[place] != NONE for row in self.rows)]
+        rows = [[row[place] for place in kept] for row in self.rows]
+        return Grid([self.header[place] for place in kept], rows, self.note, self.words)
+
+
+Block = Text | Grid
+
+
+def render(blocks: Sequence[Block], kind: str) -> str:
+    """Return the blocks as ``md``, ``latex`` or ``html`` (a part of a page)."""
+    draw = {"md": _markdown, "latex": _latex, "html": _html}[kind]
+    return "\n".join(draw(block) for block in blocks)
+
+
+def _markdown(block: Block) -> str:
+    if isinstance(block, Text):
+        return f"{'#' * block.level} {block.text}\n".lstrip(" ")
+    cells = [[text.replace("|", "\\|") for text in row] for row in (block.header, *block.rows)]
+    lines = [f"| {' | '.join(row)} |" for row in cells]
+    rule = f"|{'|'.join('---' if words else '---:' for words in block.are_words)}|"
+    return "\n".join([lines[0], rule, *lines[1:], *(["", block.note] if block.note else []), ""])
+
+
+def _latex(block: Block) -> str:
+    if isinstance(block, Text):
+        text = block.text.translate(_IN_LATEX)
+        return f"\\{'sub' * (block.level - 2)}section*{{{text}}}\n" if block.level else f"{text}\n"
+    rows = [" & ".join(text.translate(_IN_LATEX) for text in row) + r" \\" for row in (block.header, *block.rows)]
+    columns = "".join("l" if words else "r" for words in block.are_words)
+    lines = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", block.note.translate(_IN_LATEX), ""])
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Text):
+        tag = f"h{block.level}" if block.level else "p"
+        return f"<{tag}>{html.escape(block.text)}</{tag}>"
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in block.header)
+    kinds = [" class=words" if words else "" for words in block.are_words[1:]]
+    body = ""
+    for first, *rest in block.rows:
+        cells = (f"<td{kind}>{html.escape(text)}</td>" for kind, text in zip(kinds, rest, strict=True))
+        body += f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>'
+    note = f"<p>{html.escape(block.note)}</p>" if block.note else ""
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
+
+
+def measured(tables: Sequence[ResultTable], compact: bool = False) -> list[Block]:
+    """Return what was measured here as headings, paragraphs and grids; ``compact`` leaves out columns without a run."""
+    out: list[Block] = []
+    if len(tables) > 1:
+        kinds = ", ".join(f"{table.preset} (validation {table.policy})" for table in tables)
+        out.append(Text(f"The tables below must not be compared with one another: {kinds}."))
+    for table in tables:
+        out.append(Text(f"Measured here: preset {table.preset}, validation {table.policy}", level=2))
+        out.append(main_grid(table).compact() if compact else main_grid(table))
+        out += [*map(Text, _legend(table)), Text("Each task and system", level=3), detail_grid(table)]
+    return out
+
+
+def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
+    """Return the rows of papers, under a heading that tells them from ours."""
+    full = all(table.preset == "full" for table in tables)
+    apart = "" if full else " They are of the full tasks: no number measured here may be set beside them."
+    rows = []
+    for row in published():
+        values = ["fails" if value == "fail" else number(value) for value in row["values"].values()]
+        rows.append([row["name"], *values, number(row["average"]), row["mark"], row["source"]])
+    header = ["paper's row", *TITLES.values(), "average, as printed", "mark", "source"]
+    note = "mark A: read in the primary source; B: read in another paper that cites it."
+    return [
+        Text("Published, not measured here" + ("" if full else ", and on the full tasks"), level=2),
+        Text("Accuracies as papers print them, each with its source." + apart),
+        Grid(header, rows, note, words=("mark", "source")),
+    ]
+
+
+def _legend(table: ResultTable) -> list[str]:
+    other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
+    return [
+        f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
+        "the majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
+        "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
+        "median over the logged steps.",
+        "; ".join(table.notes()) + ".",
+    ]
+
+
+def _accuracy_only(table: ResultTable) -> bool:
+    return all(table.score(task)["name"] == "accuracy" for task in table.tasks)
+
+
+def task_heading(table: ResultTable, task: str) -> str:
+    """Return the title of a task's column, with its score where that is no accuracy: ``Recall (loss, nats)``."""
+    title = next((run.title for run in table.runs_of(task)), TITLES.get(task, task))
+    score = table.score(task)
+    return title if score["name"] == "accuracy" else f"{title} ({score_heading(score)})"
+
+
+def score_heading(score: dict[str, Any]) -> str:
+    """Return a score's name and unit: ``accuracy, %``."""
+    return ", ".join(filter(None, (score["name"], score["unit"])))
+
+
+def main_grid(table: ResultTable) -> Grid:
+    """Return systems × tasks."""
+    header = ["system", *(task_heading(table, task) for task in table.tasks), "average"]
+    header += [f"{title} ×" for title in COST_TITLES.values()]
+    rows = []
+    for name, row in table.cells.items():
+        cells = [cell_text(row[task]) if task in row else NONE for task in table.tasks]
+        beside = (number(table.mean_relative(name, key), "×") for key in COSTS)
+        rows.append([name, *cells, number(table.average(name)), *beside])
+    majority = [number(table.majority(task)) for task in table.tasks]
+    return Grid(header, [*rows, ["majority class", *majority, NONE, *(NONE for _ in COSTS)]])
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell's words: ``51.23 ± 0.45 (3; 1 at chance)``."""
+    states = ("at chance", "failed", "unfinished", "untested")
+    remarks = [f"{count} {state}" for state in states if (count := cell.count(state))]
+    if cell.mean is None:
+        return f"{NONE} ({'; '.join(remarks)})"
+    digits = cell.finished[0].score["digits"]
+    spread = "" if cell.sd is None else f" ± {cell.sd:.{digits}f}"
+    return f"{cell.mean:.{digits}f}{spread} ({'; '.join([str(len(cell.finished)), *remarks])})"
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Return two decimals, or a dash."""
+    return NONE if value is None else f"{value:.2f}{unit}"
+
+
+def detail_grid(table: ResultTable) -> Grid:
+    """Return what was run and what it cost, task by task."""
+    score = "accuracy, %" if _accuracy_only(table) else "score"
+    header = ["task", "system", score, "rate", "steps", "parameters", "tokens/s", "memory, MiB", "minutes a run"]
+    rows = []
+    for task, name in ((task, name) for task in table.tasks for name, row in table.cells.items() if task in row):
+        cell = table.cells[name][task]
+        told = [task_heading(table, task), name, cell_text(cell), f"{cell.config[RATE]:g}", str(cell.config[STEPS])]
+        for key in COSTS:
+            value, beside = cell.cost(key), table.relative(name, task, key)
+            text = NONE if value is None else f"{value / (2**20 if key == 'peak_memory_bytes' else 1):,.0f}"
+            told.append(text if beside is None else f"{text} ({number(beside, '×')})")
+        took = cell.cost("wall_seconds")
+        rows.append([*told, NONE if took is None else f"{took / 60:.1f}"])
+    return Grid(header, rows, words=("system",))
+
+
+def to_csv(runs: Sequence[Run], with_published: bool = True) -> str:
+    """Return one line for each task and system; ``kind`` tells ours from a paper's.
+
+    Where a task is not scored by accuracy, the columns ``score``, ``unit`` and ``value`` are added for all.
+    """
+    import pandas as pd
+
+    tables = result_tables(runs)
+    plain = all(map(_accuracy_only, tables))
+    lines: list[dict[str, object]] = []
+    for table in tables:
+        where = {"preset": table.preset, "validation": table.policy}
+        for name, task, cell in ((name, task, cell) for name, row in table.cells.items() for task, cell in row.items()):
+            score, commits = table.score(task), {str(run.result.get("git_commit")) for run in cell.finished}
+            line: dict[str, object] = {"kind": "measured", **where, "task": task, "system": name}
+            line |= {"accuracy": cell.mean if score["name"] == "accuracy" else None, "sd": cell.sd}
+            line |= {"seeds": len(cell.finished), "at_chance": cell.count("at chance")}
+            line |= {state: cell.count(state) for state in ("failed", "unfinished")}
+            line |= {"lr": cell.config[RATE], "steps": cell.config[STEPS]} | {key: cell.cost(key) for key in COSTS}
+            line |= {f"{key}_beside_softmax": table.relative(name, task, key) for key in COSTS}
+            line |= {"wall_seconds": cell.cost("wall_seconds"), "source": ", ".join(sorted(commits))}
+            lines.append(line if plain else line | {"score": score["name"], "unit": score["unit"], "value": cell.mean})
+        for task in table.tasks:
+            if (majority := table.majority(task)) is not None:
+                lines.append({**where, "kind": "majority", "task": task, "accuracy": majority})
+    for paper in published() if with_published else []:
+        same = {"kind": f"published-{paper['mark']}", "preset": "full", "system": paper["name"]}
+        for task, value in paper["values"].items():
+            if isinstance(value, float | int):
+                lines.append({**same, "task": task, "accuracy": value, "source": paper["source"]})
+    return pd.DataFrame(lines, dtype=object).to_csv(index=False)
+
+
+@dataclass
+class Options:
+    """What the command is told."""
+
+    runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
+    format: str = option("md", "what is printed", choices=(*FORMATS, "csv"))
+    compact: bool = option(False, "leave out columns without a run")
+    published: bool = option(True, "print the rows of papers too")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or folders above them")
-    parser.add_argument("--format", choices=(*FORMATS, "csv"), default="md")
-    parser.add_argument("--compact", action="store_true", help="leave out columns without a run")
-    parser.add_argument("--no-published", action="store_true", help="leave out the rows of papers")
-    asked = parser.parse_args(argv)
-    return guarded(lambda: _print(_Asked(asked.runs, asked.format, asked.compact, not asked.no_published)))
+    return cli.command(Options, _print, __doc__, argv)
 
 
-def _print(asked: _Asked) -> int:
-    runs = read_runs(asked.runs)
-    if asked.format == "csv":
-        sys.stdout.write(to_csv(runs, asked.published))
-    else:
-        found = parts(runs)
-        blocks = measured(found, asked.compact) + (from_papers(found) if asked.published else [])
-        sys.stdout.write(render(blocks, asked.format))
+def _print(options: Options, rest: list[str]) -> int:
+    cli.no_more(rest, Options)
+    runs = read_runs(options.runs)
+    tables = result_tables(runs)
+    blocks = measured(tables, options.compact) + (from_papers(tables) if options.published else [])
+    sys.stdout.write(to_csv(runs, options.published) if options.format == "csv" else render(blocks, options.format))
     return 0
 
 

@@ -1,64 +1,171 @@
-"""``python -m experiments.bench NAME [key=value …] [--compare OLD.json] [--out FILE] [--quick] [--cpu-time]``."""
+"""Run one benchmark: print its values, write them as JSON, draw its plot.
+
+chela bench list                                   what there is, and the words of each
+chela bench layers                                 writes experiments/results/bench/layers.json
+chela bench layers compare=OLD.json out=NEW.json   beside each value: new / old
+chela bench train task=text,image model=chela,softmax preset=full batch=4 out=FILE
+"""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import importlib
+import itertools
+import json
+import os
+import shutil
 import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from chela.cli import command, no_more, read_words
 from chela.errors import UsageError
+from experiments.bench import Row
+from experiments.runs import write
+from lra.options import option
 
+BENCHMARKS = ("convolution", "data", "layers", "linear_attention", "train")
 RESULTS = Path("experiments/results/bench")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one benchmark; print its table, write its JSON and its plot."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.bench", description="Run one benchmark.")
-    parser.add_argument("name", help="which one; 'list' names them all")
-    parser.add_argument("words", nargs="*", metavar="key=value", help="what to measure of it, such as task=text")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="show new / old beside each value")
-    parser.add_argument("--out", type=Path, help=f"where the JSON goes ({RESULTS}/NAME.json)")
-    parser.add_argument("--quick", action="store_true", help="smallest sizes only, to see that it works")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count CPU seconds, not the wall clock (busy machine, one thread)"
+@dataclass
+class Options:
+    """What every benchmark can be told."""
+
+    name: str = option(
+        dataclasses.MISSING, "the benchmark; list tells of them all", choices=("list", *BENCHMARKS), positional=True
     )
-    given = parser.parse_intermixed_args(arguments)
+    quick: bool = option(False, "smallest sizes only, to see that it works")
+    cpu_time: bool = option(False, "count CPU seconds, not the wall clock: for a busy machine and one thread")
+    compare: Path | None = option(None, "JSON of an earlier run: show new / old beside each value")
+    out: Path | None = option(None, f"where the JSON goes; null is {RESULTS}/NAME.json. The plot goes beside it")
 
-    from rich.console import Console
 
-    from experiments.bench import registry, report, timing
-
-    console = Console()
-    if given.name == "list":
-        for name in registry.names():
-            console.print(f"{name}: {registry.find(name).about}")
+def bench(asked: Options, words: list[str]) -> int:
+    """Run one benchmark, or list them all; return the exit status."""
+    if asked.name == "list":
+        no_more(words, Options)
+        for name in BENCHMARKS:
+            module = find(name)
+            known = dataclasses.fields(module.Options) if hasattr(module, "Options") else ()
+            sys.stdout.write(f"{name}: {about(module)}\n")
+            sys.stdout.writelines(f"    {field.name}=…  {field.metadata['help']}\n" for field in known)
         return 0
-    try:
-        benchmark = registry.find(given.name)
-        options = benchmark.options(given.words)
-        old = None if given.compare is None else report.read(given.compare)
-        path = given.out or RESULTS / f"{given.name}.json"
-        report.check_writable(path)  # before minutes of measuring, not after
-    except (ValueError, UsageError) as error:
-        return _refused(error)
-    if given.cpu_time:
+    module, given = find(asked.name), []
+    if hasattr(module, "Options"):
+        options, words = read_words(module.Options, words)
+        given.append(options)
+    no_more(words, getattr(module, "Options", Options))
+
+    from experiments.bench import timing
+
+    old = [] if asked.compare is None else read(asked.compare)
+    path = asked.out or RESULTS / f"{asked.name}.json"
+    check_writable(path)  # before minutes of measuring, not after
+    if asked.cpu_time:
         timing.use_cpu_time()
     facts = timing.machine()
-    try:
-        rows = benchmark.run(given.quick, **options)
-    except ValueError as error:
-        return _refused(error)
-    console.print(report.table(benchmark, rows, old))
-    console.print(facts)
-    report.write(benchmark, rows, facts, path)
-    report.plot(benchmark, rows, path.with_suffix(".png"), console)
-    console.print(f"written: {path}")
+    rows = module.run(asked.quick, *given)
+    result = {"name": asked.name, "machine": facts, "rows": [vars(row) for row in rows]}
+    write(path, json.dumps(result, indent=1) + "\n")
+    sys.stdout.write(text(about(module), rows, facts, old, shutil.get_terminal_size().columns))
+    if hasattr(module, "PLOT"):
+        from experiments.plot import bench_curves, save
+
+        try:
+            save(bench_curves(result, module.PLOT), path.with_suffix(".png"))
+        except UsageError as error:
+            sys.stdout.write(f"no plot: {error}\n")
+    sys.stdout.write(f"written: {path}\n")
     return 0
 
 
-def _refused(error: Exception) -> int:
-    sys.stderr.write(f"error: {error}\n")
-    return UsageError.status
+def find(name: str) -> Any:
+    """Return the module of a benchmark."""
+    return importlib.import_module(f"experiments.bench.{name}")
+
+
+def about(module: Any) -> str:
+    """Return the first line of a benchmark's docstring, without its backticks."""
+    return (module.__doc__ or "").strip().partition("\n")[0].replace("``", "")
+
+
+def read(path: Path) -> list[Row]:
+    """Read the rows of an earlier run; UsageError where the file holds something else."""
+    try:
+        return [
+            Row(dict(row["key"]), {name: float(value) for name, value in row["values"].items() if value is not None})
+            for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UsageError(f"compare: expected the JSON of experiments.bench at {path}, got {reason}") from None
+
+
+def check_writable(path: Path) -> None:
+    """See that the JSON, and the plot beside it, can be written; UsageError where one cannot."""
+    plot = path.with_suffix(".png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK) and not path.is_dir() and not plot.is_dir() and path != plot
+    except OSError:
+        writable = False
+    if not writable:
+        raise UsageError(f"out: expected a JSON file that can be written, and beside it {plot.name}, got {path}")
+
+
+def text(title: str, rows: Sequence[Row], machine: dict[str, Any], old: Sequence[Row], width: int) -> str:
+    """Return the whole screen: title, table, notes and machine, wrapped at ``width``."""
+    facts = "; ".join(f"{key} {_plain(value)}" for key, value in machine.items())
+    notes = dict.fromkeys(row.note for row in rows if row.note)
+    wrapped = [textwrap.fill(part, width, break_on_hyphens=False) for part in (*notes, f"machine: {facts}")]
+    return "\n\n".join([textwrap.fill(title, width), table(rows, old, width), *wrapped]) + "\n"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+
+
+def table(rows: Sequence[Row], old: Sequence[Row] = (), width: int = 80) -> str:
+    """Return a line for each value and a column for each row; columns that do not fit in follow in a second block.
+
+    What is the same in the keys of all rows is said once, above the table. Where the key of an ``old`` row agrees, each
+    value is followed by new / old. ``width`` is in characters.
+
+    >>> print(table([Row({"H": 4, "L": L}, {"ours [ms]": L / 1e6, "ours / theirs": 0.5}) for L in (1024, 4096)]))
+    H 4
+    <BLANKLINE>
+    L               1024   4096
+    ours [ms]      1.024  4.096
+    ours / theirs    0.5    0.5
+    """
+    import pandas as pd
+
+    before = {str(sorted(row.key.items())): row.values for row in old}
+    fixed = {key: row.key[key] for row in rows[:1] for key in row.key if len({str(r.key.get(key)) for r in rows}) == 1}
+    parts = [textwrap.fill(", ".join(f"{key} {value}" for key, value in fixed.items()), width)] if fixed else []
+    for _, alike in itertools.groupby(rows, key=lambda row: (list(row.key), list(row.values))):
+        columns = []
+        for row in alike:
+            past = before.get(str(sorted(row.key.items())), {})
+            cells = {key: str(value) for key, value in row.key.items() if key not in fixed}
+            columns.append(cells | {name: _cell(name, value, past.get(name)) for name, value in row.values.items()})
+        parts.append(pd.DataFrame(columns).T.to_string(header=False, line_width=width))
+    return "\n\n".join(parts)
+
+
+def _cell(name: str, value: float, old: float | None) -> str:
+    shown = value * 1e3 if name.endswith("[ms]") else value
+    number = f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:.{4 if name.endswith('[ms]') else 3}g}"
+    return f"{number} (×{value / old:.2f})" if old else number
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the words and run; return the exit status."""
+    return command(Options, bench, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

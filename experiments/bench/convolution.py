@@ -1,13 +1,11 @@
 """The long convolution, forward + backward: against autograd through rfft and irfft, and its own transforms.
 
-CPU, float32, causal, K = L, each with glibc's default allocator and with one that keeps its memory; then the same
+CPU, float32, causal, K = L, with glibc's default allocator and with one that keeps its memory; then the same
 convolution token by token.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,9 +13,8 @@ from torch import Tensor
 
 from chela.layers.short_long_conv import ShortLongConv
 from chela.ops import fft_conv
-from chela.training.machine import tune_allocator
-from experiments.bench.registry import Row
-from experiments.bench.timing import ALLOCATOR_VARIABLES, interleaved, peak_memory, record
+from experiments.bench import Row, timing
+from experiments.bench.timing import interleaved, peak_memory, training_step
 
 SIZES = ((4, 128, 1024), (2, 128, 4096), (1, 128, 16384))
 STREAMS = (1024, 2048, 4096, 8192, 16384)
@@ -26,15 +23,16 @@ STREAMS = (1024, 2048, 4096, 8192, 16384)
 def run(quick: bool) -> list[Row]:
     """Measure whole sequences with both allocators, then streams."""
     sizes, streams = (SIZES[:1], STREAMS[:1]) if quick else (SIZES, STREAMS)
-    given = any(name in os.environ for name in ALLOCATOR_VARIABLES)
-    rows = [whole_row(*size, "as set" if given else "default") for size in sizes]
-    if not given and tune_allocator():
-        rows += [whole_row(*size, "keeping") for size in sizes]
+    first = timing.allocator(keep=False)
+    rows = [whole_row(*size, first) for size in sizes]
+    second = timing.allocator(keep=True)
+    if second != first:
+        rows += [whole_row(*size, second) for size in sizes]
     return rows + [stream_row(length) for length in streams]
 
 
 def plain(u: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve u `(B, L, C)` with kernel `(C, L)` as one writes it down."""
+    """Convolve u ``(B, L, C)`` with kernel ``(C, L)`` as one writes it down."""
     length = u.shape[1]
     n = 2 * length
     product = torch.fft.rfft(u.transpose(1, 2), n=n) * torch.fft.rfft(kernel, n=n)
@@ -42,7 +40,7 @@ def plain(u: Tensor, kernel: Tensor) -> Tensor:
 
 
 def transforms_and_products(batch: int, channels: int, length: int) -> Callable[[], None]:
-    """Return the transforms and products that forward and backward consist of, and nothing else."""
+    """Return the transforms and products of forward and backward, and nothing else."""
     n = 2 * length
     rows, kernel = torch.randn(batch, channels, n), torch.randn(channels, n)
     spectrum, of_kernel = torch.fft.rfft(rows), torch.fft.rfft(kernel)
@@ -61,37 +59,30 @@ def transforms_and_products(batch: int, channels: int, length: int) -> Callable[
 
 def whole_row(batch: int, channels: int, length: int, allocator: str) -> Row:
     """Return times and peak memory at one size."""
-    u = torch.randn(batch, length, channels, requires_grad=True)
-    kernel = (torch.randn(channels, length) / length**0.5).requires_grad_()
-    d_out = torch.randn(batch, length, channels)
+    u, d_out = torch.randn(2, batch, length, channels).unbind()
+    kernel = torch.randn(channels, length) / length**0.5
     contiguous = "plain, (B, L, C) contiguous"
-    candidates: dict[str, Callable[[], object]] = {
-        "fft_conv": lambda: torch.autograd.grad(fft_conv(u, kernel), (u, kernel), d_out),
-        "plain": lambda: torch.autograd.grad(plain(u, kernel), (u, kernel), d_out),
-        contiguous: lambda: [
-            x.contiguous() for x in torch.autograd.grad(plain(u, kernel).contiguous(), (u, kernel), d_out)
-        ],
-        "its transforms and products": transforms_and_products(batch, channels, length),
-    }
+    ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
+    laid_out = training_step(lambda u, kernel: plain(u, kernel).contiguous(), u, kernel, d_out=d_out)
+    candidates: dict[str, Callable[[], object]] = {"fft_conv": ours, "plain": theirs}
+    candidates[contiguous] = lambda: [gradient.contiguous() for gradient in laid_out()]
+    candidates["its transforms and products"] = transforms_and_products(batch, channels, length)
     times = interleaved(candidates, seconds=2.0, least=5)
-    values = {f"{name} [ms]": t.median for name, t in times.items()}
-    ours = times["fft_conv"].median
-    values["fft_conv / plain"] = ours / times["plain"].median
-    values[f"fft_conv / {contiguous}"] = ours / times[contiguous].median
-    values["fft_conv / transforms and products"] = ours / times["its transforms and products"].median
-    values["peak memory, fft_conv / plain"] = peak_memory(candidates["fft_conv"]) / peak_memory(candidates["plain"])
+    names = zip(("plain", contiguous, "transforms and products"), list(times)[1:], strict=True)
+    values = {f"fft_conv / {label}": times["fft_conv"].median / times[name].median for label, name in names}
+    values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
     key = {"what": "whole", "B": batch, "C": channels, "L": length, "allocator": allocator}
-    return Row(key, values, raw={name: record(t) for name, t in times.items()})
+    return Row.timed(key, times, values)
 
 
 def stream_row(length: int) -> Row:
-    """Return the mean time of a step over `length` tokens, and that of a direct sum over all of them."""
+    """Return the mean time of a step over ``length`` tokens, and that of a direct sum over all of them."""
     layer = ShortLongConv(128, l_max=length, causal=True).eval()
     x, state = torch.randn(length, 1, 128), None
-    began = time.perf_counter()
+    began = timing.clock()
     for token in x:
         _, state = layer.step(token, state)
-    step = (time.perf_counter() - began) / length
+    step = (timing.clock() - began) / length
     past, kernel = torch.randn(2, 128, length)
     direct = interleaved({"direct": lambda: (past * kernel).sum(1)}, seconds=0.2)["direct"]
     values = {"step [ms]": step, "direct sum at the last token [ms]": direct.median}

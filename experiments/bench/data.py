@@ -1,7 +1,7 @@
 """Loading: records read, encoded, bucketed and collated, against the rate at which the mini CHELA takes them.
 
-Processor time of one thread on both sides, so that a busy machine is unfair to neither. Text and Image need their
-records: `python -m lra.prepare task=text` first.
+Both are CPU seconds of one thread, which a busy machine changes little. Text and Image need their records: run
+``python -m lra.prepare task=text`` first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from chela.config import resolve
-from chela.models import build_model
 from chela.schema import Config
-from experiments.bench.registry import Row
+from experiments.bench import Row
+from experiments.bench.train import training_step
 from lra.batches import batch_indices, padding_share
 from lra.datamodule import LRADataModule
 from lra.errors import DataError
@@ -30,9 +29,8 @@ def run(quick: bool) -> list[Row]:
     if quick:
         with tempfile.TemporaryDirectory() as folder:
             return [row(resolve(["task=listops", "preset=tiny", f"data.dir={folder}"]), records=500)]
-    return [
-        row(resolve([f"task={task}", "preset=mini", "data.download=false"])) for task in ("listops", "text", "image")
-    ]
+    tasks = ("listops", "text", "image")
+    return [row(resolve([f"task={task}", "preset=mini", "data.download=false"])) for task in tasks]
 
 
 def row(config: Config, records: int = RECORDS) -> Row:
@@ -49,35 +47,21 @@ def row(config: Config, records: int = RECORDS) -> Row:
     torch.set_num_threads(1)
     try:
         load = steps * size / _seconds(iter(data.train_dataloader()), steps)
-        model = build_model(config.model, data.task, 0)
-        take = 6 * size / _seconds(_steps(model, iter(data.train_dataloader())), 6)
+        step = training_step(config, data.task, "cpu", "32-true")
+        taken = (step(batch["inputs"], batch["labels"], batch["mask"]) for batch in data.train_dataloader())
+        take = 6 * size / _seconds(taken, 6)
     finally:
         torch.set_num_threads(threads)
-    lengths = data.records("train").lengths()
+    lengths = data.task.dataset("train").lengths()
     epoch = [batch_indices(lengths, size, config.data.pool, 0, t) for t in range(len(lengths) // size)]
-    values = {
-        "loaded [records/s]": load,
-        "taken [records/s]": take,
-        "loaded / taken": load / take,
-        "padding [%]": 100 * padding_share(lengths, epoch),
-    }
-    return Row(key, values)
+    values = {"loaded [records/s]": load, "taken [records/s]": take, "loaded / taken": load / take}
+    return Row(key, values | {"padding [%]": 100 * padding_share(lengths, epoch)})
 
 
 def _seconds(work: Iterator[Any], number: int) -> float:
-    """Processor time of ``number`` items after a first one."""
+    """Return the CPU seconds of ``number`` items after a first one."""
     next(work)
     start = time.process_time()
     for _ in range(number):
         next(work)
     return time.process_time() - start
-
-
-def _steps(model: torch.nn.Module, batches: Iterator[dict[str, Any]]) -> Iterator[None]:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for batch in batches:
-        loss = F.cross_entropy(model(batch["inputs"], batch["mask"]), batch["labels"])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        yield

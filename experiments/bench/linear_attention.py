@@ -1,7 +1,7 @@
 """Linear attention, forward + backward: against softmax, its own products, other kernels.
 
-CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against fla, lightning-attention and
-FlashAttention where they are installed.
+CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against fla, lightning-attention and FlashAttention where
+they are installed.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chela.ops import linear_attention
-from experiments.bench.registry import Row
-from experiments.bench.timing import interleaved, peak_memory, record
+from experiments.bench import Row
+from experiments.bench.timing import interleaved, peak_memory, training_step
 
-PLOT = ("L", "causal [ms]", "softmax [ms]", "bidirectional [ms]", "per-token decay [ms]", "best other [ms]")
-
-OTHERS = ("FlashAttention", "fla", "lightning")
+PLOT = ("causal", "softmax", "bidirectional", "per-token decay", "best other")
 
 # Peak dense bfloat16 FLOP/s and bytes/s by a part of the card's name, from the makers' data sheets.
 PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.04e12), "B200": (2250e12, 8.0e12)}
+
+Step = Callable[[], object]
+
+causal_attention = partial(linear_attention, causal=True)
+bidirectional_attention = partial(linear_attention, causal=False)
 
 
 def run(quick: bool) -> list[Row]:
@@ -33,59 +36,41 @@ def run(quick: bool) -> list[Row]:
     return [cpu_row(L) for L in ((256,) if quick else (1024, 4096, 16384, 65536))]
 
 
-def training_step(f: Callable[..., Tensor], *inputs: Tensor, d_out: Tensor) -> Callable[[], None]:
-    """Return forward + backward of f, which leaves no gradient behind."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-
-    def step() -> None:
-        torch.autograd.grad(f(*leaves), leaves, d_out)
-
-    return step
-
-
 def cpu_row(L: int) -> Row:
     """Return the times at one length, B 1, H 4, D = E = 64, float32."""
     H, D = 4, 64
     q, k, v, d_out = torch.randn(4, 1, L, H, D).unbind()
     slow = torch.full((H,), -0.01)
-    causal = {"causal": training_step(partial(linear_attention, causal=True), q, k, v, d_out=d_out)}
-    if L <= 16384:  # beyond, one step takes minutes
-        heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
+    causal: dict[str, Step] = {"causal": training_step(causal_attention, q, k, v, d_out=d_out)}
+    if L <= 16384:  # a step at a greater length takes minutes
         softmax = partial(F.scaled_dot_product_attention, is_causal=True)
-        causal["softmax"] = training_step(softmax, *heads_first, d_out=d_out.transpose(1, 2).contiguous())
-    bidirectional = {
-        "bidirectional": training_step(partial(linear_attention, causal=False), q, k, v, d_out=d_out),
+        *heads_first, d_first = (x.transpose(1, 2).contiguous() for x in (q, k, v, d_out))
+        causal["softmax"] = training_step(softmax, *heads_first, d_out=d_first)
+    bidirectional: dict[str, Step] = {
+        "bidirectional": training_step(bidirectional_attention, q, k, v, d_out=d_out),
         "its products": partial(bidirectional_products, q, k, v, d_out),
     }
-    decays = {
+    lion_s = partial(decayed, causal=False, normalize=True)
+    decays: dict[str, Step] = {
         "per-head decay": training_step(decayed, q, k, v, slow, d_out=d_out),
         "per-token decay": training_step(decayed, q, k, v, slow.expand(1, L, H), d_out=d_out),
         "LION-S": training_step(lion_s, q.abs(), k.abs(), v, slow.expand(1, L, H), d_out=d_out),
     }
-    # What is compared takes turns, and nothing else in between: it would leave its mark on cache and heap.
-    times = {
-        name: t for group in (causal, bidirectional, decays) for name, t in interleaved(group, seconds=2.0).items()
-    }
-    values = {f"{name} [ms]": t.median for name, t in times.items()}
-    if "softmax" in times:
-        values["softmax / causal"] = times["softmax"].median / times["causal"].median
+    # Only what is compared takes turns: anything in between would leave its mark on cache and heap.
+    groups = (causal, bidirectional, decays)
+    times = {name: t for group in groups for name, t in interleaved(group, seconds=2.0).items()}
+    values = {"softmax / causal": times["softmax"].median / times["causal"].median} if "softmax" in times else {}
     values["bidirectional / products"] = times["bidirectional"].median / times["its products"].median
     results = 8 * q.numel() * q.element_size()  # q, k, v, o and their gradients
     for name, step in (("causal", causal["causal"]), ("bidirectional", bidirectional["bidirectional"])):
-        # The output and three gradients are among what is held; they are not extra.
+        # The output and three gradients are held at the peak, and are not extra.
         values[f"{name} extra / results"] = (peak_memory(step) - results / 2) / results
-    raw = {name: record(t) for name, t in times.items()}
-    return Row({"L": L, "H": H, "D": D, "dtype": "float32"}, values, raw=raw)
+    return Row.timed({"L": L, "H": H, "D": D, "dtype": "float32"}, times, values)
 
 
-def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """Run causal attention with decay."""
-    return linear_attention(q, k, v, causal=True, log_decay=log_decay)
-
-
-def lion_s(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """Run bidirectional normalised attention with a decay per token."""
-    return linear_attention(q, k, v, causal=False, log_decay=log_decay, normalize=True)
+def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, causal: bool = True, normalize: bool = False) -> Tensor:
+    """Run attention with decay; LION-S is bidirectional and normalised."""
+    return linear_attention(q, k, v, log_decay=log_decay, causal=causal, normalize=normalize)
 
 
 def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> None:
@@ -97,13 +82,11 @@ def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> No
         _ = q_ @ S, do @ S.mT, v_ @ dS.mT, k_ @ dS
 
 
-def others(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, decay: Tensor) -> tuple[dict[str, Callable[[], None]], str]:
+def others(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, decay: Tensor) -> tuple[dict[str, Step], str]:
     """Return what other libraries offer for causal attention with one decay per head, and why some are missing."""
-    found: dict[str, Callable[[], None]] = {}
     missing = []
-    heads_first = [x.transpose(1, 2).contiguous() for x in (q, k, v)]
-    d_first = d_out.transpose(1, 2).contiguous()
-    found["FlashAttention"] = training_step(flash_attention, *heads_first, d_out=d_first)
+    *heads_first, d_first = (x.transpose(1, 2).contiguous() for x in (q, k, v, d_out))
+    found: dict[str, Step] = {"FlashAttention": training_step(flash_attention, *heads_first, d_out=d_first)}
     try:
         from fla.ops.simple_gla import chunk_simple_gla
 
@@ -134,22 +117,21 @@ def gpu_row(L: int, D: int) -> Row:
     B = max(1, 32768 // L)
     q, k, v, d_out = torch.randn(4, B, L, H, D, device="cuda", dtype=torch.bfloat16).unbind()
     decay = -torch.logspace(-1, -8, H, base=2, device="cuda")
-    candidates, note = others(q, k, v, d_out, decay)
-    candidates["causal"] = training_step(partial(linear_attention, causal=True), q, k, v, d_out=d_out)
-    candidates["per-head decay"] = training_step(
-        lambda q, k, v: linear_attention(q, k, v, causal=True, log_decay=decay), q, k, v, d_out=d_out
-    )
-    candidates["bidirectional"] = training_step(partial(linear_attention, causal=False), q, k, v, d_out=d_out)
+    rivals, note = others(q, k, v, d_out, decay)
+    ours = {
+        "causal": causal_attention,
+        "per-head decay": partial(causal_attention, log_decay=decay),
+        "bidirectional": bidirectional_attention,
+    }
+    candidates = rivals | {name: training_step(f, q, k, v, d_out=d_out) for name, f in ours.items()}
     times = interleaved(candidates, seconds=1.0, least=10)
-    values = {f"{name} [ms]": t.median for name, t in times.items()}
-    ours = times["per-head decay"].median
-    values["best other [ms]"] = min(t.median for name, t in times.items() if name in OTHERS)
-    values["best other / ours"] = values["best other [ms]"] / ours
+    took = times["per-head decay"].median
+    best = min(times[name].median for name in rivals)
+    values = {"best other [ms]": best, "best other / ours": best / took}
     peak = next((p for part, p in PEAKS.items() if part in torch.cuda.get_device_name()), None)
     if peak is not None:
         # What must move: forward reads q, k, v and writes o; backward reads q, k, v, d_out and writes dq, dk, dv.
-        values["share of bandwidth"] = 11 * q.numel() * q.element_size() / ours / peak[1]
+        values["share of bandwidth"] = 11 * q.numel() * q.element_size() / took / peak[1]
         # What must be multiplied, in chunks of 64: 7 products inside chunks and 7 with states.
-        values["share of tensor cores"] = 2 * B * L * H * (7 * 64 * D + 7 * D * D) / ours / peak[0]
-    raw = {name: record(t) for name, t in times.items()}
-    return Row({"L": L, "B": B, "H": H, "D": D, "dtype": "bfloat16"}, values, note, raw)
+        values["share of tensor cores"] = 2 * B * L * H * (7 * 64 * D + 7 * D * D) / took / peak[0]
+    return Row.timed({"L": L, "B": B, "H": H, "D": D, "dtype": "bfloat16"}, times, values, note)

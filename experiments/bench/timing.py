@@ -1,19 +1,20 @@
-"""How things are timed here: all candidates in one process, taking turns, so that a noisy machine is unfair to none."""
+"""How things are timed here: all candidates in one process, taking turns, so that a busy machine slows each alike."""
 
 from __future__ import annotations
 
 import gc
 import os
-import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+import timeit
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.benchmark import Measurement, TaskSpec
 
 from chela.ops.memory import Workspace
-from chela.training.machine import describe
+from chela.training.machine import describe, tune_allocator
 
 ALLOCATOR_VARIABLES = (
     "LD_PRELOAD",
@@ -23,77 +24,63 @@ ALLOCATOR_VARIABLES = (
     "MALLOC_ARENA_MAX",
 )
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Times of one candidate, in seconds.
-
-    Attributes:
-        median: Over all rounds.
-        best: The fastest round.
-        spread: Distance of the quartiles over the median.
-        rounds: How many rounds were timed.
-    """
-
-    median: float
-    best: float
-    spread: float
-    rounds: int
-
-
-# What is read around a run: the wall clock, or the CPU seconds of this process (``--cpu-time``).
-clock: Callable[[], float] = time.perf_counter
+_counter: Callable[[], float] = time.perf_counter
 
 
 def use_cpu_time() -> None:
-    """Count CPU seconds from now on: what one thread's work costs, also on a machine that others keep busy."""
-    global clock
-    clock = time.process_time
+    """Count the CPU seconds of this process from now on: what the work of one thread costs, also on a busy machine."""
+    global _counter
+    _counter = time.process_time
+
+
+def clock() -> float:
+    """Return seconds, once the GPU, if there is one, has done its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return _counter()
 
 
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, least: int = 3, most: int = 50
-) -> dict[str, Timing]:
-    """Time candidates by turns until ``seconds`` per candidate are spent, within ``least`` and ``most`` rounds."""
+) -> dict[str, Measurement]:
+    """Time candidates by turns until ``seconds`` per candidate are spent, within ``least`` and ``most`` rounds.
+
+    The statistics are those of ``torch.utils.benchmark``. Its ``Timer`` takes no part: it runs everything twice more
+    before each turn, and on one thread unless told otherwise.
+    """
     for run in candidates.values():
         run()
-    synchronize()
     times: dict[str, list[float]] = {name: [] for name in candidates}
     gc.collect()
     start = time.perf_counter()
     for turn in range(most):
         for name, run in candidates.items():
-            began = clock()
-            run()
-            synchronize()
-            times[name].append(clock() - began)
+            times[name].append(timeit.Timer(run, timer=clock).timeit(1))
         if turn + 1 >= least and time.perf_counter() - start > seconds * len(candidates):
             break
-    return {name: _summary(t) for name, t in times.items()}
+    threads = torch.get_num_threads()
+    return {name: Measurement(1, took, TaskSpec(name, "", num_threads=threads)) for name, took in times.items()}
 
 
-def _summary(times: list[float]) -> Timing:
-    median = statistics.median(times)
-    low, _, high = statistics.quantiles(times, n=4)
-    return Timing(median, min(times), (high - low) / median, len(times))
-
-
-def synchronize() -> None:
-    """Wait for the device, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def training_step(
+    f: Callable[..., Tensor], *inputs: Tensor, d_out: Tensor, weights: Iterable[Tensor] = ()
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Return a function that runs f forward and backward and returns the gradients of its inputs and weights."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    wanted = [*leaves, *weights]
+    return lambda: torch.autograd.grad(f(*leaves), wanted, d_out)
 
 
 def peak_memory(run: Callable[[], object]) -> int:
     """Return the most bytes that ``run`` held at once beyond what was held before it.
 
-    On a CUDA device the allocator's own count; else the peak of the profiler's allocation events.
+    On a GPU the allocator counts them; on a CPU they are the peak of the profiler's allocation events.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
-        synchronize()
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     Workspace.release()  # scratch that is kept between calls counts too
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -106,17 +93,19 @@ def peak_memory(run: Callable[[], object]) -> int:
     return peak
 
 
+def allocator(keep: bool) -> str:
+    """Have freed memory kept if ``keep``, unless the environment sets the allocator; name the one in use."""
+    if any(name in os.environ for name in ALLOCATOR_VARIABLES):
+        return "as set"
+    return "keeping" if keep and tune_allocator() else "default"
+
+
 def machine() -> dict[str, Any]:
-    """Return what a number depends on: hardware, versions, allocator, threads, commit."""
+    """Return what a number depends on: hardware, versions, threads, clock, allocator, commit."""
     return {
         **describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0],
-        "clock": clock.__name__,
+        "clock": _counter.__name__,
         "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "default",
     }
-
-
-def record(timing: Timing) -> dict[str, Any]:
-    """Return a timing as plain data."""
-    return asdict(timing)

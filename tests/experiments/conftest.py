@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from chela.config import fingerprint, resolve, to_yaml
+from chela.config import resolve, to_yaml
+from chela.identity import fingerprint
 
 MakeRun = Callable[..., Path]
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")  # those of chela.training
+LOSS = {"name": "loss", "unit": "nats", "scale": 1, "digits": 3, "best": "min"}
 
 
 @pytest.fixture
@@ -57,6 +60,33 @@ def make_run(tmp_path: Path) -> MakeRun:
         return folder
 
     return make
+
+
+def strange(folder: Path, loss: float) -> Path:
+    """Turn a run into one of a stranger's task and system, scored by its loss, as version 2 writes it."""
+    config = OmegaConf.load(folder / "config.yaml")
+    for key, value in {
+        "task.name": "absent_module:Recall",
+        "model.name": "mine",
+        "model.mixer.name": "absent:Mine",
+    }.items():
+        OmegaConf.update(config, key, value)
+    OmegaConf.save(config, folder / "config.yaml")
+    result = json.loads((folder / "result.json").read_text())
+    result = {key: value for key, value in result.items() if "accuracy" not in key}
+    scores = {"loss": loss, "accuracy": 0.25, "bits": 1.5 * loss}
+    result |= {
+        "format_version": 2,
+        "objective": "tokens",
+        "score": LOSS,
+        "task_title": "Recall",
+        "task": "absent_module:Recall",
+    }
+    result |= {"best_validation": scores, "last_validation": scores, "test": {**scores, "count": 9}}
+    (folder / "result.json").write_text(json.dumps(result | {"majority_accuracy": 0.125, "learned": None}))
+    metrics = (folder / "metrics.csv").read_text().replace("loss,accuracy", "loss,bits")
+    (folder / "metrics.csv").write_text(metrics)
+    return folder
 
 
 def write_metrics(path: Path, seed: int = 0, speed: int = 9000) -> None:

@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-from chela.config import fingerprint, resolve, to_yaml
+from chela.config import resolve, to_yaml
+from chela.identity import fingerprint
+from chela.results import ACCURACY
 
 CRASHES, DIVERGES_ABOVE, DIES = 13, 0.05, 17  # d_ff, optimizer.lr, d_ff
 
@@ -25,7 +27,7 @@ def main(words: list[str]) -> int:
     parent = Path(config.runs) / f"{config.task.name}-{config.preset}"
     folder = parent / f"{config.model.name}-seed{config.seed}-{mark}"
     result = folder / "result.json"
-    if result.exists() and (json.loads(result.read_text())["test_accuracy"] is not None or not config.trainer.test):
+    if result.exists() and (json.loads(result.read_text())["test"] or not config.trainer.test):
         return 0
     if config.model.d_ff == CRASHES:
         print("RuntimeError: it went wrong")
@@ -52,8 +54,8 @@ def main(words: list[str]) -> int:
     accuracy = int(state["digest"][:6], 16) / 16**6
     _write(
         result,
-        {"fingerprint": mark, "best_validation_accuracy": accuracy, "majority_accuracy": 0.1}
-        | {"test_accuracy": accuracy if config.trainer.test else None}
+        {"format_version": 2, "fingerprint": mark, "score": ACCURACY, "best_validation": {"accuracy": accuracy}}
+        | {"test": {"accuracy": accuracy} if config.trainer.test else None, "majority_accuracy": 0.1}
         | {"learned": True, "parameters": 1000, "tokens_per_second": 9000, "peak_memory_bytes": 10**8}
         | {"steps": config.trainer.max_steps, "wall_seconds": 1.0, "training_seconds": 1.0}
         | {"git_commit": "0" * 40, "device": "none", "threads": config.trainer.threads, "processes": 1},

@@ -7,17 +7,17 @@ import time
 from typing import Any
 
 from chela.train import main, train
-from chela.training.module import LitClassifier
+from chela.training.module import LitModel
 
 PAUSE = 0.25  # seconds
 
 if __name__ == "__main__":
     if "model=chela" in sys.argv:
-        step = LitClassifier.on_train_batch_start
+        step = LitModel.on_train_batch_start
 
-        def slow(self: LitClassifier, *args: Any) -> None:
+        def slow(self: LitModel, *args: Any) -> None:
             time.sleep(PAUSE)
             step(self, *args)
 
-        LitClassifier.on_train_batch_start = slow  # type: ignore[method-assign]
+        LitModel.on_train_batch_start = slow  # type: ignore[method-assign]
     sys.exit(main(train, "", sys.argv[1:]))

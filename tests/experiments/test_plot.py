@@ -3,14 +3,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from chela.config import names
-from experiments.figures import SYSTEMS, colours, learning_curves, mean_curve
-from experiments.plot import main
+from chela.groups import names
+from experiments.plot import colours, learning_curves, main, mean_curve, with_curves
 from experiments.report import main as report
 from experiments.runs import read_runs
-from tests.experiments.conftest import MakeRun
+from tests.experiments.conftest import MakeRun, strange
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -60,12 +60,30 @@ def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
     assert line in (tmp_path / "r.html").read_text()
 
 
+def test_a_task_shows_the_columns_of_its_objective(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(), strange(make_run(seed=1), loss=0.5)
+    runs, left_out = with_curves(read_runs([tmp_path / "runs"]))
+    figure = learning_curves(runs)
+    shown = [(axis.get_title(), axis.get_ylabel()) for axis in figure.axes]
+    assert shown == [
+        ("listops tiny", "loss"),
+        ("listops tiny", "accuracy, %"),
+        ("Recall tiny", "loss, nats"),
+        ("Recall tiny", "bits"),
+    ]
+    assert not left_out and [len(axis.lines) for axis in figure.axes] == [2, 3, 2, 2]  # a majority class of one
+    assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "Validation loss and accuracy and bits" in text and "Test accuracy or loss (mean" in text
+
+
 def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:
-    curve = mean_curve([([10.0, 20.0, 30.0], [1.0, 2.0, 3.0]), ([10.0, 20.0], [3.0, 6.0])], window=1)
+    one = pd.DataFrame({"step": [10.0, 20.0, 30.0], "loss": [1.0, 2.0, 3.0]})
+    other = pd.DataFrame({"step": [10.0, 20.0], "loss": [3.0, 6.0]})
+    curve = mean_curve([one, other, pd.DataFrame()], "loss", window=1)
     assert curve is not None
-    steps, mean, low, high = curve
-    np.testing.assert_allclose(steps, [10, 20, 30])
-    np.testing.assert_allclose([mean, low, high], [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
+    np.testing.assert_allclose(curve.index, [10, 20, 30])
+    np.testing.assert_allclose(curve.T, [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
 
 
 def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> None:
@@ -79,14 +97,13 @@ def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> N
 
 
 def test_the_running_mean_trails() -> None:
-    curve = mean_curve([([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])], window=2)
+    curve = mean_curve([pd.DataFrame({"step": [1.0, 2.0, 3.0, 4.0], "loss": [1.0, 2.0, 3.0, 4.0]})], "loss", window=2)
     assert curve is not None
-    np.testing.assert_allclose(curve[1], [1.0, 1.5, 2.5, 3.5])
+    np.testing.assert_allclose(curve["mean"], [1.0, 1.5, 2.5, 3.5])
 
 
 def test_a_system_has_the_same_colour_whatever_else_is_drawn() -> None:
     systems = names("model")
-    assert set(systems) <= set(SYSTEMS), "a new system needs a colour of its own"
     everything = colours([*systems, "chela [model.mixer.gate=none]"])
     assert [colours([name])[name] for name in systems] == [everything[name] for name in systems]
     assert len(set(everything.values())) == len(everything)

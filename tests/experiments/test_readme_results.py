@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.render import render
 from experiments.runs import read_runs
-from experiments.summary import parts
-from experiments.table import main_grid
+from experiments.summary import result_tables
+from experiments.table import main_grid, render
 
 ROOT = Path(__file__).parents[2]
 MADE = re.compile(
@@ -27,6 +26,6 @@ def test_there_is_a_table(page: str) -> None:
 
 @pytest.mark.parametrize(("folder", "compact", "table"), TABLES, ids=[folder for folder, *_ in TABLES])
 def test_the_table_is_what_the_command_prints(folder: str, compact: str, table: str) -> None:
-    (part,) = parts(read_runs([ROOT / folder]))
-    grid = main_grid(part).compact() if compact else main_grid(part)
+    (found,) = result_tables(read_runs([ROOT / folder]))
+    grid = main_grid(found).compact() if compact else main_grid(found)
     assert table.strip() == render([grid], "md").strip(), f"make the table of {folder} again"

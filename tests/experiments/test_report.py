@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.figures import bench_curves
+from experiments.plot import bench_curves
 from experiments.report import main
 from experiments.runs import read_runs
-from experiments.summary import parts
+from experiments.summary import result_tables
 from tests.experiments.conftest import MakeRun
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -81,7 +81,7 @@ def test_a_result_that_does_not_tell_its_speed_has_no_time_of_training(make_run:
     text = (tmp_path / "r.html").read_text()
     assert text.count("does not tell them") == 1
     assert f"listops {odd.name}: its seconds of training are left out" in text
-    (part,) = parts(read_runs([tmp_path / "runs"]))
+    (part,) = result_tables(read_runs([tmp_path / "runs"]))
     assert part.cells["chela"]["listops"].cost("training_seconds") == 9.0
 
 
@@ -105,7 +105,7 @@ def test_a_benchmark_is_drawn_against_the_length(
     assert "Benchmark layers against the length, on device a CPU" in out.read_text()
     path.write_text("[]")
     assert main([str(results), "--bench", str(path), "--out", str(out)]) == 2
-    assert capsys.readouterr().err.startswith("error: --bench: expected the JSON of experiments.bench")
+    assert capsys.readouterr().err.startswith("error: bench: expected the JSON of experiments.bench")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="expected chromium to open the page, none is installed")

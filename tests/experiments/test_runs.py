@@ -9,19 +9,55 @@ from pathlib import Path
 import pytest
 
 from chela.errors import UsageError
-from experiments.runs import labels, main, read_run, read_runs
-from experiments.summary import parts
-from experiments.table import accuracy_text
-from tests.experiments.conftest import MakeRun
+from experiments.runs import main, read_run, read_runs
+from experiments.summary import result_tables, row_names
+from experiments.table import cell_text
+from tests.experiments.conftest import MakeRun, strange
 
 
 def test_a_run_is_read(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run(seed=3, accuracy=0.4)
     (run,) = read_runs([tmp_path])
     assert (run.path, run.state, run.task, run.model, run.preset) == (folder, "finished", "listops", "chela", "tiny")
-    assert (run.seed, run.policy, run.result["test_accuracy"]) == (3, "holdout", 0.4)
-    assert run.metrics("train")["step"] == list(range(1, 21))
-    assert run.metrics("validation")["accuracy"] == pytest.approx([0.25, 0.35])
+    assert (run.seed, run.policy, run.value) == (3, "holdout", 40)
+    assert list(run.metrics("train")["step"]) == list(range(1, 21))
+    assert list(run.metrics("validation")["accuracy"]) == pytest.approx([0.25, 0.35])
+
+
+def test_both_versions_of_a_result_are_read(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = read_run(make_run(accuracy=0.4)), read_run(strange(make_run(seed=1), loss=0.5))
+    assert (first.title, first.score["name"], first.value) == ("ListOps", "accuracy", 40)
+    assert first.result["best_validation"] == {"accuracy": 0.4} and first.result["test"]["accuracy"] == 0.4
+    assert (second.title, second.score["name"], second.value) == ("Recall", "loss", 0.5)
+    assert (second.task, second.model, second.state) == ("Recall", "mine", "finished")
+    assert main(["list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "listops-tiny  chela  seed 0  finished  40.00%" in out
+    assert "Recall-tiny  mine  seed 1  finished  0.500 nats" in out
+    assert main(["collect", str(tmp_path / "runs"), f"to={tmp_path / 'kept'}"]) == 0
+    assert [path.parent.name for path in (tmp_path / "kept" / "Recall-tiny").glob("*/result.json")] == [
+        f"mine-seed1-{second.fingerprint}"
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["lits", "x"], ["list"], ["collect", "x"], ["list", "x", "to=y"], ["list", "x", "a=b"]]
+)
+def test_mistakes_are_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "expected" in error and error.count("\n") == 1
+
+
+def test_systems_with_one_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    one, other = strange(make_run(seed=1), loss=0.5), strange(make_run(seed=2), loss=0.5)
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("absent:Mine", "absent:Other"))
+    names = row_names(read_runs([tmp_path]))
+    assert [names[path] for path in (one, other)] == [
+        f"mine [model.mixer.name=absent:{name}]" for name in ("Mine", "Other")
+    ]
 
 
 def test_runs_of_one_configuration_are_counted_once_and_the_finished_one_wins(
@@ -65,13 +101,13 @@ def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
     make_run("model=softmax", accuracy=0.4)
     (untested, finished) = read_runs([tmp_path])
     assert (untested.state, finished.state) == ("untested", "finished")
-    assert untested.result["best_validation_accuracy"] == 0.5
+    assert untested.result["best_validation"]["accuracy"] == 0.5
     assert main(["list", str(tmp_path)]) == 0
     assert re.search(r"chela  seed 0  untested  –", capsys.readouterr().out)
     assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
     assert "copied 1 runs" in capsys.readouterr().out
-    (table,) = parts([untested, finished])
-    assert accuracy_text(table.cells["chela"]["listops"]) == "– (1 untested)"
+    (table,) = result_tables([untested, finished])
+    assert cell_text(table.cells["chela"]["listops"]) == "– (1 untested)"
     assert (table.cells["chela"]["listops"].mean, table.majority("listops")) == (None, 17)
 
 
@@ -80,7 +116,7 @@ def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path)
     no_conv = make_run("model.mixer.conv=none")
     no_gate = make_run("model.mixer.gate=none")
     other = make_run("model=softmax", "optimizer.lr=0.01")
-    names = labels(read_runs([tmp_path]))
+    names = row_names(read_runs([tmp_path]))
     assert [names[path] for path in plain] == ["chela", "chela"]
     assert names[no_conv] == "chela [model.mixer.conv=none]"
     assert names[no_gate] == "chela [model.mixer.gate=none]"
@@ -89,7 +125,7 @@ def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path)
 
 def test_two_ways_without_a_usual_one_both_say_theirs(make_run: MakeRun, tmp_path: Path) -> None:
     folders = [make_run("optimizer.lr=0.001"), make_run("optimizer.lr=0.01", seed=1)]
-    names = labels(read_runs([tmp_path]))
+    names = row_names(read_runs([tmp_path]))
     assert [names[path] for path in folders] == ["chela [optimizer.lr=0.001]", "chela [optimizer.lr=0.01]"]
 
 
@@ -97,13 +133,13 @@ def test_a_name_means_the_same_on_every_task(make_run: MakeRun, tmp_path: Path) 
     make_run()
     no_gate = make_run("model.mixer.gate=none")
     elsewhere = make_run("task=image", "model.mixer.gate=none")
-    names = labels(read_runs([tmp_path]))
+    names = row_names(read_runs([tmp_path]))
     assert names[no_gate] == names[elsewhere] == "chela [model.mixer.gate=none]"
 
 
 def test_of_two_sizes_the_usual_one_keeps_the_name(make_run: MakeRun, tmp_path: Path) -> None:
     usual, large = make_run("model=softmax"), make_run("model=softmax", "model.d_ff=96")
-    names = labels(read_runs([tmp_path]))
+    names = row_names(read_runs([tmp_path]))
     assert (names[usual], names[large]) == ("softmax", "softmax [model.d_ff=96]")
 
 
@@ -112,7 +148,7 @@ def test_a_chosen_rate_belongs_to_the_way_it_was_chosen_for(make_run: MakeRun, t
     make_run("task=image", "optimizer.lr=0.002", "trainer.threads=1")
     make_run("optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
     make_run("task=image", "optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
-    assert set(labels(read_runs([tmp_path])).values()) == {"chela", "chela [model.causal=true]"}
+    assert set(row_names(read_runs([tmp_path])).values()) == {"chela", "chela [model.causal=true]"}
 
 
 @pytest.mark.parametrize(("task", "apart"), [("listops", True), ("pathfinder", True), ("image", False)])
@@ -122,7 +158,7 @@ def test_a_release_is_other_data_than_what_is_generated(
     generated, released = make_run(f"task={task}"), make_run(f"task={task}", "data.root=/mine", seed=1)
     runs = {run.path: run for run in read_runs([tmp_path])}
     assert (runs[generated].cell != runs[released].cell) is apart
-    names = labels(list(runs.values()))
+    names = row_names(list(runs.values()))
     assert names[generated] == "chela" and names[released] == ("chela [data.released=true]" if apart else "chela")
     assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
     assert {run.cell for run in read_runs([tmp_path / "kept"])} == {run.cell for run in runs.values()}
@@ -132,7 +168,7 @@ def test_a_release_is_other_data_than_what_is_generated(
 def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("data.dir=/one", "runs=a", "trainer.max_time=1m", seed=0)
     make_run("data.dir=/two", "runs=b", seed=1)
-    assert set(labels(read_runs([tmp_path])).values()) == {"chela"}
+    assert set(row_names(read_runs([tmp_path])).values()) == {"chela"}
 
 
 def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
@@ -174,7 +210,7 @@ def test_runs_are_not_collected_into_their_own_folder(
     before = config.read_text()
     assert main(["collect", str(tmp_path / "runs" / of), "--to", str(tmp_path / "runs")]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: --to: expected a folder apart from the runs") and error.count("\n") == 1
+    assert error.startswith("error: to: expected a folder apart from the runs") and error.count("\n") == 1
     assert config.read_text() == before
 
 
@@ -182,7 +218,7 @@ def test_torn_metrics_are_read_up_to_the_tear(make_run: MakeRun) -> None:
     folder = make_run()
     with open(folder / "metrics.csv", "a") as file:
         file.write("21,tra")
-    assert read_run(folder).metrics("train")["step"][-1] == 20
+    assert read_run(folder).metrics("train")["step"].iloc[-1] == 20
 
 
 @pytest.mark.parametrize(
@@ -190,7 +226,7 @@ def test_torn_metrics_are_read_up_to_the_tear(make_run: MakeRun) -> None:
     [
         (lambda folder: (folder / "config.yaml").write_text("a: [1"), "config.yaml"),
         (lambda folder: (folder / "config.yaml").write_text("a: 1"), "it lacks"),
-        (lambda folder: (folder / "result.json").write_text("{"), "expected JSON"),
+        (lambda folder: (folder / "result.json").write_text("{"), "result.json, could not read it"),
         (lambda folder: (folder / "config.yaml").unlink(), "holds none"),
     ],
 )

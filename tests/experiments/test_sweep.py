@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import random
 import signal
@@ -13,13 +14,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chela.config import configs_folder, fingerprint, names, resolve
+from chela.config import resolve
 from chela.errors import UsageError
-from experiments import launchers
-from experiments.plan import Job, read_plan
+from chela.groups import configs_folder, names
+from chela.identity import fingerprint
+from experiments import launchers, plan
+from experiments.plan import Job, read_sweep
 from experiments.runs import read_runs
 from experiments.sweep import main, sharded
 from experiments.table import to_csv
+from tests.experiments.conftest import LOSS
 from tests.experiments.fake_train import CRASHES, DIES
 
 FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
@@ -45,7 +49,7 @@ def sweep(tmp_path: Path, content: dict[str, object], *words: str) -> int:
 
 
 def accuracies(folder: Path) -> dict[tuple[str, int], float]:
-    return {(run.model, run.seed): run.result["test_accuracy"] for run in read_runs([folder])}
+    return {(run.model, run.seed): run.value for run in read_runs([folder])}
 
 
 def test_every_run_of_the_grid_is_made_once(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +94,7 @@ def test_a_failure_is_forgotten_once_the_run_is_finished(tmp_path: Path, folder:
     one = {**SMALL, "models": ["chela"], "seeds": [0]}
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(one))
-    (plan_pair,) = read_plan(path, folder, {}, []).pairs()
+    (plan_pair,) = read_sweep(path).pairs(folder)
     (job,) = plan_pair.runs(None)
     failing = (sys.executable, "-c", "raise SystemExit('no space left')")
     assert main([str(path), f"runs={folder}"], command=failing) == 1
@@ -162,7 +166,7 @@ def test_a_grid_that_diverges_everywhere_blocks_its_pair(
 def test_the_shards_are_the_whole(tmp_path: Path, folder: Path, tune: object) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "seeds": [0, 1, 2], **({"tune": tune} if tune else {})}))
-    pairs = list(read_plan(path, folder, {}, []).pairs())
+    pairs = list(read_sweep(path).pairs(folder))
     parts = [sharded(pairs, f"{part}/4") for part in (1, 2, 3, 4)]
     jobs = [job.name for part in parts for pair in part for job in pair.runs(0.01)]
     assert sorted(jobs) == sorted(job.name for pair in pairs for job in pair.runs(0.01))
@@ -173,24 +177,57 @@ def test_a_task_may_have_a_grid_of_its_own(tmp_path: Path, folder: Path) -> None
     path = tmp_path / "s.yaml"
     own = {"image": {"tune": {"rates": [0.3, 0.1], "steps": 1.0}}}
     path.write_text(yaml.safe_dump({**SMALL, "tasks": ["listops", "image"], "tune": {"rates": [0.2]}, "per_task": own}))
-    grids = {
-        (pair.config.task.name, pair.tuning.rates[0], len(pair.tune))
-        for pair in read_plan(path, folder, {}, []).pairs()
-    }
+    grids = {(pair.config.task.name, pair.tuning.rates[0], len(pair.tune)) for pair in read_sweep(path).pairs(folder)}
     assert grids == {("listops", 0.2, 1), ("image", 0.3, 2)}
     path.write_text(yaml.safe_dump({**SMALL, "per_task": {"listops": {"tune": {"rates": []}}}}))
-    with pytest.raises(UsageError, match="at least one of rates"):
-        read_plan(path, folder, {}, [])
+    with pytest.raises(UsageError, match="at least one rate"):
+        read_sweep(path)
+
+
+def test_files_of_ones_own_lie_beside_the_sweep_file(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks and systems that no file in configs names; what the runs are told is all that is looked at."""
+    special = {"per_model": {"mine": {"seeds": [5]}}}
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        yaml.safe_dump({**TUNED, **special, "tasks": ["./recall.yaml"], "models": ["chela", "systems/mine.yaml"]})
+    )
+    config = resolve(["preset=tiny"])
+    monkeypatch.setattr(plan, "resolve", lambda words: config)
+    chela, mine = read_sweep(path).pairs(folder)
+    assert (chela.name, mine.name) == ("recall-tiny-chela", "recall-tiny-mine")
+    assert mine.words[:2] == (f"task={tmp_path / 'recall.yaml'}", f"model={tmp_path / 'systems' / 'mine.yaml'}")
+    assert (chela.seeds, mine.seeds) == ((0, 1), (5,))
+    (only,) = read_sweep(path, {"models": ["mine"]}).pairs(folder)
+    assert only.name == mine.name
+    (tmp_path / "my_module.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    config.task.name = "my_module:Recall"
+    assert mine.runs(0.001)[0].folder.parent == folder / "Recall-tiny"
+
+
+def test_the_rate_is_the_best_in_the_direction_of_the_score(tmp_path: Path, folder: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**TUNED, "models": ["chela"], "tune": {"rates": [0.1, 0.2, 0.3]}}))
+    (pair,) = read_sweep(path).pairs(folder)
+    for job, loss in zip(pair.tune, (0.9, 0.4, 0.4), strict=True):
+        job.folder.mkdir(parents=True)
+        result = {"format_version": 2, "score": LOSS, "best_validation": {"loss": loss, "accuracy": loss}, "test": None}
+        (job.folder / "result.json").write_text(json.dumps(result))
+    assert pair.choose_rate() == 0.2 == pair.recorded_rate()
+    record = yaml.safe_load((folder / "rates" / f"{pair.name}.yaml").read_text())
+    assert [row["validation_loss"] for row in record["grid"]] == [0.9, 0.4, 0.4]
 
 
 def test_a_job_is_what_its_words_resolve_to(tmp_path: Path, folder: Path) -> None:
     """Folder and fingerprint are foretold without resolving the words; the run must find the same."""
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "tune": {"rates": [1e-05, 0.3], "steps": 0.3}}))
-    for pair in read_plan(path, folder, {}, ["optimizer.beta2=0.99"]).pairs():
+    for pair in read_sweep(path).pairs(folder, ["optimizer.beta2=0.99"]):
         for job in (*pair.tune, *pair.runs(3e-4)):
             config = resolve(list(job.words))
-            assert fingerprint(config) == job.fingerprint
+            assert fingerprint(config) == fingerprint(job.config)
             assert job.folder.parent == Path(config.runs) / f"{config.task.name}-{config.preset}"
 
 
@@ -257,9 +294,9 @@ def test_threads_are_pinned(tmp_path: Path, folder: Path) -> None:
         (SMALL, ["trainer.threads=4"], "trainer.threads is set by the sweep itself"),
         (SMALL, ["task=image"], "expected some of the sweep's listops"),
         (SMALL, ["launcher=cloud"], "expected one of local, slurm"),
-        (SMALL, ["jobs=many"], "expected a number"),
+        (SMALL, ["jobs=many"], "jobs: expected a whole number"),
         (SMALL, ["--shard", "3/2"], "expected i/n"),
-        (SMALL, ["nonsense"], "expected key=value"),
+        (SMALL, ["nonsense"], "file: expected one value"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -287,11 +324,11 @@ def test_the_sweeps_of_this_repository_can_be_planned(path: Path, folder: Path) 
     """Every task and system that this tree has, with the sweep's own overrides."""
     listed = yaml.safe_load(path.read_text())
     chosen = {
-        group: ",".join(name for name in listed[f"{group}s"] if name in names(group)) for group in ("task", "model")
+        f"{group}s": [name for name in listed[f"{group}s"] if name in names(group)] for group in ("task", "model")
     }
-    if "" in chosen.values():
+    if [] in chosen.values():
         pytest.skip(f"none of the sweep's tasks or systems is in this tree: {listed['tasks']}, {listed['models']}")
-    pairs = list(read_plan(path, folder, chosen, []).pairs())
+    pairs = list(read_sweep(path, chosen).pairs(folder))
     jobs = [job for pair in pairs for job in (*pair.tune, *pair.runs(None))]
     assert pairs and len({job.name for job in jobs}) == len(jobs)
     steps: dict[str, set[int]] = {}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from experiments.runs import TASKS, read_run, read_runs
-from experiments.summary import parts, published
+from experiments.summary import published, result_tables
 from experiments.table import main, to_csv
-from tests.experiments.conftest import MakeRun
+from tests.experiments.conftest import MakeRun, strange
 
 RECIPES = Path(__file__).parents[2] / ".." / "shared" / "design" / "recipes.md"
 
@@ -83,7 +83,7 @@ def test_a_pause_counts_neither_as_training_nor_as_slowness(make_run: MakeRun, t
     folder = make_run(training_seconds=60.0, tokens_per_second=2_500)  # three quarters of the minute it stood still
     lines = [f"{step},train,1.0,0.5,0.001,10000,{step}.0\n" for step in range(1, 5)]
     (folder / "metrics.csv").write_text("step,split,loss,accuracy,lr,tokens_per_second,seconds\n" + "".join(lines))
-    (part,) = parts(read_runs([tmp_path / "runs"]))
+    (part,) = result_tables(read_runs([tmp_path / "runs"]))
     cell = part.cells["chela"]["listops"]
     assert cell.cost("training_seconds") == 15.0
     assert cell.cost("tokens_per_second") == 10_000
@@ -110,13 +110,13 @@ def test_presets_and_policies_never_share_a_table(
         "Measured here: preset tiny, validation holdout",
     ]
     assert "must not be compared with one another" in text
-    for part in parts(read_runs([tmp_path])):
+    for part in result_tables(read_runs([tmp_path])):
         assert len({(run.preset, run.policy) for run in part.runs}) == 1
 
 
 def test_the_average_needs_all_six_tasks(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
-    (part,) = parts(read_runs([tmp_path]))
+    (part,) = result_tables(read_runs([tmp_path]))
     cell = part.cells["chela"]["listops"]
     row = part.cells["chela"]
     row.update(dict.fromkeys(TASKS, cell))
@@ -148,6 +148,25 @@ def test_speed_is_not_compared_between_numbers_of_threads(
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
+def test_another_objective_is_shown_by_its_own_score(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a task and a system that cannot be imported here; their title and score come from the result."""
+    make_run(accuracy=0.4)
+    strange(make_run(seed=1), loss=0.5), strange(make_run(seed=2), loss=0.75)
+    text = table(capsys, str(tmp_path), "--compact")
+    rows = markdown_rows(text)
+    assert rows["system"] == ["ListOps", "Recall (loss, nats)"]
+    assert rows["chela"] == ["40.00 (1)", "–"] and rows["mine"] == ["–", "0.625 ± 0.177 (2)"]
+    assert rows["majority class"] == ["17.00", "–"]  # the accuracy of the majority class is no loss
+    assert "Test accuracy in % (another score where a task's column names one)" in text
+    assert "| task | system | score |" in text and "| Recall (loss, nats) | mine | 0.625 ± 0.177 (2) |" in text
+    lines = list(csv.DictReader(io.StringIO(to_csv(read_runs([tmp_path]), with_published=False))))
+    (mine,) = [line for line in lines if line["system"] == "mine"]
+    assert (mine["task"], mine["accuracy"], mine["score"], mine["unit"]) == ("Recall", "", "loss", "nats")
+    assert float(mine["value"]) == pytest.approx(0.625)
+
+
 def test_published_rows_stand_apart_and_carry_their_sources(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,24 +181,24 @@ def test_published_rows_stand_apart_and_carry_their_sources(
 
 def test_published_rows_are_marked_and_their_averages_are_right() -> None:
     for row in published():
-        assert row.source and row.mark in ("A", "B", "–")
-        values = [value for value in row.values.values() if isinstance(value, float | int)]
+        assert row["source"] and row["mark"] in ("A", "B", "–")
+        values = [value for value in row["values"].values() if isinstance(value, float | int)]
         assert all(10 < value < 100 for value in values)
-        if row.average is None or not values:
+        if row["average"] is None or not values:
             continue
-        mean = sum(values) / (6 if "counts Path-X as 0" in row.source else len(values))
-        noted = re.search(r"its values give ([\d.]+)", row.source)  # a slip of the source, said beside it
-        assert mean == pytest.approx(float(noted.group(1)) if noted else row.average, abs=0.025), row.name
+        mean = sum(values) / (6 if "counts Path-X as 0" in row["source"] else len(values))
+        noted = re.search(r"its values give ([\d.]+)", row["source"])  # a slip of the source, said beside it
+        assert mean == pytest.approx(float(noted.group(1)) if noted else row["average"], abs=0.025), row["name"]
 
 
 @pytest.mark.skipif(not RECIPES.exists(), reason="the notes on published results are not part of the repository")
 def test_published_rows_equal_the_notes_they_were_taken_from() -> None:
     notes = RECIPES.read_text().replace("*", "")
     for row in published():
-        for value in row.values.values():
+        for value in row["values"].values():
             if isinstance(value, float | int):
                 assert re.search(rf"(?<![\d.]){re.escape(f'{value:.2f}'.rstrip('0').rstrip('.'))}0?(?![\d])", notes), (
-                    row.name,
+                    row["name"],
                     value,
                 )
 
