@@ -8,20 +8,139 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from chela.config import PRESETS, fields, names, resolve, to_yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chela.config import first_line, resolve, to_yaml, type_name
 from chela.errors import UsageError
+from chela.groups import names
+from chela.identity import fields
+from chela.presets import PRESETS
 from chela.schema import Config
-from lra.errors import DataError
+from lra.errors import UserError
+from lra.options import check_options, closest, shown
+
+T = TypeVar("T")
+Field = dataclasses.Field[Any]
+
+
+def command(options: type[T], run: Callable[[T, list[str]], int], about: str, argv: Sequence[str] | None = None) -> int:
+    """Answer ``--help``, or read the words and run; return the exit status.
+
+    Args:
+        options: A dataclass whose fields are declared with ``lra.options.option``.
+        run: Called with the options and with the ``key=value`` words that are not among them.
+        about: The command's docstring; the first line of its help.
+        argv: The words; ``sys.argv`` when None.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in words or "-h" in words:
+        sys.stdout.write(options_text(options, about))
+        return 0
+    return guarded(lambda: run(*read_words(options, words)))
+
+
+def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
+    """Read a command's own options from its words; return them and the other ``key=value`` words.
+
+    ``key=value`` is the one dialect. ``--key value``, ``--key`` and ``--no-key`` mean ``key=value``, ``key=true`` and
+    ``key=false``. A bare word goes to the positional option. A list takes ``key=a,b``, or all bare words after it.
+
+    Raises:
+        UsageError: A flag that is not known, a value of another type or out of its limits, a missing option.
+    """
+    known = {field.metadata.get("key", field.name): field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    found, rest = _sorted_out(words, known)
+    cfg = OmegaConf.structured(options)
+    for key, texts in found.items():
+        field = known[key]
+        if not _is_list(field) and len(texts) != 1:
+            raise UsageError(f"{key}: expected one value, got {' '.join(texts) or 'none'}")
+        try:
+            OmegaConf.update(cfg, field.name, texts if _is_list(field) else texts[0])
+        except OmegaConfBaseException:
+            kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+                type_name(field), "another"
+            )
+            raise UsageError(f"{key}: expected {kind}, got {shown(texts[0])}") from None
+    for key, field in known.items():
+        if OmegaConf.is_missing(cfg, field.name):
+            raise UsageError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")
+    try:
+        made: Any = OmegaConf.to_object(cfg)
+        check_options(made)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UsageError(first_line(error)) from None
+    return made, rest
+
+
+def _sorted_out(words: Sequence[str], known: dict[str, Field]) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the texts of each known key, and the words of others."""
+    positional = next((key for key, field in known.items() if field.metadata.get("positional")), None)
+    found: dict[str, list[str]] = {}
+    rest: list[str] = []
+    taker = positional  # what a bare word is for
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word.startswith("--"):
+            key = key[2:].replace("-", "_")
+            negated = key not in known and key.startswith("no_")
+            key = key.removeprefix("no_") if negated else key
+            if key not in known:
+                raise UsageError(f"unknown option {word!r}{closest(key, known)}; see --help")
+            if not equals and type_name(known[key]) != "bool":
+                taker, found[key] = key, []
+                continue
+            value = value if equals else str(not negated).lower()
+        elif not equals or key not in known:
+            if equals and taker == positional:
+                rest.append(word)
+                continue
+            if taker is None:
+                raise UsageError(f"expected key=value, got {shown(word)}; see --help")
+            found.setdefault(taker, []).append(word)
+            taker = taker if _is_list(known[taker]) else positional
+            continue
+        found[key], taker = value.split(",") if _is_list(known[key]) else [value], positional
+    return found, rest
+
+
+def _is_list(field: Field) -> bool:
+    return type_name(field).startswith("list[")
+
+
+def no_more(rest: list[str], options: type) -> None:
+    """Refuse words that a command does not know.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if rest:
+        known = [field.metadata.get("key", field.name) for field in dataclasses.fields(options)]
+        key = rest[0].partition("=")[0]
+        raise UsageError(
+            f"expected {', '.join(f'{name}=…' for name in known)}, got {shown(rest[0])}{closest(key, known)}"
+        )
+
+
+def options_text(options: type, about: str) -> str:
+    """Return the help of a command: its docstring and its options with their defaults."""
+    lines = [about.strip(), "", "Words are key=value:"]
+    for field in dataclasses.fields(options):
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        value = "…" if default is dataclasses.MISSING else _plain(default)
+        lines.append(f"    {field.metadata.get('key', field.name)}={value}  {_meaning(field)}".rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def main(run: Callable[[Config], int], about: str, argv: list[str] | None = None) -> int:
     """Answer ``--help`` and ``--cfg``, or resolve the configuration and run; return the exit status."""
     words = sys.argv[1:] if argv is None else argv
 
-    def command() -> int:
+    def begin() -> int:
         if "--help" in words or "-h" in words:
             sys.stdout.write(help_text(about, [word for word in words if not word.startswith("-")]))
             return 0
@@ -31,7 +150,7 @@ def main(run: Callable[[Config], int], about: str, argv: list[str] | None = None
             return 0
         return run(config)
 
-    return guarded(command)
+    return guarded(begin)
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -49,11 +168,8 @@ def guarded(command: Callable[[], int]) -> int:
         return 0
     except KeyboardInterrupt:
         return _failed("stopped by Ctrl-C, nothing was saved", 128 + signal.SIGINT)
-    except UsageError as error:
+    except UserError as error:
         return _failed(str(error), error.status)
-    except DataError as error:
-        # a loader's worker hands its error over with the traceback in the text; the last one is the error itself
-        return _failed(str(error).rpartition("DataError: ")[2])
     except OSError as error:
         if error.errno not in _SURROUNDINGS:
             raise
@@ -132,7 +248,7 @@ def help_text(about: str, words: list[str]) -> str:
         if head != section:
             section = head
             lines.append(f"\n  {section or 'the run'}")
-        lines.append(f"    {key}={_plain(value)}  ({_type(item)})  {_meaning(item)}".rstrip())
+        lines.append(f"    {key}={_plain(value)}  ({type_name(item)})  {_meaning(item)}".rstrip())
     return "\n".join(lines) + "\n"
 
 
@@ -142,11 +258,7 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _type(item: dataclasses.Field[Any]) -> str:
-    return item.type if isinstance(item.type, str) else item.type.__name__
-
-
-def _meaning(item: dataclasses.Field[Any]) -> str:
+def _meaning(item: Field) -> str:
     limits = dict(item.metadata)
     meaning = str(limits.pop("help", ""))
     if "choices" in limits:

@@ -2,23 +2,15 @@
 
 Later layers win: the schema's defaults, ``configs/preset``, ``configs/task`` (and its section for the preset),
 ``configs/model`` (and its section for the preset), then the command line. A group (``task``, ``model``, ``preset``) is
-chosen by name, everything else by its dotted key: ``model=softmax model.depth=2 optimizer.lr=1e-3``.
+chosen by name or by a YAML file of one's own, everything else by its dotted key: ``model=softmax model.depth=2``.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import difflib
-import hashlib
-import importlib.metadata
-import json
-import math
-import operator
+import functools
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chela.errors import UsageError
-from chela.schema import MIXERS, Config
-from lra.schema import GENERATED, TASKS
+from chela.groups import Layer, flat, is_file, label, names, read_group, sections
+from chela.identity import fields, identity_of
+from chela.options import expect_trusted, importable, mixer_options, systems
+from chela.presets import resolve_preset
+from chela.schema import Config
+from lra.options import check_value, closest, shown
+from lra.tasks import get_task, task_options
 
-PRESETS = ("auto", "full", "mini", "tiny")
 MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
 BOOLS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")  # omegaconf takes any integer for true
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
-
-# Where a run lies, how it is watched and how it is cut into launches: none of it changes the numbers that come out.
-NOT_IN_IDENTITY = {
-    "runs",
-    "resume",
-    "allocator",
-    "tensorboard",
-    "wandb",
-    "data.dir",
-    "data.download",
-    "data.root",
-    "data.processes",
-    "data.workers",
-    "trainer.max_time",
-    "trainer.checkpoint_every",
-    "trainer.checkpoint_minutes",
-    "trainer.progress",
-    "trainer.test",
-}
-# Options that came later, at the value that changes nothing: left out there, so that older runs keep their fingerprint.
-LATER = {"trainer.accumulate": 1}
-
-_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "more than"),
-    "le": (operator.le, "at most"),
-    "lt": (operator.lt, "less than"),
-}
-
-
-def configs_folder() -> Path:
-    """Return the folder of the YAML files: in the repository, or packed into an installed wheel."""
-    here = Path(__file__).parent
-    return next(folder for folder in (here / "configs", here.parent / "configs") if folder.is_dir())
-
-
-def names(group: str) -> list[str]:
-    """List the files of a group, e.g. ``names("model")``."""
-    return sorted(path.stem for path in (configs_folder() / group).glob("*.yaml"))
 
 
 def resolve(words: list[str]) -> Config:
@@ -86,16 +43,23 @@ def resolve(words: list[str]) -> Config:
         return _resolve_resumed(run_folder(resumed, "resume"), overrides)
     chosen = {"task": "listops", "model": "chela", "preset": "auto"}
     chosen.update({key: value for key, value in overrides if key in chosen})
-    preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"))[0]
-    task_file, model_file = _group_file("task", chosen["task"]), _group_file("model", chosen["model"])
-    model_file["model"]["name"] = chosen["model"]
-    mixer = model_file["model"]["mixer"]["name"]
-    files = (task_file, model_file)
-    layers = [_group_file("preset", preset), *(part for file in files for part in _sections(file, preset, mixer))]
+    for group in ("task", "model"):
+        if is_file(chosen[group]):  # the user's own words name it, and by it the modules beside it
+            importable(Path(chosen[group]).expanduser().parent)
+    files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
+    preset = resolve_preset(chosen["preset"], dict(overrides).get("trainer.accelerator", "auto"), files["task"])[0]
+    task = _named(files["task"], "task", chosen["task"], "task: {name: …}")["name"]
+    mixer = _named(files["model"], "model", chosen["model"], "model: {mixer: {name: …}}")["mixer"]["name"]
+    files["model"].append({"model": {"name": label(chosen["model"])}})
 
-    cfg = _empty(TASKS[task_file["task"]["name"]], MIXERS[mixer])
-    for layer in layers:
-        _merge(cfg, layer)
+    cfg = _empty(task, mixer)
+    if preset in names("preset"):
+        for layer in read_group("preset", preset):
+            _merge(cfg, layer, "preset", preset)
+    for group, layers in files.items():
+        for layer in layers:
+            for section in sections(layer, preset, mixer):
+                _merge(cfg, section, group, chosen[group])
     cfg.preset = preset
     for key, value in overrides:
         if key not in chosen:
@@ -103,21 +67,30 @@ def resolve(words: list[str]) -> Config:
     return check(cfg)
 
 
+def _named(layers: list[Layer], group: str, name: str, wanted: str) -> Layer:
+    """Return a group's own section, joined over its layers; it must say which class is meant."""
+    section: Any = OmegaConf.to_container(OmegaConf.merge(*(layer.get(group, {}) for layer in layers)))
+    named = section.get("mixer", {}) if group == "model" else section
+    if not isinstance(named.get("name"), str):
+        raise UsageError(f"{group}={name}: expected {wanted} in the file, which says what is built; there is none")
+    return dict(section)
+
+
 def _resolve_resumed(folder: Path, overrides: list[tuple[str, str]]) -> Config:
-    """A run that goes on keeps its configuration; only what does not change its numbers may be said anew."""
-    saved = load(folder / "config.yaml")
+    """Keep the configuration of a run that goes on; only what does not change its numbers may be said anew."""
+    saved = load(folder / "config.yaml", dict(overrides).get("trust", ""))
     saved.trainer.max_time = ""  # a limit holds for one launch
     cfg = OmegaConf.structured(saved)
     OmegaConf.set_struct(cfg, True)
     changed = []
     for key, value in overrides:
         if key in ("task", "model"):
-            have = OmegaConf.select(cfg, f"{key}.name")
-            changed += [f"{key} {have} -> {_shown(value)}"] if value != have else []
+            have = saved.model.name if key == "model" else saved.task.name
+            changed += [f"{key} {have} -> {shown(value)}"] if label(value) != label(have) else []
         elif (key, value) != ("preset", "auto"):
             _set(cfg, key, value)
     config = check(cfg)
-    old, new = _identity(saved), _identity(config)
+    old, new = (identity_of({key: value for key, value, _ in fields(one)}) for one in (saved, config))
     keys = dict.fromkeys([*old, *new])
     changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     if changed:
@@ -138,26 +111,36 @@ def run_folder(path: Path | str, key: str = "run") -> Path:
     try:
         holds = folder.is_dir() and (folder / "config.yaml").is_file()
     except OSError as error:
-        raise UsageError(f"{key}: expected the folder of a run, got {_shown(str(path))} ({error.strerror})") from None
+        raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))} ({error.strerror})") from None
     if not holds:
         what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
-        raise UsageError(f"{key}: expected the folder of a run, got {_shown(str(path))}: {what}")
+        raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))}: {what}")
     return folder
 
 
-def load(path: Path) -> Config:
-    """Read a resolved configuration back from a run's ``config.yaml``."""
+def load(path: Path, trust: str = "") -> Config:
+    """Read a resolved configuration back from a run's ``config.yaml``.
+
+    Args:
+        path: The file.
+        trust: Names of modules, separated by commas, that the file may name; a module is code that will be run.
+
+    Raises:
+        UsageError: It cannot be read, is of another version, or names a module that is not trusted.
+    """
     try:
         saved = OmegaConf.load(path)
-        assert isinstance(saved, DictConfig), "no mapping"
-        cfg = OmegaConf.merge(_empty(TASKS[saved.task.name], MIXERS[saved.model.mixer.name]), saved)
+        task, mixer = str(saved.task.name), str(saved.model.mixer.name)
+    except Exception as error:  # a foreign file can make the reader raise anything
+        raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
+    expect_trusted([task, mixer], trust.split(","), str(path))
+    try:
+        cfg = OmegaConf.merge(_empty(task, mixer), saved)
     except OmegaConfBaseException as error:
         raise UsageError(
-            f"expected a config.yaml of this version at {path}, got another ({_first_line(error)}); "
+            f"expected a config.yaml of this version at {path}, got another ({first_line(error)}); "
             "use the version of chela that wrote it"
         ) from None
-    except Exception as error:  # a foreign file can make the reader raise anything
-        raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({_first_line(error)})") from None
     return check(cfg)
 
 
@@ -171,71 +154,25 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
 
 
-def fingerprint(config: Config) -> str:
-    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
-    identity = {key: value for key, value in _identity(config).items() if (key, value) not in LATER.items()}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    return identity_of({key: value for key, value, _ in fields(config)})
-
-
-def identity_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Return, of a configuration by dotted key, what makes a run's numbers.
-
-    Where data lies does not; but a task that is generated otherwise has other data with a folder of its own.
-    """
-    kept = {key: value for key, value in options.items() if key not in NOT_IN_IDENTITY}
-    released = options.get("task.name") in GENERATED and options.get("data.root") is not None
-    return kept | ({"data.released": True} if released else {})
-
-
-def resolve_preset(asked: str, accelerator: str = "auto") -> tuple[str, str]:
-    """Return the preset and, in a few words, why it is this one."""
-    if asked not in PRESETS:
-        raise UsageError(f"preset: expected one of {', '.join(PRESETS)}, got {_shown(asked)}{_closest(asked, PRESETS)}")
-    if asked != "auto":
-        return asked, "asked for"
-    if accelerator == "cpu":
-        return "mini", "trainer.accelerator=cpu"
-    if cuda_devices() > 0:
-        return "full", "a CUDA GPU is here"
-    return "mini", "no CUDA GPU is here"
-
-
-def cuda_devices() -> int:
-    """Count the CUDA devices by asking the driver: importing torch for it would take 1.5 s."""
-    if importlib.metadata.version("torch").endswith("+cpu") or sys.platform != "linux":
-        return 0
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
 def seconds(duration: str) -> float | None:
     """Read ``9m`` or ``1h30m`` as seconds; an empty string is no limit (None)."""
     if not duration:
         return None
     parts = DURATION.findall(duration)
     if not parts or "".join(number + unit for number, unit in parts) != duration:
-        raise UsageError(f"trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got {_shown(duration)}")
+        raise UsageError(f"trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got {shown(duration)}")
     return sum(float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
 
 
-def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
-    """Walk over ``(dotted key, value, field)`` of a configuration's leaves."""
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", value, item
+def duration(seconds: float) -> str:
+    """Write seconds for people.
+
+    >>> duration(42), duration(190), duration(7260)
+    ('42 s', '3 min 10 s', '2 h 01 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def check(cfg: Any) -> Config:
@@ -243,16 +180,16 @@ def check(cfg: Any) -> Config:
     try:
         config = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
-        raise UsageError(_first_line(error)) from None
+        raise UsageError(first_line(error)) from None
     assert isinstance(config, Config)
-    for key, value, item in fields(config):
-        _check_value(key, value, item.metadata)
+    try:
+        for key, value, item in fields(config):
+            check_value(key, value, item.metadata)
+        config.data.check()
+        get_task(config.task)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
-    for section in (config.task, config.data):
-        try:
-            section.check()
-        except ValueError as error:
-            raise UsageError(str(error)) from None
     if not config.runs:
         raise UsageError("runs: expected a folder, got ''")
     _check_processes(config)
@@ -293,88 +230,82 @@ def parameters_at_least(config: Config) -> int:
 
 
 def _value_width(config: Config) -> int:
-    return int(getattr(config.model.mixer, "d_value", config.model.d_model))
-
-
-def _check_value(key: str, value: Any, limits: Any) -> None:
-    for number in value if isinstance(value, list) else [value]:
-        if isinstance(number, float) and not math.isfinite(number):
-            raise UsageError(f"{key}: expected a finite number, got {number}")
-    for name, (holds, text) in _BOUNDS.items():
-        if value is not None and name in limits and not holds(value, limits[name]):
-            raise UsageError(f"{key}: expected {text} {limits[name]}, got {_shown(value)}")
-    if "choices" in limits and value not in limits["choices"]:
-        expected = ", ".join(limits["choices"])
-        raise UsageError(f"{key}: expected one of {expected}, got {_shown(value)}{_closest(value, limits['choices'])}")
-    if limits.get("odd") and value % 2 == 0:
-        raise UsageError(f"{key}: expected an odd number, so that the kernel has a middle, got {value}")
+    return int(getattr(config.model.mixer, "d_value", None) or config.model.d_model)
 
 
 def _split(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals:
-        raise UsageError(f"expected key=value, got {_shown(word)}; see --help")
+        raise UsageError(f"expected key=value, got {shown(word)}; see --help")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
-        raise UsageError(f"expected a dotted key such as model.depth, got {_shown(key)}; see --help")
+        raise UsageError(f"expected a dotted key such as model.depth, got {shown(key)}; see --help")
     if "${" in value or value == "???" or not value.isprintable():
-        raise UsageError(f"{key}: expected a plain, printable value, got {_shown(value)}")
+        raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
     return key, value
 
 
-def _empty(task: type, mixer: type) -> DictConfig:
+def _empty(task: str, mixer: str) -> DictConfig:
+    """Return a configuration of the defaults, in which nothing but the options of this task and system can be set."""
+    try:
+        options = task_options(task)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     cfg: DictConfig = OmegaConf.structured(Config)
-    cfg.task = OmegaConf.structured(task)
-    cfg.model.mixer = OmegaConf.structured(mixer)
+    cfg.task = OmegaConf.structured(options)
+    cfg.model.mixer = OmegaConf.structured(mixer_options(mixer))
     OmegaConf.set_struct(cfg, True)
     return cfg
 
 
-def _group_file(group: str, name: str) -> dict[str, Any]:
-    if name not in names(group):
-        listed = ", ".join(names(group))
-        raise UsageError(f"{group}: expected one of {listed}, got {_shown(name)}{_closest(name, names(group))}")
-    return OmegaConf.to_container(OmegaConf.load(configs_folder() / group / f"{name}.yaml")) or {}  # type: ignore[return-value]
+def _merge(cfg: DictConfig, layer: Layer, group: str, name: str) -> None:
+    """Merge a section of a file in place.
 
-
-def _sections(layer: dict[str, Any], preset: str, mixer: str) -> list[dict[str, Any]]:
-    """Split a group file into what always holds, what holds for the preset, and what does so for one mixer only."""
-    always = {key: value for key, value in layer.items() if key != "presets"}
-    special = layer.get("presets", {}).get(preset, {})
-    own = special.get("mixers", {}).get(mixer, {})
-    return [always, {key: value for key, value in special.items() if key != "mixers"}, {"model": {"mixer": own}}]
-
-
-def _merge(cfg: DictConfig, layer: dict[str, Any]) -> None:
-    """Merge a layer in place; sizes that it gives for mixers are taken by those that have such an option."""
-    sizes = layer.get("model", {}).get("mixer")
-    if sizes:
-        known = {key: value for key, value in sizes.items() if key in cfg.model.mixer}
-        layer = {**layer, "model": {**layer["model"], "mixer": known}}
+    A task's file gives sizes for several systems; each takes those that it has. A key that no system has is an error.
+    """
+    known = [key for key, _, _ in fields(OmegaConf.to_object(cfg))]
+    every = {f"model.mixer.{option}" for option in _options_of_all()} if group in ("task", "preset") else set()
+    for key in flat(layer):
+        if key not in known and key not in every:
+            raise UsageError(f"{group}={name}: unknown key {shown(key)} in its file{closest(key, [*known, *every])}")
+    taken: Any = OmegaConf.create(layer)
+    for key in flat(layer):
+        if key not in known:
+            del taken.model.mixer[key.rpartition(".")[2]]
     try:
-        cfg.merge_with(layer)
+        cfg.merge_with(taken)
     except OmegaConfBaseException as error:
-        raise UsageError(f"in the configs folder: {_first_line(error)}") from None
+        raise UsageError(f"{group}={name}: {first_line(error)}") from None
+
+
+@functools.cache
+def _options_of_all() -> frozenset[str]:
+    return frozenset(item.name for name in systems() for item in dataclasses.fields(mixer_options(name)))
 
 
 def _set(cfg: DictConfig, key: str, value: str) -> None:
-    keys = {name: item.type for name, _, item in fields(OmegaConf.to_object(cfg))}
+    keys = {name: type_name(item) for name, _, item in fields(OmegaConf.to_object(cfg))}
     if key not in keys:
         if any(name.startswith(f"{key}.") for name in keys):
-            raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {_shown(value)}; see --help")
-        raise UsageError(f"unknown key {_shown(key)}{_closest(key, [*keys, 'task', 'model', 'preset'])}; see --help")
+            raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {shown(value)}; see --help")
+        raise UsageError(f"unknown key {shown(key)}{closest(key, [*keys, 'task', 'model', 'preset'])}; see --help")
     if key in ("task.name", "model.mixer.name", "model.name"):
         if OmegaConf.select(cfg, key) != value:
-            raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {_shown(value)}")
+            raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {shown(value)}")
         return
     if keys[key] == "bool" and value.lower() not in BOOLS:
-        raise UsageError(f"{key}: expected true or false, got {_shown(value)}")
+        raise UsageError(f"{key}: expected true or false, got {shown(value)}")
     read: Any = None if value == "null" else value
     if read is not None and keys[key].startswith("list["):
         read = _numbers(key, value)
     try:
         OmegaConf.update(cfg, key, read)
-    except (OmegaConfBaseException, OverflowError) as error:  # the latter of numbers with hundreds of digits
-        raise UsageError(f"{key}: {_first_line(error)}") from None
+    except (OmegaConfBaseException, OverflowError) as error:  # a number with hundreds of digits overflows
+        raise UsageError(f"{key}: {first_line(error)}") from None
+
+
+def type_name(item: dataclasses.Field[Any]) -> str:
+    """Return the type of an option in words."""
+    return item.type if isinstance(item.type, str) else getattr(item.type, "__name__", str(item.type))
 
 
 def _numbers(key: str, value: str) -> list[int | float]:
@@ -384,20 +315,11 @@ def _numbers(key: str, value: str) -> list[int | float]:
     except Exception:  # a word that is no YAML can make the reader raise anything
         read = None
     if not isinstance(read, list) or not read or any(type(number) not in (int, float) for number in read):
-        raise UsageError(f"{key}: expected a list of numbers such as '[1, 2]', got {_shown(value)}")
+        raise UsageError(f"{key}: expected a list of numbers such as '[1, 2]', got {shown(value)}")
     return read
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _closest(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name)[:80], list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says first; omegaconf's next lines are for its own developers."""
     lines = str(error).splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+from lra.errors import UserError
 
-class UsageError(Exception):
-    """Something in the command, the configuration or the files is not as expected.
 
-    The message is one line: what was expected, what came, what to do.
-    """
-
-    status = 2
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+class UsageError(UserError):
+    """Something in the command, the configuration or a run's files is not as expected."""
 
 
 class DivergedError(UsageError):

@@ -7,54 +7,58 @@ python -m chela.evaluate run=… checkpoint=last split=validation
 from __future__ import annotations
 
 import sys
+from dataclasses import MISSING, dataclass
 
-from chela.cli import guarded
-from chela.config import load
-from chela.errors import UsageError
+from chela.cli import command, no_more
+from chela.config import load, run_folder
+from chela.schema import Config
+from lra.options import option
 
-CHOICES = {"checkpoint": ("best", "last"), "split": ("test", "validation")}
+
+@dataclass
+class RunWords:
+    """What names the weights of a run."""
+
+    run: str = option(MISSING, "the folder that a training run printed", positional=True)
+    checkpoint: str = option("best", "the weights that did best on validation, or the last", choices=("best", "last"))
+    trust: str = option("", "modules that the run may name, separated by commas")
+    data_dir: str = option("", "where prepared records lie, when not where they lay in training", key="data.dir")
+    data_root: str = option("", "where your own data lies, in the same case; null: the records do", key="data.root")
+
+    def load_config(self) -> Config:
+        """Read the run's configuration, with the data where these words say it lies."""
+        config = load(run_folder(self.run) / "config.yaml", self.trust)
+        config.data.dir = self.data_dir or config.data.dir
+        if self.data_root:  # where the run's own lay may be of another machine, or gone
+            config.data.root = None if self.data_root == "null" else self.data_root
+        return config
+
+
+@dataclass
+class Words(RunWords):
+    """The words of the command."""
+
+    split: str = option("test", "what is scored", choices=("test", "validation"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words, score the run, print one line; return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    if not words or "--help" in words or "-h" in words:
-        sys.stdout.write((__doc__ or "") + "\nFurther words: data.dir=FOLDER, data.root=FOLDER, as for chela.train.\n")
-        return 0
-    return guarded(lambda: evaluate(words))
+    return command(Words, evaluate, __doc__ or "", argv)
 
 
-def evaluate(words: list[str]) -> int:
+def evaluate(words: Words, rest: list[str]) -> int:
     """Score the run that ``words`` name."""
-    asked = {"checkpoint": "best", "split": "test", "data.dir": "", "data.root": ""}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in {*asked, "run"}:
-            raise UsageError(
-                "expected run=FOLDER, checkpoint=best|last, split=test|validation, data.dir=FOLDER or "
-                f"data.root=FOLDER, got {word[:80]!r}"
-            )
-        asked[key] = value
-    for key, choices in CHOICES.items():
-        if asked[key] not in choices:
-            raise UsageError(f"{key}: expected one of {', '.join(choices)}, got {asked[key][:80]!r}")
-    if "run" not in asked:
-        raise UsageError("expected run=FOLDER, the folder that a training run printed")
-    from chela.training.run import open_run
-
-    run = open_run(asked["run"])
-    config = load(run.config)
-    if asked["data.dir"]:
-        config.data.dir = asked["data.dir"]
-    if asked["data.root"]:  # where the run's own lay may be of another machine, or gone
-        config.data.root = None if asked["data.root"] == "null" else asked["data.root"]
+    no_more(rest, Words)
+    config = words.load_config()
     from chela.training import fit
-    from chela.training.hardware import stdout_console
+    from chela.training.machine import stdout_console
+    from chela.training.run import RunFolder
 
-    found = fit.evaluate(config, run, asked["checkpoint"], asked["split"])
+    score, found = fit.evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split)
+    columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in ("count", score.name))
     stdout_console().print(
-        f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {asked['split']} accuracy "
-        f"{found['accuracy']!r} of {found['count']:.0f}, loss {found['loss']!r}, by the {asked['checkpoint']} weights"
+        f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {words.split} {score.name} "
+        f"{found[score.name]!r} of {found['count']:.0f}, {columns}, by the {words.checkpoint} weights"
     )
     return 0
 

@@ -1,7 +1,7 @@
 """Every option of a run, typed, with its default, its bounds and its meaning.
 
-Nothing heavy is imported here, so that ``--help`` and a mistyped key answer at once. The options of the tasks stand in
-``lra.schema``; those of a system are the keyword arguments of its mixer (``tests/test_config.py`` holds the two equal).
+Nothing heavy is imported here, so that ``--help`` and a mistyped key answer at once. The options of a task are the
+fields of its class (``lra.tasks``), those of a system the keyword arguments of its constructor (``chela.options``).
 """
 
 from __future__ import annotations
@@ -9,127 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from chela.schedules import SCHEDULES
+from lra.options import option
 from lra.schema import DataConfig
-
-
-def option(default: Any, meaning: str, **limits: Any) -> Any:
-    """Declare a field: ``ge``, ``gt``, ``le``, ``lt`` bound it, ``choices`` lists it, ``odd=True`` wants it odd."""
-    return field(default=default, metadata={"help": meaning, **limits})
-
-
-# ---- systems: what each mixer can be told -------------------------------------------------------------------------
-
-
-@dataclass
-class ChelaConfig:
-    """CHELA: short-long convolution, then linear attention, then a gate."""
-
-    name: str = "chela"
-    d_qk: int = option(32, "width Z of queries and keys, per head", ge=1, le=256)
-    d_value: int = option(128, "width of the values, all heads together", ge=1, le=16384)
-    heads: int = option(1, "attention heads", ge=1, le=256)
-    conv: str = option(
-        "short-long", "convolution before the attention", choices=("short-long", "short", "long", "none")
-    )
-    short_kernel: int = option(5, "taps of the short convolution", ge=3, le=31, odd=True)
-    long_kernel: str = option("multiscale", "how the long kernel is made", choices=("multiscale", "free", "ema"))
-    reparam: bool = option(True, "train parallel short branches beside the long kernel, merged for inference")
-    attention: str = option(
-        "linear", "linear, with a learned decay per head, or none", choices=("linear", "decay", "none")
-    )
-    feature_map: str = option("elu", "feature map of queries and keys", choices=("elu", "silu", "identity"))
-    normalize: bool = option(True, "divide by the sum of the attention weights")
-    gate: str = option("output", "how the convolution gates the attention", choices=("output", "mega", "none"))
-
-
-@dataclass
-class HedgehogConfig:
-    """Hedgehog (arXiv 2402.04347): normalised linear attention with learned features."""
-
-    name: str = "hedgehog"
-    heads: int = option(4, "attention heads", ge=1, le=256)
-    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
-    rotary: bool = option(False, "rotary positions on queries and keys, before the feature map")
-
-
-@dataclass
-class LightningConfig:
-    """Lightning Attention-2 (arXiv 2401.04658): a fixed decay per head; causal only."""
-
-    name: str = "lightning"
-    heads: int = option(8, "attention heads, each with its own decay", ge=1, le=256)
-    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
-
-
-@dataclass
-class LinearConfig:
-    """Linear transformer (arXiv 2006.16236): elu + 1, normalised."""
-
-    name: str = "linear"
-    heads: int = option(4, "attention heads", ge=1, le=256)
-    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
-
-
-@dataclass
-class LionConfig:
-    """LION (arXiv 2502.16249): linear attention in both directions, without decay, by head or by token."""
-
-    name: str = "lion"
-    heads: int = option(4, "attention heads", ge=1, le=256)
-    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
-    decay: str = option("token", "none is LION-LIT, head LION-D, token LION-S", choices=("none", "head", "token"))
-    feature_map: str = option(
-        "shifted_silu", "shifted_silu is the paper's, elu its code's for LION-LIT", choices=("shifted_silu", "elu")
-    )
-
-
-@dataclass
-class MegaConfig:
-    """MEGA (arXiv 2209.10655): moving average, then gated attention, full or in chunks."""
-
-    name: str = "mega"
-    d_qk: int = option(32, "width Z of queries and keys", ge=1, le=4096)
-    d_value: int = option(128, "width of the values", ge=1, le=16384)
-    averages: int = option(16, "moving averages per channel", ge=1, le=256)
-    attention_function: str = option(
-        "softmax", "softmax for symbols, laplace for pixels", choices=("softmax", "laplace")
-    )
-    chunk: int = option(0, "tokens that attend to one another; 0: all", ge=0, le=1_000_000)
-
-
-@dataclass
-class S4DConfig:
-    """S4D (arXiv 2206.11893): a diagonal state space model as a long convolution."""
-
-    name: str = "s4d"
-    d_state: int = option(64, "real state size per channel, even", ge=2, le=4096)
-    dt_min: float = option(1e-3, "smallest initial step: about one over the longest memory", gt=0, le=1)
-    dt_max: float = option(1e-1, "largest initial step", gt=0, le=1)
-
-
-@dataclass
-class SoftmaxConfig:
-    """Softmax attention, the transformer's own."""
-
-    name: str = "softmax"
-    heads: int = option(4, "attention heads", ge=1, le=256)
-    d_value: int = option(128, "width of queries, keys and values, all heads together", ge=1, le=16384)
-    rotary: bool = option(True, "rotary positions on queries and keys; false with model.positions=learned")
-
-
-MIXERS: dict[str, type] = {
-    "chela": ChelaConfig,
-    "hedgehog": HedgehogConfig,
-    "lightning": LightningConfig,
-    "linear": LinearConfig,
-    "lion": LionConfig,
-    "mega": MegaConfig,
-    "s4d": S4DConfig,
-    "softmax": SoftmaxConfig,
-}
-
-
-# ---- what all systems share -----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -165,9 +47,7 @@ class OptimizerConfig:
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
     warmup_steps: int = option(100, "linear warm-up from 0", ge=0, le=100_000_000)
-    schedule: str = option(
-        "linear", "after the warm-up, down to 0 at the last step", choices=("linear", "cosine", "constant")
-    )
+    schedule: str = option("linear", "after the warm-up, down to 0 at the last step", choices=tuple(SCHEDULES))
     clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
 
@@ -176,28 +56,36 @@ class TrainerConfig:
     """How long, on what, and how often to look and to save."""
 
     max_steps: int = option(1000, "optimiser steps of the whole run", ge=1, le=100_000_000)
-    max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none")
+    max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none", identity=False)
     batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
-    accumulate: int = option(1, "parts that a batch is taken in, one by one, to save memory", ge=1, le=1_000_000)
+    accumulate: int = option(
+        1, "parts that a batch is taken in, one by one, to save memory", neutral=1, ge=1, le=1_000_000
+    )
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
-    checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000)
-    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6)
-    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000)
+    checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000, identity=False)
+    checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6, identity=False)
+    log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000, identity=False)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
-    test: bool = option(True, "score the best checkpoint on the test set at the end; false keeps it unseen")
+    test: bool = option(
+        True, "score the best checkpoint on the test set at the end; false keeps it unseen", identity=False
+    )
     precision: str = option(
         "auto", "auto: bf16-mixed on a GPU, 32-true without", choices=("auto", "32-true", "bf16-mixed", "64-true")
     )
     compile: bool = option(False, "torch.compile the model")
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
     progress: str = option(
-        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none")
+        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
     )
     chance_steps: int = option(
-        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=100_000_000
+        500,
+        "after the warm-up and so many steps at the majority class, warn once",
+        ge=1,
+        le=100_000_000,
+        identity=False,
     )
 
 
@@ -212,10 +100,15 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     preset: str = option("auto", "full: the LRA task to the letter; mini: fit for a laptop; tiny: a smoke run")
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
-    runs: str = option("runs", "folder in which the run folders lie")
-    resume: str = option("none", "none: a new run; auto: go on with this very run if it was begun; or a run's folder")
-    allocator: bool = option(
-        True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it"
+    runs: str = option("runs", "folder in which the run folders lie", identity=False)
+    resume: str = option(
+        "none", "none: a new run; auto: go on with this very run if it was begun; or a run's folder", identity=False
     )
-    tensorboard: bool = option(True, "also log to TensorBoard when it is installed")
-    wandb: bool = option(False, "also log to Weights & Biases (extra wandb); WANDB_MODE=offline needs no account")
+    allocator: bool = option(
+        True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it", identity=False
+    )
+    tensorboard: bool = option(True, "also log to TensorBoard when it is installed", identity=False)
+    wandb: bool = option(
+        False, "also log to Weights & Biases (extra wandb); WANDB_MODE=offline needs no account", identity=False
+    )
+    trust: str = option("", "modules that a run folder may name, separated by commas", identity=False)

@@ -1,6 +1,7 @@
 import dataclasses
 import inspect
 import json
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,34 +10,30 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from chela import config as configuration
-from chela.config import (
-    PRESETS,
-    configs_folder,
-    fields,
-    fingerprint,
-    load,
-    names,
-    parameters_at_least,
-    resolve,
-    resolve_preset,
-    seconds,
-    to_yaml,
-)
+from chela import presets
+from chela.config import load, parameters_at_least, resolve, seconds, to_yaml
 from chela.errors import UsageError
-from chela.schema import MIXERS
-from lra.schema import TASKS
+from chela.groups import configs_folder, names
+from chela.identity import fields, fingerprint, identities, identity_of
+from chela.options import CONTEXT, mixer_options, systems
+from chela.presets import PRESETS, resolve_preset
+from lra.tasks import get_task, task_options
 
 ROOT = Path(__file__).parents[1]
 FIXED = [preset for preset in PRESETS if preset != "auto"]
 
 
-def test_the_options_of_a_system_are_those_of_its_mixer() -> None:
+def test_the_options_of_a_system_are_those_of_its_constructor() -> None:
+    """They are read from the source; here they are compared with what Python itself says of the class."""
     from chela.layers.mixers import mixer_class
 
-    of_the_backbone = {"d_model", "l_max", "causal", "layer", "depth"}
-    for name, options in MIXERS.items():
-        taken = set(inspect.signature(mixer_class(name)).parameters) - of_the_backbone
-        assert taken == {field.name for field in dataclasses.fields(options)} - {"name"}, name
+    for name in systems():
+        options = {field.name: field for field in dataclasses.fields(mixer_options(name))}
+        parameters = inspect.signature(mixer_class(name), eval_str=True).parameters
+        taken = {key: p for key, p in parameters.items() if key not in CONTEXT}
+        assert options.keys() == taken.keys() | {"name"}, name
+        assert all(options[key].default == p.default for key, p in taken.items()), name
+        assert all(typing.get_args(p.annotation) or options[key].type is p.annotation for key, p in taken.items()), name
 
 
 def test_every_option_has_a_meaning_and_a_default_within_its_bounds() -> None:
@@ -105,7 +102,7 @@ def test_mixers_sized_apart_are_mixers(task: str) -> None:
     presets = OmegaConf.load(configs_folder() / "task" / f"{task}.yaml").presets
     for preset in presets.values():
         for mixer, sizes in preset.get("mixers", {}).items():
-            assert set(sizes) <= {field.name for field in dataclasses.fields(MIXERS[mixer])}
+            assert set(sizes) <= {field.name for field in dataclasses.fields(mixer_options(mixer))}
 
 
 def test_a_list_is_written_as_yaml_writes_it(tmp_path: Path) -> None:
@@ -114,7 +111,7 @@ def test_a_list_is_written_as_yaml_writes_it(tmp_path: Path) -> None:
     config = resolve([*words, *lists])
     task = config.task
     assert (task.paddle_margins, task.snake_contrasts, task.paddle_contrasts) == ([1, 2], [2.0, 0.1], [0.5])
-    assert task.options().paddle_margins == (1, 2)
+    assert get_task(task).options().paddle_margins == (1, 2)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert load(tmp_path / "config.yaml") == config
     assert resolve([*words, "task.paddle_margins=null"]) == resolve(words)
@@ -150,9 +147,9 @@ def test_every_option_that_is_a_list_holds_numbers() -> None:
 
 
 def test_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configuration, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(presets, "cuda_devices", lambda: 0)
     assert resolve_preset("auto") == ("mini", "no CUDA GPU is here")
-    monkeypatch.setattr(configuration, "cuda_devices", lambda: 1)
+    monkeypatch.setattr(presets, "cuda_devices", lambda: 1)
     assert resolve_preset("auto") == ("full", "a CUDA GPU is here")
     assert resolve_preset("auto", "cpu")[0] == "mini" == resolve(["trainer.accelerator=cpu"]).preset
     assert resolve([]).preset == "full"
@@ -177,14 +174,48 @@ def test_a_release_in_place_of_generated_data_changes_the_fingerprint(task: str,
     assert (mine != plain) is other and moved == mine
 
 
-def test_an_option_that_came_later_leaves_older_fingerprints() -> None:
-    for key, value in configuration.LATER.items():
-        assert configuration.to_dict(resolve(["preset=tiny"]))["trainer"][key.removeprefix("trainer.")] == value
-        assert fingerprint(resolve(["preset=tiny", f"{key}=2"])) != fingerprint(resolve(["preset=tiny"]))
+def test_a_newer_option_leaves_older_fingerprints() -> None:
+    """By rule: at its neutral value it is not counted, for every option that declares one."""
+    config = resolve(["preset=tiny"])
+    newer = {key: field.metadata["neutral"] for key, _, field in fields(config) if "neutral" in field.metadata}
+    assert newer["trainer.accumulate"] == 1
+    options = {key: value for key, value, _ in fields(config)}
+    assert not identity_of(options | newer).keys() & newer.keys()
+    assert fingerprint(resolve(["preset=tiny", "trainer.accumulate=2"])) != fingerprint(config)
+
+
+def test_the_fingerprint_of_version_1_is_still_known() -> None:
     results = sorted((ROOT / "experiments" / "results" / "lra_mini").glob("*-mini/*/result.json"))
     assert results
     for result in results:
-        assert fingerprint(load(result.with_name("config.yaml"))) == json.loads(result.read_text())["fingerprint"]
+        assert json.loads(result.read_text())["fingerprint"] in identities(load(result.with_name("config.yaml")))
+
+
+def test_how_often_a_line_is_written_changes_no_number() -> None:
+    for word in ("trainer.log_every=3", "trainer.chance_steps=7", "trust=x"):
+        assert fingerprint(resolve(["preset=tiny", word])) == fingerprint(resolve(["preset=tiny"]))
+
+
+@pytest.mark.parametrize(
+    ("group", "text", "message"),
+    [
+        ("model", "model: {mixer: {name: linear, head: 4}}", "unknown key 'model.mixer.head' in its file (did"),
+        ("model", "model: {mixer: {name: linear}, dept: 4}", "unknown key 'model.dept' in its file (did you mean"),
+        ("model", "model: {depth: 4}", "expected model: {mixer: {name: …}} in the file"),
+        ("model", "model: {mixer: {name: 'absent_module:X'}}", "expected a module absent_module in this folder"),
+        ("model", "[1]", "expected sections such as model"),
+        ("model", "a: [", "expected YAML, could not read it"),
+        ("task", "task: {name: listops, trian: 5}", "'task.trian' in its file (did you mean 'task.train'?)"),
+        ("task", "task: {name: listops}\npresets: {mini: {model: {mixer: {d_valeu: 4}}}}", "did you mean"),
+        ("task", "task: {name: lstops}", "expected one of"),
+    ],
+)
+def test_a_file_with_a_mistake_is_told_so(group: str, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        resolve([f"{group}={path}", "preset=mini"])
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("word", configuration.BOOLS)
@@ -226,7 +257,7 @@ def test_every_file_of_the_groups_is_short() -> None:
 def test_the_full_preset_is_the_task_to_the_letter() -> None:
     for task in names("task"):
         config = resolve([f"task={task}", "preset=full"]).task
-        default = TASKS[task]()
+        default = task_options(task)()
         if hasattr(default, "normalization"):  # of the pixels: that of the recipe in the task's file
             default.normalization = config.normalization
         assert config == default

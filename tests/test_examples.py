@@ -1,6 +1,7 @@
-"""The examples run: the one for other people's LightningModules, and the conversion of a trained run."""
+"""The examples run: layers in other code, the conversion of a trained run, a system and a task of one's own."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -8,11 +9,13 @@ import lightning
 import pytest
 import torch
 
-from chela.config import fingerprint, resolve
+from chela import train
+from chela.config import resolve
+from chela.identity import fingerprint
 from chela.models import build_model
 from chela.models.pretrained import from_pretrained
 from chela.training import checkpoint
-from chela.training.run import BEST_KEYS, RunFolder
+from chela.training.run import WEIGHTS, RunFolder
 from lra.tasks import get_task
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -55,13 +58,24 @@ def test_hedgehog_distillation_of_a_run(tmp_path, capsys):
     run.best.parent.mkdir(parents=True)
     run.create(config)
     model = build_model(config.model, get_task(config.task), config.seed)
-    state = dict.fromkeys(BEST_KEYS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
+    state = dict.fromkeys(WEIGHTS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
     checkpoint.save(run.best, state)
 
     _load("hedgehog_distill").main(str(run.path), str(tmp_path / "student"), 3)
     assert "student trained on the task" in capsys.readouterr().out
     student = from_pretrained(tmp_path / "student")
     assert student(torch.randint(1, 17, (2, 9))).shape == (2, 10)
+
+
+def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):
+    files = [*EXAMPLES.glob("my_mixer.*"), *EXAMPLES.glob("my_task.*")]
+    assert len(files) == 4 and sum(len(path.read_text().splitlines()) for path in files) < 60
+    monkeypatch.syspath_prepend(EXAMPLES)
+    words = [f"task={EXAMPLES / 'my_task.yaml'}", f"model={EXAMPLES / 'my_mixer.yaml'}", "preset=mini"]
+    sizes = ["model.d_model=32", "model.depth=1", "trainer.max_steps=150", "optimizer.lr=1e-2"]
+    assert train.main([*words, *sizes, f"runs={tmp_path}"]) == 0
+    (result,) = tmp_path.rglob("result.json")
+    assert json.loads(result.read_text())["test"]["accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from chela.config import fingerprint, resolve
+from chela.config import resolve
+from chela.identity import fingerprint
 from chela.models import build_model
 from chela.predict import label_sequences, load_run, main
 from chela.training import checkpoint
-from chela.training.run import BEST_KEYS, RunFolder
+from chela.training.run import WEIGHTS, RunFolder
 from lra.tasks import get_task
 
 EXPRESSIONS = ["[MAX 2 [MIN 4 7 ] ]", "( ( [SM 1 ) 9 ) ]", "[MED 1 2 3 4 5 6 7 8 ]"]
@@ -24,7 +25,7 @@ def _run(folder, *words: str) -> str:
     run.best.parent.mkdir(parents=True)
     run.create(config)
     model = build_model(config.model, get_task(config.task), config.seed)
-    state = dict.fromkeys(BEST_KEYS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
+    state = dict.fromkeys(WEIGHTS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
     checkpoint.save(run.best, state)
     return str(run.path)
 
@@ -83,7 +84,7 @@ class PixelsAsScores(torch.nn.Linear):
     def __init__(self) -> None:
         super().__init__(1, 1)
 
-    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return inputs[:, :10, 0]
 
 
@@ -100,7 +101,7 @@ def test_gray_levels_are_what_three_equal_channels_are(tmp_path):
     ("text", "match"),
     [
         ("[MAX 2 3 ]\n\n", "line 2: the sequence is empty"),
-        ("[MAX 2 3 ]\n[MAX 2 11 ]", "line 2: expected digits"),
+        ("[MAX 2 3 ]\n[MAX 2 11 ]", "line 2: expected an expression"),
         ("[MAX " + "1 " * 40 + "]", "line 1: the sequence has 42 tokens, expected at most 32"),
     ],
 )
@@ -127,10 +128,10 @@ def test_pixels_out_of_range_are_refused(tmp_path, capsys):
         (["input=-"], "run: expected"),
         (["run=RUN", "input=/no/such/file"], "input: expected a file"),
         (["run=/no/such/run", "input=-"], "there is no such folder"),
-        (["run=RUN", "input=-", "checkpoint=worst"], "best or last"),
+        (["run=RUN", "input=-", "checkpoint=worst"], "expected one of best, last, got"),
         (["run=RUN", "input=-", "checkpoint=last"], "there is none"),
-        (["run=RUN", "input=-", "batch=0"], "batch: expected a number from 1 to 999999999, got '0'"),
-        (["run=RUN", "input=-", "batch=" + "9" * 20], "batch: expected a number from 1 to 999999999"),
+        (["run=RUN", "input=-", "batch=0"], "batch: expected at least 1, got 0"),
+        (["run=RUN", "input=-", "batch=" + "9" * 20], "batch: expected at most 999,999,999, got"),
         (["run=RUN", "colour=red"], "got 'colour=red'"),
     ],
 )

@@ -46,15 +46,15 @@ import warnings
 warnings.simplefilter("ignore")  # torch says once that there is no numpy
 import torch
 from chela import ChelaLayer, param_groups
-from chela.layers.mixers import _WHERE, build_mixer
+from chela.layers.mixers import build_mixer
 from chela.models import TaskFacts, build_model
-from chela.schema import MIXERS, ModelConfig
-for name in _WHERE:
+from chela.options import mixer_options, systems
+from chela.schema import ModelConfig
+for name in systems():
     mixer = build_mixer(name, 16, {{}}, l_max=64, causal=name == "lightning", layer=0, depth=2)
-    update = mixer(torch.randn(2, 50, 16))
-    sum(part.sum() for part in (update if isinstance(update, tuple) else (update,))).backward()
+    mixer(torch.randn(2, 50, 16)).sum().backward()
     torch.optim.AdamW(param_groups(mixer, lr=1e-3, weight_decay=0.1)).step()
-    config = ModelConfig(mixer=MIXERS[name](), d_model=16, depth=1, causal=name == "lightning")
+    config = ModelConfig(mixer=mixer_options(name)(), d_model=16, depth=1, causal=name == "lightning")
     build_model(config, TaskFacts(num_classes=2, l_max=64, vocab_size=9), 0)(torch.ones(2, 5, dtype=torch.long))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from chela.cli import main
-from chela.config import names
+from chela.groups import names
 from chela.train import train
-from lra.schema import TASKS
+from lra.tasks import names as task_names
 
 SHARED = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
-ALL = [(task, model) for task in TASKS for model in names("model")]
+ALL = [(task, model) for task in task_names() for model in names("model")]
 TODAY = datetime.date.today().toordinal()
 GENERATED = [(task, model) for task, model in ALL if task == "listops"]
 ROTATING = {GENERATED[(2 * TODAY + i) % len(GENERATED)] for i in range(2)}
@@ -71,4 +71,4 @@ def test_trains(task, model, data, tmp_path, request):
     result = _train(task, model, data, tmp_path, _words(task, request))
     assert result["steps"] == 6
     assert result["model"] == model
-    assert 0 <= result["test_accuracy"] <= 1
+    assert 0 <= result["test"]["accuracy"] <= 1

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
 
     _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("chela-*.whl")
+    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("experiments/results")]
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     _run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
@@ -46,6 +48,6 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
     for library in here.glob("nvidia*"):
         (packages / library.name).symlink_to(library)
     _run(python, "-W", "ignore", "-c", PROGRAM, cwd=tmp_path)
-    names = _run(python, "-c", "from chela.schema import MIXERS; print(*MIXERS)", cwd=tmp_path).split()
+    names = _run(python, "-c", "from chela.options import systems; print(*systems())", cwd=tmp_path).split()
     assert "lion" in names
-    assert (packages / "chela" / "configs" / "model" / "lion_s.yaml").is_file()
+    assert (packages / "chela" / "configs" / "model" / "lion.yaml").is_file()

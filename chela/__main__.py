@@ -1,0 +1,49 @@
+"""CHELA: train and score systems for long sequences.
+
+chela COMMAND key=value …      also python -m chela COMMAND; chela COMMAND --help tells the rest
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from chela.cli import guarded
+from chela.errors import UsageError
+from lra.options import closest, shown
+
+COMMANDS = {
+    "train": ("chela.train", "train a system on a task, or go on with a run"),
+    "evaluate": ("chela.evaluate", "score a run again, from its checkpoint"),
+    "predict": ("chela.predict", "label sequences of your own with a run"),
+    "models": ("chela.models.__main__", "list the systems with their size and cost on a task"),
+    "prepare": ("lra.prepare", "make or check the data of a task, and show some"),
+    "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
+    "runs": ("experiments.runs", "list runs, or collect their results"),
+    "table": ("experiments.table", "make a table of runs"),
+    "report": ("experiments.report", "make a page of tables and figures"),
+    "plot": ("experiments.plot", "draw learning curves"),
+    "bench": ("experiments.bench.__main__", "measure speed and memory"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Hand the words to the command that the first one names; return its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("--help", "-h", "help"):
+        listed = "".join(f"    {name:<10}{about}\n" for name, (_, about) in COMMANDS.items())
+        sys.stdout.write(f"{(__doc__ or '').strip()}\n\nCommands:\n{listed}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        return guarded(lambda: _unknown(name))
+    status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
+    return status
+
+
+def _unknown(name: str) -> int:
+    raise UsageError(f"expected a command ({', '.join(COMMANDS)}), got {shown(name)}{closest(name, COMMANDS)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

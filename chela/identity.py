@@ -1,0 +1,92 @@
+"""Which options make a run's numbers, and the fingerprint of those.
+
+Where a run lies, how it is watched and how it is cut into launches changes no number: such an option is declared with
+``identity=False``. A newer option is declared with ``neutral=VALUE``, the value at which it changes nothing: there it
+is left out, and older runs keep their fingerprint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from chela.errors import UsageError
+from chela.options import code_of, mixer_options
+from chela.schema import Config
+from lra.tasks import task_class, task_options
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Walk over ``(dotted key, value, field)`` of a configuration's leaves."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{item.name}.")
+        else:
+            yield f"{prefix}{item.name}", value, item
+
+
+def fingerprint(config: Config, also: tuple[str, ...] = ()) -> str:
+    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers.
+
+    Args:
+        config: The run's configuration.
+        also: Options that count although they change no number.
+    """
+    options = {key: value for key, value, _ in fields(config)}
+    identity = identity_of(options) | {key: options[key] for key in also}
+    identity |= {f"code of {name}": mark for name, mark in own_code(config).items()}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def own_code(config: Config) -> dict[str, str]:
+    """Return a hash of the code of a task and a system of somebody's own: edited, it makes another run."""
+    names = (config.task.name, config.model.mixer.name)
+    return {name: code_of(name) for name in names if ":" in name}
+
+
+def identities(config: Config) -> tuple[str, ...]:
+    """Return the fingerprints that a run of this configuration may have: today's, and that of version 0.1."""
+    return fingerprint(config), fingerprint(config, also=("trainer.log_every", "trainer.chance_steps"))
+
+
+def identity_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return, of a configuration by dotted key, what makes a run's numbers.
+
+    Where data lies does not; but data that can be generated or released is other data with a folder of its own.
+    """
+    task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
+    kinds = _kinds(task, mixer)
+    kept = {
+        key: value
+        for key, value in options.items()
+        if kinds.get(key, {}).get("identity", True)
+        and not ("neutral" in kinds.get(key, {}) and kinds[key]["neutral"] == value)
+    }
+    released = _is_generated(task) and options.get("data.root") is not None
+    return kept | ({"data.released": True} if released else {})
+
+
+@functools.cache
+def _kinds(task: str, mixer: str) -> dict[str, Any]:
+    """Return what is declared of every option; nothing for a task or system of somebody's own."""
+    declared = {key: item.metadata for key, _, item in fields(Config())}
+    for prefix, name, read in (("task.", task, task_options), ("model.mixer.", mixer, mixer_options)):
+        if ":" not in name:
+            try:
+                declared |= {f"{prefix}{item.name}": item.metadata for item in dataclasses.fields(read(name))}
+            except (UsageError, ValueError):  # of a version that had others
+                continue
+    return declared
+
+
+@functools.cache
+def _is_generated(task: str) -> bool:
+    try:
+        return ":" not in task and bool(getattr(task_class(task), "generated", False))
+    except ValueError:
+        return False

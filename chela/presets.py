@@ -1,0 +1,41 @@
+"""Presets: how large a task and a network are. ``full`` where a CUDA GPU is, ``mini`` where none is."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import sys
+
+from chela.errors import UsageError
+from chela.groups import Layer
+from lra.options import closest, shown
+
+PRESETS = ("auto", "full", "mini", "tiny")
+
+
+def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> tuple[str, str]:
+    """Return the preset and, in a few words, why it is this one; a task's file may list presets of its own."""
+    known = list(dict.fromkeys([*PRESETS, *(name for layer in task_layers or [] for name in layer.get("presets", {}))]))
+    if asked not in known:
+        raise UsageError(f"preset: expected one of {', '.join(known)}, got {shown(asked)}{closest(asked, known)}")
+    if asked != "auto":
+        return asked, "asked for"
+    if accelerator == "cpu":
+        return "mini", "trainer.accelerator=cpu"
+    if cuda_devices() > 0:
+        return "full", "a CUDA GPU is here"
+    return "mini", "no CUDA GPU is here"
+
+
+def cuda_devices() -> int:
+    """Count the CUDA devices by asking the driver: importing torch for it would take 1.5 s."""
+    if importlib.metadata.version("torch").endswith("+cpu") or sys.platform != "linux":
+        return 0
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value

@@ -1,0 +1,144 @@
+"""A mixer and a task of a stranger, from YAML files alone; and whose code runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chela.errors import UsageError
+from chela.models.pretrained import from_pretrained, save_pretrained
+from tests.training.launches import assert_equal, left_by, only_run
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+TASK = """
+task: {name: own_parts:Repeat}
+model: {d_model: 8, depth: 2, d_ff: 8, causal: true, norm: layer, dropout: 0.1}
+optimizer: {lr: 1e-2, warmup_steps: 2}
+trainer: {max_steps: 12, batch_size: 8, eval_batch_size: 16, val_every: 5, checkpoint_every: 4, log_every: 3}
+"""
+MIXER = "model: {mixer: {name: own_parts:Average, width: 12}}\n"
+KILL = """
+import os, signal, sys
+from chela.training.module import LitModel
+plain = LitModel.training_step
+def training_step(self, batch, index):
+    if self.step == 10:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, batch, index)
+LitModel.training_step = training_step
+from chela.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(HERE / "own_parts.py", tmp_path)
+    (tmp_path / "task.yaml").write_text(TASK)
+    (tmp_path / "mixer.yaml").write_text(MIXER)
+    return tmp_path
+
+
+def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def chela(folder: Path, *words: str, status: int = 0) -> str:
+    done = python(folder, "-m", "chela", *words)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+WORDS = ("task=./task.yaml", "model=./mixer.yaml", "trainer.progress=none", "tensorboard=false", "preset=mini")
+
+
+def test_trained_killed_resumed_scored_and_in_a_table(folder: Path) -> None:
+    out = chela(folder, "train", *WORDS, "runs=straight")
+    assert "test accuracy" in out and "trust=own_parts" in out
+    killed = python(folder, "-c", KILL, *WORDS, "runs=cut")
+    assert killed.returncode == -9, killed.stderr
+    chela(folder, "train", *WORDS, "runs=cut", "resume=auto")
+    straight, cut = only_run(folder / "straight"), only_run(folder / "cut")
+    assert_equal(left_by(cut), left_by(straight))
+    result = json.loads((straight / "result.json").read_text())
+    assert (result["objective"], result["task_title"], result["model"]) == ("tokens", "Repeat", "mixer")
+    heading = (straight / "metrics.csv").read_text().splitlines()[0]
+    assert heading == "step,split,loss,bits,accuracy,lr,tokens_per_second,seconds"
+    said = chela(folder, "evaluate", f"run={straight}", "trust=own_parts")
+    assert f"test accuracy {result['test']['accuracy']!r} of " in said
+    table = chela(folder, "table", "straight", "compact=true", "published=false")
+    row = next(line for line in table.splitlines() if line.startswith("| mixer |"))
+    assert f"{100 * result['test']['accuracy']:.2f} (1)" in row and "| system | Repeat |" in table
+    predicted = python(folder, "-m", "chela", "predict", f"run={straight}", "trust=own_parts", "input=lines.txt")
+    assert predicted.returncode == 2 and "input: expected a file to read" in predicted.stderr
+    (folder / "lines.txt").write_text("1 2 3 4 5\n3 3 3\n")
+    lines = chela(folder, "predict", f"run={straight}", "trust=own_parts", "input=lines.txt").splitlines()
+    assert [len(json.loads(line)["label"]) for line in lines] == [5, 3]
+
+
+def test_in_a_sweep(folder: Path) -> None:
+    sweep = "preset: mini\ntasks: [./task.yaml]\nmodels: [linear, ./mixer.yaml]\nseeds: [0, 1]\n"
+    (folder / "sweep.yaml").write_text(f"{sweep}overrides: {{trainer.max_steps: 3, tensorboard: false}}\n")
+    chela(folder, "sweep", "sweep.yaml", "runs=swept")
+    table = chela(folder, "table", "swept", "compact=true", "published=false")
+    assert [line.split("|")[1].strip() for line in table.splitlines() if " (2" in line and "±" in line][:2] == [
+        "linear",
+        "mixer",
+    ]
+
+
+def test_options_are_the_arguments(folder: Path) -> None:
+    told = chela(folder, "train", *WORDS, "--help")
+    assert "model.mixer.width=12  (int)  Width of the values." in told and "task.length=16  (int)" in told
+    assert "width: 9" in chela(folder, "train", *WORDS, "model.mixer.width=9", "--cfg")
+    wrong = chela(folder, "train", *WORDS, "model.mixer.widht=9", status=2)
+    assert "unknown key 'model.mixer.widht' (did you mean 'model.mixer.width'?)" in wrong
+    assert "task.symbols: expected at least 2, got 1" in chela(folder, "train", *WORDS, "task.symbols=1", status=2)
+    assert chela(folder, "models", "task=./task.yaml", "model=./mixer.yaml", "preset=mini").count("mixer ") >= 1
+
+
+def test_a_run_from_elsewhere_names_no_code_unasked(folder: Path) -> None:
+    """The module leaves a trace when it is imported; a run folder that names it must not get so far."""
+    with open(folder / "own_parts.py", "a") as file:
+        file.write("\nopen('imported', 'w').close()\n")
+    chela(folder, "train", *WORDS, "runs=straight", "trainer.max_steps=1")
+    run = only_run(folder / "straight")
+    (folder / "imported").unlink()
+    (folder / "lines.txt").write_text("1 2 3\n")
+    named = f"run={run}"
+    for command in (("evaluate", named), ("predict", named, "input=lines.txt"), ("train", f"resume={run}")):
+        refused = chela(folder, *command, status=2)
+        assert "names the module own_parts, whose code would be run" in refused and "trust=own_parts" in refused
+        chela(folder, *command, "trust=own_part", status=2)
+    chela(folder, "table", "straight")  # a table needs no code
+    assert not (folder / "imported").exists()
+    chela(folder, "evaluate", f"run={run}", "trust=own_parts")
+    assert (folder / "imported").exists()
+    with open(folder / "own_parts.py", "a") as file:
+        file.write("\nEDITED = True\n")  # other code than the weights were trained with
+    assert "or the code it was trained with" in chela(folder, "evaluate", named, "trust=own_parts", status=2)
+
+
+def test_a_saved_network_from_elsewhere_names_no_code_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(folder)
+    from chela.config import resolve
+    from chela.models import build_model
+    from lra.tasks import get_task
+
+    config = resolve([*WORDS])
+    model = build_model(config.model, get_task(config.task), 0).eval()
+    save_pretrained(model, folder / "saved")
+    with pytest.raises(UsageError, match="names the module own_parts, whose code would be run"):
+        from_pretrained(folder / "saved")
+    again: Any = from_pretrained(folder / "saved", trust=["own_parts"])
+    tokens = torch.randint(1, 7, (2, 9))
+    assert torch.equal(again(tokens), model(tokens))

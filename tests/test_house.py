@@ -1,0 +1,70 @@
+"""Rules of the house that a reader relies on."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = [path for folder in ("chela", "lra", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
+PRIVATE_OF_LIGHTNING = re.compile(
+    r"lightning[.\w]*\.import _|\bfrom lightning\S* import (.*, )?_|"  # names that begin with _
+    r"\b(trainer|module|pl_module|loop)\.\w*\._|\bfit_loop\b|\bepoch_loop\b|batch_progress|optim_progress"
+)
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_thing(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_imports_point_downhill() -> None:
+    """experiments → chela.train → training → models → layers → ops; lra knows nothing of chela."""
+    rooms = ["chela/ops", "chela/layers", "chela/models", "chela/training"]
+    for path in FILES:
+        place = str(path.relative_to(ROOT))
+        forbidden = ("chela", "experiments") if place.startswith("lra") else ("experiments",)
+        if place.startswith("experiments"):
+            forbidden = ()
+        room = next((number for number, folder in enumerate(rooms) if place.startswith(f"{folder}/")), None)
+        above = () if room is None else tuple(folder.replace("/", ".") for folder in rooms[room + 1 :])
+        for name in imports(path):
+            assert not name.startswith(above or ("\0",)), f"{place} imports {name}"
+            assert name.partition(".")[0] not in forbidden, f"{place} imports {name}"
+
+
+def test_lightning_is_used_by_its_public_doors() -> None:
+    for path in FILES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not PRIVATE_OF_LIGHTNING.search(line), f"{path}:{number}: {line.strip()}"
+
+
+def test_help_answers_at_once_and_without_torch() -> None:
+    program = (
+        "import sys; from chela.__main__ import main; main(['--help']); "
+        "main(['train', '--help']); "
+        "print('loaded', sorted({'torch', 'lightning', 'tensorflow_datasets', 'numba'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "loaded []" in done.stdout, done.stdout + done.stderr
+    assert all(f"    {name} " in done.stdout for name in ("train", "evaluate", "sweep", "table", "bench"))
+
+
+def test_an_unknown_command_is_one_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "chela", "trian"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "got 'trian' (did you mean 'train'?)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
