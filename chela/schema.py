@@ -22,7 +22,7 @@ class ModelConfig:
     mixer: Any = None
     d_model: int = option(64, "width of the residual stream", ge=1, le=8192)
     depth: int = option(4, "blocks", ge=1, le=256)
-    d_ff: int = option(128, "hidden width of the feed-forward layers", ge=1, le=65536)
+    d_ff: int = option(128, "hidden width of the feed-forward layers; 0: none", ge=0, le=65536)
     dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
     norm: str = option("layer", "normalisation of the blocks", choices=("layer", "scale", "rms", "batch"))
     prenorm: bool = option(True, "normalise before each layer; false: after the residual sum")
@@ -42,7 +42,10 @@ class OptimizerConfig:
 
     lr: float = option(2e-3, "peak learning rate", gt=0, le=10)
     kernel_lr: float = option(1e-3, "peak learning rate of the long kernels", gt=0, le=10)
-    weight_decay: float = option(0.01, "not applied to norms, biases, long kernels, scales and shifts", ge=0, le=10)
+    weight_decay: float = option(0.01, "not applied to norms, biases, scales and shifts", ge=0, le=10)
+    kernel_weight_decay: float | None = option(
+        None, "of the long kernels; null: weight_decay", neutral=None, ge=0, le=10
+    )
     beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)

@@ -53,7 +53,9 @@ class _Batches(Dataset[Batch | DataError]):
                     raise DataError(f"{self.task.name}: {self.records.where(i)}: {error}") from None
         except DataError as error:
             return error
-        return collate(records, int(self.records.lengths()[batch].max()), step) | {"part": part}
+        groups = self.records.groups()
+        also = {"part": part, "groups": None if groups is None else groups[mine].tolist()}
+        return collate(records, int(self.records.lengths()[batch].max()), step) | also
 
 
 class _Loader(DataLoader[Any]):

@@ -75,17 +75,17 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A mixer over positions, then a feed-forward layer over channels: ``(B, L, D)`` to ``(B, L, D)``."""
+    """A mixer over positions, then a feed-forward layer unless its width is 0: ``(B, L, D)`` to ``(B, L, D)``."""
 
     def __init__(self, mixer: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         self.mixer = Residual(mixer, config)
-        self.feed_forward = Residual(FeedForward(config.d_model, config.d_ff), config)
+        self.feed_forward = Residual(FeedForward(config.d_model, config.d_ff), config) if config.d_ff else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Update ``x: (B, L, D)``."""
-        out: Tensor = self.feed_forward(self.mixer(x, mask), mask)
-        return out
+        x = self.mixer(x, mask)
+        return x if self.feed_forward is None else self.feed_forward(x, mask)  # type: ignore[no-any-return]
 
 
 class Backbone(nn.Module):
@@ -100,6 +100,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
+        if config.causal and config.norm == "batch":
+            raise ValueError("norm: expected another than batch with causal=True: its statistics tell of later tokens")
         self.l_max, d_model = task.l_max, config.d_model
         symbols = task.vocab_size
         self.embedding = nn.Linear(task.input_dim, d_model) if symbols is None else Embedding(symbols, d_model)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from chela.errors import DivergedError
 from chela.identity import fingerprint, own_code
 from chela.models import build_model
+from chela.results import TITLES
 from chela.schema import Config
 from chela.training import machine
 from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
@@ -255,6 +256,7 @@ def _result(
         "best_validation": _columns(module, state.best),
         "last_validation": _columns(module, state.last),
         "test": _columns(module, module.evaluated) | {"count": int(module.evaluated["count"])} if tested else None,
+        **({f"test_by_{data.task.grouped_by}": by} if (by := module.evaluated_groups) else {}),
         "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
@@ -275,7 +277,8 @@ def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
 
 
 def _report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
-    lra = "" if result["preset"] == "full" else f"  ({result['preset']} is a smaller task: not an LRA number)"
+    smaller = result["preset"] != "full" and config.task.name in TITLES
+    lra = "" if not smaller else f"  ({result['preset']} is a smaller task: not an LRA number)"
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:

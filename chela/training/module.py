@@ -37,6 +37,8 @@ class LitModel(L.LightningModule):
         self.of_run = Totals("correct", "targets", "tokens")  # since the first step
         self.of_split = Totals(*objective.counted)  # of the evaluation that goes on
         self.evaluated: dict[str, float] = {}
+        self.of_groups = nn.ModuleDict()  # of the test set, by the number that tells its records apart
+        self.evaluated_groups: dict[int, dict[str, float]] = {}
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)  # the first that was not finite
         if config.trainer.compile:
             self.model.compile()
@@ -146,9 +148,29 @@ class LitModel(L.LightningModule):
             raise DivergedError(self.divergence("the validation loss", self.step))
         self.evaluated = {**self.objective.values(totals), "count": totals["targets"]}
 
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
+    def on_test_epoch_start(self) -> None:
+        """Start counting, of each group too."""
+        self.of_split.reset()
+        groups = self.trainer.datamodule.records("test").groups()  # type: ignore[attr-defined]
+        names = [] if groups is None else sorted(set(groups.tolist()))  # all, so that all processes sum the same
+        self.of_groups = nn.ModuleDict({str(name): Totals(*self.objective.counted) for name in names}).to(self.device)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Count one batch, and each of its groups."""
+        scores, labels, groups = self(batch["inputs"], batch["mask"]), batch["labels"], batch["groups"]
+        self.of_split.update(self.objective.count(scores, labels))
+        for group in set(groups or ()):
+            rows, totals = [row for row, its in enumerate(groups) if its == group], self.of_groups[str(group)]
+            assert isinstance(totals, Totals)
+            totals.update(self.objective.count(scores[rows], labels[rows]))
+
+    def on_test_epoch_end(self) -> None:
+        """Sum over the processes."""
+        self.on_validation_epoch_end()
+        totals = {int(name): part.compute() for name, part in self.of_groups.items() if isinstance(part, Totals)}
+        self.evaluated_groups = {
+            name: {**self.objective.values(sums), "count": sums["targets"]} for name, sums in totals.items()
+        }
 
 
 class StepCallback(L.Callback):

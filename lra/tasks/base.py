@@ -67,6 +67,10 @@ class Records(ABC):
         """Return what names a record in an error."""
         return f"record {i}"
 
+    def groups(self) -> np.ndarray | None:
+        """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
+        return None
+
     def majority_accuracy(self) -> float:
         """Return what the most frequent target scores as the constant answer. Here: reads all records."""
         starts = range(0, len(self), _READ_AT_ONCE)
@@ -94,6 +98,7 @@ class Task:
         note: What every result on this data must say, after ``prepare``: empty, or why it is not the benchmark's.
         sources: Values of ``data.source`` that the task knows.
         generated: Whether its data is generated unless ``data.root`` names a release of it.
+        grouped_by: What ``Records.groups`` tells of a record, such as "pairs"; empty where it tells nothing.
         input_help: What a line of ``chela predict``'s input holds.
     """
 
@@ -110,6 +115,7 @@ class Task:
     note: str = ""
     sources: tuple[str, ...] = ("auto",)
     generated: bool = False
+    grouped_by: str = ""
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
 
     def __init_subclass__(cls) -> None:

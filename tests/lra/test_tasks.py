@@ -75,9 +75,9 @@ class Values(Task):
 COPYING, VALUES = f"{__name__}:Copying", f"{__name__}:Values"
 
 
-def test_the_six_tasks_and_their_titles() -> None:
-    assert names() == ["image", "listops", "pathfinder", "pathx", "retrieval", "text"]
-    titles = ["Image", "ListOps", "Pathfinder", "Path-X", "Retrieval", "Text"]
+def test_the_tasks_and_their_titles() -> None:
+    assert names() == ["image", "listops", "pathfinder", "pathx", "recall", "retrieval", "text"]
+    titles = ["Image", "ListOps", "Pathfinder", "Path-X", "Recall", "Retrieval", "Text"]
     assert [task_class(name).title for name in names()] == titles
     assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
 
