@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from chela.errors import UsageError
 from chela.groups import Layer, flat, is_file, label, names, read_group, sections
 from chela.identity import fields, identity_of
-from chela.options import expect_trusted, importable, mixer_options, systems
+from chela.options import expect_trusted, importable, mixer_options, of_today, systems
 from chela.presets import resolve_preset
 from chela.schema import Config
 from lra.options import check_value, closest, shown
@@ -135,6 +135,7 @@ def load(path: Path, trust: str = "") -> Config:
         raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
     expect_trusted([task, mixer], trust.split(","), str(path))
     try:
+        saved.model.mixer = of_today(dict(saved.model.mixer))
         cfg = OmegaConf.merge(_empty(task, mixer), saved)
     except OmegaConfBaseException as error:
         raise UsageError(
@@ -210,6 +211,11 @@ def _check_processes(config: Config) -> None:
 
 def _check_sizes(config: Config) -> None:
     model = config.model
+    if model.causal and model.norm == "batch":
+        raise UsageError(
+            "model.norm: expected layer, rms or scale with model.causal=true, got batch: in training its statistics "
+            "over positions tell each token of later ones"
+        )
     heads = getattr(model.mixer, "heads", 1)
     width = _value_width(config)
     if width % heads:

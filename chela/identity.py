@@ -37,9 +37,12 @@ def fingerprint(config: Config, also: tuple[str, ...] = ()) -> str:
         config: The run's configuration.
         also: Options that count although they change no number.
     """
-    options = {key: value for key, value, _ in fields(config)}
-    identity = identity_of(options) | {key: options[key] for key in also}
-    identity |= {f"code of {name}": mark for name, mark in own_code(config).items()}
+    return _mark({key: value for key, value, _ in fields(config)}, own_code(config), also)
+
+
+def _mark(options: dict[str, Any], own_code: dict[str, str], also: tuple[str, ...]) -> str:
+    identity = identity_of(options) | {key: options[key] for key in also if key in options}
+    identity |= {f"code of {name}": mark for name, mark in own_code.items()}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -49,9 +52,16 @@ def own_code(config: Config) -> dict[str, str]:
     return {name: code_of(name) for name in names if ":" in name}
 
 
-def identities(config: Config) -> tuple[str, ...]:
-    """Return the fingerprints that a run of this configuration may have: today's, and that of version 0.1."""
-    return fingerprint(config), fingerprint(config, also=("trainer.log_every", "trainer.chance_steps"))
+def identities(config: Config, saved: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """Return the fingerprints that a run of this configuration may have: today's, and that of version 0.1.
+
+    Args:
+        config: The run's configuration.
+        saved: The same by dotted key, as the run wrote it down, where options may have had other names.
+    """
+    ways = [{key: value for key, value, _ in fields(config)}, *([] if saved is None else [saved])]
+    older = ("trainer.log_every", "trainer.chance_steps")
+    return tuple(_mark(options, own_code(config), also) for options in ways for also in ((), older))
 
 
 def identity_of(options: dict[str, Any]) -> dict[str, Any]:

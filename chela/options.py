@@ -58,6 +58,19 @@ def mixer_options(name: str) -> type:
     return dataclasses.make_dataclass(f"{class_name}Options", fields)
 
 
+def of_today(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a system's options as they are called today, from those that an older version wrote down.
+
+    >>> of_today({"name": "chela", "attention": "decay", "heads": 4})
+    {'name': 'chela', 'attention': 'select', 'heads': 4, 'decay': 'learned'}
+    """
+    if options.get("name") != "chela" or "decay" in options or "attention" not in options:
+        return options
+    old = options["attention"]
+    attention, decay = "none" if old == "none" else "select", "learned" if old == "decay" else "none"
+    return {**options, "attention": attention, "decay": decay}
+
+
 def find_mixer(name: str) -> tuple[Path, str]:
     """Return the file and the class of a system, without importing it.
 

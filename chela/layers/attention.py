@@ -6,6 +6,7 @@ log λ ≤ 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -16,6 +17,10 @@ from torch.nn import functional as F
 
 from chela.layers.expect import checked
 from chela.layers.padding import zero_padding
+
+
+class Attended(nn.Identity):
+    """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
 
 
 class MultiHead(nn.Module):
@@ -50,6 +55,7 @@ class MultiHead(nn.Module):
         self.head_width = d_value // heads
         self.qkv = nn.Linear(d_model, 3 * d_value)
         self.out = nn.Linear(d_value, d_model)
+        self.attended = Attended()
 
     def set_rotary(self, rotary: bool) -> None:
         """Say whether ``split`` turns queries and keys by their position, which needs an even width of a head."""
@@ -110,6 +116,38 @@ FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 """Feature maps φ of linear attention; only with positive ones can the sum of the weights be divided by."""
 
 
+class FixedDecay(nn.Module):
+    """A fixed decay per head, log λ = −slope·(1 − layer/(depth − 1) + 1e-5): deeper layers look further.
+
+    The slopes are ALiBi's; the factor is 1 when there is one layer (arXiv 2401.04658, 2405.17381).
+    """
+
+    log_decay: Tensor
+
+    def __init__(self, heads: int, layer: int, depth: int) -> None:
+        super().__init__()
+        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
+        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Return ``log_decay: (H,)``, whatever x is."""
+        return self.log_decay
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return ALiBi's slopes (arXiv 2108.12409, section 3): from steep to flat, 2^(−8h/H) for h = 1 … H.
+
+    When H is no power of two, the slopes of the next lower power P come first, then every other one of those for 2·P.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    power = 1 << int(math.log2(heads))
+    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]
+
+
 class HeadDecay(nn.Module):
     """A learned decay per head, log λ = −softplus(a) ≤ 0, with the heads' initial reach spread from near to far."""
 
@@ -123,8 +161,8 @@ class HeadDecay(nn.Module):
         with torch.no_grad():
             self.raw.copy_(torch.log(torch.expm1(_spread(self.raw.numel()))))
 
-    def forward(self) -> Tensor:
-        """Return ``log_decay: (H,)``."""
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Return ``log_decay: (H,)``, whatever x is."""
         return -F.softplus(self.raw)
 
 
@@ -140,6 +178,15 @@ class TokenDecay(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x: (..., D)`` to log λ ``(..., H)``."""
         return F.logsigmoid(super().forward(x))
+
+
+def make_decay(name: str, d_model: int, heads: int, layer: int, depth: int) -> nn.Module | None:
+    """Build the decay called "fixed", "learned" (per head), "token" or "none": ``decay(x: (..., D))`` is log λ."""
+    if name == "none":
+        return None
+    if name == "fixed":
+        return FixedDecay(heads, layer, depth)
+    return HeadDecay(heads) if name == "learned" else TokenDecay(d_model, heads)
 
 
 def _spread(heads: int) -> Tensor:

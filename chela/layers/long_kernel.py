@@ -118,6 +118,15 @@ class MultiscaleKernel(LongKernel):
     interpolation, scaled by 2^−i, and follows piece i − 1. The whole is divided by the L2 norm, per channel, that the
     uncropped kernel had at construction: a buffer, saved with the weights, not a function of them.
 
+    Args:
+        d_model: Number of channels C.
+        l_max: Length the kernel is built for.
+        causal: Without the back kernel.
+        scale_size: Parameters k of a piece.
+        initial_scale: Stretch all pieces 2^n times more, and have n fewer.
+        decay_min: A piece is so many times weaker than the one before it, in the first channel.
+        decay_max: The same in the last channel; between them evenly spaced.
+
     Source: arXiv 2210.09298, section 3.2. Stretching is a product with a constant ``(k, length)`` matrix, several times
     faster forward and backward than calling the interpolation.
 
@@ -128,14 +137,27 @@ class MultiscaleKernel(LongKernel):
 
     norm: Tensor
     stretch: Tensor
+    weaker: Tensor
 
-    def __init__(self, d_model: int, l_max: int, *, causal: bool = False, scale_size: int = 16) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        l_max: int,
+        *,
+        causal: bool = False,
+        scale_size: int = 16,
+        initial_scale: int = 0,
+        decay_min: float = 2.0,
+        decay_max: float = 2.0,
+    ) -> None:
         super().__init__(d_model, l_max, causal=causal)
-        scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)))
+        scales = 1 + max(0, math.ceil(math.log2(l_max / scale_size)) - initial_scale)
         self.weight = self._parameter(scales, scale_size)
-        mark(self, lr=KERNEL_LR, weight_decay=0.0)
+        mark(self, lr=KERNEL_LR)
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
-        self.register_buffer("stretch", _stretch(scales, scale_size), persistent=False)
+        self.register_buffer("stretch", _stretch(scales, scale_size, initial_scale), persistent=False)
+        weaker = torch.linspace(decay_min, decay_max, d_model)[:, None] ** -torch.arange(scales)
+        self.register_buffer("weaker", weaker[..., None], persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -152,10 +174,10 @@ class MultiscaleKernel(LongKernel):
 
     def _joined(self, direction: int, length: int) -> Tensor:
         """Stretch, scale and join the pieces of one direction that ``length`` needs: ``(C, length)``."""
-        size = self.weight.shape[3]
         with torch.autocast(self.weight.device.type, enabled=False):
-            pieces = (self.weight[direction] / self.norm[direction]).unbind(1)
-            bounds = [0, *(size << i for i in range(len(pieces)))]
+            pieces = (self.weight[direction] * (self.weaker / self.norm[direction])).unbind(1)
+            first = self.stretch.shape[1] >> (len(pieces) - 1)
+            bounds = [0, *(first << i for i in range(len(pieces)))]
             needed = [
                 piece @ self.stretch[:, start : min(stop, length)]
                 for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False)
@@ -168,11 +190,11 @@ def _crop(kernel: Tensor, length: int) -> Tensor:
     return kernel if kernel.shape[1] == length else kernel[:, :length]
 
 
-def _stretch(scales: int, size: int) -> Tensor:
-    """Make the constant matrix ``(size, size·2^(scales−1))``: piece i's columns interpolate it, times 2^−i."""
+def _stretch(scales: int, size: int, initial_scale: int) -> Tensor:
+    """Make the constant matrix ``(size, size·2^(scales + initial_scale − 1))``: piece i's columns interpolate it."""
     unit = torch.eye(size)[None]
-    pieces = [F.interpolate(unit, scale_factor=float(1 << max(0, i - 1)), mode="linear") for i in range(scales)]
-    return torch.cat([piece[0] * 2.0**-i for i, piece in enumerate(pieces)], dim=1)
+    factors = [float(1 << (max(0, i - 1) + initial_scale)) for i in range(scales)]
+    return torch.cat([F.interpolate(unit, scale_factor=factor, mode="linear")[0] for factor in factors], dim=1)
 
 
 class FreeKernel(LongKernel):
@@ -189,7 +211,7 @@ class FreeKernel(LongKernel):
     def __init__(self, d_model: int, l_max: int, *, causal: bool = False) -> None:
         super().__init__(d_model, l_max, causal=causal)
         self.weight = self._parameter(l_max)
-        mark(self, lr=KERNEL_LR, weight_decay=0.0)
+        mark(self, lr=KERNEL_LR)
         alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
         self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
         self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
@@ -222,7 +244,6 @@ class DampedEMAKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal)
         self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
         self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
-        mark(self, weight_decay=0.0)
         self.reset_parameters()
 
     @torch.no_grad()

@@ -26,18 +26,24 @@ def mark(module: nn.Module, *names: str, **options: float) -> None:
 
 
 def param_groups(
-    model: nn.Module, lr: float, weight_decay: float, *, kernel_lr: float | None = None
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    kernel_lr: float | None = None,
+    kernel_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Split the parameters of ``model`` for AdamW.
 
     Matrices decay; vectors (norms, biases, per-channel scales and shifts) do not. A layer can ask for something else
-    with ``mark``: a long kernel needs a smaller, fixed rate and no decay (arXiv 2210.09298, section 4).
+    with ``mark``: a long kernel needs a smaller, fixed rate (arXiv 2210.09298, section 4).
 
     Args:
         model: Any module, e.g. your own that holds a ``ChelaLayer``.
         lr: Learning rate of everything not marked.
         weight_decay: Decay of the matrices.
         kernel_lr: Replaces the rates that marked parameters ask for.
+        kernel_weight_decay: Decay of those with a rate of their own, unless they ask for another; as the rest if None.
 
     Returns:
         Named groups for ``torch.optim.AdamW``; every parameter that needs a gradient is in one of them.
@@ -57,8 +63,10 @@ def param_groups(
             continue
         marked = marks.get(parameter)
         if marked is not None:
-            rate, decay = marked.get("lr", lr), marked.get("weight_decay", weight_decay)
-            rate = kernel_lr if "lr" in marked and kernel_lr is not None else rate
+            kernel = "lr" in marked
+            usual = kernel_weight_decay if kernel and kernel_weight_decay is not None else weight_decay
+            rate, decay = marked.get("lr", lr), marked.get("weight_decay", usual)
+            rate = kernel_lr if kernel and kernel_lr is not None else rate
             name = f"marked(lr={rate:g}, weight_decay={decay:g})"
         elif parameter.ndim < 2:
             name, rate, decay = "no_decay", lr, 0.0
@@ -84,8 +92,9 @@ def initialise(model: nn.Module, seed: int, kept: Iterable[nn.Module] = ()) -> N
         TypeError: A module holds parameters but has no ``reset_parameters``.
     """
     spared = {part for whole in kept for part in whole.modules()}
-    for path, module in model.named_modules():
-        if module in spared or not any(True for _ in module.parameters(recurse=False)):
+    for path, module in reversed(list(model.named_modules())):  # a module may look at the values of its parts
+        listed = isinstance(module, nn.ParameterList | nn.ParameterDict)  # their owner draws them
+        if listed or module in spared or not any(True for _ in module.parameters(recurse=False)):
             continue
         reset = getattr(module, "reset_parameters", None)
         if reset is None:

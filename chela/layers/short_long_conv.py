@@ -1,35 +1,160 @@
 """CHELA's convolution: a short kernel, then one as long as the sequence.
 
-Shapes: B batch, L length, C channels.
+Shapes: B batch, L length, C channels, J branches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
-from chela.layers.long_kernel import LONG_KERNELS
-from chela.layers.long_stage import LongStage, ShortConv
+from chela.layers.long_kernel import LONG_KERNELS, LongKernel
 from chela.layers.padding import zero_padding
+from chela.layers.param_groups import mark
+from chela.ops.fft_conv import fft_conv
 from chela.ops.fft_conv.step import FFTConvState, fft_conv_step
+from chela.ops.short_conv import short_conv
+
+SHORT_DEVIATION = 0.3
+"""Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
+
+
+class ShortConv(nn.Module):
+    """Depthwise convolution of a few taps, with SiLU after it.
+
+    Args:
+        d_model: Number of channels C.
+        taps: Kernel size K, 2–31.
+        causal: Whether output t sees inputs up to t only.
+    """
+
+    def __init__(self, d_model: int, taps: int, *, causal: bool = False) -> None:
+        super().__init__()
+        _expect_odd(taps, causal)
+        self.weight = nn.Parameter(torch.empty(d_model, taps))
+        self.causal = causal
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the taps from U(−1/√K, 1/√K), as PyTorch's own convolutions do."""
+        draw_taps_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x ``(B, L, C)``."""
+        return short_conv(x, self.weight, causal=self.causal, silu=True)
+
+
+class LongConv(nn.Module):
+    """Parallel convolutions of one input: a long kernel with a skip, and short ones.
+
+    ``y = Σ_j g_j ⊙ (w_j * u) + b``, where w_0 is the long kernel with the skip on lag 0. This is structural
+    re-parameterisation without norms between: the sum is linear in u, so it is one kernel and one bias at all times, in
+    training too. Other re-parameterised networks have batch norms between, whose statistics over positions would leak
+    the future. What they give at the start, the gains g do: every branch has unit variance for white inputs.
+
+    Args:
+        kernel: The long kernel.
+        branches: Sizes of the parallel short kernels.
+        deviation: Standard deviation of u at the start.
+    """
+
+    def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = (), *, deviation: float = 1.0) -> None:
+        super().__init__()
+        self.kernel, self.causal, self.deviation = kernel, kernel.directions == 1, deviation
+        for taps in branches:
+            _expect_odd(taps, self.causal)
+        self.skip = nn.Parameter(torch.empty(kernel.d_model))
+        self.branches = nn.ParameterList(nn.Parameter(torch.empty(kernel.d_model, taps)) for taps in branches)
+        self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
+        self.bias = nn.Parameter(torch.empty(kernel.d_model))
+        mark(self, "gain", weight_decay=0.0)
+        self.register_load_state_dict_pre_hook(_without_batch_norms)  # type: ignore[no-untyped-call]
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the skip from N(0, 1) and the short taps; set each gain by the norm of its branch."""
+        nn.init.normal_(self.skip)
+        nn.init.zeros_(self.bias)
+        for taps in self.branches:
+            draw_taps_(taps)
+        forward, back = self._long(self.kernel.l_max)
+        long = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
+        energies = [long, *(taps.square().sum(1) for taps in self.branches)]
+        self.gain.copy_(torch.stack(energies).rsqrt() / self.deviation)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
+        forward, back = self.sum(u.shape[1])
+        return fft_conv(u, forward, kernel_back=back).add_(self.bias.to(u.dtype))
+
+    def sum(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
+        forward, back = self._long(length)
+        forward, back = forward * self.gain[0, :, None], None if back is None else back * self.gain[0, :, None]
+        for taps, gain in zip(self.branches, self.gain[1:], strict=True):
+            size = taps.shape[1]
+            left = size - 1 if back is None else (size - 1) // 2
+            scaled = taps * gain[:, None]
+            forward = _added(forward, scaled[:, : left + 1].flip(1))
+            back = None if back is None else _added(back, scaled[:, left + 1 :])
+        return forward, back
+
+    def _long(self, length: int) -> tuple[Tensor, Tensor | None]:
+        forward, back = self.kernel(length)
+        return _added(forward, self.skip[:, None]), back
+
+
+def _added(kernel: Tensor, taps: Tensor) -> Tensor:
+    """Add a short kernel ``(C, K)`` to the first lags of ``(C, L)``; lags beyond the sequence never occur."""
+    taps = taps[:, : kernel.shape[1]]
+    return kernel + F.pad(taps, (0, kernel.shape[1] - taps.shape[1]))
+
+
+def draw_taps_(taps: Tensor) -> None:
+    """Draw ``(C, K)`` from U(−1/√K, 1/√K)."""
+    bound = taps.shape[1] ** -0.5
+    nn.init.uniform_(taps, -bound, bound)
+
+
+def _expect_odd(taps: int, causal: bool) -> None:
+    if not causal and taps % 2 == 0:
+        raise ValueError(f"ShortLongConv: expected an odd number of taps when not causal, got {taps}")
+
+
+def _without_batch_norms(conv: LongConv, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read the weights of version 0.1 too: there each branch had a batch norm, in eval mode a gain and a bias."""
+    if f"{prefix}gain" in state or f"{prefix}skip" not in state:
+        return
+    gains, biases = [torch.ones_like(state[f"{prefix}skip"])], [torch.zeros_like(state[f"{prefix}skip"])]
+    for j, _ in enumerate(conv.gain):
+        norm = {
+            name: state.pop(f"{prefix}norms.{j}.{name}", None)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        }
+        if j and f"{prefix}branches.{j - 1}.weight" in state:
+            state[f"{prefix}branches.{j - 1}"] = state.pop(f"{prefix}branches.{j - 1}.weight")
+        if norm["running_var"] is not None:
+            gain = norm["weight"] * torch.rsqrt(norm["running_var"] + 1e-5)
+            gains[j:], biases[j:] = [gain], [norm["bias"] - norm["running_mean"] * gain]
+    state[f"{prefix}gain"], state[f"{prefix}bias"] = torch.stack(gains), torch.stack(biases).sum(0)
 
 
 @dataclass
 class ShortLongConvState:
-    """The short stage's last K inputs ``(B, K, C)``, the long one's state and bias ``(C,)``; None without the stage."""
+    """The short stage's last K inputs ``(B, K, C)``, and the long one's state; None without the stage."""
 
     recent: Tensor | None
     long: FFTConvState | None
-    bias: Tensor | None
 
 
 class ShortLongConv(nn.Module):
-    """``u = SiLU(short * x)``, ``c = SiLU(long * u + skip ⊙ u)``, depthwise.
+    """``u = SiLU(short * x)``, ``c = SiLU(long * u + b)``, depthwise; see ``LongConv`` for what is in the long kernel.
 
     Padding is absent: x is zeroed there before the short convolution, u before the long one, c after it.
 
@@ -39,9 +164,9 @@ class ShortLongConv(nn.Module):
         causal: Whether output t sees inputs up to t only.
         short_kernel: Taps of the short convolution; odd unless causal.
         long_kernel: A name in ``chela.layers.long_kernel.LONG_KERNELS``.
+        kernel_options: Further arguments of that kernel's constructor.
         mode: Which of the two stages there are; "none" passes x through.
-        reparam: Train the long stage as parallel branches with batch norms, which ``merge`` folds into one kernel.
-        branches: Sizes of the short branches beside the long kernel when ``reparam``.
+        branches: Sizes of the short kernels that are trained beside the long one; they are one kernel when it runs.
 
     Raises:
         ValueError: An unknown mode or kernel, or a short kernel or branch that is even without being causal.
@@ -62,17 +187,17 @@ class ShortLongConv(nn.Module):
         causal: bool = False,
         short_kernel: int = 5,
         long_kernel: Literal["multiscale", "free", "ema"] = "multiscale",
+        kernel_options: dict[str, Any] | None = None,
         mode: Literal["short-long", "short", "long", "none"] = "short-long",
-        reparam: bool = False,
         branches: tuple[int, ...] = (5, 31),
     ) -> None:
         super().__init__()
-        self.d_model, self.causal, self.mode = d_model, causal, mode
-        self.short = ShortConv(d_model, short_kernel, causal=causal, silu=True) if "short" in mode else None
+        self.d_model, self.causal = d_model, causal
+        self.short = ShortConv(d_model, short_kernel, causal=causal) if "short" in mode else None
         self.long = None
         if "long" in mode:
-            kernel = LONG_KERNELS[long_kernel](d_model, l_max, causal=causal)
-            self.long = LongStage(kernel, branches if reparam else ())
+            kernel = LONG_KERNELS[long_kernel](d_model, l_max, causal=causal, **(kernel_options or {}))
+            self.long = LongConv(kernel, branches, deviation=1.0 if self.short is None else SHORT_DEVIATION)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *, zeroed: bool = False) -> Tensor:
         """Map ``x: (B, L, C)`` to ``(B, L, C)``, 0 where ``mask: (B, L)`` is False; None means all tokens are real.
@@ -83,45 +208,30 @@ class ShortLongConv(nn.Module):
         if self.short is not None:
             x = zero_padding(self.short(x), mask)
         if self.long is not None:
-            x = zero_padding(F.silu(self.long(x, mask)), mask)
+            x = zero_padding(F.silu(self.long(x)), mask)
         return x
-
-    def merge(self, *, keep_training_form: bool = True) -> None:
-        """Fold the long stage into one kernel and one bias, equal to eval mode; see ``LongStage.merge``."""
-        if self.long is None:
-            raise RuntimeError(f"ShortLongConv: expected a long stage to merge, but mode is {self.mode!r}")
-        self.long.merge(keep_training_form=keep_training_form)
-
-    def unmerge(self) -> None:
-        """Bring the training form of the long stage back; see ``LongStage.unmerge``."""
-        if self.long is None:
-            raise RuntimeError(f"ShortLongConv: expected a long stage to unmerge, but mode is {self.mode!r}")
-        self.long.unmerge()
 
     @torch.no_grad()
     def start(self, batch: int) -> ShortLongConvState:
         """Return the state before the first token, for ``step``, with the kernel as it is now.
 
         Raises:
-            RuntimeError: The layer sees later tokens, or it is training with batch statistics.
+            RuntimeError: The layer sees later tokens.
         """
         expect_causal(self)
-        recent = long = bias = None
+        recent = long = None
         if self.short is not None:
             recent = self.short.weight.new_zeros(batch, self.short.weight.shape[1], self.d_model)
         if self.long is not None:
-            if self.training and self.long.merged is None and len(self.long.norms):
-                raise RuntimeError("ShortLongConv.step: expected eval mode, where batch norm has fixed statistics")
-            folded = self.long.fold()
-            long, bias = FFTConvState.start(folded.forward_kernel, batch), folded.bias
-        return ShortLongConvState(recent, long, bias)
+            long = FFTConvState.start(self.long.sum(self.long.kernel.l_max)[0], batch)
+        return ShortLongConvState(recent, long)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: ShortLongConvState | None) -> tuple[Tensor, ShortLongConvState]:
         """Feed one token ``x: (B, C)`` to the causal form; return its output ``(B, C)`` and the state.
 
-        It equals the same position of ``forward`` in eval mode. O(C·log² L) a token on average over L tokens, without
-        gradients. The state is updated in place; None before the first token.
+        It equals the same position of ``forward``. O(C·log² L) a token on average over L tokens, without gradients. The
+        state is updated in place; None before the first token.
 
         Raises:
             ValueError: More than ``l_max`` tokens.
@@ -132,6 +242,7 @@ class ShortLongConv(nn.Module):
             state.recent = torch.cat([state.recent[:, 1:], x[:, None].to(state.recent)], dim=1)
             x = F.silu((state.recent * self.short.weight.T).sum(1)).to(x.dtype)
         if state.long is not None:
+            assert self.long is not None
             u, state.long = fft_conv_step(x, state.long)
-            x = F.silu(u if state.bias is None else u + state.bias).to(x.dtype)
+            x = F.silu(u + self.long.bias).to(x.dtype)
         return x, state

@@ -16,7 +16,7 @@ from torch import nn
 
 from chela.errors import UsageError
 from chela.models import TaskFacts, build_model
-from chela.options import expect_trusted, mixer_options
+from chela.options import expect_trusted, mixer_options, of_today
 from chela.schema import ModelConfig
 from chela.version import __version__
 from lra.options import shown
@@ -86,7 +86,7 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
     except UsageError as error:
         raise UsageError(f"{folder / CONFIG}: {error}") from None
     config: ModelConfig = _typed(ModelConfig, {**options, "mixer": None}, folder)
-    config.mixer = _typed(known, mixer, folder)
+    config.mixer = _typed(known, of_today(mixer), folder)
     model = build_model(config, _typed(TaskFacts, said.get("task"), folder), seed=0)
     where = folder / WEIGHTS
     try:

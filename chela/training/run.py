@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
 from torch import nn
 
 from chela.config import run_folder, to_yaml
 from chela.errors import UsageError
-from chela.groups import label
+from chela.groups import flat, label
 from chela.identity import fingerprint, identities
 from chela.results import RESULT_FORMAT_VERSION, upgraded
 from chela.schema import Config
@@ -129,7 +130,9 @@ class RunFolder:
 
     def load_weights(self, config: Config, which: str) -> dict[str, Any]:
         """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
-        return checkpoint.load(self.best if which == "best" else self.last, WEIGHTS, identities(config))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(self.config))
+        known = identities(config, flat(saved))
+        return checkpoint.load(self.best if which == "best" else self.last, WEIGHTS, known)
 
     def load_into(self, model: nn.Module, config: Config, which: str) -> None:
         """Give a network the weights of a checkpoint.

@@ -12,23 +12,27 @@ from chela.layers.mixers.chela import ChelaLayer
 D, L_MAX = 6, 24
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "multi-head": {"heads": 3, "d_value": 12},
-    "decay": {"attention": "decay", "heads": 2},
+    "select": {"attention": "select"},
+    "pool": {"attention": "pool"},
+    "both": {"attention": "both"},
+    "conv-only": {"attention": "none"},
+    "no-decay": {"decay": "none"},
+    "learned-decay": {"decay": "learned"},
+    "token-decay": {"decay": "token"},
+    "version-0.1": {"attention": "select", "heads": 1, "feature_map": "elu", "normalize": True, "decay": "none"},
     "output-gate": {"gate": "output"},
     "no-gate": {"gate": "none"},
-    "conv-only": {"attention": "none"},
     "attention-only": {"conv": "none"},
     "short-only": {"conv": "short"},
     "long-only": {"conv": "long"},
     "free-kernel": {"long_kernel": "free"},
     "ema-kernel": {"long_kernel": "ema"},
     "no-reparam": {"reparam": False},
-    "unnormalised": {"normalize": False, "feature_map": "silu"},
 }
 
 
 def layer(dtype: torch.dtype = torch.float64, **options: Any) -> ChelaLayer:
-    return ChelaLayer(D, l_max=L_MAX, **{"d_qk": 4, "d_value": 8, **options}).to(dtype).eval()
+    return ChelaLayer(D, l_max=L_MAX, **{"d_qk": 4, "d_value": 8, "heads": 2, **options}).to(dtype).eval()
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["two-sided", "causal"])
@@ -89,38 +93,42 @@ def test_gradients(causal: bool, masked: bool) -> None:
     assert torch.autograd.gradcheck(call, (x, *values), fast_mode=True)
 
 
-def test_default_is_the_equations() -> None:
-    """Steps 1 to 5 of the definition, with direct sums in place of the ops."""
-    m = layer(reparam=False)
-    x = torch.randn(1, 9, D, dtype=torch.float64)
-    padded = F.pad(x, (0, 0, 2, 2))
-    short = sum(m.conv.short.weight[:, j] * padded[:, j : j + 9] for j in range(5))
-    u = F.silu(short)
-    forward, back = m.conv.long.kernel(9)
-    long = torch.zeros_like(u)
-    for t, s in itertools.product(range(9), range(9)):
-        long[:, t] += u[:, s] * (forward[:, t - s] if s <= t else back[:, s - t - 1])
-    c = F.silu(long + m.conv.long.skip * u)
-    z = m.query_key.project(c)
-    (gamma_q, gamma_k), (beta_q, beta_k) = m.query_key.gamma[:, 0], m.query_key.beta[:, 0]
-    q, k = F.elu(z * gamma_q + beta_q) + 1, F.elu(z * gamma_k + beta_k) + 1
-    v = F.silu(m.value(x))
-    weights = q @ k.transpose(1, 2)
-    o = (weights / weights.sum(-1, keepdim=True)) @ v
-    h = F.silu(m.skip(c) + m.out(m.norm(o) * F.silu(m.gate_in(c))))
-    stream = torch.randn_like(x)
-    torch.testing.assert_close(m(x, stream=stream), torch.sigmoid(m.highway(c)) * (h - stream), rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("attention", ["select", "pool", "both"])
+def test_is_the_equations(attention: str, causal: bool) -> None:
+    """The definition of the docstring, with direct sums in place of the ops; the convolution has its own tests."""
+    m = layer(attention=attention, causal=causal, layer=1, depth=4)
+    for parameter in m.parameters():
+        parameter.data.normal_(std=0.5)
+    x, stream = torch.randn(2, 1, 9, D, dtype=torch.float64)
+    c, v = m.conv(x), F.silu(m.value(x))
+    at, parts = torch.arange(9), []
+    for core, values in zip(m.cores, v.split([core.width for core in m.cores], -1), strict=True):
+        heads, pools = [], core.heads == 1
+        for h, value in enumerate(values.chunk(core.heads, -1)):
+            z = (c @ core.project.weight.T + core.project.bias)[..., 4 * h : 4 * h + 4]
+            q, k = (z * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
+            weights = (F.elu(q) + 1) @ (F.elu(k) + 1).mT if pools else F.silu(q) @ F.silu(k).mT
+            slope = 0 if pools else (0.0625, 0.00390625)[h] * (1 - 1 / 3 + 1e-5)
+            weights = weights * torch.exp(-slope * (at[:, None] - at).abs())
+            weights = weights.tril() if causal else weights
+            heads.append(weights @ value / (weights.sum(-1, keepdim=True) if pools else 1))
+        parts.append(core.norm(torch.cat(heads, -1)))
+    h = F.silu(m.skip(c) + m.out(torch.cat(parts, -1) * F.silu(m.gate_in(c))))
+    torch.testing.assert_close(m(x, stream=stream), torch.sigmoid(m.highway(c)) * (h - stream), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_head_need_not_be_normalised(causal: bool) -> None:
+    """Its division by the sum of the weights is one factor a position, which the norm undoes."""
     x = torch.randn(2, L_MAX, D, dtype=torch.float64)
     for heads, same in ((1, True), (2, False)):
-        divided, plain = (layer(causal=causal, heads=heads, normalize=normalize) for normalize in (True, False))
-        divided.norm.eps = plain.norm.eps = 0.0
+        options = {"causal": causal, "heads": heads, "attention": "select", "feature_map": "elu"}
+        divided, plain = (layer(normalize=normalize, **options) for normalize in (True, False))
+        divided.cores[0].norm.eps = plain.cores[0].norm.eps = 0.0
         with torch.no_grad():
             for parameter in divided.parameters():
-                parameter.normal_()  # at the start the heads are one like the other
+                parameter.normal_()
         plain.load_state_dict(divided.state_dict())
         assert torch.allclose(divided(x), plain(x), rtol=0, atol=1e-9) == same
 
@@ -132,8 +140,10 @@ def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
 
 
 def test_heads_must_divide_the_value_width() -> None:
-    with pytest.raises(ValueError, match="multiple of heads=3, got 8"):
-        layer(heads=3)
+    with pytest.raises(ValueError, match="expected a multiple of heads=3, got 8"):
+        layer(heads=3, attention="select")
+    with pytest.raises(ValueError, match="expected d_pool and a multiple of heads=2, got 8 with d_pool=3"):
+        layer(d_pool=3)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -152,17 +162,3 @@ def test_step_equals_the_whole(variant: str) -> None:
 def test_step_needs_a_causal_layer() -> None:
     with pytest.raises(RuntimeError, match="expected causal=True"):
         layer().start(1)
-
-
-def test_merged_equals_eval_after_training_steps() -> None:
-    mixer = layer(torch.float32).train()
-    optimizer = torch.optim.AdamW(mixer.parameters(), lr=1e-2)
-    x, mask = torch.randn(3, 20, D), torch.arange(20) < torch.tensor([[20], [9], [3]])
-    for _ in range(5):
-        optimizer.zero_grad()
-        mixer(x, mask).square().mean().backward()
-        optimizer.step()
-    mixer.eval()
-    expected = mixer(x, mask)
-    mixer.conv.merge()
-    torch.testing.assert_close(mixer(x, mask), expected, rtol=0, atol=1e-5)

@@ -46,16 +46,18 @@ def test_param_groups_hold_every_parameter_once() -> None:
     assert len(found) == len({id(p) for p in found}) == sum(p.requires_grad for p in layer.parameters())
     where = {id(p): name for name, group in groups.items() for p in group["params"]}
     assert groups[where[id(layer.conv.long.kernel.weight)]]["lr"] == 1e-3
-    assert groups[where[id(layer.conv.long.kernel.weight)]]["weight_decay"] == 0
-    assert groups[where[id(layer.query_key.gamma)]]["weight_decay"] == 0
-    assert groups[where[id(layer.query_key.gamma)]]["lr"] == 2e-3
-    assert groups[where[id(layer.norm.weight)]]["weight_decay"] == 0
+    assert groups[where[id(layer.conv.long.kernel.weight)]]["weight_decay"] == 0.1
+    assert groups[where[id(layer.conv.long.gain)]]["weight_decay"] == 0
+    assert groups[where[id(layer.cores[0].gamma)]]["weight_decay"] == 0
+    assert groups[where[id(layer.cores[0].gamma)]]["lr"] == 2e-3
+    assert groups[where[id(layer.cores[0].norm.weight)]]["weight_decay"] == 0
     assert groups[where[id(layer.value.weight)]]["weight_decay"] == 0.1
 
 
-def test_param_groups_take_another_kernel_rate() -> None:
+def test_param_groups_take_another_rate_and_decay_for_kernels() -> None:
     from chela import ChelaLayer
 
     layer = ChelaLayer(16, l_max=64)
-    rates = {g["lr"] for g in param_groups(layer, lr=2e-3, weight_decay=0.1, kernel_lr=5e-4)}
-    assert rates == {2e-3, 5e-4}
+    groups = param_groups(layer, lr=2e-3, weight_decay=0.1, kernel_lr=5e-4, kernel_weight_decay=0.3)
+    assert {group["lr"] for group in groups} == {2e-3, 5e-4}
+    assert {group["weight_decay"] for group in groups if group["lr"] == 5e-4} == {0.3}

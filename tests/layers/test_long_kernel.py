@@ -119,7 +119,7 @@ def test_eval_renews_what_was_kept_after_a_write_that_cannot_be_seen(name):
 def test_parameters_carry_their_own_optimiser_options(name):
     kernel = LONG_KERNELS[name](4, 50)
     (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
-    assert (group["lr"], group["weight_decay"]) == (1.0 if name == "ema" else 1e-3, 0.0)
+    assert (group["lr"], group["weight_decay"]) == (1.0 if name == "ema" else 1e-3, 1.0)
     mark(kernel, lr=2e-3, weight_decay=0.05)
     (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
     assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)

@@ -30,8 +30,9 @@ def test_every_parameter_is_in_one_group(network):
 
 def test_what_a_layer_asks_for_is_what_it_gets(network):
     rates = _rates(network)
-    assert rates["a.conv.long.kernel.weight"] == (1e-3, 0.0)
-    assert rates["a.query_key.gamma"] == (0.1, 0.0)
+    assert rates["a.conv.long.kernel.weight"] == (1e-3, 0.5)
+    assert rates["a.conv.long.gain"] == (0.1, 0.0)
+    assert rates["a.cores.0.gamma"] == (0.1, 0.0)
     assert rates["a.value.weight"] == (0.1, 0.5)
     assert rates["a.value.bias"] == (0.1, 0.0)
     assert rates["b.kernel.frequency"] == (1e-3, 0.0)
@@ -49,7 +50,7 @@ def test_a_copy_asks_for_the_same(network):
 
 def test_another_rate_for_the_kernels(network):
     groups = {g["name"]: g["lr"] for g in param_groups(network, lr=0.1, weight_decay=0.5, kernel_lr=3e-4)}
-    assert groups["marked(lr=0.0003, weight_decay=0)"] == 3e-4
+    assert groups["marked(lr=0.0003, weight_decay=0)"] == groups["marked(lr=0.0003, weight_decay=0.5)"] == 3e-4
     assert groups["decay"] == 0.1
 
 

@@ -5,14 +5,14 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.attention import FEATURE_MAPS, HeadDecay
+from chela.layers.attention import FEATURE_MAPS, Attended, make_decay
 from chela.layers.expect import checked, expect_causal
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
@@ -27,35 +27,46 @@ class ChelaLayer(nn.Module):
 
     With c the convolution of the input x (``ShortLongConv``), φ the feature map and ⊙ the product by channel::
 
-        z = W_z c                       shared by the heads
-        q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k,   v = SiLU(W_v x)
-        o = norm(linear_attention(φ(q), φ(k), v))
+        v = SiLU(W_v x)
+        z = W_z c,   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k              per head, of the selecting and of the pooling
+        s = norm(linear_attention(φ(q), φ(k), v_s))                      selects: H heads of signed weights, with decay
+        p = norm(linear_attention(ψ(q), ψ(k), v_p) / Σ_j ψ(q)·ψ(k_j))    pools: one head, positive, ψ = elu + 1
+        o = s,   o = p,   or o = [s, p]                                  attention = "select", "pool" or "both"
         h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),   g = σ(W_u c),   returns g ⊙ (h − stream)     gate = "mega"
         h = W_o (o ⊙ SiLU(W_g c))                                 returns h                  gate = "output"
         h = W_o o                                                returns h                  gate = "none"
 
     Without options it is the system of the tables. Time O(L·log L·D + L·(D·V + Z·V)), memory O(L·(D + V)).
-    ``docs/fidelity.md`` says what the paper states and what was decided here.
+    ``docs/fidelity.md`` says what the paper states and what was decided here, ``docs/attention.md`` what it does.
 
     Args:
         d_model: Width D.
         l_max: Longest sequence, and taps of the long kernel.
         causal: No position sees a later one.
         dropout: On h, before the gate, as in MEGA.
+        layer: Index of the layer, from 0; with ``depth``, for ``decay="fixed"`` alone.
+        depth: Number of layers.
         d_qk: Width Z of queries and keys, per head.
         d_value: Width V of the values, all heads together; None is 2·D.
-        heads: Attention heads H.
+        d_pool: Of these, the width that the pooling head gets of "both"; None is about a quarter.
+        heads: Selecting heads H.
         conv: Convolution before the attention; with "none", c = x.
         short_kernel: Taps of the short convolution, odd.
         long_kernel: How the long kernel is made; see ``chela.layers.long_kernel``.
-        reparam: Train parallel short branches beside the long kernel; ``conv.merge()`` folds them into it.
-        attention: "decay" is linear with a learned decay per head; with "none", o = SiLU(W_v c).
-        feature_map: Feature map φ of queries and keys; "elu" is elu + 1.
-        normalize: Divide by the sum of the attention weights. With one head the norm on o cancels this factor.
+        scale_size: Parameters of a piece of the multi-scale kernel, as the next three; see ``MultiscaleKernel``.
+        initial_scale: Stretch all pieces 2^n times more, and have n fewer.
+        scale_decay_min: A piece is so many times weaker than the one before it, in the first channel.
+        scale_decay_max: The same in the last channel.
+        reparam: Train short kernels beside the long one; see ``LongConv``.
+        attention: What it is made of; with "none", o = SiLU(W_v c).
+        feature_map: Feature map φ of the selecting heads; "elu" is elu + 1.
+        normalize: Divide their sums by that of the weights, which needs a positive φ.
+        decay: How their weights fade with the distance. "fixed" has ALiBi's slopes, flatter in deeper layers; "learned"
+            is one number a head, "token" one a head and token.
         gate: How the convolution gates the attention.
 
     Raises:
-        ValueError: An argument out of its limits, or ``d_value`` no multiple of ``heads``.
+        ValueError: An argument out of its limits, or values that the heads cannot share evenly.
 
     >>> layer = ChelaLayer(16, l_max=100)
     >>> layer(torch.randn(2, 100, 16)).shape
@@ -70,24 +81,40 @@ class ChelaLayer(nn.Module):
         l_max: int,
         causal: bool = False,
         dropout: float = 0.0,
+        layer: int = 0,
+        depth: int = 1,
         d_qk: Annotated[int, {"ge": 1, "le": 256}] = 32,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 1,
+        d_pool: Annotated[int | None, {"ge": 1, "le": 16384, "neutral": None}] = None,
+        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
         conv: Literal["short-long", "short", "long", "none"] = "short-long",
         short_kernel: Annotated[int, {"ge": 3, "le": 31, "odd": True}] = 5,
         long_kernel: Literal["multiscale", "free", "ema"] = "multiscale",
+        scale_size: Annotated[int, {"ge": 1, "le": 4096, "neutral": 16}] = 16,
+        initial_scale: Annotated[int, {"ge": 0, "le": 30, "neutral": 0}] = 0,
+        scale_decay_min: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,
+        scale_decay_max: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,
         reparam: bool = True,
-        attention: Literal["linear", "decay", "none"] = "linear",
-        feature_map: Literal["elu", "silu", "identity"] = "elu",
-        normalize: bool = True,
+        attention: Literal["both", "select", "pool", "none"] = "both",
+        feature_map: Literal["silu", "elu", "identity"] = "silu",
+        normalize: bool = False,
+        decay: Literal["fixed", "learned", "token", "none"] = "fixed",
         gate: Literal["output", "mega", "none"] = "mega",
     ) -> None:
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
-        if d_value % heads:
-            raise ValueError(f"d_value: expected a multiple of heads={heads}, got {d_value}")
-        self.heads, self.causal, self.attention, self.gate, self.normalize = heads, causal, attention, gate, normalize
-        self.feature_map = FEATURE_MAPS[feature_map]
+        if d_pool is None:  # what is left when the heads share three quarters evenly
+            d_pool = d_value - heads * (3 * d_value // 4 // heads)
+        pooled = {"pool": d_value, "both": d_pool}.get(attention, 0)
+        selecting = d_value - pooled
+        if selecting % heads or (attention == "both" and selecting <= 0):
+            raise ValueError(
+                f"d_value: expected {'d_pool and ' if pooled else ''}a multiple of heads={heads}, got {d_value}"
+                + (f" with d_pool={pooled}" if pooled else "")
+            )
+        self.causal, self.gate = causal, gate
+        scales: dict[str, float] = {"scale_size": scale_size, "initial_scale": initial_scale}
+        scales |= {"decay_min": scale_decay_min, "decay_max": scale_decay_max}
         self.conv = ShortLongConv(
             d_model,
             l_max=l_max,
@@ -95,12 +122,18 @@ class ChelaLayer(nn.Module):
             mode=conv,
             short_kernel=short_kernel,
             long_kernel=long_kernel,
-            reparam=reparam,
+            kernel_options=scales if long_kernel == "multiscale" else None,
+            branches=(5, 31) if reparam else (),
         )
-        self.query_key = None if attention == "none" else QueryKey(d_model, d_qk, heads)
-        self.decay = HeadDecay(heads) if attention == "decay" else None
+        self.cores = nn.ModuleList()
+        if attention in ("select", "both"):
+            options: dict[str, Any] = {"feature_map": feature_map, "normalize": normalize, "causal": causal}
+            options["decay"] = make_decay(decay, d_model, heads, layer, depth)
+            self.cores.append(Core(d_model, selecting, heads, d_qk, **options))
+        if attention in ("pool", "both"):
+            self.cores.append(Core(d_model, pooled, 1, d_qk, feature_map="elu", normalize=True, causal=causal))
+        self.norm = LayerNorm(d_value) if attention == "none" else None
         self.value = nn.Linear(d_model, d_value)
-        self.norm = LayerNorm(d_value)
         if gate != "none":
             self.gate_in = nn.Linear(d_model, d_value)
         if gate == "mega":
@@ -108,6 +141,7 @@ class ChelaLayer(nn.Module):
             self.highway = nn.Linear(d_model, d_model)
         self.out = nn.Linear(d_value, d_model)
         self.dropout = nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(_with_cores)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
         """Map the normed ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
@@ -116,22 +150,19 @@ class ChelaLayer(nn.Module):
         """
         x = zero_padding(x, mask)
         c = self.conv(x, mask, zeroed=True)
-        if self.query_key is None:
-            o = F.silu(self.value(c))
-        else:
-            q, k, v = self._project(x, c, self.query_key)
-            log_decay = None if self.decay is None else self.decay()
-            o = linear_attention(q, k, v, causal=self.causal, log_decay=log_decay, mask=mask, normalize=self.normalize)
-            o = o.flatten(-2)
-        return self._combine(self.norm(o), c, x if stream is None else stream, mask)
+        parts = self._values(x, c)
+        if self.cores:
+            parts = [core(c, v, mask) for core, v in zip(self.cores, parts, strict=True)]
+        return self._combine(parts, c, x if stream is None else stream, mask)
 
-    def _project(self, x: Tensor, c: Tensor, query_key: QueryKey) -> tuple[Tensor, Tensor, Tensor]:
-        """Return φ(q), φ(k) ``(…, H, Z)`` and v ``(…, H, V / H)``."""
-        q, k = query_key(c)
-        v = rearrange(F.silu(self.value(x)), "... (h e) -> ... h e", h=self.heads)
-        return self.feature_map(q), self.feature_map(k), v
+    def _values(self, x: Tensor, c: Tensor) -> list[Tensor]:
+        """Return the values ``(…, W)`` of each core; without cores, what takes their place."""
+        if self.norm is not None:
+            return [self.norm(F.silu(self.value(c)))]
+        return list(F.silu(self.value(x)).split([core.width for core in self._cores()], dim=-1))
 
-    def _combine(self, o: Tensor, c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
+    def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
+        o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         if self.gate != "none":
             o = o * F.silu(self.gate_in(c))
         h = self.out(o)
@@ -143,38 +174,28 @@ class ChelaLayer(nn.Module):
     def start(self, batch: int) -> ChelaState:
         """Return the state before the first token, for ``step``, with the long kernel as it is now."""
         expect_causal(self)
-        like = self.value.weight
-        width = self.value.out_features // self.heads
-        attention = None
-        if self.query_key is not None:
-            sizes = batch, self.heads, self.query_key.project.out_features, width
-            dtype = accumulation_dtype(like.dtype)
-            attention = LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)
-        return ChelaState(self.conv.start(batch), attention)
+        return ChelaState(self.conv.start(batch), tuple(core.start(batch) for core in self._cores()))
 
     @torch.no_grad()
     def step(self, x: Tensor, state: ChelaState, stream: Tensor | None = None) -> tuple[Tensor, ChelaState]:
         """Feed one token ``x: (B, D)`` to the causal layer; return its update ``(B, D)`` and the new state.
 
-        It equals the same position of ``forward`` in eval mode; ``stream: (B, D)`` as there. Without gradients,
-        O(D·log² L) on average over L tokens for the convolution, O(Z·V) for the attention.
+        It equals the same position of ``forward``; ``stream: (B, D)`` as there. Without gradients, O(D·log² L) on
+        average over L tokens for the convolution, O(Z·V) for the attention.
         """
-        conv, attention = state
-        c, conv = self.conv.step(x, conv)
-        if self.query_key is None or attention is None:
-            o = F.silu(self.value(c))
-        else:
-            q, k, v = self._project(x, c, self.query_key)
-            log_decay = None if self.decay is None else self.decay()
-            o, attention = linear_attention_step(q, k, v, attention, log_decay=log_decay, normalize=self.normalize)
-            o = o.flatten(-2)
-        return self._combine(self.norm(o), c, x if stream is None else stream, None), ChelaState(conv, attention)
+        c, conv = self.conv.step(x, state.conv)
+        parts, after = self._values(x, c), state.cores
+        if self.cores:
+            pairs = [core.step(c, v, s) for core, v, s in zip(self._cores(), parts, state.cores, strict=True)]
+            parts, after = [o for o, _ in pairs], tuple(s for _, s in pairs)
+        return self._combine(parts, c, x if stream is None else stream, None), ChelaState(conv, after)
+
+    def _cores(self) -> list[Core]:
+        return [core for core in self.cores if isinstance(core, Core)]
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens: sums S and z, and the convolution's past."""
-        size = 0
-        if self.query_key is not None:
-            size = self.query_key.project.out_features * (self.value.out_features + self.heads)
+        size = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self._cores())
         if self.conv.short is not None:
             size += self.conv.short.weight.numel()
         if self.conv.long is not None:
@@ -183,25 +204,36 @@ class ChelaLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
-        return f"heads={self.heads}, causal={self.causal}, attention={self.attention}, gate={self.gate}"
+        return f"causal={self.causal}, gate={self.gate}"
 
 
 class ChelaState(NamedTuple):
-    """What the causal layer remembers: of the convolution, updated in place by a step; of the attention, if any."""
+    """What the causal layer remembers: of the convolution, updated in place by a step; of each core."""
 
     conv: ShortLongConvState
-    attention: LinearAttentionState | None
+    cores: tuple[LinearAttentionState, ...]
 
 
-class QueryKey(nn.Module):
-    """One projection, and a scale and shift per head for queries and for keys (arXiv 2209.10655, section 3.2)."""
+class Core(nn.Module):
+    """Linear attention over values ``v: (B, L, W)``, with queries and keys from c, then a norm.
 
-    def __init__(self, d_model: int, d_qk: int, heads: int) -> None:
+    Queries and keys of a head are one projection, each with its own scale and shift (arXiv 2209.10655, section 3.2): at
+    the start equal tokens match, which is what recall is learned from (docs/attention.md).
+    """
+
+    def __init__(
+        self, d_model: int, width: int, heads: int, d_qk: int, *, feature_map: str, normalize: bool, causal: bool,
+        decay: nn.Module | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.project = nn.Linear(d_model, d_qk)
+        self.width, self.heads, self.d_qk, self.causal = width, heads, d_qk, causal
+        self.feature_map, self.normalize, self.decay = FEATURE_MAPS[feature_map], normalize, decay
+        self.project = nn.Linear(d_model, heads * d_qk)
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
         mark(self, "gamma", "beta", weight_decay=0.0)
+        self.norm = LayerNorm(width)
+        self.attended = Attended()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,11 +241,59 @@ class QueryKey(nn.Module):
         nn.init.ones_(self.gamma)
         nn.init.zeros_(self.beta)
 
-    def forward(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``c: (…, D)`` to queries and keys ``(…, H, Z)``."""
-        z = self.project(c)[..., None, None, :]
-        q, k = (z * self.gamma + self.beta).unbind(-3)
-        return q, k
+    def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``.
+
+        Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
+        them to bf16 takes a quarter of what tells positions apart.
+        """
+        if self.normalize and torch.is_autocast_enabled(c.device.type):
+            with torch.autocast(c.device.type, enabled=False):
+                return self.forward(c.float(), v.float(), mask)
+        q, k, v, log_decay = self._read(c, v)
+        options: dict[str, Any] = {"causal": self.causal, "normalize": self.normalize}
+        o: Tensor = linear_attention(q, k, v, log_decay=log_decay, mask=mask, **options)
+        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+
+    def _read(self, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries and keys ``(…, H, Z)``, values ``(…, H, W / H)``, and log λ ``(H,)`` or ``(…, H)``, if any."""
+        z = rearrange(self.project(c), "... (h z) -> ... h z", h=self.heads)
+        q, k = (self.feature_map(z * self.gamma[i] + self.beta[i]) for i in (0, 1))
+        v = rearrange(v, "... (h e) -> ... h e", h=self.heads)
+        return q, k, v, None if self.decay is None else self.decay(c)
+
+    def start(self, batch: int) -> LinearAttentionState:
+        """Return the state before the first token."""
+        like, dtype = self.norm.weight, accumulation_dtype(self.norm.weight.dtype)
+        sizes = batch, self.heads, self.d_qk, self.width // self.heads
+        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)
+
+    def step(self, c: Tensor, v: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
+        """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
+        q, k, v, log_decay = self._read(c, v)
+        o, state = linear_attention_step(q, k, v, state, log_decay=log_decay, normalize=self.normalize)
+        return self.norm(o.flatten(-2)), state
+
+    def extra_repr(self) -> str:
+        """Show what no submodule shows."""
+        return f"heads={self.heads}, d_qk={self.d_qk}, normalize={self.normalize}"
+
+
+def _with_cores(layer: ChelaLayer, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Read the weights of version 0.1 too: there all heads shared one projection, and the one norm was the layer's."""
+    if f"{prefix}query_key.gamma" not in state:
+        return
+    heads = state[f"{prefix}query_key.gamma"].shape[1]
+    for name in ("project.weight", "project.bias", "gamma", "beta"):
+        tensor = state.pop(f"{prefix}query_key.{name}")
+        state[f"{prefix}cores.0.{name}"] = torch.cat([tensor] * heads) if "project" in name else tensor
+    for new, old in (
+        ("cores.0.norm.weight", "norm.weight"),
+        ("cores.0.norm.bias", "norm.bias"),
+        ("cores.0.decay.raw", "decay.raw"),
+    ):
+        if f"{prefix}{old}" in state:
+            state[f"{prefix}{new}"] = state.pop(f"{prefix}{old}")
 
 
 MIXER = ChelaLayer

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.attention import FixedDecay
 from chela.layers.expect import checked
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.norm import LayerNorm
@@ -40,7 +40,6 @@ class LightningAttention(LinearAttention):
     torch.Size([2, 10, 16])
     """
 
-    log_decay: Tensor
     normalize = False
 
     @checked
@@ -57,8 +56,7 @@ class LightningAttention(LinearAttention):
         if not causal:
             raise ValueError("lightning: expected causal=True, the only form it is defined in, got causal=False")
         super().__init__(d_model, heads=heads, d_value=d_value, causal=True)
-        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
-        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
+        self.decay = FixedDecay(heads, layer, depth)
         self.norm = LayerNorm(self.d_value)
         self.gate = nn.Sequential(
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
@@ -71,26 +69,12 @@ class LightningAttention(LinearAttention):
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the fixed log λ ``(H,)``, and none back."""
-        return self.log_decay, None
+        return self.decay(x), None
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """Normalise ``o: (..., H, Z)`` and gate it by x; return ``(..., D)``, 0 at padding."""
         gated = self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))
         return super().merge(gated.view_as(o), x, mask)
-
-
-def alibi_slopes(heads: int) -> list[float]:
-    """Return ALiBi's slopes (arXiv 2108.12409, section 3): from steep to flat, 2^(−8h/H) for h = 1 … H.
-
-    When H is no power of two, the slopes of the next lower power P come first, then every other one of those for 2·P.
-
-    >>> alibi_slopes(4)
-    [0.25, 0.0625, 0.015625, 0.00390625]
-    """
-    power = 1 << int(math.log2(heads))
-    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
-    between = [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
-    return slopes + between[: heads - power]
 
 
 MIXER = LightningAttention

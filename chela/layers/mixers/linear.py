@@ -49,7 +49,7 @@ class LinearAttention(MultiHead):
         forth, back = self.edges(x, mask)
         decays: dict[str, Any] = {"log_decay": forth, "log_decay_back": None if self.causal else back}
         o = linear_attention(q, k, v, causal=self.causal, mask=mask, normalize=self.normalize, **decays)
-        return self.merge(o, x, mask)
+        return self.merge(self.attended(o), x, mask)
 
     def start(self, batch: int) -> Any:
         """Return the state before the first token, for ``step``.

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.attention import Attended
 from chela.layers.expect import checked, expect_causal
 from chela.layers.long_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
-from chela.layers.param_groups import mark
 from chela.ops.fft_conv import fft_conv
 
 
@@ -84,11 +84,11 @@ class MEGA(nn.Module):
         self.gamma = nn.Parameter(torch.empty(2, d_qk))
         self.beta = nn.Parameter(torch.empty(2, d_qk))
         self.position_bias = nn.Parameter(torch.empty(2 * self.chunk - 1))
-        mark(self, "gamma", "beta", weight_decay=0.0)
         self.value = Projection(d_model, d_value)
         self.gates = Projection(d_model, sum(self.sizes))
         self.out = Projection(d_value, d_model)
         self.dropout = nn.Dropout(dropout)
+        self.attended = Attended()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -108,8 +108,8 @@ class MEGA(nn.Module):
         """
         self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
-        update, q, k, reset, candidate = self._read(F.silu(self._average(x)))
-        h = candidate + self.out(self._attend(q, k, F.silu(self.value(x)), mask) * reset)
+        update, q, k, reset, candidate = self._read(self.dropout(F.silu(self._average(x))))
+        h = candidate + self.out(self.attended(self._attend(q, k, F.silu(self.value(x)), mask)) * reset)
         return update * zero_padding(self.dropout(F.silu(h)) - (x if stream is None else stream), mask)
 
     def _expect_room(self, length: int) -> None:

@@ -53,7 +53,7 @@ class SoftmaxAttention(MultiHead):
         q, k, v = (t.transpose(1, 2) for t in self.split(x))
         seen = None if mask is None else self._seen(mask)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=self.causal and mask is None)
-        return self.merge(o.transpose(1, 2), x, mask)
+        return self.merge(self.attended(o.transpose(1, 2)), x, mask)
 
     def _seen(self, mask: Tensor) -> Tensor:
         """Return which keys each query sees.

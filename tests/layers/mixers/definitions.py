@@ -211,30 +211,48 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
         )
         c = silu(c) * present
     if layer.conv.long is not None:
-        forward, back = layer.conv.long.kernel(x.shape[1])
-        c = c * present
-        c = silu(toeplitz(forward, back, c) + layer.conv.long.skip * c) * present
-    if layer.query_key is None:
-        o = silu(affine(layer.value, c))
+        long, c = layer.conv.long, c * present
+        forward, back = long.kernel(x.shape[1])
+        y = long.bias + long.gain[0] * (toeplitz(forward, back, c) + long.skip * c)
+        for gain, taps in zip(long.gain[1:], long.branches, strict=True):
+            size = taps.shape[1]
+            ahead = 0 if layer.causal else size // 2
+            padded = torch.nn.functional.pad(c, (0, 0, size - 1 - ahead, ahead))
+            y = y + gain * sum(taps[:, j] * padded[:, j : j + x.shape[1]] for j in range(size))
+        c = silu(y) * present
+    if layer.norm is not None:
+        o = layer_norm(silu(affine(layer.value, c)), layer.norm.weight, layer.norm.bias)
     else:
-        z = affine(layer.query_key.project, c)
-        gamma, beta = layer.query_key.gamma, layer.query_key.beta
-        outs = []
-        v = silu(affine(layer.value, x)).unflatten(-1, (layer.heads, -1))
-        steps = torch.cumsum(real.to(x.dtype), 1)
-        for h in range(layer.heads):
-            q, k = z * gamma[0, h] + beta[0, h], z * gamma[1, h] + beta[1, h]
-            q, k = (torch.where(t > 0, t + 1, torch.exp(t)) for t in (q, k))
-            weights = q @ k.transpose(-1, -2) * visible(x, real, layer.causal)[:, 0]
-            if layer.decay is not None:
-                rate = torch.log1p(torch.exp(layer.decay.raw[h]))
-                weights = weights * torch.exp(-rate * (steps[:, :, None] - steps[:, None, :]).abs())
-            outs.append(divided(weights, v[:, :, h]) * present)
-        o = torch.cat(outs, dim=-1)
-    o = layer_norm(o, layer.norm.weight, layer.norm.bias)
+        v = silu(affine(layer.value, x)).split([core.width for core in layer.cores], -1)
+        o = torch.cat([chela_core(core, c, part, real) for core, part in zip(layer.cores, v, strict=True)], -1)
     if layer.gate == "none":
         return affine(layer.out, o) * present
     h = affine(layer.out, o * silu(affine(layer.gate_in, c)))
     if layer.gate == "output":
         return h * present
     return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), stream, real)
+
+
+def chela_core(core, c: Tensor, v: Tensor, real: Tensor) -> Tensor:
+    """Every weight written out: (q·k) times the decays of the real tokens between."""
+    steps = torch.cumsum(real.to(c.dtype), 1)
+    distance = (steps[:, :, None] - steps[:, None, :]).abs()
+    outs = []
+    for h, value in enumerate(v.chunk(core.heads, -1)):
+        z = affine(core.project, c).unflatten(-1, (core.heads, -1))[:, :, h]
+        q, k = (z * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
+        if core.feature_map is torch.nn.functional.silu:
+            q, k = silu(q), silu(k)
+        else:
+            q, k = (torch.where(t > 0, t + 1, torch.exp(t)) for t in (q, k))
+        weights = q @ k.transpose(-1, -2)
+        kind = type(core.decay).__name__
+        if kind == "TokenDecay":
+            rates = torch.log1p(torch.exp(-affine(core.decay, c)[..., h])) * real
+            weights = weights * torch.exp(-(rates.cumsum(1)[:, :, None] - rates.cumsum(1)[:, None, :]).abs())
+        elif core.decay is not None:
+            fixed = -core.decay.log_decay[h] if kind == "FixedDecay" else torch.log1p(torch.exp(core.decay.raw[h]))
+            weights = weights * torch.exp(-fixed * distance)
+        weights = weights * visible(c, real, core.causal)[:, 0]
+        outs.append((divided(weights, value) if core.normalize else weights @ value) * real[..., None])
+    return layer_norm(torch.cat(outs, -1), core.norm.weight, core.norm.bias)

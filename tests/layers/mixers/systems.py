@@ -61,7 +61,8 @@ def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], 
     return functools.partial(definitions.lightning, index=layer, depth=depth)
 
 
-_CHELA = {"d_qk": 8, "d_value": 24, "reparam": False}  # the branches are held to their sum beside LongStage
+_CHELA = {"d_qk": 8, "d_value": 24, "heads": 2}
+_FIRST = _CHELA | {"attention": "select", "feature_map": "elu", "normalize": True, "decay": "none", "heads": 1}
 _MEGA = {"d_qk": 8, "d_value": 24, "averages": 4}
 
 SYSTEMS: dict[str, System] = {
@@ -84,7 +85,13 @@ SYSTEMS: dict[str, System] = {
     "chela": System("chela", _CHELA, definitions.chela),
     "chela-output-gate": System("chela", _CHELA | {"gate": "output"}, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
-    "chela-decay": System("chela", _CHELA | {"attention": "decay", "heads": 3}, definitions.chela),
+    "chela-select": System("chela", _CHELA | {"attention": "select"}, definitions.chela, layer=1, depth=3),
+    "chela-pool": System("chela", _CHELA | {"attention": "pool"}, definitions.chela),
+    "chela-both": System("chela", _CHELA | {"attention": "both"}, definitions.chela),
+    "chela-learned": System("chela", _CHELA | {"decay": "learned"}, definitions.chela),
+    "chela-token": System("chela", _CHELA | {"decay": "token"}, definitions.chela),
+    "chela-0.1": System("chela", _FIRST, definitions.chela),
+    "chela-no-branches": System("chela", _CHELA | {"reparam": False}, definitions.chela),
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
     "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),
     "chela-short": System("chela", _CHELA | {"conv": "short"}, definitions.chela),

@@ -1,0 +1,32 @@
+"""No network of a causal configuration hears a later token, in training either."""
+
+import pytest
+import torch
+
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.groups import names
+from chela.models import build_model
+from lra.tasks import get_task
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "scale"])
+@pytest.mark.parametrize("model", names("model"))
+def test_a_changed_token_changes_no_output_before_it(model, norm):
+    config = resolve(["task=recall", "preset=tiny", f"model={model}", f"model.norm={norm}"])
+    network = build_model(config.model, get_task(config.task), seed=0).double().train()
+    tokens = torch.randint(1, 16, (4, 16))
+    changed = tokens.clone()
+    changed[:, 9] = tokens[:, 9] % 15 + 1
+    before, after = network(tokens), network(changed)
+    torch.testing.assert_close(before[:, :9], after[:, :9], rtol=0, atol=1e-10)
+    assert not torch.allclose(before[:, 9:], after[:, 9:])
+
+
+def test_batch_norm_is_refused():
+    with pytest.raises(UsageError, match=r"expected layer, rms or scale with model\.causal=true, got batch"):
+        resolve(["task=recall", "preset=tiny", "model.norm=batch"])
+    config = resolve(["task=recall", "preset=tiny"])
+    config.model.norm = "batch"
+    with pytest.raises(UsageError, match="its statistics tell of later tokens"):
+        build_model(config.model, get_task(config.task), seed=0)
