@@ -23,6 +23,7 @@ COMMANDS = {
     "table": ("experiments.table", "make a table of runs"),
     "report": ("experiments.report", "make a page of tables and figures"),
     "plot": ("experiments.plot", "draw learning curves"),
+    "probe": ("experiments.probe", "measure what a trained run's attention adds"),
     "bench": ("experiments.bench.__main__", "measure speed and memory"),
 }
 

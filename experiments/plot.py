@@ -216,6 +216,17 @@ def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figu
     return figure
 
 
+def attention_adds(cells: dict[str, dict[str, float]]) -> Figure:
+    """Draw what the attention adds to the score, ``{task: {system: points}}``, a panel for each task."""
+    figure, axes = new_figure(len(cells), min(3, len(cells)), 3.6, 2.6)
+    for axis, (task, adds) in zip(axes.flat, cells.items(), strict=False):
+        axis.barh(list(adds), list(adds.values()))
+        axis.axvline(0, color="black", linewidth=0.5)
+        axis.set(title=task, xlabel="score − score with the mean")
+        axis.invert_yaxis()
+    return figure
+
+
 def bench_curves(result: dict[str, Any], only: Sequence[str] = ()) -> Figure:
     """Draw a benchmark's values against the length, a panel for each unit, both axes logarithmic.
 

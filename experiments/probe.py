@@ -1,19 +1,39 @@
-"""Look into a trained model: the kernels it learned, and how far it sees. Needs the run's checkpoint, and torch."""
+"""Measure what a trained run's attention adds to its score, from its checkpoint.
+
+chela probe runs/recall-hard/…                        the test set, three times
+chela probe runs/recall-hard/… records=500            a part of it
+
+Once as it is, once with the attention's output replaced at every position by its mean over the sequence, once by zeros.
+What the mean takes away is what the attention selects for a position. The figures stay in the run's folder, in
+probe.json, where tables (probe=true) and reports find them.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from chela.cli import command, no_more
 from chela.errors import UsageError
 from chela.evaluate import RunWords
+from chela.layers.attention import Attended
 from chela.layers.long_kernel import LongKernel
 from chela.predict import load_run
-from experiments.runs import Run
+from chela.training.objectives import Score, objective_of
+from experiments.runs import PROBE, Run
+from lra.batches import collate, eval_batches
+from lra.files import write_whole
+from lra.options import option
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
 SEQUENCES = 4
@@ -82,3 +102,129 @@ def receptive_field(model: nn.Module, seed: int = 0) -> NDArray[np.float64]:
     (gradient,) = torch.autograd.grad((middle * direction).sum(), kept)
     strength: NDArray[np.float64] = gradient.square().sum(-1).mean(0).sqrt().numpy()
     return strength
+
+
+@dataclass
+class Words(RunWords):
+    """The words of the command."""
+
+    records: int = option(0, "records of the test set, from the first on; 0: all", ge=0, le=1_000_000_000)
+    batch: int = option(64, "records in a batch", ge=1, le=1_000_000)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Probe a run; return the exit status."""
+    return command(Words, _probe, __doc__ or "", argv)
+
+
+def _probe(words: Words, rest: list[str]) -> int:
+    no_more(rest, Words)
+    model, task = load_run(words)
+    if not any(isinstance(module, Attended) for module in model.modules()):
+        raise UsageError(f"expected a run with attention, that of {words.run} has none")
+    task.prepare(words.load_config().data)
+    found = attention_adds(model, task, records=words.records, batch=words.batch)
+    write_whole(Path(words.run) / PROBE, (json.dumps(found, indent=2) + "\n").encode())
+    score = Score(**found["score"])
+    sys.stdout.write("".join(f"{way}: {score.text({score.name: value})}\n" for way, value in found["scores"].items()))
+    sys.stdout.write(f"attention adds {found['adds']:.{score.digits}f} {score.unit}\n")
+    for layer in found["layers"]:
+        sys.stdout.write(f"{layer['name']}: varies over positions by {layer['varies']:.1%} of its norm\n")
+    return 0
+
+
+WAYS = ("as it is", "mean", "zeros")
+
+
+@torch.no_grad()
+def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int = 64) -> dict[str, Any]:
+    """Score a network three times on the test set, and measure how its attention varies over positions.
+
+    Args:
+        model: In eval mode.
+        task: Prepared.
+        records: Take the first so many; 0 takes all.
+        batch: Records at a time.
+
+    Returns:
+        "scores" by way, "adds" (what the mean takes away, in the score's unit, positive if attention helps), and of
+        each layer how much the output varies: the root mean square of its distance from the sequence's mean, over that
+        of its norm.
+    """
+    objective, test = objective_of(task), task.dataset("test")
+    lengths = test.lengths()[: records or None]
+    dtype = next(model.parameters()).dtype
+    totals = {way: torch.zeros(len(objective.counted), dtype=torch.float64) for way in WAYS}
+    varied: dict[str, Tensor] = {}
+    for indices in eval_batches(lengths, batch):
+        given = collate(test.read(indices), int(lengths[indices].max()), 0)
+        inputs, mask = given["inputs"], given["mask"]
+        inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
+        for way in WAYS:
+            edit = _watch(varied, mask) if way == "as it is" else _replace(way, mask)
+            with _listening(model, edit):
+                totals[way] += objective.count(model(inputs, mask), given["labels"])
+    values = {
+        way: objective.values(dict(zip(objective.counted, total.tolist(), strict=True)))
+        for way, total in totals.items()
+    }
+    score = objective.score
+    scores = {way: value[score.name] for way, value in values.items()}
+    sign = 1 if score.best == "max" else -1
+    layers = [{"name": name, "varies": (sums[0] / sums[1]).sqrt().item()} for name, sums in varied.items()]
+    adds = sign * score.scale * (scores["as it is"] - scores["mean"])
+    return {"records": len(lengths), "score": score.to_dict(), "scores": scores, "adds": adds, "layers": layers}
+
+
+Edit = Callable[[str, Tensor], Tensor | None]
+
+
+@contextmanager
+def _listening(model: nn.Module, edit: Edit) -> Iterator[None]:
+    """Hand what each layer's attention gives to ``edit(name, output)``, and go on with what it returns, if anything."""
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, Attended):
+            owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
+            block = next((part for part in path.split(".") if part.isdecimal()), path)
+            handles.append(module.register_forward_hook(_hook(f"layer {block} {owner}", edit)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(name: str, edit: Edit) -> Callable[..., Tensor | None]:
+    return lambda module, args, output: edit(name, output)
+
+
+def _mean(output: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean over the real positions, ``(B, 1, V)``, and their weights ``(B, L, 1)``; both float64."""
+    o = output.flatten(2).double()
+    real = o.new_ones(o.shape[:2]) if mask is None else mask.double()
+    real = real[..., None]
+    return (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1), real
+
+
+def _watch(varied: dict[str, Tensor], mask: Tensor | None) -> Edit:
+    def add(name: str, output: Tensor) -> None:
+        mean, real = _mean(output, mask)
+        o = output.flatten(2).double()
+        sums = torch.stack([((o - mean).square() * real).sum(), (o.square() * real).sum()])
+        varied[name] = varied.get(name, torch.zeros(2, dtype=torch.float64)) + sums
+
+    return add
+
+
+def _replace(way: str, mask: Tensor | None) -> Edit:
+    def replaced(name: str, output: Tensor) -> Tensor:
+        if way == "zeros":
+            return torch.zeros_like(output)
+        return _mean(output, mask)[0].to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
+
+    return replaced
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -64,6 +64,24 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
                 yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
 
 
+def attention_figure(table: ResultTable) -> Iterator[Drawn]:
+    """Draw what ``chela probe`` measured, if it did."""
+    cells = {
+        next(run.title for run in table.runs_of(task)): {
+            name: row[task].adds for name, row in table.cells.items() if task in row and row[task].adds is not None
+        }
+        for task in table.tasks
+        if table.runs_of(task)
+    }
+    if cells := {task: adds for task, adds in cells.items() if adds}:
+        yield (
+            "attention-adds",
+            plot.attention_adds(cells),
+            "What the attention adds: the score, less that with its output replaced at every position by its mean over "
+            "the sequence.",
+        )
+
+
 def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
     """Draw what needs the weights, of each task's first seed of each system; a string says what is left out."""
     from experiments.probe import has_weights, long_kernels, receptive_field, trained_model
@@ -137,7 +155,11 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
 
     for table in tables:
         heading = f"Figures: preset {table.preset}, validation {table.policy}"
-        add(heading, f"{table.preset}-{table.policy}", itertools.chain(result_figures(table), probed_figures(table)))
+        add(
+            heading,
+            f"{table.preset}-{table.policy}",
+            itertools.chain(result_figures(table), attention_figure(table), probed_figures(table)),
+        )
     if benches:
         add("Speed and memory against length", "bench", map(bench_figure, benches))
     body.append(render(from_papers(tables), "html"))

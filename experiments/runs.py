@@ -38,6 +38,7 @@ TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables; oth
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
+PROBE = "probe.json"  # what its attention adds, written by chela probe
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds")  # columns of every metrics.csv
@@ -78,6 +79,11 @@ class Run:
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what is equal for runs that differ by their seed alone."""
         return tuple((key, str(value)) for key, value in self.config.items() if key != "seed")
+
+    @property
+    def probe(self) -> dict[str, Any]:
+        """Return what ``chela probe`` measured of the run; empty where it was not asked."""
+        return read_json(self.path / PROBE)
 
     def metrics(self, split: str) -> pd.DataFrame:
         """Read the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
@@ -237,7 +243,7 @@ def _collect(paths: list[str], to: Path) -> int:
         if run.config.get("data.released"):
             OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
         write(target / "config.yaml", OmegaConf.to_yaml(config))
-        for file in ("result.json", "metrics.csv", "failed.json"):
+        for file in ("result.json", "metrics.csv", "failed.json", PROBE):
             if (run.path / file).is_file():
                 shutil.copyfile(run.path / file, target / file)
     for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:

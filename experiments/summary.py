@@ -81,6 +81,12 @@ class Cell:
         steps = [value for run in self.finished for value in run.metrics("train").get("tokens_per_second", ())]
         return statistics.median(steps) if steps else None
 
+    @cached_property
+    def adds(self) -> float | None:
+        """Return what the attention adds to the score, the mean over the probed seeds."""
+        found = [run.probe["adds"] for run in self.finished if run.probe]
+        return statistics.fmean(found) if found else None
+
     @property
     def config(self) -> dict[str, Any]:
         """Return the options, which all seeds share but for the seed."""

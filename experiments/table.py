@@ -2,6 +2,7 @@
 
 chela table runs/lra_mini                                          Markdown
 chela table experiments/results/ablation compact=true              without the tasks that were not run
+chela table experiments/results/recall probe=true                  with what the attention adds, see chela probe
 chela table experiments/results/lra_mini format=html > table.html
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
@@ -102,8 +103,11 @@ def _html(block: Block) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
 
 
-def measured(tables: Sequence[ResultTable], compact: bool = False) -> list[Block]:
-    """Return what was measured here as headings, paragraphs and grids; ``compact`` leaves out columns without a run."""
+def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
+    """Return what was measured here as headings, paragraphs and grids.
+
+    ``compact`` leaves out columns without a run, ``probe`` adds one for what the attention adds.
+    """
     out: list[Block] = []
     if len(tables) > 1:
         kinds = ", ".join(f"{table.preset} (validation {table.policy})" for table in tables)
@@ -111,7 +115,7 @@ def measured(tables: Sequence[ResultTable], compact: bool = False) -> list[Block
     for table in tables:
         out.append(Text(f"Measured here: preset {table.preset}, validation {table.policy}", level=2))
         out.append(main_grid(table).compact() if compact else main_grid(table))
-        out += [*map(Text, _legend(table)), Text("Each task and system", level=3), detail_grid(table)]
+        out += [*map(Text, _legend(table)), Text("Each task and system", level=3), detail_grid(table, probe)]
     return out
 
 
@@ -188,10 +192,11 @@ def number(value: float | None, unit: str = "") -> str:
     return NONE if value is None else f"{value:.2f}{unit}"
 
 
-def detail_grid(table: ResultTable) -> Grid:
-    """Return what was run and what it cost, task by task."""
+def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
+    """Return what was run and what it cost, task by task; with ``probe``, what the attention adds to the score."""
     score = "accuracy, %" if _accuracy_only(table) else "score"
     header = ["task", "system", score, "rate", "steps", "parameters", "tokens/s", "memory, MiB", "minutes a run"]
+    header += ["attention adds"] if probe else []
     rows = []
     for task, name in ((task, name) for task in table.tasks for name, row in table.cells.items() if task in row):
         cell = table.cells[name][task]
@@ -201,7 +206,8 @@ def detail_grid(table: ResultTable) -> Grid:
             text = NONE if value is None else f"{value / (2**20 if key == 'peak_memory_bytes' else 1):,.0f}"
             told.append(text if beside is None else f"{text} ({number(beside, '×')})")
         took = cell.cost("wall_seconds")
-        rows.append([*told, NONE if took is None else f"{took / 60:.1f}"])
+        told.append(NONE if took is None else f"{took / 60:.1f}")
+        rows.append([*told, number(cell.adds)] if probe else told)
     return Grid(header, rows, words=("system",))
 
 
@@ -245,6 +251,7 @@ class Options:
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
     format: str = option("md", "what is printed", choices=(*FORMATS, "csv"))
     compact: bool = option(False, "leave out columns without a run")
+    probe: bool = option(False, "add what the attention adds to the score, where chela probe measured it")
     published: bool = option(True, "print the rows of papers too")
 
 
@@ -257,7 +264,7 @@ def _print(options: Options, rest: list[str]) -> int:
     cli.no_more(rest, Options)
     runs = read_runs(options.runs)
     tables = result_tables(runs)
-    blocks = measured(tables, options.compact) + (from_papers(tables) if options.published else [])
+    blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
     sys.stdout.write(to_csv(runs, options.published) if options.format == "csv" else render(blocks, options.format))
     return 0
 

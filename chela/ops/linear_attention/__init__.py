@@ -92,7 +92,8 @@ def linear_attention(
         float32, for float64 in float64.
 
     Raises:
-        ValueError: Shapes, dtypes or options that do not fit together, or a backend that cannot run here.
+        ValueError: Shapes, dtypes or options that do not fit together, a backend that cannot run here, or in float16
+            without ``normalize`` a sum beyond its largest number.
 
     Complexity: O(B L H (D E + C (D + E))) time for chunks of C tokens, forward and backward; ``reference`` takes O(L²).
 
@@ -118,7 +119,18 @@ def linear_attention(
     call = Call(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk_size or 0)
     with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
         out, end = run(call)
+    if out.dtype == torch.float16 and not normalize and not torch.compiler.is_compiling():
+        _expect_finite(out)
     return (out, LinearAttentionState(end[..., :-1], end[..., -1])) if return_state else out
+
+
+def _expect_finite(out: Tensor) -> None:
+    """Refuse sums that have outgrown float16; on a GPU this waits for it."""
+    if type(out) is Tensor and not out.isfinite().all():
+        raise ValueError(
+            "linear_attention: expected finite sums, got some beyond float16, which ends at 65,504: without normalize "
+            "they grow with the length; use bfloat16 or float32"
+        )
 
 
 def _check(
