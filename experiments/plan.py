@@ -67,7 +67,7 @@ class Special:
 class SweepFile(Special):
     """What a sweep file may say."""
 
-    preset: str = option(MISSING, "size of every task", choices=("full", "mini", "tiny"))
+    preset: str = option(MISSING, "size of every task: full, mini, tiny, or another that they all have")
     tasks: list[str] = option(MISSING, "names in configs/task, or files")
     models: list[str] = option(MISSING, "names in configs/model, or files")
     seeds: list[int] | None = option(MISSING, "seeds of every task and model")

@@ -2,6 +2,7 @@
 
 chela plot runs/listops-mini/chela-seed0-1a2b3c4d            curves.png in the run's folder
 chela plot runs/listops-mini out=listops.png                 every run below a folder, seeds as bands
+chela plot experiments/results/recall against=state          the score against what the causal form remembers
 
 Colours belong to systems, not to positions in a list, so that a system has the same one in every figure. What is no
 system of its own, such as a variant (``chela [model.mixer.gate=none]``), takes what they leave, and may have another
@@ -185,6 +186,31 @@ def score_against(table: ResultTable, key: str, title: str) -> Figure:
     return figure
 
 
+def score_against_state(table: ResultTable) -> Figure:
+    """Draw the test score against the numbers that the causal form remembers of the longest sequence, a panel a task.
+
+    Runs of one system at several sizes are joined by a line.
+    """
+    from experiments.probe import state_size
+
+    tasks = [task for task in table.tasks if any(task in row for row in table.cells.values())]
+    figure, axes = new_figure(len(tasks), 3, 4.8, 3.4)
+    colour = colours([run.model for run in table.runs])
+    for axis, task in _panels(axes, tasks):
+        points: dict[str, list[tuple[int, float, float]]] = {}
+        for cell in (row[task] for row in table.cells.values() if task in row and row[task].mean is not None):
+            if size := state_size(cell.finished[0]):
+                points.setdefault(cell.finished[0].model, []).append((size, cell.mean or 0.0, cell.sd or 0.0))
+        for name, at in points.items():
+            sizes, means, spreads = zip(*sorted(at), strict=True)
+            axis.errorbar(sizes, means, yerr=spreads, fmt="o-", color=colour[name], capsize=2, label=name)
+        _majority_line(axis, table.majority(task))
+        score = score_heading(table.score(task))
+        axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
+    _legend(figure)
+    return figure
+
+
 def learned_kernels(layers: Sequence[Kernel], title: str) -> Figure:
     """Draw each layer's long kernel over the lag: median and 10-90 % of the channels' absolute values, both ways."""
     figure, axes = new_figure(len(layers), 4, 3.2, 2.6)
@@ -289,6 +315,7 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
+    against: str = option("step", "learning curves, or the score against the state's size", choices=("step", "state"))
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
@@ -300,6 +327,12 @@ def main(argv: list[str] | None = None) -> int:
 def plot(options: Options, rest: list[str]) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     cli.no_more(rest, Options)
+    if options.against == "state":
+        for table in result_tables(read_runs(options.runs)):
+            target = options.out or Path(f"state-{table.preset}.png")
+            save(score_against_state(table), target)
+            sys.stdout.write(f"{target}: preset {table.preset}\n")
+        return 0
     runs, left_out = with_curves(read_runs(options.runs))
     if not runs:
         none_yet = f"expected metrics.csv with at least one line in {', '.join(options.runs)}, there is none yet"

@@ -24,16 +24,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chela.cli import command, no_more
+from chela.config import load
 from chela.errors import UsageError
 from chela.evaluate import RunWords
 from chela.layers.attention import Attended
 from chela.layers.long_kernel import LongKernel
+from chela.models.cost import cost
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
 from experiments.runs import PROBE, Run
 from lra.batches import collate, eval_batches
 from lra.files import write_whole
 from lra.options import option
+from lra.tasks import get_task
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
 SEQUENCES = 4
@@ -50,6 +53,18 @@ class Kernel(NamedTuple):
 def has_weights(run: Run) -> bool:
     """Return whether the run's best weights lie in its folder."""
     return (run.path / "checkpoints" / "best.ckpt").is_file()
+
+
+def state_size(run: Run) -> int | None:
+    """Count the numbers that the run's causal form remembers of the longest sequence, all layers together.
+
+    None where the system does not say, or the options are of a version that had others.
+    """
+    try:
+        config = load(run.path / "config.yaml")
+        return cost(config.model, get_task(config.task)).state_size
+    except UsageError:
+        return None
 
 
 def trained_model(run: Run) -> nn.Module:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import html
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,17 @@ import torch
 
 from chela.config import load, resolve
 from chela.identity import fingerprint
+from chela.layers.attention import Attended
 from chela.models import build_model
 from chela.training import checkpoint
-from experiments.probe import has_weights, long_kernels, receptive_field, trained_model
+from experiments.plot import main as plot_main
+from experiments.probe import attention_adds, has_weights, long_kernels, receptive_field, state_size, trained_model
+from experiments.probe import main as probe_main
 from experiments.report import main
 from experiments.runs import read_run
+from experiments.table import main as table_main
 from lra.tasks import get_task
+from lra.tasks.base import InMemory, Task
 from tests.experiments.conftest import MakeRun
 
 
@@ -101,3 +108,67 @@ def test_a_run_whose_network_cannot_be_had_is_left_out_and_the_others_are_drawn(
     assert left_out.format("listops", renamed.name) + "weights of this run's network in " in text
     assert "tiny-holdout-listops-receptive-field.png" in {path.name for path in drawn.iterdir()}
     assert not list(drawn.glob("*-text-*"))
+
+
+class Remembering(torch.nn.Module):
+    """A head that reads one attention: its output is the score of class 1; the mean over positions is 0.25."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attended = Attended()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        attended = self.attended((inputs == 2).float()[..., None])
+        return torch.cat([0.5 * torch.ones_like(attended), attended], -1)
+
+
+@dataclass
+class Spot(Task):
+    """Say at each position whether the symbol is a 2; every fourth is."""
+
+    num_classes, l_max, vocab_size, objective = 2, 8, 3, "tokens"
+
+    def dataset(self, split: str) -> InMemory:
+        tokens = np.array([1, 1, 1, 2] * 2)
+        return InMemory(
+            [(np.roll(tokens, i)[: 8 - i % 2 * 4], (np.roll(tokens, i) - 1)[: 8 - i % 2 * 4]) for i in range(6)]
+        )
+
+
+def test_the_mean_and_zeros_take_away_what_the_attention_adds() -> None:
+    """All 2s are found with the attention; without it every position is called a 1, which three quarters are."""
+    found = attention_adds(Remembering(), Spot(), batch=2)
+    assert found["scores"] == {"as it is": 1.0, "mean": 0.75, "zeros": 0.75}
+    assert found["adds"] == 25.0 and found["records"] == 6
+    (layer,) = found["layers"]
+    assert layer["name"] == "layer attended Remembering"
+    assert layer["varies"] == pytest.approx((1 - 0.25) ** 0.5)  # variance p(1 − p) over the mean square p
+    assert attention_adds(Remembering(), Spot(), records=2)["records"] == 2
+
+
+def test_the_command_keeps_what_it_found_and_tables_show_it(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, other = make_run(), make_run("model=s4d")
+    keep_weights(folder)
+    keep_weights(other)
+    where = f"data.dir={tmp_path / 'data'}"
+    assert probe_main([str(folder), "records=20", where]) == 0
+    said = capsys.readouterr().out
+    assert "as it is: accuracy " in said and "attention adds " in said and "layer 1 Core: varies" in said
+    adds = json.loads((folder / "probe.json").read_text())["adds"]
+    assert table_main([str(tmp_path / "runs"), "probe=true", "published=false"]) == 0
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ListOps")]
+    assert [row[-2].strip() for row in rows] == [f"{adds:.2f}", "–"]
+    assert probe_main([str(other), where]) == 2
+    assert "expected a run with attention" in capsys.readouterr().err
+
+
+def test_the_score_is_drawn_against_the_state(make_run: MakeRun, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
+    runs = [make_run(f"model={model}", "model.causal=true") for model in ("chela", "softmax", "lightning")]
+    config = load(runs[1] / "config.yaml")
+    assert state_size(read_run(runs[1])) == 2 * 2 * config.task.max_length * config.model.mixer.d_value  # two layers
+    assert plot_main([*map(str, runs), "against=state", f"out={tmp_path / 'state.png'}"]) == 0
+    assert (tmp_path / "state.png").stat().st_size > 1000
