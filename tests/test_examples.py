@@ -47,7 +47,7 @@ def test_reuse_in_a_lightning_module():
     trainer.fit(module, batches)
     assert module.training_step(next(iter(batches)), 0).item() < 0.9 * before
     rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
-    assert rates["marked(lr=0.001, weight_decay=0)"] == 1e-3
+    assert rates["marked(lr=0.001, weight_decay=0.01)"] == 1e-3
     assert rates["decay"] == 3e-3
 
 
@@ -81,3 +81,12 @@ def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
     assert path.stem in Path(__file__).read_text()
+
+
+def test_recall_in_plain_torch_begins() -> None:
+    assert 0 <= _load("recall_in_plain_torch").main(steps=2) < 0.1
+
+
+@pytest.mark.slow
+def test_recall_in_plain_torch_recalls() -> None:
+    assert _load("recall_in_plain_torch").main() >= 0.97
