@@ -27,20 +27,31 @@ T = TypeVar("T")
 Field = dataclasses.Field[Any]
 
 
-def command(options: type[T], run: Callable[[T, list[str]], int], about: str, argv: Sequence[str] | None = None) -> int:
+def command(
+    options: type[T], run: Callable[..., int], about: str, argv: Sequence[str] | None = None, *, others: bool = False
+) -> int:
     """Answer ``--help``, or read the words and run; return the exit status.
 
     Args:
         options: A dataclass whose fields are declared with ``lra.options.option``.
-        run: Called with the options and with the ``key=value`` words that are not among them.
+        run: Called with the options, and with ``others`` also with the ``key=value`` words that are not among them.
         about: The command's docstring; the first line of its help.
         argv: The words; ``sys.argv`` when None.
+        others: Whether there may be other words; else one is an error.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if "--help" in words or "-h" in words:
         sys.stdout.write(options_text(options, about))
         return 0
-    return guarded(lambda: run(*read_words(options, words)))
+
+    def begin() -> int:
+        made, rest = read_words(options, words)
+        if others:
+            return run(made, rest)
+        no_more(rest, options)
+        return run(made)
+
+    return guarded(begin)
 
 
 def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import MISSING, dataclass
 
-from chela.cli import command, no_more
+from chela.cli import command
 from chela.config import load, run_folder
 from chela.schema import Config
 from lra.options import option
@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     return command(Words, evaluate, __doc__ or "", argv)
 
 
-def evaluate(words: Words, rest: list[str]) -> int:
+def evaluate(words: Words) -> int:
     """Score the run that ``words`` name."""
-    no_more(rest, Words)
     config = words.load_config()
     from chela.training import fit
     from chela.training.machine import stdout_console

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import IO, TYPE_CHECKING, Any
 
-from chela.cli import command, no_more
+from chela.cli import command
 from chela.config import run_folder
 from chela.errors import UsageError
 from chela.evaluate import RunWords
@@ -44,9 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     return command(Words, predict, (__doc__ or "") + lines, argv)
 
 
-def predict(words: Words, rest: list[str]) -> int:
+def predict(words: Words) -> int:
     """Label the sequences that ``words`` name."""
-    no_more(rest, Words)
     if not words.input:
         raise UsageError("input: expected input=FILE or input=-; see --help")
     model, task = load_run(words)

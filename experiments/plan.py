@@ -266,7 +266,10 @@ def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
     seeds = _narrowed("seeds", everywhere, chosen)
     for section in file.sections:
         section.seeds = section.seeds and [seed for seed in section.seeds if seed in seeds]
-    _check(file, everywhere)
+    try:
+        _check(file, everywhere)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     return file
 
 

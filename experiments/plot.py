@@ -324,9 +324,8 @@ def main(argv: list[str] | None = None) -> int:
     return cli.command(Options, plot, __doc__, argv)
 
 
-def plot(options: Options, rest: list[str]) -> int:
+def plot(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
-    cli.no_more(rest, Options)
     if options.against == "state":
         for table in result_tables(read_runs(options.runs)):
             target = options.out or Path(f"state-{table.preset}.png")

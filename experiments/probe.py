@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chela.cli import command, no_more
+from chela.cli import command
 from chela.config import load
 from chela.errors import UsageError
 from chela.evaluate import RunWords
@@ -132,8 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     return command(Words, _probe, __doc__ or "", argv)
 
 
-def _probe(words: Words, rest: list[str]) -> int:
-    no_more(rest, Words)
+def _probe(words: Words) -> int:
     model, task = load_run(words)
     if not any(isinstance(module, Attended) for module in model.modules()):
         raise UsageError(f"expected a run with attention, that of {words.run} has none")
@@ -201,8 +200,8 @@ def _listening(model: nn.Module, edit: Edit) -> Iterator[None]:
     for path, module in model.named_modules():
         if isinstance(module, Attended):
             owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
-            block = next((part for part in path.split(".") if part.isdecimal()), path)
-            handles.append(module.register_forward_hook(_hook(f"layer {block} {owner}", edit)))
+            place = ".".join(part for part in path.split(".") if part.isdecimal()) or path  # layer, and core of it
+            handles.append(module.register_forward_hook(_hook(f"layer {place} {owner}", edit)))
     try:
         yield
     finally:

@@ -184,8 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     return cli.command(Options, _report, __doc__, argv)
 
 
-def _report(options: Options, rest: list[str]) -> int:
-    cli.no_more(rest, Options)
+def _report(options: Options) -> int:
     text = page(read_runs(options.runs), options.title, options.figures, options.bench)
     write(options.out, text)
     sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")

@@ -208,8 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     return cli.command(Options, _run, __doc__, argv)
 
 
-def _run(options: Options, rest: list[str]) -> int:
-    cli.no_more(rest, Options)
+def _run(options: Options) -> int:
     action, *paths = options.words
     if not paths or action != ("list" if options.to is None else "collect"):
         got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])

@@ -229,7 +229,7 @@ class Options:
 
 def main(argv: list[str] | None = None, command: Sequence[str] = TRAIN) -> int:
     """Run a sweep; ``command`` is what is called with each run's words."""
-    return cli.command(Options, lambda options, words: sweep(options, words, command), __doc__, argv)
+    return cli.command(Options, lambda options, words: sweep(options, words, command), __doc__, argv, others=True)
 
 
 def sweep(options: Options, words: list[str], command: Sequence[str]) -> int:

@@ -260,8 +260,7 @@ def main(argv: list[str] | None = None) -> int:
     return cli.command(Options, _print, __doc__, argv)
 
 
-def _print(options: Options, rest: list[str]) -> int:
-    cli.no_more(rest, Options)
+def _print(options: Options) -> int:
     runs = read_runs(options.runs)
     tables = result_tables(runs)
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])

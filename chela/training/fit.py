@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader
 
 from chela.errors import DivergedError
@@ -142,6 +143,8 @@ def assemble(
     """Build trainer and module; the callbacks' order is the order in which they see a step."""
     objective = objective_of(data.task)
     module = LitModel(build_model(config.model, data.task, config.seed), objective, config)
+    if not config.model.causal:
+        _tell_of_padding(module.model, data, console)
     state = keeper.state
     log = MetricsLog(lambda: keeper.run, config)
     watch = ChanceWatch(state, data.majority_accuracy("train"), console.print)
@@ -156,6 +159,18 @@ def assemble(
         callbacks=[Reporter(state, [log, display], watch), keeper],
     )
     return trainer, module
+
+
+def _tell_of_padding(model: nn.Module, data: LRADataModule, console: Console) -> None:
+    """Say so where a system of somebody's own cannot tell padding from tokens, and there will be padding."""
+    blocks = getattr(model.get_submodule("backbone"), "blocks", ())
+    deaf = {type(block.mixer.layer).__name__ for block in blocks if "mask" not in block.mixer.context}
+    lengths = data.records("train").lengths()
+    if deaf and lengths.min() < lengths.max():
+        console.print(
+            f"note: {', '.join(sorted(deaf))}.forward takes no mask, and records differ in length: unless it looks "
+            "back only, padding is mixed into real tokens (docs/extend.md)"
+        )
 
 
 class Intervals:

@@ -165,7 +165,7 @@ def _cell(name: str, value: float, old: float | None) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words and run; return the exit status."""
-    return command(Options, bench, __doc__ or "", argv)
+    return command(Options, bench, __doc__ or "", argv, others=True)
 
 
 if __name__ == "__main__":

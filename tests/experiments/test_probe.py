@@ -156,7 +156,12 @@ def test_the_command_keeps_what_it_found_and_tables_show_it(
     where = f"data.dir={tmp_path / 'data'}"
     assert probe_main([str(folder), "records=20", where]) == 0
     said = capsys.readouterr().out
-    assert "as it is: accuracy " in said and "attention adds " in said and "layer 1 Core: varies" in said
+    assert (
+        "as it is: accuracy " in said
+        and "attention adds " in said
+        and "layer 1.0 Core: varies" in said
+        and "layer 1.1 Core" in said
+    )
     adds = json.loads((folder / "probe.json").read_text())["adds"]
     assert table_main([str(tmp_path / "runs"), "probe=true", "published=false"]) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ListOps")]

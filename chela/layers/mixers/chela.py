@@ -159,7 +159,7 @@ class ChelaLayer(nn.Module):
         """Return the values ``(…, W)`` of each core; without cores, what takes their place."""
         if self.norm is not None:
             return [self.norm(F.silu(self.value(c)))]
-        return list(F.silu(self.value(x)).split([core.width for core in self._cores()], dim=-1))
+        return list(torch.split(F.silu(self.value(x)), [core.width for core in self._cores()], dim=-1))
 
     def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
