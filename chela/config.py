@@ -187,12 +187,17 @@ def check(cfg: Any) -> Config:
         for key, value, item in fields(config):
             check_value(key, value, item.metadata)
         config.data.check()
-        get_task(config.task)
+        task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
     if not config.runs:
         raise UsageError("runs: expected a folder, got ''")
+    if task.objective == "tokens" and config.model.causal and config.model.norm == "batch":
+        raise UsageError(
+            f"model.norm: expected layer, rms or scale for task={config.task.name} with model.causal=true, got batch: "
+            "in training its statistics over positions tell each token of later ones"
+        )
     _check_processes(config)
     _check_sizes(config)
     return config
@@ -211,11 +216,6 @@ def _check_processes(config: Config) -> None:
 
 def _check_sizes(config: Config) -> None:
     model = config.model
-    if model.causal and model.norm == "batch":
-        raise UsageError(
-            "model.norm: expected layer, rms or scale with model.causal=true, got batch: in training its statistics "
-            "over positions tell each token of later ones"
-        )
     heads = getattr(model.mixer, "heads", 1)
     width = _value_width(config)
     if width % heads:

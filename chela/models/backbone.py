@@ -100,8 +100,6 @@ class Backbone(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
-        if config.causal and config.norm == "batch":
-            raise ValueError("norm: expected another than batch with causal=True: its statistics tell of later tokens")
         self.l_max, d_model = task.l_max, config.d_model
         symbols = task.vocab_size
         self.embedding = nn.Linear(task.input_dim, d_model) if symbols is None else Embedding(symbols, d_model)

@@ -89,6 +89,8 @@ class TokenModel(Network):
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
+        if config.causal and config.norm == "batch":
+            raise ValueError("norm: expected another than batch with causal=True: its statistics tell of later tokens")
         super().__init__(config, task)
         self.head = nn.Linear(config.d_model, task.num_classes)
 
