@@ -290,6 +290,8 @@ def _check(file: SweepFile, seeds: list[int]) -> None:
             check_options(tune, "tune.")
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if file.preset == "auto":
+        raise UsageError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
     if not all(tune.rates and all(0 < rate <= 10 for rate in tune.rates) for tune in tunes):
         raise UsageError(f"tune.rates: expected at least one rate, all in (0, 10], got {[t.rates for t in tunes]}")
     if seeds and seeds[0] < 0:

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from chela.config import resolve, to_dict
 from chela.errors import UsageError
 from chela.groups import flat
+from chela.identity import identity_of
 from chela.results import ACCURACY
 from experiments.runs import RATE, TASKS, Run, task_order, word
 
@@ -234,7 +235,8 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        usual = {task: _usual(run) for task, run in {run.task: run for run in members}.items()} if keys else {}
+        tasks = {run.task: [other for other in members if other.task == run.task] for run in members} if keys else {}
+        usual = {task: _usual(runs) for task, runs in tasks.items()}
         for run in members:
             words = [
                 f"{key}={word(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
@@ -261,9 +263,17 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _usual(run: Run) -> dict[str, Any]:
-    """Return what the configuration files say for the run's task, model and preset; nothing for what is not here."""
+def _usual(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the configuration files say for the runs' task, model and preset; nothing for what is not here.
+
+    Of a version whose system lacked some of today's options, it is what most of the runs have.
+    """
+    run = runs[0]
     try:
-        return flat(to_dict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+        usual = flat(to_dict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
     except UsageError:
         return {}
+    if {key for key in identity_of(usual) if key.startswith("model.mixer.")} <= run.config.keys():
+        return usual
+    values = {key: [run.config.get(key) for run in runs] for key in run.config}
+    return {key: max(found, key=found.count) for key, found in values.items()}
