@@ -31,6 +31,7 @@ from chela.config import run_folder, to_yaml
 from chela.errors import UsageError
 from chela.groups import flat, label
 from chela.identity import fingerprint, identities
+from chela.options import of_today
 from chela.results import RESULT_FORMAT_VERSION, upgraded
 from chela.schema import Config
 from chela.training import checkpoint
@@ -131,7 +132,8 @@ class RunFolder:
     def load_weights(self, config: Config, which: str) -> dict[str, Any]:
         """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
         saved: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-        known = identities(config, flat(saved))
+        older = of_today(saved["model"]["mixer"]) != saved["model"]["mixer"]
+        known = identities(config, flat(saved) if older else None)
         return checkpoint.load(self.best if which == "best" else self.last, WEIGHTS, known)
 
     def load_into(self, model: nn.Module, config: Config, which: str) -> None:
