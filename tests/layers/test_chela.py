@@ -162,3 +162,12 @@ def test_step_equals_the_whole(variant: str) -> None:
 def test_step_needs_a_causal_layer() -> None:
     with pytest.raises(RuntimeError, match="expected causal=True"):
         layer().start(1)
+
+
+@pytest.mark.parametrize("pools", [True, False])
+def test_weights_that_are_divided_are_not_rounded_under_autocast(pools: bool) -> None:
+    core = layer(torch.float32, attention="pool" if pools else "select").cores[0]
+    c, v = torch.randn(2, L_MAX, D), torch.randn(2, L_MAX, 8)
+    exact = core(c, v, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(core(c, v, None), exact) == pools

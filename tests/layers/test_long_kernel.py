@@ -41,6 +41,22 @@ def test_multiscale_is_stretched_scaled_and_joined_pieces(l_max):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
+def test_a_piece_may_be_stretched_more_and_fade_by_channel():
+    """SGConv's ``init_scale`` and its multiplier, which may go from one value to another over the channels."""
+    options = {"scale_size": 4, "initial_scale": 2, "decay_min": 1.0, "decay_max": 3.0}
+    kernel = MultiscaleKernel(3, 64, causal=True, **options)
+    pieces = kernel.weight[0]
+    assert pieces.shape == (3, 1 + 4 - 2, 4)
+    for channel, multiplier in enumerate((1.0, 2.0, 3.0)):
+        stretched = [
+            F.interpolate(pieces[channel, i][None, None], scale_factor=2.0 ** (max(0, i - 1) + 2), mode="linear")[0, 0]
+            / multiplier**i
+            for i in range(3)
+        ]
+        want = torch.cat(stretched)
+        torch.testing.assert_close(kernel(64)[0][channel], (want / want.norm())[:64])
+
+
 def test_the_norm_is_taken_at_construction_and_saved():
     kernel = MultiscaleKernel(5, 64)  # 64 = 16·2²: the whole kernel is as long as l_max
     torch.testing.assert_close(kernel(64)[0].norm(dim=1), torch.ones(5))

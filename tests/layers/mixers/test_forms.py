@@ -182,3 +182,12 @@ def test_mega_without_chunks_refuses_more_than_l_max_tokens(chunk):
 def test_mega_with_chunks_takes_more_than_l_max_tokens():
     layer = build_mixer("mega", 4, {"chunk": 5}, l_max=10, causal=False)
     assert layer(torch.randn(1, 23, 4)).shape == (1, 23, 4)
+
+
+def test_mega_drops_of_its_moving_average():
+    """Half of what the gates, queries and keys read is 0 at a dropout of a half."""
+    layer = build_mixer("mega", D_MODEL, {}, l_max=L_MAX, dropout=0.5).train()
+    kept = []
+    layer.gates.register_forward_pre_hook(lambda module, args: kept.append((args[0] == 0).float().mean().item()))
+    layer(torch.randn(4, 50, D_MODEL))
+    assert kept[0] == pytest.approx(0.5, abs=0.05)
