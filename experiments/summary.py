@@ -157,8 +157,9 @@ class ResultTable:
         commits = {str(run.result.get("git_commit") or "unknown") for run in finished}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
+        smaller = self.preset != "full" and any(run.task in TASKS for run in self.runs)
         notes = [
-            f"preset {self.preset}" + ("" if self.preset == "full" else ": a smaller task, not an LRA number"),
+            f"preset {self.preset}" + (": a smaller task, not an LRA number" if smaller else ""),
             f"validation {self.policy}: "
             + ("the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart")
             + "; the best checkpoint on validation is tested once",
