@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("chela.train", "train a system on a task, or go on with a run"),
     "evaluate": ("chela.evaluate", "score a run again, from its checkpoint"),
     "predict": ("chela.predict", "label sequences of your own with a run"),
+    "generate": ("chela.generate", "write on after a prompt, with a language model"),
     "models": ("chela.models.__main__", "list the systems with their size and cost on a task"),
     "prepare": ("lra.prepare", "make or check the data of a task, and show some"),
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),

@@ -23,6 +23,7 @@ class TaskFacts:
         input_dim: Features at each position of continuous input.
         pair: Whether an example is two sequences.
         objective: "classification" (a label for each sequence) or "tokens" (a label for each position).
+        alphabet: For text, the characters that the ids 1, 2, … stand for; one stands for the byte of its number.
     """
 
     num_classes: int
@@ -31,6 +32,7 @@ class TaskFacts:
     input_dim: int = 1
     pair: bool = False
     objective: str = option("classification", "what is predicted", neutral="classification")
+    alphabet: str = option("", "the characters of ids 1, 2, …", neutral="")
 
 
 def build_model(config: ModelConfig, task: Any, seed: int) -> Network:

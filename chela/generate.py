@@ -1,0 +1,113 @@
+"""Write on, after a prompt, with a language model that was trained here.
+
+chela generate run=runs/shakespeare-mini/… prompt="ROMEO:" tokens=500     printed as it is made
+chela generate run=… input=FILE                                          the prompt is a file; - is standard input
+"""
+
+from __future__ import annotations
+
+import codecs
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chela.cli import command
+from chela.errors import UsageError
+from chela.evaluate import RunWords
+from lra.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from chela.models.generate import Continuation
+
+
+@dataclass
+class Words(RunWords):
+    """The words of the command."""
+
+    prompt: str = option("", "what the text begins with; \\n is a new line")
+    input: str = option("", "the same from a file; - for standard input")
+    tokens: int = option(500, "symbols to make: characters or bytes, as the run was trained on", ge=1, le=1_000_000_000)
+    temperature: float = option(0.8, "below 1 likely symbols become likelier; 0 takes the likeliest", ge=0, le=100)
+    top_k: int = option(0, "draw from so many of the likeliest symbols; 0: from all", ge=0, le=1_000_000)
+    top_p: float = option(1.0, "draw from the fewest of the likeliest that have this probability", gt=0, le=1)
+    seed: int = option(0, "the same seed, the same text", ge=0, le=2**63 - 1)
+    batch: int = option(1, "texts to make, side by side; several are printed at the end", ge=1, le=65536)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the words, print the text, return the exit status."""
+    return command(Words, generate, __doc__ or "", argv)
+
+
+def generate(words: Words) -> int:
+    """Write on with the run that ``words`` name."""
+    prompt = _prompt(words)
+    from chela.models.generate import Continuation, encode
+    from chela.predict import load_run
+
+    model, task = load_run(words)
+    alphabet = getattr(task, "alphabet", "")
+    if not alphabet:
+        raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {task.name}")
+    prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
+    try:
+        ids = encode(prompt, alphabet).repeat(words.batch, 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    begun = time.monotonic()
+    how = {name: getattr(words, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    symbols = Continuation(model, ids, words.tokens, **how)
+    read = time.monotonic()
+    status = _print(prompt, symbols, alphabet, words.batch)
+    seconds, size = max(time.monotonic() - read, 1e-9), sum(part.nbytes for part in symbols.state.values())
+    sys.stderr.write(
+        f"{len(prompt)} symbols read in {read - begun:.1f} s, {symbols.made} made in {seconds:.1f} s: "
+        f"{symbols.made * words.batch / seconds:,.0f} a second; state {size / words.batch / 1024:,.0f} KiB a text\n"
+    )
+    return status
+
+
+def _print(prompt: bytes, symbols: Continuation, alphabet: str, batch: int) -> int:
+    """Print one text as it is made, or several when all are; return the exit status."""
+    import torch
+
+    from chela.models.generate import decode
+
+    made: list[Tensor] = []
+    status, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
+    show = sys.stdout.write if batch == 1 else lambda text: 0
+    try:
+        show(decoder.decode(prompt))
+        for ids in symbols:
+            made.append(ids)
+            if show(decoder.decode(decode(ids[:1], alphabet))):
+                sys.stdout.flush()
+    except KeyboardInterrupt:  # what there is stays
+        status = 128 + signal.SIGINT
+    show(decoder.decode(b"", final=True) + "\n")
+    for number, row in enumerate(torch.stack(made, dim=1) if batch > 1 and made else (), 1):
+        sys.stdout.write(f"--- {number}\n{(prompt + decode(row, alphabet)).decode(errors='replace')}\n")
+    sys.stdout.flush()
+    return status
+
+
+def _prompt(words: Words) -> bytes:
+    if words.prompt and words.input:
+        raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
+    if not words.input:
+        return words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
+    if words.input == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(words.input).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

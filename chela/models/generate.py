@@ -1,0 +1,156 @@
+"""Symbols from a causal network, one after another. Needs torch and einops only.
+
+Shapes: B batch, P symbols of the prompt, T new symbols, K symbols to choose from, id 0 being padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def generate(model: nn.Module, prompt: Tensor | str, tokens: int, **how: Any) -> Tensor | str:
+    """Return the prompt with what the network makes of it.
+
+    Args:
+        model: A causal network of tokens, as ``build_model`` or ``from_pretrained`` gives it.
+        prompt: Ids ``(B, P)``; or text, where the network knows its alphabet.
+        tokens: New symbols T.
+        how: As for ``Continuation``.
+
+    Returns:
+        Ids ``(B, P + T)``; or text.
+
+    Raises:
+        ValueError: A symbol that the network does not know, or an option out of its limits.
+    """
+    ids = encode(prompt, alphabet_of(model)) if isinstance(prompt, str) else prompt
+    made = torch.cat([ids, *(symbol[:, None] for symbol in Continuation(model, ids, tokens, **how))], dim=1)
+    return decode(made[0], alphabet_of(model)).decode(errors="replace") if isinstance(prompt, str) else made
+
+
+class Continuation(Iterator[Tensor]):
+    """The ids ``(B,)`` that follow a prompt, each drawn when it is asked for.
+
+    The prompt is read at once, then every symbol is a step: O(1) time and memory for systems whose state does not grow.
+
+    Args:
+        model: In eval mode.
+        prompt: Ids ``(B, P)``, P ≥ 1.
+        tokens: How many symbols there are.
+        temperature: Scores are divided by it; 0 takes the best.
+        top_k: Draw from the k best only; 0 from all.
+        top_p: Draw from the fewest best that have this probability together.
+        seed: The same seed gives the same symbols.
+        state: What came before the prompt, as ``model.prefill`` or ``model.step`` returned it.
+
+    Attributes:
+        state: What the network remembers of all symbols but the last; a step may write into it.
+        made: Symbols so far.
+
+    Raises:
+        ValueError: An empty prompt, or an option out of its limits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prompt: Tensor,
+        tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        state: dict[str, Tensor] | None = None,
+    ) -> None:
+        if prompt.ndim != 2 or not prompt.shape[1]:
+            raise ValueError(f"prompt: expected ids of shape (B, P) with P >= 1, got {tuple(prompt.shape)}")
+        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+            raise ValueError(
+                f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature}, {top_k} and {top_p}"
+            )
+        self._model: Any = model
+        self._device = next(model.parameters()).device
+        self._draw = partial(
+            sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=torch.Generator().manual_seed(seed)
+        )
+        self.made, self._tokens = 0, tokens
+        with torch.inference_mode():
+            scores, self.state = self._model.prefill(prompt.to(self._device), state)
+        self._symbol = self._draw(scores[:, -1])
+
+    @torch.inference_mode()
+    def __next__(self) -> Tensor:
+        if self.made == self._tokens:
+            raise StopIteration
+        if self.made:
+            scores, self.state = self._model.step(self._symbol.to(self._device), self.state)
+            self._symbol = self._draw(scores)
+        self.made += 1
+        return self._symbol
+
+
+def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw: torch.Generator) -> Tensor:
+    """Draw ids ``(B,)`` by scores ``(B, K)``, on the CPU in float64; never id 0, which is padding.
+
+    >>> scores = torch.tensor([[9.0, 0.0, 3.0, 1.0]])
+    >>> sample(scores, temperature=1.0, top_k=1, top_p=1.0, draw=torch.Generator()).tolist()
+    [2]
+    """
+    scores = scores.detach().double().cpu().index_fill(1, torch.tensor(0), float("-inf"))
+    if temperature == 0:
+        return scores.argmax(1)
+    shares, order = (scores / temperature).softmax(1).sort(dim=1, descending=True)
+    before = shares.cumsum(1) - shares  # of those that are better
+    shares = shares.masked_fill(before >= top_p, 0.0)
+    if top_k:
+        shares[:, top_k:] = 0.0
+    return order.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0]
+
+
+def alphabet_of(model: nn.Module) -> str:
+    """Return the characters that the ids 1, 2, … of a network stand for.
+
+    Raises:
+        ValueError: It was built for ids that are no text.
+    """
+    built_from: Any = getattr(model, "built_from", None)
+    alphabet: str = "" if built_from is None else built_from[1].alphabet
+    if not alphabet:
+        raise ValueError("expected a network of text, got one of ids without characters; give and take ids")
+    return alphabet
+
+
+def encode(text: str | bytes, alphabet: str) -> Tensor:
+    """Return text as ids ``(1, P)``, one for each byte of its UTF-8 form.
+
+    ``alphabet`` has a character for each id from 1 on; it stands for the byte of its number.
+
+    Raises:
+        ValueError: A character that is not in the alphabet.
+
+    >>> encode("cab", "abc").tolist()
+    [[3, 1, 2]]
+    """
+    data = text.encode() if isinstance(text, str) else text
+    ids = {ord(character): id for id, character in enumerate(alphabet, 1)}
+    for place, byte in enumerate(data):
+        if byte not in ids:
+            raise ValueError(
+                f"prompt: expected the {len(alphabet)} characters that the network knows, got {chr(byte)!r} at {place}"
+            )
+    return torch.tensor([[ids[byte] for byte in data]], dtype=torch.long)
+
+
+def decode(ids: Tensor, alphabet: str) -> bytes:
+    """Return the bytes that ids ``(P,)`` stand for.
+
+    >>> decode(torch.tensor([3, 1, 2]), "abc")
+    b'cab'
+    """
+    return bytes(ord(alphabet[id - 1]) for id in ids.tolist())
