@@ -15,7 +15,6 @@ from typing import Any
 
 from chela.cli import command
 from chela.config import load, run_folder
-from chela.errors import UsageError
 from chela.schema import Config
 from lra.files import write_whole
 from lra.options import option
@@ -96,10 +95,7 @@ def _write(path: Path, config: Config, words: Words, found: dict[str, Any]) -> N
         "checkpoint": words.checkpoint,
     }
     scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
-    try:
-        write_whole(path, (json.dumps({**about, **scores, "count": int(found["count"])}, indent=2) + "\n").encode())
-    except OSError as error:
-        raise UsageError(f"out: expected a file that can be written, got {path} ({error.strerror})") from None
+    write_whole(path, (json.dumps({**about, **scores, "count": int(found["count"])}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

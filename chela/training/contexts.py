@@ -56,6 +56,9 @@ class Reading:
         return in_words(window, stride)
 
 
+AS_IN_TRAINING = Reading()
+
+
 def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading) -> Iterator[Batch]:
     """Yield the batches of a split read in this way.
 

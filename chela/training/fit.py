@@ -20,7 +20,7 @@ from chela.models import build_model
 from chela.results import TITLES
 from chela.schema import Config
 from chela.training import machine
-from chela.training.contexts import Reading, batches, expect_bounded, of_text
+from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text
 from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
 from chela.training.metrics import ChanceWatch, MetricsLog, Reporter
 from chela.training.module import LitModel
@@ -228,7 +228,7 @@ def data_module(config: Config, console: Console) -> LRADataModule:
 
 
 def evaluate(
-    config: Config, run: RunFolder, which: str, split: str, reading: Reading = Reading()
+    config: Config, run: RunFolder, which: str, split: str, reading: Reading = AS_IN_TRAINING
 ) -> tuple[Score, dict[str, Any]]:
     """Score a checkpoint of a run ("best" or "last") on "test" or "validation"; the same number as the run's own.
 
@@ -256,7 +256,7 @@ def evaluate(
         module.double()  # before the weights come, which would lose half of their digits
     run.load_into(module.model, trained, which)
     trainer = L.Trainer(**platform, **QUIET, devices=1)
-    if reading != Reading():
+    if reading != AS_IN_TRAINING:
         trainer.validate(module, dataloaders=batches(data, module.model, split, reading), verbose=False)
     elif split == "test":
         trainer.test(module, datamodule=data, verbose=False)

@@ -57,14 +57,16 @@ class LitModel(L.LightningModule):
         return scores
 
     def scores(self, batch: dict[str, Any]) -> Tensor:
-        """Score a batch; one that is of a text read in order goes on from the state that the one before left."""
+        """Score a batch; one that is of a text read in order goes on from the state that the one before left.
+
+        So does ("beyond") one that is longer than what the network was built for, from no state.
+        """
         inputs = batch["inputs"]
-        if "fresh" in batch:
+        scores: Tensor
+        if "fresh" in batch or "beyond" in batch:
             part = int(batch["part"])
-            state = None if batch["fresh"] else self.carried[part]
+            state = None if batch.get("fresh", True) else self.carried[part]
             scores, self.carried[part] = self.model.prefill(inputs, state)  # type: ignore[operator]
-        elif batch.get("beyond"):  # longer than what the network was built for
-            scores, _ = self.model.prefill(inputs, None)  # type: ignore[operator]
         else:
             scores = self(inputs, batch["mask"])
         return scores
