@@ -198,9 +198,24 @@ def check(cfg: Any) -> Config:
             f"model.norm: expected layer, rms or scale for task={config.task.name} with model.causal=true, got batch: "
             "in training its statistics over positions tell each token of later ones"
         )
+    if task.objective == "tokens" and task.in_order and not config.model.causal:
+        raise UsageError(
+            f"model.causal: expected true for task={config.task.name}, got false: each target is the next input"
+        )
+    _check_carry(config, task)
     _check_processes(config)
     _check_sizes(config)
     return config
+
+
+def _check_carry(config: Config, task: Any) -> None:
+    processes = config.trainer.devices * config.trainer.num_nodes
+    if config.data.carry and not task.in_order:
+        raise UsageError(f"data.carry: expected false for task={config.task.name}, got true: it is no text to go on in")
+    if config.data.carry and processes > 1:
+        raise UsageError(
+            f"data.carry: expected one process, got {processes}: states are kept of one only; use trainer.accumulate"
+        )
 
 
 def _check_processes(config: Config) -> None:

@@ -2,16 +2,21 @@
 
 python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
 python -m chela.evaluate run=… checkpoint=last split=validation
+python -m chela.evaluate run=runs/shakespeare-mini/… eval.context=stride eval.window=1024 eval.stride=256 out=score.json
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
 
 from chela.cli import command
 from chela.config import load, run_folder
 from chela.schema import Config
+from lra.files import write_whole
 from lra.options import option
 
 
@@ -39,6 +44,15 @@ class Words(RunWords):
     """The words of the command."""
 
     split: str = option("test", "what is scored", choices=("test", "validation"))
+    context: str = option(
+        "window",
+        "texts: windows, each alone; windows that overlap; or one stream, the state carried on",
+        choices=("window", "stride", "stream"),
+        key="eval.context",
+    )
+    window: int = option(0, "texts: symbols of a window; 0: as in training", ge=0, le=100_000_000, key="eval.window")
+    stride: int = option(0, "texts: from one window to the next; 0: half a window", ge=0, key="eval.stride")
+    out: str = option("", "a JSON file to write the scores to")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,16 +64,38 @@ def evaluate(words: Words) -> int:
     """Score the run that ``words`` name."""
     config = words.load_config()
     from chela.training import fit
+    from chela.training.contexts import Reading
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
 
-    score, found = fit.evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split)
-    columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in ("count", score.name))
-    stdout_console().print(
+    reading = Reading(words.context, words.window, words.stride)
+    score, found = fit.evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
+    told = ("count", score.name, "context", "words", "word_perplexity")
+    columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in told)
+    console = stdout_console()
+    console.print(
         f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {words.split} {score.name} "
         f"{found[score.name]!r} of {found['count']:.0f}, {columns}, by the {words.checkpoint} weights"
     )
+    if "context" in found:
+        by_word = f"; {found['word_perplexity']!r} for each of {found['words']:,} words" if "words" in found else ""
+        console.print(f"context: {found['context']}{by_word}")
+    if words.out:
+        _write(Path(words.out).expanduser(), config, words, found)
     return 0
+
+
+def _write(path: Path, config: Config, words: Words, found: dict[str, Any]) -> None:
+    about = {
+        "task": config.task.name,
+        "preset": config.preset,
+        "model": config.model.name,
+        "seed": config.seed,
+        "split": words.split,
+        "checkpoint": words.checkpoint,
+    }
+    scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
+    write_whole(path, (json.dumps({**about, **scores, "count": int(found["count"])}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from chela.errors import UsageError
@@ -67,7 +68,8 @@ def identities(config: Config, saved: dict[str, Any] | None = None) -> tuple[str
 def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return, of a configuration by dotted key, what makes a run's numbers.
 
-    Where data lies does not; but data that can be generated or released is other data with a folder of its own.
+    Where data lies does not; but data that can be generated or released is other data with a folder of its own, and
+    a text of one's own is told by its file's name.
     """
     task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
     kinds = _kinds(task, mixer)
@@ -77,8 +79,10 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
         if kinds.get(key, {}).get("identity", True)
         and not ("neutral" in kinds.get(key, {}) and kinds[key]["neutral"] == value)
     }
-    released = _is_generated(task) and options.get("data.root") is not None
-    return kept | ({"data.released": True} if released else {})
+    root = options.get("data.root")
+    released = _fact(task, "generated") and root is not None
+    text = {"data.text": Path(root).name} if root is not None and _fact(task, "own_text") else {}
+    return kept | ({"data.released": True} if released else {}) | text
 
 
 @functools.cache
@@ -95,8 +99,8 @@ def _kinds(task: str, mixer: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _is_generated(task: str) -> bool:
+def _fact(task: str, fact: str) -> bool:
     try:
-        return ":" not in task and bool(getattr(task_class(task), "generated", False))
+        return ":" not in task and bool(getattr(task_class(task), fact, False))
     except ValueError:
         return False

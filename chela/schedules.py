@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,
     "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
+    "cosine_tenth": lambda left: 0.1 + 0.45 * (1 - math.cos(math.pi * left)),
     "constant": lambda left: 1.0,
 }
 """Share of the peak rate, given the share of the steps after the warm-up that is left."""

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lra.batches import Batch, batch_indices, collate, eval_batches
+from lra.batches import Batch, collate, eval_batches
 from lra.builder import Progress
 from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks import get_task
 from lra.tasks.base import Records, Task
+
+Picked = np.ndarray | tuple[np.ndarray, bool]
+"""The records of a batch; with ``data.carry`` also whether they begin anew."""
 
 
 @dataclass(eq=False)
@@ -35,14 +38,15 @@ class _Batches(Dataset[Batch | DataError]):
 
     task: Task
     records: Records
-    pick: Callable[[int], np.ndarray]
+    pick: Callable[[int], Picked]
     rank: int
     world_size: int
     parts: int
 
     def __getitem__(self, item: int) -> Batch | DataError:
         step, part = divmod(item, self.parts)
-        batch = self.pick(step)
+        picked = self.pick(step)
+        batch, fresh = picked if isinstance(picked, tuple) else (picked, None)
         mine = batch[self.rank + part * self.world_size :: self.world_size * self.parts]
         try:
             records = self.records.read(mine)
@@ -54,7 +58,8 @@ class _Batches(Dataset[Batch | DataError]):
         except DataError as error:
             return error
         groups = self.records.groups()
-        also = {"part": part, "groups": None if groups is None else groups[mine].tolist()}
+        also: Batch = {"part": part, "groups": None if groups is None else groups[mine].tolist()}
+        also |= {} if fresh is None else {"fresh": fresh}
         return collate(records, int(self.records.lengths()[batch].max()), step) | also
 
 
@@ -151,19 +156,22 @@ class LRADataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of steps ``first_step`` … ``max_steps − 1``, in order, each in its parts."""
         records, parts = self.records("train"), self.accumulate
-        pick = partial(batch_indices, records.lengths(), self.batch_size, self.data.pool, self.seed)
+        pick: Callable[[int], Picked] = partial(records.batch, self.batch_size, self.data.pool, self.seed)
+        if self.data.carry:
+            pick = partial(records.ordered, self.batch_size)
         return self._loader(records, pick, range(self.first_step * parts, self.max_steps * parts), parts)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return every validation record once, sorted by length."""
-        return self._evaluation("validation")
+        return self.evaluation(self.records("validation"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return every test record once, sorted by length."""
-        return self._evaluation("test")
+        return self.evaluation(self.records("test"))
 
-    def _evaluation(self, split: str) -> DataLoader[Batch]:
-        records, (_, processes) = self.records(split), self.share()
+    def evaluation(self, records: Records) -> DataLoader[Batch]:
+        """Return every record once, sorted by length."""
+        _, processes = self.share()
         batches = eval_batches(records.lengths(), self.eval_batch_size)
         if len(records) < len(batches) * processes:
             raise DataError(
@@ -172,7 +180,11 @@ class LRADataModule(lightning.LightningDataModule):
             )
         return self._loader(records, batches.__getitem__, range(len(batches)), 1)
 
-    def _loader(self, records: Records, pick: Callable[[int], np.ndarray], items: range, parts: int) -> _Loader:
+    def in_order(self, records: Records) -> DataLoader[Batch]:
+        """Return every record once, one by one; each but the first goes on from the one before."""
+        return self._loader(records, _alone, range(len(records)), 1)
+
+    def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
         return _Loader(
             _Batches(self.task, records, pick, *self.share(), parts),
             batch_size=None,  # an item is a batch
@@ -182,3 +194,7 @@ class LRADataModule(lightning.LightningDataModule):
             multiprocessing_context="spawn" if self.data.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _alone(i: int) -> Picked:
+    return np.array([i]), i == 0

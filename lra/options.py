@@ -49,7 +49,7 @@ def check_options(options: Any, prefix: str = "") -> None:
     ValueError: model.depth: expected at least 1, got 0
     """
     for field in dataclasses.fields(options):
-        check_value(f"{prefix}{field.name}", getattr(options, field.name), field.metadata)
+        check_value(field.metadata.get("key", f"{prefix}{field.name}"), getattr(options, field.name), field.metadata)
 
 
 def check_value(key: str, value: Any, limits: Any) -> None:

@@ -22,6 +22,9 @@ class DataConfig:
     )
     processes: int = option(0, "parallel workers that build records; 0: one per core", ge=0, le=1024, identity=False)
     workers: int = option(0, "loader workers; 0: load in the training process", ge=0, le=256, identity=False)
+    carry: bool = option(
+        False, "texts: read in order, the network's state carried from window to window", neutral=False
+    )
     pool: int = option(8, "batches per bucketing pool: larger pools pad less and shuffle less", ge=1, le=100_000)
 
     def check(self) -> None:

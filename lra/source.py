@@ -50,6 +50,7 @@ class Form:
     mark: str  # a file or folder that is there when the form is, relative to a folder; may hold ``*``
     read: Callable[[Path], Any] = Path  # reads the form, given the path that ``mark`` found
     remote: Remote | None = None  # where the official file comes from, if this form is one that can be fetched
+    file: bool = False  # the mark is that of a file; a folder of its name is none
 
 
 def given_root(task: str, data: DataConfig) -> Path | None:
@@ -84,7 +85,7 @@ def locate(
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
     for form in forms:
-        found = _find(root, form.mark)
+        found = _find(root, form.mark, form.file)
         if found is not None:
             if form.remote is not None:
                 verify(found, form.remote)
@@ -101,7 +102,7 @@ def locate(
     )
 
 
-def _find(root: Path, mark: str) -> Path | None:
+def _find(root: Path, mark: str, file: bool = False) -> Path | None:
     """Return what the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
         return root if root.match(mark) else None
@@ -110,7 +111,7 @@ def _find(root: Path, mark: str) -> Path | None:
         level.append(root.resolve().parent)
     for _ in range(DEPTH + 1):
         for base in level:
-            found = sorted(base.glob(mark))
+            found = [path for path in sorted(base.glob(mark)) if path.is_file() or not file]
             if found:
                 return found[-1]
         level = [folder for base in level for folder in sorted(base.glob("*/"))]

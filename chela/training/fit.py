@@ -20,6 +20,7 @@ from chela.models import build_model
 from chela.results import TITLES
 from chela.schema import Config
 from chela.training import machine
+from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text
 from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
 from chela.training.metrics import ChanceWatch, MetricsLog, Reporter
 from chela.training.module import LitModel
@@ -143,6 +144,8 @@ def assemble(
     """Build trainer and module; the callbacks' order is the order in which they see a step."""
     objective = objective_of(data.task)
     module = LitModel(build_model(config.model, data.task, config.seed), objective, config)
+    if config.data.carry:
+        expect_bounded(module.model, data.task.l_max, "data.carry=true")
     if not config.model.causal:
         _tell_of_padding(module.model, data, console)
     state = keeper.state
@@ -224,11 +227,21 @@ def data_module(config: Config, console: Console) -> LRADataModule:
     return data
 
 
-def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, float]]:
+def evaluate(
+    config: Config, run: RunFolder, which: str, split: str, reading: Reading = AS_IN_TRAINING
+) -> tuple[Score, dict[str, Any]]:
     """Score a checkpoint of a run ("best" or "last") on "test" or "validation"; the same number as the run's own.
 
+    Args:
+        config: The run's configuration.
+        run: Its folder.
+        which: The checkpoint.
+        split: What is scored.
+        reading: How a text is read; the default is as in training.
+
     Returns:
-        The score that counts, and the objective's columns with ``count``, the number of targets.
+        The score that counts, and the objective's columns with ``count``, the number of targets; of a text also what
+        ``of_text`` tells.
     """
     quiet_lightning()
     trained = config
@@ -243,11 +256,13 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Sc
         module.double()  # before the weights come, which would lose half of their digits
     run.load_into(module.model, trained, which)
     trainer = L.Trainer(**platform, **QUIET, devices=1)
-    if split == "test":
+    if reading != AS_IN_TRAINING:
+        trainer.validate(module, dataloaders=batches(data, module.model, split, reading), verbose=False)
+    elif split == "test":
         trainer.test(module, datamodule=data, verbose=False)
     else:
         trainer.validate(module, datamodule=data, verbose=False)
-    return module.objective.score, module.evaluated
+    return module.objective.score, module.evaluated | of_text(data.task, split, reading, module.evaluated)
 
 
 def _result(
@@ -275,6 +290,7 @@ def _result(
         "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
+        **({"context": context} if (context := data.task.context) else {}),
         "learned": state.learned,
         "wall_seconds": round(keeper.wall_seconds(), 1),
         "training_seconds": round(state.seconds, 1),
@@ -305,6 +321,8 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
     )
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")
+    if result.get("context"):
+        console.print(f"context: {result['context']}")
     console.print(f"evaluate: python -m chela.evaluate run={run.path}{_trusted(config)}")
     console.print(f"resume:   python -m chela.train resume={run.path}{_trusted(config)}")
     console.print(f"plot:     python -m experiments.plot {run.path}")

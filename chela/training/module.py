@@ -39,6 +39,7 @@ class LitModel(L.LightningModule):
         self.evaluated: dict[str, float] = {}
         self.of_groups = nn.ModuleDict()  # of the test set, by the number that tells its records apart
         self.evaluated_groups: dict[int, dict[str, float]] = {}
+        self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)  # the first that was not finite
         if config.trainer.compile:
             self.model.compile()
@@ -53,6 +54,21 @@ class LitModel(L.LightningModule):
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return scores."""
         scores: Tensor = self.model(inputs, mask)
+        return scores
+
+    def scores(self, batch: dict[str, Any]) -> Tensor:
+        """Score a batch; one that is of a text read in order goes on from the state that the one before left.
+
+        So does ("beyond") one that is longer than what the network was built for, from no state.
+        """
+        inputs = batch["inputs"]
+        scores: Tensor
+        if "fresh" in batch or "beyond" in batch:
+            part = int(batch["part"])
+            state = None if batch.get("fresh", True) else self.carried[part]
+            scores, self.carried[part] = self.model.prefill(inputs, state)  # type: ignore[operator]
+        else:
+            scores = self(inputs, batch["mask"])
         return scores
 
     # ---- training ----
@@ -72,7 +88,7 @@ class LitModel(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss, and count."""
         mask, labels = batch["mask"], batch["labels"]
-        scores = self(batch["inputs"], mask)
+        scores = self.scores(batch)
         loss = self.objective.loss(scores, labels)
         counts = self.objective.count(scores, labels, loss.detach())
         if int(batch["part"]) == 0:
@@ -139,7 +155,7 @@ class LitModel(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch."""
-        self.of_split.update(self.objective.count(self(batch["inputs"], batch["mask"]), batch["labels"]))
+        self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
         """Sum over the processes; ``evaluated`` holds the objective's columns and the number of targets."""
@@ -157,7 +173,7 @@ class LitModel(L.LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch, and each of its groups."""
-        scores, labels, groups = self(batch["inputs"], batch["mask"]), batch["labels"], batch["groups"]
+        scores, labels, groups = self.scores(batch), batch["labels"], batch["groups"]
         self.of_split.update(self.objective.count(scores, labels))
         for group in set(groups or ()):
             rows, totals = [row for row, its in enumerate(groups) if its == group], self.of_groups[str(group)]

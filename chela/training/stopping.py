@@ -1,7 +1,8 @@
 """Saving, stopping and going on: a run that is cut into pieces ends where an uncut one does.
 
 A launch is a fit of the remaining steps. Data order, dropout and learning rate follow from the step of the whole run,
-so that weights, optimiser and ``RunState`` are all that has to be restored.
+so that weights, optimiser and ``RunState`` are all that has to be restored; with ``data.carry`` also what the network
+remembers of the text so far.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ class Keeper(StepCallback):
         try:
             module.model.load_state_dict(saved["model"])
             trainer.optimizers[0].load_state_dict(saved["optimizer"])
+            for part, state in saved.get("carried", {}).items():
+                module.carried[part] = {name: value.to(module.device) for name, value in state.items()}
             for item in dataclasses.fields(self.state):
                 setattr(self.state, item.name, saved["state"][item.name])
             if trainer.is_global_zero:
@@ -241,6 +244,7 @@ class Keeper(StepCallback):
             "model": module.model.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
             "state": dataclasses.asdict(self.state),
+            **({"carried": module.carried} if module.carried else {}),
         }
         checkpoint.save(self.run.last, saved, previous=self.run.previous)
 

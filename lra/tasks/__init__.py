@@ -1,6 +1,7 @@
 """Tasks by name: what there is, what each can be told, and a task made from its options.
 
-A task is one module here that ends with ``TASK = TheClass``, or a class of your own, named ``module:Class``.
+A task is one module here that ends with ``TASK = TheClass``, one of several that a module lists in ``TASKS``, or a
+class of your own, named ``module:Class``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from lra.tasks.base import Task
 
 
 @functools.cache
+def _own() -> dict[str, type[Task]]:
+    """Return the tasks of this package: what its modules name in ``TASK``, or in ``TASKS`` where they are several."""
+    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    found = [task for module in modules for task in getattr(module, "TASKS", (getattr(module, "TASK", None),)) if task]
+    return {task.name: task for task in found}
+
+
 def names() -> list[str]:
-    """List the tasks of this package: its modules that define ``TASK``."""
-    found = [module.name for module in pkgutil.iter_modules(__path__)]
-    return [name for name in found if hasattr(importlib.import_module(f"{__name__}.{name}"), "TASK")]
+    """List the tasks of this package."""
+    return sorted(_own())
 
 
 def task_class(name: str) -> type[Task]:
@@ -40,7 +47,7 @@ def task_class(name: str) -> type[Task]:
                 f"task.name: expected one of {', '.join(names())}, or module:Class, got {shown(name)}"
                 f"{closest(name, names())}"
             )
-        module, attribute = f"{__name__}.{name}", "TASK"
+        return _own()[name]
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

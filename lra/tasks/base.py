@@ -71,6 +71,19 @@ class Records(ABC):
         """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
         return None
 
+    def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
+        """Return which records make the global training batch of a step: a pure function of its arguments.
+
+        Here: epoch after epoch, each record once in each, like lengths together (``lra.batches.batch_indices``).
+        """
+        from lra.batches import batch_indices
+
+        return batch_indices(self.lengths(), size, pool, seed, step)
+
+    def ordered(self, size: int, step: int) -> tuple[np.ndarray, bool]:
+        """Return the records of a step where row b goes on from the step before, and whether all begin anew."""
+        raise DataError("data.carry: expected records that go on from each other, as those of one text do")
+
     def majority_accuracy(self) -> float:
         """Return what the most frequent target scores as the constant answer. Here: reads all records."""
         starts = range(0, len(self), _READ_AT_ONCE)
@@ -99,6 +112,9 @@ class Task:
         sources: Values of ``data.source`` that the task knows.
         generated: Whether its data is generated unless ``data.root`` names a release of it.
         grouped_by: What ``Records.groups`` tells of a record, such as "pairs"; empty where it tells nothing.
+        own_text: Whether what ``data.root`` names is what is learned; its file's name is of a run's fingerprint then.
+        in_order: Whether the records are of one text, each target the next input, which ``data.carry`` reads in order.
+        context: From how much of a text a target is predicted in validation and test; empty where it is no text.
         input_help: What a line of ``chela predict``'s input holds.
     """
 
@@ -116,7 +132,14 @@ class Task:
     sources: tuple[str, ...] = ("auto",)
     generated: bool = False
     grouped_by: str = ""
+    own_text: bool = False
+    in_order: bool = False
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
+
+    @property
+    def context(self) -> str:
+        """Return the fact of this name."""
+        return ""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())

@@ -1,0 +1,346 @@
+"""Texts to model: at each symbol, what is the next one?
+
+A symbol is one byte of the file, its id 1 … S by its place in the alphabet. A text is read where it lies, mapped into
+memory; a compressed one is unpacked once under the data folder. README, "Corpora", has splits, counts and checksums.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lra.builder import Progress
+from lra.errors import DataError
+from lra.files import sha256
+from lra.options import option, shown
+from lra.schema import DataConfig
+from lra.source import Form, Remote, given_root, locate, verify
+from lra.streams import GOLDEN, key, mix
+from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Records, Task
+from lra.texts import PACKED, Span, check_utf8, chunks, unpacked
+
+BYTES = bytes(range(256))
+PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
+"""Where each split begins and ends, in hundredths of the text, rounded down."""
+
+MAHONEY = "http://mattmahoney.net/dc"
+
+
+@dataclass
+class Corpus(Task):
+    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora.
+
+    Attributes:
+        alphabet: Its symbols, in the order of their ids.
+        marks: Names under which people have it, plain or compressed.
+        remote: Where it can be fetched from.
+        content: The bytes and the SHA-256 that the text must have, where one file is the whole of it.
+        parts: The files of train, validation and test, where each split has its own.
+        places: Where the splits lie in the text, where it is one file.
+        knows_words: Whether words are what white space separates, and one end for each line.
+    """
+
+    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
+    validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
+    test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
+
+    objective = "tokens"
+    score = "loss"
+    own_text = True
+    in_order = True
+    input_help = "a text; each symbol is answered by the next one's id"
+    alphabet: ClassVar[bytes] = BYTES
+    marks: ClassVar[tuple[str, ...]] = ()
+    remote: ClassVar[Remote | None] = None
+    content: ClassVar[Remote | None] = None
+    parts: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[dict[str, tuple[int, int]]] = PLACES
+    knows_words: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.l_max = self.window
+        self.vocab_size = self.num_classes = len(self.alphabet) + 1
+        self.table = np.zeros(256, np.uint16)
+        self.table[list(self.alphabet)] = np.arange(1, len(self.alphabet) + 1)
+        self.before = b"\n" if b"\n" in self.alphabet else b" "  # what stands before a text
+        self._spans: dict[str, Span] = {}
+
+    @property
+    def context(self) -> str:
+        """Say what validation and test predict a symbol from."""
+        return in_words(self.window, self.window)
+
+    # ---- where the text comes from ----
+
+    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+        """Find the text, unpack it on first use and check it. Raises ``DataError``."""
+        super().prepare(data, progress)
+        paths = self._files(data, progress)
+        notes = [type(self).note]
+        if self.own_text:
+            size, digest = check_utf8(self.name, paths[0]), sha256(paths[0])
+            notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
+        for split in SPLITS:
+            path = paths[SPLITS.index(split)] if self.parts else paths[0]
+            size = path.stat().st_size
+            first, last = (0, size) if self.parts else (size * place // 100 for place in self.places[split])
+            most = 0 if split == "train" else getattr(self, split)
+            if 0 < most < last - first:
+                notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
+                last = first + most
+            self._spans[split] = Span(path, first, last, self.before)
+            if len(self._spans[split]) <= self.window:
+                raise DataError(
+                    f"{self.name}: {split} has {len(self._spans[split]):,} symbols, expected more than "
+                    f"task.window={self.window:,}: give a longer text or a smaller window"
+                )
+        self.note = "; ".join(filter(None, notes))
+
+    def _files(self, data: DataConfig, progress: Progress | None) -> list[Path]:
+        found = self._found(data, progress)
+        names = self.parts or (found.name.removesuffix(found.suffix),)
+        if self.parts and found.suffix != ".zip":
+            paths = [found.with_name(name) for name in self.parts]
+        elif found.suffix in PACKED:
+            return unpacked(found, names, data, self._check)
+        else:
+            paths = [found]
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{self.name}: expected a file at {path}, there is none")
+            self._check(path)
+        return paths
+
+    def _found(self, data: DataConfig, progress: Progress | None) -> Path:
+        root = given_root(self.name, data)
+        if root is not None and root.is_file():
+            return root
+        if not self.marks:
+            got = "nothing" if root is None else f"{root}, which is no file"
+            raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
+        fetched = self.remote.file if self.remote else ""
+        forms = [Form(mark, mark, file=True, remote=self.remote if mark == fetched else None) for mark in self.marks]
+        return locate(self.name, data, forms, progress)[1]
+
+    def _check(self, path: Path) -> None:
+        """Compare a text with what it should be, and look for what is no symbol."""
+        if self.content is not None:
+            verify(path, self.content)
+        at = 0
+        for chunk in chunks(path) if len(self.alphabet) < 256 and self.content is None else ():
+            bad = np.flatnonzero(self.table[np.frombuffer(chunk, np.uint8)] == 0)
+            if bad.size:
+                raise DataError(
+                    f"{self.name}: {path} has {chunk[bad[0] : bad[0] + 1]!r} at position {at + bad[0]:,}, which is "
+                    f"none of its {len(self.alphabet)} symbols: it is another text"
+                )
+            at += len(chunk)
+
+    # ---- what is read of it ----
+
+    def dataset(self, split: str) -> Windows:
+        """Return the windows of a split: in training one from each position on, else one after another."""
+        return Windows(self, self.span(split), self.window, 1 if split == "train" else self.window, split != "train")
+
+    def pieces(self, split: str, window: int, stride: int) -> Windows:
+        """Return windows of a split, each ``stride`` symbols after the one before; a symbol is a target once."""
+        return Windows(self, self.span(split), window, stride, True)
+
+    def span(self, split: str) -> Span:
+        """Return the symbols of a split. Raises ``DataError`` before ``prepare``."""
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        if not self._spans:
+            raise DataError(f"{self.name}: call prepare() before asking for records")
+        return self._spans[split]
+
+    def words(self, split: str) -> int | None:
+        """Count a split's words, ends of lines among them; None where the task does not know what a word is."""
+        if not self.knows_words:
+            return None
+        text = self.span(split).read(0, len(self.span(split))).tobytes()
+        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
+
+    def check(self, encoded: Encoded, label: Label | None = None) -> None:
+        """Check what a person gave; windows of a text that was checked need no more."""
+        if label is None:
+            super().check(encoded)
+
+    def read_line(self, line: str) -> Encoded:
+        """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
+        for at, character in enumerate(line):
+            raw = character.encode("utf-8", "surrogateescape")
+            if not self.table[list(raw)].all():
+                raise ValueError(f"{shown(character)} at position {at} is none of the {len(self.alphabet)} symbols")
+        return self.table[np.frombuffer(line.encode("utf-8", "surrogateescape"), np.uint8)]
+
+    def text(self, ids: np.ndarray) -> str:
+        """Return the text of ids."""
+        return bytes(self.alphabet[i - 1] for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
+
+    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
+        """Return the text of a window; its last target in another colour."""
+        targets = np.asarray(label)
+        text, last = (html.escape(self.text(ids)) for ids in (np.asarray(encoded), targets[-1:]))
+        return f'<p class="text">{text}<span class="cut">{last}</span></p>', f"{(targets != IGNORED).sum()} targets"
+
+
+class Windows(Records):
+    """Windows of a text: record i holds the symbols from i·stride on as targets, and as input the one before each.
+
+    Args:
+        task: Knows the ids.
+        span: The symbols.
+        window: Of a record; the last one of a span may be shorter.
+        stride: From one record to the next, at most the window.
+        once: Whether a symbol is a target in one record only, the first that has it.
+    """
+
+    def __init__(self, task: Corpus, span: Span, window: int, stride: int, once: bool) -> None:
+        if not 1 <= stride <= window:
+            raise ValueError(f"expected a stride from 1 to the window, got {stride} of {window}")
+        self._table, self._span, self._window, self._stride, self._once = task.table, span, window, stride, once
+        self._number = 1 + max(0, -(-(len(span) - window) // stride))
+
+    def __len__(self) -> int:
+        return self._number
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
+        """Return (input, targets) of several records."""
+        return [self._record(int(i)) for i in indices]
+
+    def _record(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        first = i * self._stride
+        ids = self._table[self._span.read(first - 1, min(first + self._window, len(self._span)))]
+        targets = ids[1:].astype(np.int64)
+        if self._once and i:
+            targets[: self._window - self._stride] = IGNORED
+        return ids[:-1], targets
+
+    def lengths(self) -> np.ndarray:
+        """Return the length of every record, int64 ``(N,)``; of equal ones in the memory of one."""
+        lengths = np.broadcast_to(np.int64(self._window), self._number)
+        last = len(self._span) - (self._number - 1) * self._stride
+        if last < self._window:
+            lengths = lengths.copy()
+            lengths[-1] = last
+        return lengths
+
+    def where(self, i: int) -> str:
+        """Return what names a record in an error."""
+        return f"window at symbol {i * self._stride:,}"
+
+    def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
+        """Return windows drawn at random, each apart from the others, from (seed, step) alone."""
+        words = mix(np.arange(size, dtype=np.uint64) * GOLDEN + key(seed, "window", step))
+        return (words % np.uint64(len(self))).astype(np.int64)
+
+    def ordered(self, size: int, step: int) -> tuple[np.ndarray, bool]:
+        """Return the windows of a step, row b reading its part of the text on, and whether that begins anew.
+
+        The text is cut into as many equal parts as there are rows; what is left at a part's end, less than a window,
+        is not read.
+        """
+        part = len(self._span) // size
+        steps = part // self._window
+        if not steps:
+            raise DataError(
+                f"data.carry: expected a text of at least a window of {self._window:,} for each of {size} rows, got "
+                f"{len(self._span):,} symbols; lower trainer.batch_size or task.window"
+            )
+        at = step % steps
+        starts: np.ndarray = np.arange(size) * part + at * self._window
+        return starts // self._stride, at == 0
+
+    def majority_accuracy(self) -> float:
+        """Return the share of the most frequent symbol."""
+        return float(self._span.counts().max() / len(self._span))
+
+
+def in_words(window: int, stride: int) -> str:
+    """Say what a symbol is predicted from where a text is read in windows.
+
+    >>> in_words(64, 64)
+    'windows of 64, each alone: 1 to 64 symbols before'
+    >>> in_words(64, 16)
+    'windows of 64, each 16 on: after the first at least 48 symbols before'
+    """
+    if stride == window:
+        return f"windows of {window:,}, each alone: 1 to {window:,} symbols before"
+    return f"windows of {window:,}, each {stride:,} on: after the first at least {window - stride:,} symbols before"
+
+
+class Shakespeare(Corpus):
+    """Forty thousand lines of Shakespeare by characters, split as nanoGPT does: there is no third part to test on."""
+
+    own_text = False
+    note = "the test set is the validation split: this text is cut in two, as nanoGPT does"
+    alphabet = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    places: ClassVar[dict[str, tuple[int, int]]] = {"train": (0, 90), "validation": (90, 100), "test": (90, 100)}
+    remote = content = Remote(
+        "tinyshakespeare.txt",
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        1_115_394,
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    )
+    marks = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
+
+
+class Enwik8(Corpus):
+    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
+
+    own_text = False
+    title = "enwik8"
+    remote = Remote(
+        "enwik8.zip",
+        f"{MAHONEY}/enwik8.zip",
+        36_445_475,
+        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    )
+    content = Remote(
+        "enwik8", remote.url, 100_000_000, "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
+    )
+    marks = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
+
+
+class Text8(Corpus):
+    """A hundred million characters of the same, cleaned to the letters a … z and the space."""
+
+    own_text = False
+    title = "text8"
+    alphabet = b" abcdefghijklmnopqrstuvwxyz"
+    remote = Remote(
+        "text8.zip",
+        f"{MAHONEY}/text8.zip",
+        31_344_016,
+        "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    )
+    content = Remote(
+        "text8", remote.url, 100_000_000, "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
+    )
+    marks = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
+
+
+class WikiText103(Corpus):
+    """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
+
+    own_text = False
+    title = "WikiText-103"
+    knows_words = True
+    parts = ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw")
+    remote = Remote(
+        "wikitext-103-raw-v1.zip",
+        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
+        191_984_949,
+        "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+    )
+    marks = (parts[0], remote.file)
+
+
+TASKS = (Corpus, Shakespeare, Enwik8, Text8, WikiText103)

@@ -1,0 +1,276 @@
+"""Runs on texts: resume with and without a state that is carried on, and what a symbol is predicted from."""
+
+import json
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.evaluate import main as evaluate
+from chela.identity import fingerprint
+from chela.schedules import lr_factor
+from chela.schema import OptimizerConfig
+from chela.training import fit
+from chela.training.contexts import Reading
+from tests.training.launches import assert_equal, launch, left_by, only_run
+from tests.training.test_resume import terminate
+
+TEXT = "".join(f"line {i}: the quick brown fox jumps over {i * i} lazy dogs\n" for i in range(60))
+WINDOW = 8
+
+Arrange = Callable[[int, Callable[[], None]], None]
+
+
+class Fake(nn.Module):
+    """The least network that reads on: a running mean of embeddings, which fades, or nothing before this symbol."""
+
+    def __init__(self, l_max: int, symbols: int, fade: float, growing: bool = False) -> None:
+        super().__init__()
+        self.l_max, self.fade = l_max, fade
+        self.embedding = nn.Embedding(symbols, 12)
+        self.out = nn.Linear(12, symbols)
+        self.backbone = nn.Module()
+        mixer = SimpleNamespace(state_size=lambda length: length if growing else 12)
+        self.backbone.mixers = lambda: [mixer]  # type: ignore[assignment]
+
+    def start(self, batch: int) -> dict[str, Tensor]:
+        return {"sum": torch.zeros(batch, 12), "read": torch.zeros(batch, dtype=torch.long)}
+
+    def prefill(self, inputs: Tensor, state: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        state = self.start(len(inputs)) if state is None else state
+        memory, seen = state["sum"], []
+        for x in self.embedding(inputs).unbind(1):
+            memory = self.fade * memory + x
+            seen.append(memory)
+        after = {"sum": memory.detach(), "read": state["read"] + inputs.shape[1]}
+        return self.out(torch.tanh(torch.stack(seen, 1))), after
+
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        assert inputs.shape[1] <= self.l_max
+        return self.prefill(inputs)[0]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have every run train a fake network."""
+
+    def put(fade: float = 0.9, growing: bool = False, base: type[Fake] = Fake) -> None:
+        def build(config: Any, task: Any, seed: int) -> Fake:
+            torch.manual_seed(seed)
+            return base(task.l_max, task.vocab_size, fade, growing)
+
+        monkeypatch.setattr(fit, "build_model", build)
+
+    return put
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> tuple[str, ...]:
+    """A tiny run on a text of one's own: an epoch in order is 46 steps, validations at steps 2, 7 and 12."""
+    (tmp_path / "mine.txt").write_text(TEXT)
+    small = ("trainer.max_steps=12", "trainer.batch_size=8", "trainer.val_every=5", "trainer.checkpoint_every=4")
+    quiet = ("trainer.threads=1", "trainer.progress=none", "tensorboard=false", "allocator=false")
+    where = (f"data.root={tmp_path / 'mine.txt'}", f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
+    return ("task=corpus", "preset=tiny", f"task.window={WINDOW}", *small, *quiet, *where)
+
+
+def test_a_real_network_learns_and_goes_on(words: tuple[str, ...], tmp_path: Path, at_step: Arrange) -> None:
+    apart = f"runs={tmp_path / 'apart'}"
+    ended = launch(*words, apart)
+    assert ended.status == 0, ended.err
+    result = json.loads((only_run(tmp_path / "apart") / "result.json").read_text())
+    assert result["context"] == "windows of 8, each alone: 1 to 8 symbols before"
+    assert f"context: {result['context']}" in ended.out and "SHA-256" in result["data_note"]
+    assert result["test"]["count"] == len(TEXT) - len(TEXT) * 95 // 100
+    at_step(3, terminate)
+    assert launch(*words).status == 128 + signal.SIGTERM
+    assert launch(*words, "resume=auto").status == 0
+    assert_equal(left_by(only_run(tmp_path / "runs")), left_by(only_run(tmp_path / "apart")))
+
+
+@pytest.mark.parametrize("more", [(), ("trainer.accumulate=2",), ("trainer.max_steps=60", "trainer.val_every=50")])
+@pytest.mark.parametrize("step", [3, 7, 11])
+def test_a_state_that_is_carried_on_is_saved(
+    step: int,
+    more: tuple[str, ...],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    fake: Callable[..., None],
+    at_step: Arrange,
+) -> None:
+    fake()
+    carry = (*words, *more, "data.carry=true")
+    ended = launch(*carry, f"runs={tmp_path / 'apart'}")
+    assert ended.status == 0, ended.err
+    whole = left_by(only_run(tmp_path / "apart"))
+    parts = whole["last"]["carried"]
+    per_epoch = len(TEXT) * 90 // 100 // 8 // WINDOW
+    steps = whole["last"]["step"] % per_epoch
+    assert set(parts) == set(range(2 if "trainer.accumulate=2" in more else 1))
+    assert all(part["read"].tolist() == [steps * WINDOW] * (8 // len(parts)) for part in parts.values())
+    at_step(step, terminate)
+    assert launch(*carry).status == 128 + signal.SIGTERM
+    assert launch(*carry, "resume=auto").status == 0
+    assert_equal(left_by(only_run(tmp_path / "runs")), whole)
+
+
+def test_carrying_on_is_another_run(words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None]) -> None:
+    fake()
+    assert launch(*words).status == 0
+    plain = left_by(only_run(tmp_path / "runs"))
+    assert "carried" not in plain["last"]
+    assert fingerprint(resolve([*words])) == fingerprint(resolve([*words, "data.carry=false"]))
+    assert fingerprint(resolve([*words])) != fingerprint(resolve([*words, "data.carry=true"]))
+
+
+def test_another_text_is_another_run(words: tuple[str, ...], tmp_path: Path) -> None:
+    here = fingerprint(resolve([*words]))
+    assert fingerprint(resolve([*words, f"data.root={tmp_path / 'other' / 'mine.txt'}"])) == here
+    assert fingerprint(resolve([*words, "data.root=yours.txt"])) != here
+    listops = [fingerprint(resolve(["preset=tiny", "task=text", f"data.root={root}"])) for root in ("a", "b")]
+    assert listops[0] == listops[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("task=listops", "data.carry=true"), "data.carry: expected false for task=listops, got true: it is no text"),
+        (("task=shakespeare", "model.causal=false"), "model.causal: expected true for task=shakespeare, got false"),
+        (("task=corpus", "data.carry=true", "trainer.devices=2"), "data.carry: expected one process, got 2"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(more: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(["preset=tiny", *more])
+
+
+def test_a_network_that_cannot_carry_is_refused(
+    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.delattr(Fake, "prefill")
+        fake()
+        expected = "data.carry=true: expected a network with prefill(inputs, state), Fake has none"
+        assert expected in launch(*words, "data.carry=true").error
+    fake(growing=True)
+    expected = (
+        "data.carry=true: expected a system whose state does not grow with the text, that of SimpleNamespace does"
+    )
+    assert expected in launch(*words, "data.carry=true").error
+    assert not list((tmp_path / "runs").rglob("config.yaml"))
+
+
+# ---- contexts ----
+
+
+def scored(run: Path, *words: str) -> dict[str, Any]:
+    out = run / "score.json"
+    assert evaluate([f"run={run}", f"out={out}", *words]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def same(found: dict[str, Any], other: dict[str, Any]) -> None:
+    assert (found["count"], found["accuracy"]) == (other["count"], other["accuracy"])
+    assert found["nats"] == pytest.approx(other["nats"], abs=1e-5)  # a batch's losses are summed in float32
+
+
+def test_without_memory_all_contexts_agree(
+    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the windows do not divide the text, and are longer than the network was built for."""
+    fake(fade=0.0)
+    assert launch(*words).status == 0
+    run = only_run(tmp_path / "runs")
+    plain = scored(run)
+    result = json.loads((run / "result.json").read_text())
+    assert (plain["nats"], plain["count"]) == (result["test"]["loss"], result["test"]["count"])
+    assert plain["context"] == result["context"]
+    assert plain["bits"] == plain["nats"] / math.log(2) and plain["perplexity"] == math.exp(plain["nats"])
+    ways = [
+        ("eval.context=stride", "eval.stride=8"),
+        ("eval.context=stride",),
+        ("eval.context=stride", "eval.window=7", "eval.stride=1"),
+        ("eval.context=stream",),
+        ("eval.context=stream", "eval.window=13"),
+        ("eval.window=5",),
+        ("eval.window=50",),
+        ("eval.window=100000",),
+        ("eval.context=stride", "eval.window=50", "eval.stride=3"),
+    ]
+    for way in ways:
+        found = scored(run, *way)
+        same(found, plain)
+    assert found["context"] == "windows of 50, each 3 on: after the first at least 47 symbols before"
+    assert scored(run, "split=validation")["nats"] == result["best_validation"]["loss"]
+    assert f"context: {found['context']}" in capsys.readouterr().out
+
+
+def test_memory_tells_contexts_apart(words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None]) -> None:
+    """A stream is one window as long as the text; stride as long as the window is each window alone."""
+    fake(fade=0.9)
+    assert launch(*words, "optimizer.lr=0.02").status == 0
+    run = only_run(tmp_path / "runs")
+    plain, stream = scored(run), scored(run, "eval.context=stream")
+    assert plain["nats"] != stream["nats"]
+    for piece in (3, 1000):
+        same(scored(run, "eval.context=stream", f"eval.window={piece}"), stream)
+    same(scored(run, "eval.window=100000"), stream)
+    same(scored(run, "eval.context=stride", "eval.stride=8"), plain)
+    one = scored(run, "eval.context=stride", "eval.window=100", "eval.stride=1")
+    assert one["nats"] == pytest.approx(stream["nats"], abs=1e-4)  # 0.9^100 of what lies further back
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        (("eval.stride=4",), "eval.stride: expected eval.context=stride with it, got window"),
+        (("eval.context=stride", "eval.stride=9"), "eval.stride: expected at most eval.window=8, got 9"),
+        (("eval.context=page",), "eval.context: expected one of window, stride, stream, got 'page'"),
+        (("out=no/such/folder/score.json",), "could not write no/such/folder/score.json"),
+    ],
+)
+def test_a_bad_context_is_one_line(
+    way: tuple[str, ...],
+    message: str,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    fake: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake()
+    assert launch(*words, "trainer.max_steps=2").status == 0
+    assert evaluate([f"run={only_run(tmp_path / 'runs')}", *way]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_state_that_grows_is_no_stream(
+    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(growing=True)
+    assert launch(*words).status == 0
+    run = only_run(tmp_path / "runs")
+    assert evaluate([f"run={run}", "eval.context=stream"]) == 2
+    assert "eval.context=stream: expected a system whose state does not grow" in capsys.readouterr().err
+    scored(run, "eval.window=50")  # this it can
+
+
+def test_a_task_that_is_no_text_has_no_context() -> None:
+    task = SimpleNamespace(in_order=False, name="listops", l_max=8)
+    with pytest.raises(UsageError, match="eval.context: expected a run on a text, listops is none"):
+        Reading("stream").of(task)
+
+
+def test_the_rate_ends_at_a_tenth() -> None:
+    config = OptimizerConfig(warmup_steps=10, schedule="cosine_tenth")
+    rates = [round(lr_factor(config, step, 110), 4) for step in (0, 9, 10, 60, 110)]
+    assert rates == [0.1, 1.0, 1.0, 0.55, 0.1]
