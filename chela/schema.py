@@ -30,6 +30,7 @@ class ModelConfig:
         "none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned")
     )
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
+    tie: bool = option(False, "tasks of tokens: the scores' weight is the embedding's table", neutral=False)
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
     pair_features: str = option(
         "nli", "two-document tasks: nli is [a, b, a-b, a*b], concat is [a, b]", choices=("nli", "concat")

@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from chela.layers.expect import checked
 from chela.layers.padding import zero_padding
+from chela.layers.state import Stepwise
 
 
 class Attended(nn.Identity):
     """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
 
 
-class MultiHead(nn.Module):
+class MultiHead(Stepwise):
     """``[q, k, v] = W x`` per head, and ``h = W_o o``.
 
     Args:
@@ -64,10 +65,13 @@ class MultiHead(nn.Module):
             raise ValueError(f"rotary: expected an even width of a head, got {width}; change d_value or heads")
         self.rotary = rotary
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, turned by position if ``rotary``."""
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, turned by position if ``rotary``.
+
+        ``start`` is the position of the first token; x is ``(B, L, D)`` if it is turned.
+        """
         q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
-        return (rotate(q), rotate(k), v) if self.rotary else (q, k, v)
+        return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding; a system may gate it by the input ``x: (..., D)``."""
@@ -78,11 +82,12 @@ class MultiHead(nn.Module):
         return f"heads={self.heads}, causal={self.causal}"
 
 
-def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
+def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
 
     Args:
         x: ``(B, L, H, Z)``, Z even.
+        start: Position of the first token.
         base: The slowest pair turns by about 1/base a position.
 
     Returns:
@@ -91,7 +96,7 @@ def rotate(x: Tensor, base: float = 10_000.0) -> Tensor:
     length, width = x.shape[1], x.shape[3]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
-    angles = torch.arange(length, device=x.device, dtype=dtype)[:, None, None] * rates
+    angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

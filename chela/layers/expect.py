@@ -45,10 +45,10 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
 
 
 def expect_causal(layer: nn.Module) -> None:
-    """Refuse to step through a layer that looks ahead.
+    """Refuse a state to a layer that looks ahead.
 
     Raises:
         RuntimeError: The layer was built with ``causal=False``.
     """
     if not layer.causal:
-        raise RuntimeError(f"{type(layer).__name__}.step: expected causal=True; a two-sided layer needs later tokens")
+        raise RuntimeError(f"{type(layer).__name__}.start: expected causal=True; a two-sided layer needs later tokens")

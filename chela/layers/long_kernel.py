@@ -7,16 +7,24 @@ starts at lag −1; a causal one has none. Shapes: C channels, L length, D direc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.kept import Kept
 from chela.layers.param_groups import mark
+from chela.layers.state import State, settled
+from chela.ops.fft_conv import fft_conv
+from chela.ops.precision import accumulation_dtype
 
 KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
+
+
+PIECE = 1024
+"""Tokens that a sum of exponentials takes at once, so that its memory stays bounded."""
 
 
 class LongKernel(nn.Module):
@@ -41,8 +49,7 @@ class LongKernel(nn.Module):
         if l_max < 1:
             raise ValueError(f"{type(self).__name__}: expected l_max >= 1, got {l_max}")
         self.d_model, self.l_max, self.directions = d_model, l_max, 1 if causal else 2
-        self._cached: Sequence[Tensor] | Tensor = ()
-        self._cached_for: object = None
+        self._kept = Kept()
 
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
@@ -63,47 +70,16 @@ class LongKernel(nn.Module):
                 "build the layer with a larger l_max or cut the sequence"
             )
         fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        kernels = self.build(length) if fresh else self._kept(length)
-        return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
-
-    def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
-        """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.
-
-        It is a product of two matrices: that of t = 0, m, 2m, … with the weights, and that of t < m, where m ≈ √L.
-        While compiling, the length may be a symbol, which has no root: then m ≈ √l_max, which costs more where L is far
-        below l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
-
-        Args:
-            log_base: ``(…, C, N)``, real or complex.
-            weight: ``(D, C, N)``.
-            length: L.
-
-        Returns:
-            ``(D, C, length)``.
-        """
-        stride = max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
-        coarse = torch.arange(-(-length // stride), device=weight.device) * stride
-        far = torch.exp(log_base[..., None] * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
-        near = torch.exp(log_base[..., None] * torch.arange(stride, device=weight.device))  # (…, C, N, m)
-        if far.is_complex():
-            kernel = far.real.transpose(2, 3) @ near.real - far.imag.transpose(2, 3) @ near.imag
+        if fresh:
+            kernels = self.build(length)
         else:
-            kernel = far.transpose(2, 3) @ near
-        return kernel.flatten(2)[..., :length]
-
-    def _kept(self, length: int) -> Sequence[Tensor] | Tensor:
-        """Take the kernels from the cache; build them anew if a parameter was written to or they are too short."""
-        state = [  # an inference tensor does not count its changes: object() equals nothing
-            (t.data_ptr(), object() if t.is_inference() else t._version, t.dtype, t.device)
-            for t in (*self.parameters(), *self.buffers())
-        ]
-        if self._cached_for != state or self._cached[0].shape[1] < length:
-            self._cached, self._cached_for = self.build(max(length, self.l_max)), state
-        return self._cached
+            longest = max(length, self.l_max)
+            kernels = self._kept.of(self, lambda: self.build(longest), lambda kept: kept[0].shape[1] >= length)
+        return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
     def train(self, mode: bool = True) -> LongKernel:
         """Set the mode, and drop the cached kernel, since not every write to a parameter can be seen."""
-        self._cached, self._cached_for = (), None
+        self._kept.drop()
         return super().train(mode)
 
     def extra_repr(self) -> str:
@@ -228,7 +204,97 @@ class FreeKernel(LongKernel):
         return self.weight[:, :, :length] * self.window[:, :length]
 
 
-class DampedEMAKernel(LongKernel):
+class ExponentialKernel(LongKernel):
+    """A kernel that is a sum of exponentials, ``kernel[t] = Re Σ_n weight_n · exp(t · log_base_n)``, of any length.
+
+    So the past is N modes a channel, ``h_t = exp(log_base) h_{t−1} + u_t``: constant memory for any number of tokens.
+    """
+
+    extends_beyond_l_max = True
+
+    def exponentials(self) -> tuple[Tensor, Tensor]:
+        """Return log_base ``(D or 1, C, N)`` and weight ``(D, C, N)``, real or complex."""
+        raise NotImplementedError
+
+    def build(self, length: int) -> Tensor:
+        """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self.sum_of_powers(*self.exponentials(), length)
+
+    def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
+        """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.
+
+        It is a product of two matrices: that of t = 0, m, 2m, … with the weights, and that of t < m, where m ≈ √L.
+        While compiling, the length may be a symbol, which has no root: then m ≈ √l_max, which costs more where L is far
+        below l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
+
+        Args:
+            log_base: ``(…, C, N)``, real or complex.
+            weight: ``(D, C, N)``.
+            length: L.
+
+        Returns:
+            ``(D, C, length)``.
+        """
+        stride = max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
+        coarse = torch.arange(-(-length // stride), device=weight.device) * stride
+        far = torch.exp(log_base[..., None] * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
+        near = torch.exp(log_base[..., None] * torch.arange(stride, device=weight.device))  # (…, C, N, m)
+        if far.is_complex():
+            kernel = far.real.transpose(2, 3) @ near.real - far.imag.transpose(2, 3) @ near.imag
+        else:
+            kernel = far.transpose(2, 3) @ near
+        return kernel.flatten(2)[..., :length]
+
+    def start(self, batch: int, heard: int = 0) -> State:
+        """Return the state before the first token: ``modes``, complex ones as pairs, and R ``recent`` inputs, if any.
+
+        The modes are those of the tokens before the last R = ``heard`` ones, which are kept as they are.
+        """
+        log_base, like = self.exponentials()[0][0], next(self.parameters())
+        pair = (2,) if log_base.is_complex() else ()
+        dtype = accumulation_dtype(like.dtype)
+        modes = like.new_zeros(batch, *log_base.shape, *pair, dtype=dtype)
+        recent = {"recent": like.new_zeros(batch, heard, self.d_model, dtype=dtype)}
+        return {"modes": modes} | (recent if heard else {})
+
+    def prefill(
+        self, u: Tensor, state: State, lags: Callable[[int], Tensor], gain: Tensor | float = 1.0
+    ) -> tuple[Tensor, State]:
+        """Convolve the tokens ``u: (B, L, C)`` that follow those of ``state``, in pieces of 1,024.
+
+        ``lags(n)`` is all of the kernel, ``(C, n)``; from lag R + 1 on it is ``gain`` times this one. Time
+        O(L·C·(log + N)), memory O(B·C·(L + √1024·N)).
+        """
+        modes, outputs = state["modes"], []
+        recent = state.get("recent", modes.new_empty(len(modes), 0, self.d_model))
+        modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
+        with torch.autocast(u.device.type, enabled=False):
+            log_base, weight = (part[0] for part in self.exponentials())
+            for new in u.to(recent.dtype).split(PIECE, dim=1):
+                known, length, old = torch.cat([recent, new], dim=1), new.shape[1], recent.shape[1]
+                kernel = lags(known.shape[1])
+                near = (known * kernel.flip(1).T).sum(1, keepdim=True) if length == 1 else fft_conv(known, kernel)
+                far = self.sum_of_powers(log_base, modes * weight * torch.exp(log_base * (old + 1)), length)
+                outputs.append(near[:, -length:] + far.mT * gain)
+                modes, recent = _advanced(modes, log_base, known[:, :length]), known[:, length:]
+        modes = torch.view_as_real(modes) if modes.is_complex() else modes
+        return torch.cat(outputs, dim=1).to(u.dtype), settled(modes=modes, **{name: recent for name in state if name == "recent"})
+
+
+def _advanced(modes: Tensor, log_base: Tensor, u: Tensor) -> Tensor:
+    """Add ``u: (B, L, C)`` to the modes ``(B, C, N)``, in √L stretches of √L tokens."""
+    length = u.shape[1]
+    size = max(1, math.isqrt(length))
+    stretches = F.pad(u.mT, (-length % size, 0)).unflatten(2, (-1, size))  # (B, C, A, m)
+    back = torch.arange(max(size, stretches.shape[2]) - 1, -1, -1, device=u.device)[:, None]
+    powers = log_base[:, None]
+    sums = stretches.to(log_base.dtype) @ torch.exp(powers * back[-size:])  # (B, C, A, N)
+    sums = (sums * torch.exp(powers * (size * back[-stretches.shape[2] :]))).sum(2)
+    return torch.exp(log_base * length) * modes + sums
+
+
+class DampedEMAKernel(ExponentialKernel):
     """MEGA's damped multi-dimensional exponential moving average, written as a kernel.
 
     ``kernel[t] = Σ_n p_n β_n γ_n q_n^t / √N``, p = σ(δ), q = 1 − p·σ(α), N moving averages a channel. The formula
@@ -237,8 +303,6 @@ class DampedEMAKernel(LongKernel):
 
     Source: arXiv 2209.10655, section 3.1 (initial values as in its code). See ``sum_of_powers`` for the cost.
     """
-
-    extends_beyond_l_max = True
 
     def __init__(self, d_model: int, l_max: int, *, causal: bool = False, averages: int = 16) -> None:
         super().__init__(d_model, l_max, causal=causal)
@@ -256,13 +320,11 @@ class DampedEMAKernel(LongKernel):
         self.beta[..., 1::2] -= 1
         nn.init.normal_(self.gamma)
 
-    def build(self, length: int) -> Tensor:
-        """Sum the decaying exponentials."""
-        with torch.autocast(self.delta.device.type, enabled=False):
-            p = torch.sigmoid(self.delta)
-            log_q = torch.log1p(-p * torch.sigmoid(self.alpha))
-            weight = p * self.beta * self.gamma / math.sqrt(p.shape[2])
-            return self.sum_of_powers(log_q, weight, length)
+    def exponentials(self) -> tuple[Tensor, Tensor]:
+        """Return log q and p·β·γ / √N, each ``(D, C, N)``."""
+        p = torch.sigmoid(self.delta)
+        log_q = torch.log1p(-p * torch.sigmoid(self.alpha))
+        return log_q, p * self.beta * self.gamma / math.sqrt(p.shape[2])
 
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}

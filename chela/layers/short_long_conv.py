@@ -5,7 +5,6 @@ Shapes: B batch, L length, C channels, J branches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
-from chela.layers.long_kernel import LONG_KERNELS, LongKernel
+from chela.layers.kept import Kept
+from chela.layers.long_kernel import LONG_KERNELS, ExponentialKernel, LongKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.ops.fft_conv import fft_conv
-from chela.ops.fft_conv.step import FFTConvState, fft_conv_step
-from chela.ops.short_conv import short_conv
+from chela.layers.state import State, nested, part, settled
+from chela.ops.fft_conv import FFTConvState, StepKernel, fft_conv, fft_conv_prefill, fft_conv_step
+from chela.ops.fft_conv.step import room
+from chela.ops.precision import accumulation_dtype
+from chela.ops.short_conv import short_conv, short_conv_step
 
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
@@ -48,6 +50,22 @@ class ShortConv(nn.Module):
         """Convolve x ``(B, L, C)``."""
         return short_conv(x, self.weight, causal=self.causal, silu=True)
 
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: the ``recent`` K inputs ``(B, K, C)``."""
+        channels, taps = self.weight.shape
+        return {"recent": self.weight.new_zeros(batch, taps, channels, dtype=accumulation_dtype(self.weight.dtype))}
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Convolve the tokens ``x: (B, L, C)`` that follow those of ``state``."""
+        taps = self.weight.shape[1]
+        known = torch.cat([state["recent"].to(x.dtype), x], dim=1)
+        return self(known[:, 1:])[:, taps - 1 :], settled(recent=known[:, -taps:].to(state["recent"].dtype))
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Convolve one token ``x: (B, C)``."""
+        x, recent = short_conv_step(x, self.weight, state["recent"], silu=True)
+        return x, {"recent": recent}
+
 
 class LongConv(nn.Module):
     """Parallel convolutions of one input: a long kernel with a skip, and short ones.
@@ -73,6 +91,7 @@ class LongConv(nn.Module):
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
         self.bias = nn.Parameter(torch.empty(kernel.d_model))
         mark(self, "gain", weight_decay=0.0)
+        self._kept = Kept()
         self.register_load_state_dict_pre_hook(_without_batch_norms)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
@@ -109,6 +128,54 @@ class LongConv(nn.Module):
         forward, back = self.kernel(length)
         return _added(forward, self.skip[:, None]), back
 
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
+        if isinstance(self.kernel, ExponentialKernel):
+            return self.kernel.start(batch, self._heard())
+        like = self.bias[:, None]
+        return FFTConvState.start(like, batch)._asdict()
+
+    def prefill(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        """Convolve the tokens ``u: (B, L, C)`` that follow those of ``state``, of any number.
+
+        Beyond l_max tokens a filter of l_max taps drops the oldest: lags beyond its taps weigh nothing.
+        """
+        if isinstance(self.kernel, ExponentialKernel):
+            y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
+        else:
+            past, taps = FFTConvState(**state), self.kernel.l_max
+            kernel, _ = self.sum(min(taps, int(past.position[0]) + u.shape[1]))
+            y, after = fft_conv_prefill(u, past, kernel, taps=taps)
+            state = after._asdict()
+        return y + self.bias.to(y.dtype), state
+
+    def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
+        """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
+        if isinstance(self.kernel, ExponentialKernel):
+            y, state = self.prefill(u[:, None], state)
+            return y[:, 0], state
+        kernel = self._ready() if self.training else self._kept.of(self, self._ready)
+        y, after = fft_conv_step(u, FFTConvState(**state), kernel)
+        return y + self.bias.to(y.dtype), after._asdict()
+
+    def state_size(self, length: int) -> int:
+        """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
+        if isinstance(self.kernel, ExponentialKernel):
+            return sum(tensor.numel() for tensor in self.kernel.start(1, self._heard()).values())
+        return 2 * self.kernel.d_model * room(length, self.kernel.l_max)
+
+    def train(self, mode: bool = True) -> LongConv:
+        """Set the mode, and drop the kernel that is ready for steps."""
+        self._kept.drop()
+        return super().train(mode)
+
+    def _ready(self) -> StepKernel:
+        return StepKernel(self.sum(self.kernel.l_max)[0])
+
+    def _heard(self) -> int:
+        """Return how many inputs back the short branches hear."""
+        return max((taps.shape[1] - 1 for taps in self.branches), default=0)
+
 
 def _added(kernel: Tensor, taps: Tensor) -> Tensor:
     """Add a short kernel ``(C, K)`` to the first lags of ``(C, L)``; lags beyond the sequence never occur."""
@@ -143,14 +210,6 @@ def _without_batch_norms(conv: LongConv, state: dict[str, Any], prefix: str, *_:
             gain = norm["weight"] * torch.rsqrt(norm["running_var"] + 1e-5)
             gains[j:], biases[j:] = [gain], [norm["bias"] - norm["running_mean"] * gain]
     state[f"{prefix}gain"], state[f"{prefix}bias"] = torch.stack(gains), torch.stack(biases).sum(0)
-
-
-@dataclass
-class ShortLongConvState:
-    """The short stage's last K inputs ``(B, K, C)``, and the long one's state; None without the stage."""
-
-    recent: Tensor | None
-    long: FFTConvState | None
 
 
 class ShortLongConv(nn.Module):
@@ -211,38 +270,44 @@ class ShortLongConv(nn.Module):
             x = zero_padding(F.silu(self.long(x)), mask)
         return x
 
-    @torch.no_grad()
-    def start(self, batch: int) -> ShortLongConvState:
-        """Return the state before the first token, for ``step``, with the kernel as it is now.
+    def start(self, batch: int) -> State:
+        """Return the state before the first token, ``short.…`` and ``long.…``.
 
         Raises:
             RuntimeError: The layer sees later tokens.
         """
         expect_causal(self)
-        recent = long = None
-        if self.short is not None:
-            recent = self.short.weight.new_zeros(batch, self.short.weight.shape[1], self.d_model)
-        if self.long is not None:
-            long = FFTConvState.start(self.long.sum(self.long.kernel.l_max)[0], batch)
-        return ShortLongConvState(recent, long)
+        return {key: tensor for name, stage in self._stages() for key, tensor in nested(name, stage.start(batch)).items()}
+
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, C)`` that follow those of ``state``, of any number, to the causal form.
+
+        They get what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
+        """
+        after: State = {}
+        for name, stage in self._stages():
+            x, end = stage.prefill(x, part(name, state))
+            x, after = F.silu(x) if name == "long" else x, after | nested(name, end)
+        return x, after
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: ShortLongConvState | None) -> tuple[Tensor, ShortLongConvState]:
-        """Feed one token ``x: (B, C)`` to the causal form; return its output ``(B, C)`` and the state.
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, C)`` to the causal form; return its output ``(B, C)`` and the new state.
 
-        It equals the same position of ``forward``. O(C·log² L) a token on average over L tokens, without gradients. The
-        state is updated in place; None before the first token.
-
-        Raises:
-            ValueError: More than ``l_max`` tokens.
+        It equals the same position of ``prefill``. O(C·log² K) a token on average for a long kernel of K taps. The
+        tensors of ``state`` may be written to.
         """
-        state = self.start(x.shape[0]) if state is None else state
-        if state.recent is not None:
-            assert self.short is not None
-            state.recent = torch.cat([state.recent[:, 1:], x[:, None].to(state.recent)], dim=1)
-            x = F.silu((state.recent * self.short.weight.T).sum(1)).to(x.dtype)
-        if state.long is not None:
-            assert self.long is not None
-            u, state.long = fft_conv_step(x, state.long)
-            x = F.silu(u + self.long.bias).to(x.dtype)
-        return x, state
+        after: State = {}
+        for name, stage in self._stages():
+            x, end = stage.step(x, part(name, state))
+            x, after = F.silu(x) if name == "long" else x, after | nested(name, end)
+        return x, after
+
+    def state_size(self, length: int) -> int:
+        """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
+        short = 0 if self.short is None else self.short.weight.numel()
+        return short + (0 if self.long is None else self.long.state_size(length))
+
+    def _stages(self) -> list[tuple[str, ShortConv | LongConv]]:
+        stages = (("short", self.short), ("long", self.long))
+        return [(name, stage) for name, stage in stages if stage is not None]

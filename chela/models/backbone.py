@@ -18,6 +18,7 @@ from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
+from chela.layers.state import State, beginning, nested, part
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts
@@ -52,7 +53,29 @@ class Residual(nn.Module):
         """Update ``x: (B, L, D)``."""
         y = self.norm(x, mask) if self.prenorm else x
         known = {"mask": mask, "stream": x}
-        update = self.layer(y, **{name: known[name] for name in self.context})
+        return self._sum(x, self.layer(y, **{name: known[name] for name in self.context}), mask)
+
+    def start(self, batch: int) -> State:
+        """Return the layer's state before the first token.
+
+        Raises:
+            UsageError: The layer has no states.
+        """
+        for method in ("start", "prefill", "step"):
+            if not hasattr(self.layer, method):
+                name = type(self.layer).__name__
+                raise UsageError(f"{name}: expected a method {method}, to go on token by token (docs/extend.md), got none")
+        state: State = self.layer.start(batch)
+        return state
+
+    def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Update the tokens ``x: (B, L, D)`` that follow those of ``state``, or one token ``(B, D)``."""
+        y = self.norm(x) if self.prenorm else x
+        feed = self.layer.prefill if x.ndim == 3 else self.layer.step
+        update, state = feed(y, state, **({"stream": x} if "stream" in self.context else {}))
+        return self._sum(x, update), state
+
+    def _sum(self, x: Tensor, update: Tensor, mask: Tensor | None = None) -> Tensor:
         if getattr(update, "shape", None) != x.shape:
             got = f"shape {tuple(update.shape)}" if isinstance(update, Tensor) else f"a {type(update).__name__}"
             raise UsageError(f"{type(self.layer).__name__}: expected an update of shape {tuple(x.shape)}, got {got}")
@@ -86,6 +109,11 @@ class Block(nn.Module):
         """Update ``x: (B, L, D)``."""
         x = self.mixer(x, mask)
         return x if self.feed_forward is None else self.feed_forward(x, mask)  # type: ignore[no-any-return]
+
+    def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Update the tokens ``x: (B, L, D)`` that follow those of the mixer's ``state``, or one token ``(B, D)``."""
+        x, state = self.mixer.go_on(x, state)
+        return x if self.feed_forward is None else self.feed_forward(x), state
 
 
 class Backbone(nn.Module):
@@ -125,9 +153,7 @@ class Backbone(nn.Module):
             ValueError: A sequence longer than ``l_max``.
         """
         if inputs.shape[1] > self.l_max:
-            raise ValueError(
-                f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; build with a larger l_max"
-            )
+            raise ValueError(f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; {self._way_on()}")
         if inputs.is_floating_point():
             inputs = zero_padding(inputs, mask)  # NaN there would reach the gradient of the embedding
         x: Tensor = self.embedding(inputs)
@@ -139,6 +165,41 @@ class Backbone(nn.Module):
         if self.norm is not None:
             x = self.norm(x, mask)
         return zero_padding(x, mask)
+
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: ``position``, and ``blocks.0.…`` of each mixer."""
+        state = {"position": beginning(batch)}
+        for i, block in enumerate(self.blocks):
+            state |= nested(f"blocks.{i}", block.mixer.start(batch))
+        return state
+
+    def go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+        """Encode the inputs that follow those of ``state``: ``(B, L)`` or ``(B, L, F)``, one token without the L.
+
+        Raises:
+            ValueError: More tokens than there are learned positions, or than the system takes.
+        """
+        x: Tensor = self.embedding(inputs)
+        new = 1 if x.ndim == 2 else x.shape[1]
+        if self.positions is not None:
+            start = int(state["position"][0])
+            if start + new > self.l_max:
+                raise ValueError(
+                    f"expected at most l_max={self.l_max} tokens, got {start + new}: there are no more learned positions; "
+                    "build with a larger l_max, or with model.positions=none"
+                )
+            x = x + self.positions.weight[start : start + new].view(x.shape[1:])
+        after = {"position": state["position"] + new}
+        for i, block in enumerate(self.blocks):
+            x, end = block.go_on(x, part(f"blocks.{i}", state))
+            after |= nested(f"blocks.{i}", end)
+        return x if self.norm is None else self.norm(x), after
+
+    def _way_on(self) -> str:
+        """Say what helps against too long a sequence."""
+        states = all(hasattr(mixer, "prefill") and getattr(mixer, "causal", True) for mixer in self.mixers())
+        more = " or give the rest to prefill" if states and self.positions is None else ""
+        return f"build with a larger l_max{more}"
 
 
 class Embedding(nn.Embedding):

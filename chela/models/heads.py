@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.layers.expect import expect_causal
+from chela.layers.state import State
 from chela.models.backbone import Backbone
 from lra.options import check_value
 
@@ -46,6 +48,9 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
+        if config.tie and (task.objective != "tokens" or task.vocab_size != task.num_classes):
+            got = f"{task.vocab_size} symbols and {task.num_classes} classes of the objective {task.objective}"
+            raise ValueError(f"tie: expected False, or as many symbols as classes of the objective tokens, got {got}")
         self.built_from = config, task
         self.backbone = Backbone(config, task)
 
@@ -85,16 +90,60 @@ class PairClassifier(Network):
 class TokenModel(Network):
     """One linear map at each position: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, L, classes)``.
 
-    Scores at padding mean nothing.
+    Scores at padding mean nothing. With ``tie`` the weight of the map is the table of the embedding. A causal network
+    can go on from a state, a flat dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
+
+    >>> from chela.config import resolve
+    >>> from chela.models import TaskFacts, build_model
+    >>> task = TaskFacts(num_classes=9, l_max=20, vocab_size=9, objective="tokens")
+    >>> network = build_model(resolve(["preset=tiny", "model.causal=true"]).model, task, seed=0).eval()
+    >>> scores, state = network.prefill(torch.randint(1, 9, (2, 50)))
+    >>> scores.shape, network.step(scores[:, -1].argmax(-1), state)[0].shape
+    (torch.Size([2, 50, 9]), torch.Size([2, 9]))
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         if config.causal and config.norm == "batch":
             raise ValueError("norm: expected another than batch with causal=True: its statistics tell of later tokens")
         super().__init__(config, task)
+        self.causal = config.causal
         self.head = nn.Linear(config.d_model, task.num_classes)
+        if config.tie:
+            self.head.weight = self.backbone.embedding.weight  # drawn as the embedding's
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each position."""
         scores: Tensor = self.head(self.backbone(inputs, mask))
         return scores
+
+    def start(self, batch: int) -> State:
+        """Return the state before the first token, of ``batch`` sequences.
+
+        Raises:
+            RuntimeError: The network looks ahead.
+            UsageError: Its system has no states.
+        """
+        expect_causal(self)
+        return self.backbone.start(batch)
+
+    def prefill(self, inputs: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Score the inputs that follow those of ``state``; return scores ``(B, L, classes)`` and the new state.
+
+        They are the scores of ``forward``, and have gradients; the new state has none, as truncated back-propagation
+        wants it. ``state`` is not changed; None is the start. All tokens are real.
+
+        Raises:
+            ValueError: More tokens than learned positions, or the system, can have.
+        """
+        x, state = self.backbone.go_on(inputs, self.start(len(inputs)) if state is None else state)
+        return self.head(x), state
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Score after one token more, ``(B,)`` or ``(B, F)``; return scores ``(B, classes)`` and the new state.
+
+        Without gradients. The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels
+        are built once.
+        """
+        x, state = self.backbone.go_on(tokens, state)
+        return self.head(x), state

@@ -5,7 +5,7 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -17,7 +17,8 @@ from chela.layers.expect import checked, expect_causal
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.short_long_conv import ShortLongConv, ShortLongConvState
+from chela.layers.short_long_conv import ShortLongConv
+from chela.layers.state import State, nested, part, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
 
@@ -171,47 +172,58 @@ class ChelaLayer(nn.Module):
         h = self.dropout(F.silu(h + self.skip(c)))
         return torch.sigmoid(self.highway(c)) * zero_padding(h - stream, mask)
 
-    def start(self, batch: int) -> ChelaState:
-        """Return the state before the first token, for ``step``, with the long kernel as it is now."""
+    def start(self, batch: int) -> State:
+        """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
+
+        Raises:
+            RuntimeError: The layer looks ahead.
+        """
         expect_causal(self)
-        return ChelaState(self.conv.start(batch), tuple(core.start(batch) for core in self._cores()))
+        state = nested("conv", self.conv.start(batch))
+        for i, core in enumerate(self._cores()):
+            state |= nested(f"cores.{i}", core.start(batch))
+        return state
+
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
+
+        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. There may
+        be more than l_max tokens in all: a long kernel of l_max taps drops the oldest, "ema" has no end.
+        """
+        return self._go_on("prefill", x, state, stream)
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: ChelaState, stream: Tensor | None = None) -> tuple[Tensor, ChelaState]:
+    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)`` to the causal layer; return its update ``(B, D)`` and the new state.
 
-        It equals the same position of ``forward``; ``stream: (B, D)`` as there. Without gradients, O(D·log² L) on
-        average over L tokens for the convolution, O(Z·V) for the attention.
+        It equals the same position of ``prefill``; ``stream: (B, D)`` is as in ``forward``. Without gradients,
+        O(D·log² K) on average for a long kernel of K taps, O(Z·V) for the attention. The tensors of ``state`` may be
+        written to: clone them to branch. In eval mode the long kernel is built once.
         """
-        c, conv = self.conv.step(x, state.conv)
-        parts, after = self._values(x, c), state.cores
-        if self.cores:
-            pairs = [core.step(c, v, s) for core, v, s in zip(self._cores(), parts, state.cores, strict=True)]
-            parts, after = [o for o, _ in pairs], tuple(s for _, s in pairs)
-        return self._combine(parts, c, x if stream is None else stream, None), ChelaState(conv, after)
+        return self._go_on("step", x, state, stream)
+
+    def _go_on(self, form: str, x: Tensor, state: State, stream: Tensor | None) -> tuple[Tensor, State]:
+        c, end = getattr(self.conv, form)(x, part("conv", state))
+        parts, after = self._values(x, c), nested("conv", end)
+        for i, core in enumerate(self._cores()):
+            parts[i], end = getattr(core, form)(c, parts[i], part(f"cores.{i}", state))
+            after |= nested(f"cores.{i}", end)
+        return self._combine(parts, c, x if stream is None else stream, None), after
 
     def _cores(self) -> list[Core]:
         return [core for core in self.cores if isinstance(core, Core)]
 
     def state_size(self, length: int) -> int:
-        """Count the numbers that ``step`` remembers of ``length`` tokens: sums S and z, and the convolution's past."""
-        size = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self._cores())
-        if self.conv.short is not None:
-            size += self.conv.short.weight.numel()
-        if self.conv.long is not None:
-            size += 2 * self.value.in_features * length  # the tokens, and what they add to later outputs
-        return size
+        """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
+
+        They are the sums S and z, and the convolution's past, which grows to about two to four times l_max a channel.
+        """
+        sums = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self._cores())
+        return sums + self.conv.state_size(length)
 
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
         return f"causal={self.causal}, gate={self.gate}"
-
-
-class ChelaState(NamedTuple):
-    """What the causal layer remembers: of the convolution, updated in place by a step; of each core."""
-
-    conv: ShortLongConvState
-    cores: tuple[LinearAttentionState, ...]
 
 
 class Core(nn.Module):
@@ -247,13 +259,17 @@ class Core(nn.Module):
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
         """
+        o: Tensor = self._sum(c, v, mask=mask)
+        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+
+    def _sum(self, c: Tensor, v: Tensor, **options: Any) -> Any:
         if self.normalize and torch.is_autocast_enabled(c.device.type):
             with torch.autocast(c.device.type, enabled=False):
-                return self.forward(c.float(), v.float(), mask)
+                return self._sum(c.float(), v.float(), **options)
         q, k, v, log_decay = self._read(c, v)
-        options: dict[str, Any] = {"causal": self.causal, "normalize": self.normalize}
-        o: Tensor = linear_attention(q, k, v, log_decay=log_decay, mask=mask, **options)
-        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+        return linear_attention(
+            q, k, v, causal=self.causal, log_decay=log_decay, normalize=self.normalize, **options
+        )
 
     def _read(self, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries and keys ``(…, H, Z)``, values ``(…, H, W / H)``, and log λ ``(H,)`` or ``(…, H)``, if any."""
@@ -262,17 +278,23 @@ class Core(nn.Module):
         v = rearrange(v, "... (h e) -> ... h e", h=self.heads)
         return q, k, v, None if self.decay is None else self.decay(c)
 
-    def start(self, batch: int) -> LinearAttentionState:
-        """Return the state before the first token."""
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: the sums S and z."""
         like, dtype = self.norm.weight, accumulation_dtype(self.norm.weight.dtype)
         sizes = batch, self.heads, self.d_qk, self.width // self.heads
-        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)
+        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
 
-    def step(self, c: Tensor, v: Tensor, state: LinearAttentionState) -> tuple[Tensor, LinearAttentionState]:
+    def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
+        o, sums = self._sum(c, v, initial_state=LinearAttentionState(**state), return_state=True)
+        return self.attended(self.norm(o.flatten(-2))), settled(**sums._asdict())
+
+    def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
         q, k, v, log_decay = self._read(c, v)
-        o, state = linear_attention_step(q, k, v, state, log_decay=log_decay, normalize=self.normalize)
-        return self.norm(o.flatten(-2)), state
+        past = LinearAttentionState(**state)
+        o, sums = linear_attention_step(q, k, v, past, log_decay=log_decay, normalize=self.normalize)
+        return self.norm(o.flatten(-2)), sums._asdict()
 
     def extra_repr(self) -> str:
         """Show what no submodule shows."""

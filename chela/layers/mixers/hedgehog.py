@@ -51,9 +51,9 @@ class HedgehogAttention(LinearAttention):
         self.query_map = HedgehogFeatureMap(heads, self.head_width)
         self.key_map = HedgehogFeatureMap(heads, self.head_width)
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to φ(q), φ(k) ``(..., H, 2Z)`` and v ``(..., H, Z)``."""
-        q, k, v = self.split(x)
+        q, k, v = self.split(x, start)
         return self.query_map(q), self.key_map(k), v
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from chela.layers.attention import MultiHead, elu_plus_one
 from chela.layers.expect import expect_causal
 from chela.layers.padding import zero_padding
+from chela.layers.state import State, beginning, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
 
@@ -33,9 +35,9 @@ class LinearAttention(MultiHead):
     features_per_width = 1
     normalize = True
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``."""
-        q, k, v = self.split(x)
+    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``; ``start`` is as in ``split``."""
+        q, k, v = self.split(x, start)
         return self.feature_map(q), self.feature_map(k), v
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -51,24 +53,49 @@ class LinearAttention(MultiHead):
         o = linear_attention(q, k, v, causal=self.causal, mask=mask, normalize=self.normalize, **decays)
         return self.merge(self.attended(o), x, mask)
 
-    def start(self, batch: int) -> Any:
-        """Return the state before the first token, for ``step``.
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: the sums S and z, and the position if it turns by that.
 
         Raises:
-            RuntimeError: The layer looks ahead, or turns by position, which a single token does not have.
+            RuntimeError: The layer looks ahead.
         """
         expect_causal(self)
-        if self.rotary:
-            raise RuntimeError(f"{type(self).__name__}.step: expected rotary=False, since a step knows no position")
         like, width = self.out.weight, self.head_width
         sizes = batch, self.heads, self.features_per_width * width, width
-        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=accumulation_dtype(like.dtype))
+        sums = LinearAttentionState.zeros(*sizes, device=like.device, dtype=accumulation_dtype(like.dtype))
+        return sums._asdict() | ({"position": beginning(batch)} if self.rotary else {})
 
-    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Feed one token ``x: (B, D)``; return its output ``(B, D)`` and the new state."""
-        edge, _ = self.edges(x, None)
-        o, state = linear_attention_step(*self.features(x), state, log_decay=edge, normalize=self.normalize)
-        return self.merge(o, x, None), state
+    def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
+        """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""
+        return self.edges(x, None)[0], {}
+
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
+
+        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
+        """
+        (q, k, v), edges, after = self._read(x, state)
+        past = LinearAttentionState(state["S"], state["z"])
+        options: dict[str, Any] = {"normalize": self.normalize, "initial_state": past, "return_state": True}
+        o, sums = linear_attention(q, k, v, causal=True, log_decay=edges, **options)
+        return self.merge(self.attended(o), x, None), after | settled(**sums._asdict())
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state."""
+        parts, edges, after = self._read(x[:, None], state)
+        edges = edges[:, 0] if edges is not None and edges.ndim == 3 else edges
+        past = LinearAttentionState(state["S"], state["z"])
+        q, k, v = (features[:, 0] for features in parts)
+        o, sums = linear_attention_step(q, k, v, past, log_decay=edges, normalize=self.normalize)
+        return self.merge(o, x, None), after | sums._asdict()
+
+    def _read(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, State]:
+        edges, after = self.onward(x, state)
+        if not self.rotary:
+            return self.features(x), edges, after
+        position = state["position"]
+        return self.features(x, int(position[0])), edges, after | {"position": position + x.shape[1]}
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens: the sums S and z."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -11,14 +11,7 @@ from torch.nn import functional as F
 from chela.layers.attention import FEATURE_MAPS, HeadDecay, TokenDecay
 from chela.layers.expect import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.ops.linear_attention import LinearAttentionState, linear_attention_step
-
-
-class LIONState(NamedTuple):
-    """What the causal form remembers: the sums, and log λ ``(B, H)`` of the last token, the decay of the next edge."""
-
-    sums: LinearAttentionState
-    log_decay: Tensor | None
+from chela.layers.state import State, settled
 
 
 class LION(LinearAttention):
@@ -62,16 +55,20 @@ class LION(LinearAttention):
         self.head_decay = HeadDecay(heads) if decay == "head" else None
         self.token_decay = TokenDecay(d_model, heads) if decay == "token" else None
 
-    def start(self, batch: int) -> LIONState:
-        """Return the state before the first token, for ``step``."""
-        sums = super().start(batch)
-        return LIONState(sums, None if self.token_decay is None else sums.S.new_zeros(batch, self.heads))
+    def start(self, batch: int) -> State:
+        """Return the state before the first token; LION-S has log λ ``(B, H)`` of the last token too."""
+        state = super().start(batch)
+        last = {} if self.token_decay is None else {"log_decay": state["S"].new_zeros(batch, self.heads)}
+        return state | last
 
-    def step(self, x: Tensor, state: LIONState) -> tuple[Tensor, LIONState]:
-        """Feed one token ``x: (B, D)`` to the causal form; return its output ``(B, D)`` and the new state."""
-        edge = state.log_decay if self.head_decay is None else self.head_decay()
-        o, sums = linear_attention_step(*self.features(x), state.sums, log_decay=edge, normalize=True)
-        return self.merge(o, x, None), LIONState(sums, None if self.token_decay is None else self.token_decay(x))
+    def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
+        """Return log λ of the edges into ``x: (B, L, D)``; for LION-S the first one has that of the token before."""
+        if self.token_decay is None:
+            return super().onward(x, state)
+        log_decay = self.token_decay(x)
+        before = state["log_decay"][:, None].to(log_decay.dtype)
+        last = settled(log_decay=log_decay[:, -1].to(state["log_decay"].dtype))
+        return torch.cat([before, log_decay[:, :-1]], dim=1), last
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens: the sums, and the last token's decay."""

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D model width, Z query/key width, V value width, C ch
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +16,11 @@ from chela.layers.attention import Attended
 from chela.layers.expect import checked, expect_causal
 from chela.layers.long_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
+from chela.layers.state import State, Stepwise, settled
 from chela.ops.fft_conv import fft_conv
 
 
-class MEGAState(NamedTuple):
-    """What the causal form remembers: averages ``(B, D, N)``; the chunk's keys ``(B, T, Z)``, values ``(B, T, V)``."""
-
-    averages: Tensor
-    keys: Tensor
-    values: Tensor
-
-
-class MEGA(nn.Module):
+class MEGA(Stepwise):
     """Moving-average equipped gated attention (arXiv 2209.10655, sections 3.1–3.4), x being the normed input.
 
     ::
@@ -109,8 +102,14 @@ class MEGA(nn.Module):
         self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
         update, q, k, reset, candidate = self._read(self.dropout(F.silu(self._average(x))))
-        h = candidate + self.out(self.attended(self._attend(q, k, F.silu(self.value(x)), mask)) * reset)
-        return update * zero_padding(self.dropout(F.silu(h)) - (x if stream is None else stream), mask)
+        o = self._attend(q, k, F.silu(self.value(x)), mask)
+        return self._combine(o, update, reset, candidate, x if stream is None else stream, mask)
+
+    def _combine(
+        self, o: Tensor, update: Tensor, reset: Tensor, candidate: Tensor, stream: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        h = candidate + self.out(self.attended(o) * reset)
+        return update * zero_padding(self.dropout(F.silu(h)) - stream, mask)
 
     def _expect_room(self, length: int) -> None:
         if self.whole and length > self.chunk:
@@ -166,32 +165,48 @@ class MEGA(nn.Module):
         weights = 0.5 * (1 + torch.erf((scores - math.sqrt(0.5)) * math.sqrt(2 * math.pi)))
         return weights if seen is None else weights.masked_fill(~seen, 0.0)
 
-    def start(self, batch: int) -> MEGAState:
-        """Return the state before the first token, for ``step``."""
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: the averages' ``modes (B, D, N)``, and the chunk's keys and values.
+
+        After t tokens there are those of the last chunk begun, ``keys (B, T, Z)`` and ``values (B, T, V)``.
+        """
         expect_causal(self)
         _, d_qk, d_value, _ = self.sizes
-        averages, like = self.ema.delta.new_zeros(batch, *self.ema.delta.shape[1:]), self.out.weight
-        return MEGAState(averages, like.new_zeros(batch, 0, d_qk), like.new_zeros(batch, 0, d_value))
+        like = self.out.weight
+        chunk = {"keys": like.new_empty(batch, 0, d_qk), "values": like.new_empty(batch, 0, d_value)}
+        return self.ema.start(batch) | chunk
 
-    def step(self, x: Tensor, state: MEGAState, stream: Tensor | None = None) -> tuple[Tensor, MEGAState]:
-        """Feed one token ``x: (B, D)`` to the causal form; return its update ``(B, D)`` and the new state.
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
 
-        ``stream: (B, D)`` is as in ``forward``.
+        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. A token
+        takes O(C·(Z + V) + D·N) time.
 
         Raises:
             ValueError: More than l_max tokens, without chunks.
         """
-        self._expect_room(state.keys.shape[1] + 1)
-        p, q = torch.sigmoid(self.ema.delta[0]), torch.sigmoid(self.ema.alpha[0])
-        averages = (1 - p * q) * state.averages + p * self.ema.beta[0] * x[..., None]
-        average = (averages * self.ema.gamma[0]).sum(-1) / math.sqrt(p.shape[-1])
-        update, query, key, reset, candidate = self._read(F.silu(average + self.omega * x))
-        full = state.keys.shape[1] == self.chunk  # then a new one begins
-        keys = torch.cat([state.keys[:, :0] if full else state.keys, key[:, None]], dim=1)
-        values = torch.cat([state.values[:, :0] if full else state.values, F.silu(self.value(x))[:, None]], dim=1)
-        weights = self._weights(query[:, None] @ keys.transpose(1, 2), self._bias(keys.shape[1])[-1:], None)
-        h = self.dropout(F.silu(candidate + self.out((weights @ values)[:, 0] * reset)))
-        return update * (h - (x if stream is None else stream)), MEGAState(averages, keys, values)
+        begun = state["keys"].shape[1]
+        self._expect_room(begun + x.shape[1])
+        average, modes = self.ema.prefill(x, {"modes": state["modes"]}, lambda length: self.ema(length)[0])
+        average = torch.addcmul(average, self.omega, x).to(x.dtype)
+        update, q, k, reset, candidate = self._read(self.dropout(F.silu(average)))
+        begun %= self.chunk  # a full chunk is done with
+        k = torch.cat([state["keys"][:, :begun].to(k.dtype), k], dim=1)
+        v = torch.cat([state["values"][:, :begun].to(x.dtype), F.silu(self.value(x))], dim=1)
+        last = (k.shape[1] - 1) // self.chunk * self.chunk
+        update = self._combine(self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None)
+        return update, modes | settled(keys=k[:, last:], values=v[:, last:])
+
+    def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with the last L queries of a chunk already begun, which ``k`` and ``v`` start with, and of the next."""
+        begun, end = k.shape[1] - q.shape[1], min(self.chunk, k.shape[1])
+        here = end - begun
+        seen = None if here == 1 else torch.ones(here, end, dtype=torch.bool, device=q.device).tril(begun)
+        scores = q[:, :here] @ k[:, :end].transpose(1, 2)
+        o = self._weights(scores, self._bias(end)[begun:], seen) @ v[:, :end]
+        if k.shape[1] == end:
+            return o
+        return torch.cat([o, self._attend(q[:, here:], k[:, end:], v[:, end:], None)], dim=1)
 
     def state_size(self, length: int) -> int:
         """Count the numbers that ``step`` remembers of ``length`` tokens, at most."""

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
-from chela.layers.long_kernel import KERNEL_LR, LongKernel
+from chela.layers.long_kernel import KERNEL_LR, ExponentialKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
+from chela.layers.state import State, Stepwise
 from chela.ops.fft_conv import fft_conv
 
 
-class S4D(nn.Module):
+class S4D(Stepwise):
     """Diagonal state spaces, GELU, then a gated linear unit over channels (arXiv 2206.11893, section 3).
 
     Per channel, A diagonal and complex, discretised by zero-order hold::
@@ -70,17 +71,18 @@ class S4D(nn.Module):
         y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip)
         return zero_padding(self._out(y), mask)
 
-    def start(self, batch: int) -> Tensor:
-        """Return the state before the first token, for ``step``: zeros ``(B, D, N/2)``, complex."""
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: ``modes (B, D, N/2, 2)``, pairs of real and imaginary parts."""
         expect_causal(self)
-        return torch.view_as_complex(self.kernel.output_matrix.new_zeros(batch, *self.kernel.frequency.shape, 2))
+        return self.kernel.start(batch)
 
-    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Feed one token ``x: (B, D)`` to the recurrence; return its output ``(B, D)`` and the new state."""
-        log_transition, input_matrix, output_matrix = self.kernel.discretised()
-        state = torch.exp(log_transition) * state + input_matrix * x[..., None]
-        y = 2 * (output_matrix[0] * state).real.sum(-1) + self.skip * x
-        return self._out(y.to(x.dtype)), state
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
+
+        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
+        """
+        y, state = self.kernel.prefill(x, state, lambda length: self.kernel(length)[0])
+        return self._out(torch.addcmul(y, self.skip, x).to(x.dtype)), state
 
     def _out(self, y: Tensor) -> Tensor:
         return F.glu(self.out(F.gelu(y)), dim=-1)
@@ -90,15 +92,13 @@ class S4D(nn.Module):
         return 2 * self.kernel.frequency.numel()
 
 
-class S4DKernel(LongKernel):
+class S4DKernel(ExponentialKernel):
     """The impulse response of S4D, K_t = 2 Re Σ_n C_n B̄_n Ā_n^t, from the S4D-Lin start A_n = −½ + iπn.
 
     A and Δ (shared by the two directions) learn at the rate of kernels without decay, C at the model's rate.
 
     Source: arXiv 2206.11893, sections 3.2 (kernel) and 4 (S4D-Lin).
     """
-
-    extends_beyond_l_max = True
 
     def __init__(self, d_model: int, l_max: int, *, causal: bool, d_state: int, dt_min: float, dt_max: float) -> None:
         super().__init__(d_model, l_max, causal=causal)
@@ -123,17 +123,12 @@ class S4DKernel(LongKernel):
         self.frequency.copy_(math.pi * torch.arange(self.frequency.shape[1]).expand_as(self.frequency))
         nn.init.normal_(self.output_matrix, std=math.sqrt(0.5))
 
-    def discretised(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log Ā and B̄ ``(D, N/2)``, and C ``(directions, D, N/2)``, all complex."""
+    def exponentials(self) -> tuple[Tensor, Tensor]:
+        """Return log Ā ``(1, D, N/2)`` and 2·C·B̄ ``(directions, D, N/2)``, complex."""
         a = torch.complex(-torch.exp(self.log_damping), self.frequency)
         log_transition = a * torch.exp(self.log_dt)[:, None]
-        return log_transition, torch.expm1(log_transition) / a, torch.view_as_complex(self.output_matrix)
-
-    def build(self, length: int) -> Tensor:
-        """Sum the damped oscillations."""
-        with torch.autocast(self.log_dt.device.type, enabled=False):
-            log_transition, input_matrix, output_matrix = self.discretised()
-            return 2 * self.sum_of_powers(log_transition, output_matrix * input_matrix, length)
+        output_matrix = torch.view_as_complex(self.output_matrix)
+        return log_transition[None], 2 * output_matrix * (torch.expm1(log_transition) / a)
 
 
 MIXER = S4D

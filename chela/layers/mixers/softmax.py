@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.layers.attention import MultiHead
-from chela.layers.expect import checked
+from chela.layers.expect import checked, expect_causal
 from chela.layers.padding import zero_padding
+from chela.layers.state import State, settled
 
 
 class SoftmaxAttention(MultiHead):
@@ -65,6 +66,31 @@ class SoftmaxAttention(MultiHead):
         before = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
         itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
         return (mask[:, None, :] & before | itself)[:, None]
+
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``.
+
+        Raises:
+            RuntimeError: The layer looks ahead.
+        """
+        expect_causal(self)
+        none = self.out.weight.new_empty(batch, 0, self.heads, self.head_width)
+        return {"keys": none, "values": none.clone()}
+
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed the tokens ``x: (B, L, D)`` that follow the T of ``state``; return their update and the new state.
+
+        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. Time
+        O(L·(L + T)·V).
+        """
+        before, length = state["keys"].shape[1], x.shape[1]
+        q, k, v = self.split(x, before)
+        k, v = (torch.cat([old.to(new.dtype), new], dim=1) for old, new in ((state["keys"], k), (state["values"], v)))
+        alone = before == 0 or length == 1  # the mask is the kernel's own, or there is none
+        seen = None if alone else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
+        parts = (t.transpose(1, 2) for t in (q, k, v))
+        o = F.scaled_dot_product_attention(*parts, attn_mask=seen, is_causal=before == 0)
+        return self.merge(self.attended(o.transpose(1, 2)), x, None), settled(keys=k, values=v)
 
     def state_size(self, length: int) -> int:
         """Count the keys and values that ``length`` tokens leave behind."""

@@ -8,9 +8,9 @@ from chela.ops.backend import Backend, Problem, check_tensors, choose, register
 from chela.ops.fft_conv.cpu import convolve
 from chela.ops.fft_conv.plain import fft_conv_plain
 from chela.ops.fft_conv.reference import fft_conv_reference
-from chela.ops.fft_conv.step import FFTConvState, fft_conv_step
+from chela.ops.fft_conv.step import FFTConvState, StepKernel, fft_conv_prefill, fft_conv_step
 
-__all__ = ["FFTConvState", "fft_conv", "fft_conv_step"]
+__all__ = ["FFTConvState", "StepKernel", "fft_conv", "fft_conv_prefill", "fft_conv_step"]
 
 register(
     "fft_conv",

@@ -1,0 +1,60 @@
+"""What a causal layer remembers of the tokens so far: a flat dict of real tensors, batch first.
+
+A state is saved as it is by safetensors, branched by cloning its tensors, and repeated by ``repeat_interleave`` on
+each. ``start(batch)`` makes it, ``prefill(x, state)`` feeds many tokens and changes no tensor of the state given,
+``step(x, state)`` feeds one, without gradients, and may write to the tensors: clone them to branch. A ``position`` is
+``(B,)`` int64 on the CPU, the tokens seen, the same in all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+State: TypeAlias = dict[str, Tensor]
+
+
+class Stepwise(nn.Module):
+    """A layer whose ``step`` is ``prefill`` of one token."""
+
+    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed ``x: (B, L, D)``; return what ``forward`` gives these positions, and the new state."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state. Without gradients."""
+        update, state = self.prefill(x[:, None], state, None if stream is None else stream[:, None])
+        return update[:, 0], state
+
+
+def nested(name: str, state: Mapping[str, Tensor]) -> State:
+    """Put the state of a part into that of the whole.
+
+    >>> nested("conv", {"recent": torch.zeros(1)})
+    {'conv.recent': tensor([0.])}
+    """
+    return {f"{name}.{key}": tensor for key, tensor in state.items()}
+
+
+def part(name: str, state: Mapping[str, Tensor]) -> State:
+    """Take the state of a part out of that of the whole; undoes ``nested``."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
+
+
+def beginning(batch: int) -> Tensor:
+    """Return the position before the first token."""
+    return torch.zeros(batch, dtype=torch.int64)
+
+
+def settled(**tensors: Tensor) -> State:
+    """Cut tensors from the graph, and from larger ones that they are a view of, so that they can be kept and saved."""
+    return {name: _own(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def _own(tensor: Tensor) -> Tensor:
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
