@@ -271,7 +271,7 @@ class ExponentialKernel(LongKernel):
         modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
         with torch.autocast(u.device.type, enabled=False):
             log_base, weight = (part[0] for part in self.exponentials())
-            for new in u.to(recent.dtype).split(PIECE, dim=1):
+            for new in torch.split(u.to(recent.dtype), PIECE, dim=1):
                 known, length, old = torch.cat([recent, new], dim=1), new.shape[1], recent.shape[1]
                 kernel = lags(known.shape[1])
                 near = (known * kernel.flip(1).T).sum(1, keepdim=True) if length == 1 else fft_conv(known, kernel)
@@ -279,19 +279,21 @@ class ExponentialKernel(LongKernel):
                 outputs.append(near[:, -length:] + far.mT * gain)
                 modes, recent = _advanced(modes, log_base, known[:, :length]), known[:, length:]
         modes = torch.view_as_real(modes) if modes.is_complex() else modes
-        return torch.cat(outputs, dim=1).to(u.dtype), settled(modes=modes, **{name: recent for name in state if name == "recent"})
+        return torch.cat(outputs, dim=1).to(u.dtype), settled(
+            modes=modes, **{name: recent for name in state if name == "recent"}
+        )
 
 
 def _advanced(modes: Tensor, log_base: Tensor, u: Tensor) -> Tensor:
     """Add ``u: (B, L, C)`` to the modes ``(B, C, N)``, in √L stretches of √L tokens."""
     length = u.shape[1]
     size = max(1, math.isqrt(length))
-    stretches = F.pad(u.mT, (-length % size, 0)).unflatten(2, (-1, size))  # (B, C, A, m)
+    stretches = F.pad(u.mT, (-length % size, 0)).reshape(len(u), u.shape[2], -1, size)  # (B, C, A, m)
     back = torch.arange(max(size, stretches.shape[2]) - 1, -1, -1, device=u.device)[:, None]
     powers = log_base[:, None]
     sums = stretches.to(log_base.dtype) @ torch.exp(powers * back[-size:])  # (B, C, A, N)
     sums = (sums * torch.exp(powers * (size * back[-stretches.shape[2] :]))).sum(2)
-    return torch.exp(log_base * length) * modes + sums
+    return sums.addcmul(torch.exp(log_base * length), modes)
 
 
 class DampedEMAKernel(ExponentialKernel):

@@ -277,7 +277,9 @@ class ShortLongConv(nn.Module):
             RuntimeError: The layer sees later tokens.
         """
         expect_causal(self)
-        return {key: tensor for name, stage in self._stages() for key, tensor in nested(name, stage.start(batch)).items()}
+        return {
+            key: tensor for name, stage in self._stages() for key, tensor in nested(name, stage.start(batch)).items()
+        }
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, C)`` that follow those of ``state``, of any number, to the causal form.

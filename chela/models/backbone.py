@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,17 +61,21 @@ class Residual(nn.Module):
         Raises:
             UsageError: The layer has no states.
         """
+        layer: Any = self.layer
         for method in ("start", "prefill", "step"):
-            if not hasattr(self.layer, method):
-                name = type(self.layer).__name__
-                raise UsageError(f"{name}: expected a method {method}, to go on token by token (docs/extend.md), got none")
-        state: State = self.layer.start(batch)
+            if not hasattr(layer, method):
+                name = type(layer).__name__
+                raise UsageError(
+                    f"{name}: expected a method {method}, to go on token by token (docs/extend.md), got none"
+                )
+        state: State = layer.start(batch)
         return state
 
     def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Update the tokens ``x: (B, L, D)`` that follow those of ``state``, or one token ``(B, D)``."""
         y = self.norm(x) if self.prenorm else x
-        feed = self.layer.prefill if x.ndim == 3 else self.layer.step
+        layer: Any = self.layer
+        feed = layer.prefill if x.ndim == 3 else layer.step
         update, state = feed(y, state, **({"stream": x} if "stream" in self.context else {}))
         return self._sum(x, update), state
 
@@ -169,7 +173,7 @@ class Backbone(nn.Module):
     def start(self, batch: int) -> State:
         """Return the state before the first token: ``position``, and ``blocks.0.…`` of each mixer."""
         state = {"position": beginning(batch)}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._blocks()):
             state |= nested(f"blocks.{i}", block.mixer.start(batch))
         return state
 
@@ -185,15 +189,18 @@ class Backbone(nn.Module):
             start = int(state["position"][0])
             if start + new > self.l_max:
                 raise ValueError(
-                    f"expected at most l_max={self.l_max} tokens, got {start + new}: there are no more learned positions; "
+                    f"expected at most l_max={self.l_max} tokens, got {start + new}: learned positions end there; "
                     "build with a larger l_max, or with model.positions=none"
                 )
             x = x + self.positions.weight[start : start + new].view(x.shape[1:])
         after = {"position": state["position"] + new}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self._blocks()):
             x, end = block.go_on(x, part(f"blocks.{i}", state))
             after |= nested(f"blocks.{i}", end)
         return x if self.norm is None else self.norm(x), after
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _way_on(self) -> str:
         """Say what helps against too long a sequence."""

@@ -152,11 +152,21 @@ def test_step_equals_the_whole(variant: str) -> None:
     x = torch.randn(2, L_MAX, D, dtype=torch.float64)
     with torch.no_grad():
         expected = mixer(x)
-    state, outs = mixer.start(2), []
-    for t in range(L_MAX):
+    out, state = mixer.prefill(x[:, :7], mixer.start(2))
+    outs = [out]
+    for t in range(7, L_MAX):
         out, state = mixer.step(x[:, t], state)
-        outs.append(out)
-    torch.testing.assert_close(torch.stack(outs, 1), expected, rtol=0, atol=1e-10)
+        outs.append(out[:, None])
+    torch.testing.assert_close(torch.cat(outs, 1), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_size_is_that_of_the_state(variant: str) -> None:
+    mixer = layer(causal=True, **VARIANTS[variant])
+    state = mixer.start(2)
+    for t in range(100):  # beyond l_max
+        assert mixer.state_size(t) == sum(s[0].numel() for name, s in state.items() if "position" not in name)
+        _, state = mixer.step(torch.randn(2, D, dtype=torch.float64), state)
 
 
 def test_step_needs_a_causal_layer() -> None:

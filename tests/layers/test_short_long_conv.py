@@ -163,14 +163,45 @@ def test_steps_equal_the_whole(mode, branches):
     options = {"causal": True, "mode": mode, "branches": branches, "short_kernel": 4}
     layer = ShortLongConv(C, l_max=L_MAX, **options) if mode == "none" else _trained(**options)
     x = torch.randn(2, L_MAX, C)
-    state, outputs = None, []
+    state, outputs = layer.eval().start(2), []
     for t in range(L_MAX):
         y, state = layer.step(x[:, t], state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), layer(x), atol=1e-5, rtol=0)
-    if "long" in mode:
-        with pytest.raises(ValueError, match=f"expected at most K={L_MAX} tokens"):
-            layer.step(x[:, 0], state)
+
+
+@pytest.mark.parametrize("kernel", ["multiscale", "free", "ema"])
+def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
+    """In prefill and in steps, over several pages; "ema" has no last tap."""
+    layer = _trained(causal=True, long_kernel=kernel).double().eval().requires_grad_(False)
+    x = torch.randn(2, 9 * L_MAX, C, dtype=torch.float64)
+    y, state = layer.prefill(x[:, : 5 * L_MAX + 3], layer.start(2))
+    size, outputs = sum(tensor.numel() for tensor in state.values()), [y]
+    for t in range(5 * L_MAX + 3, 9 * L_MAX):
+        y, state = layer.step(x[:, t], state)
+        outputs.append(y[:, None])
+    taps = layer.long.sum(x.shape[1] if kernel == "ema" else L_MAX)[0]
+    u = F.silu(short_conv(x, layer.short.weight, causal=True, backend="reference"))
+    want = F.conv1d(F.pad(u.mT, (taps.shape[1] - 1, 0)), taps.flip(1)[:, None], groups=C).mT
+    torch.testing.assert_close(torch.cat(outputs, 1), F.silu(want + layer.long.bias), atol=1e-10, rtol=0)
+    assert sum(tensor.numel() for tensor in state.values()) <= 2 * size
+
+
+def test_a_step_has_the_kernel_of_the_parameters_as_they_are():
+    layer = _trained(causal=True).eval().requires_grad_(False)
+    x, state = torch.randn(1, C), layer.start(1)
+
+    def first():
+        return layer.step(x, layer.start(1))[0]
+
+    y = first()
+    ready = layer.long._kept.of(layer.long, lambda: None)
+    layer.step(x, state)
+    assert ready is not None and layer.long._kept.of(layer.long, lambda: None) is ready
+    layer.long.gain.mul_(2)  # in place, as an optimiser does
+    assert not torch.allclose(first(), y)
+    layer.train()
+    torch.testing.assert_close(first(), layer(x[:, None])[:, 0])
 
 
 def test_bfloat16_input_and_autocast():

@@ -4,6 +4,9 @@
 residual stream before the norm. The result is ``(B, L, D)``, 0 at padding: the block adds it to the stream. A system
 with a highway gate g returns ``g ⊙ (candidate − stream)``; without a ``stream`` it takes x for it.
 
+A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state, stream=None)`` for ``(B, L, D)`` and
+``step(x, state, stream=None)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
+
 The file ``NAME.py`` ends with ``MIXER = Class``. Its options are the keyword arguments of the constructor, but for what
 the backbone hands over: ``l_max``, ``causal``, ``layer``, ``depth`` and ``dropout``.
 """

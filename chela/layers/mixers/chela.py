@@ -267,9 +267,7 @@ class Core(nn.Module):
             with torch.autocast(c.device.type, enabled=False):
                 return self._sum(c.float(), v.float(), **options)
         q, k, v, log_decay = self._read(c, v)
-        return linear_attention(
-            q, k, v, causal=self.causal, log_decay=log_decay, normalize=self.normalize, **options
-        )
+        return linear_attention(q, k, v, causal=self.causal, log_decay=log_decay, normalize=self.normalize, **options)
 
     def _read(self, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries and keys ``(…, H, Z)``, values ``(…, H, W / H)``, and log λ ``(H,)`` or ``(…, H)``, if any."""

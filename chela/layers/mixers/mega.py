@@ -194,11 +194,13 @@ class MEGA(Stepwise):
         k = torch.cat([state["keys"][:, :begun].to(k.dtype), k], dim=1)
         v = torch.cat([state["values"][:, :begun].to(x.dtype), F.silu(self.value(x))], dim=1)
         last = (k.shape[1] - 1) // self.chunk * self.chunk
-        update = self._combine(self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None)
+        update = self._combine(
+            self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None
+        )
         return update, modes | settled(keys=k[:, last:], values=v[:, last:])
 
     def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend with the last L queries of a chunk already begun, which ``k`` and ``v`` start with, and of the next."""
+        """Attend with the last L tokens; ``k`` and ``v`` begin with the tokens of the chunk that came before them."""
         begun, end = k.shape[1] - q.shape[1], min(self.chunk, k.shape[1])
         here = end - begun
         seen = None if here == 1 else torch.ones(here, end, dtype=torch.bool, device=q.device).tril(begun)

@@ -88,8 +88,8 @@ class SoftmaxAttention(MultiHead):
         k, v = (torch.cat([old.to(new.dtype), new], dim=1) for old, new in ((state["keys"], k), (state["values"], v)))
         alone = before == 0 or length == 1  # the mask is the kernel's own, or there is none
         seen = None if alone else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
-        parts = (t.transpose(1, 2) for t in (q, k, v))
-        o = F.scaled_dot_product_attention(*parts, attn_mask=seen, is_causal=before == 0)
+        q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
+        o = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, is_causal=before == 0)
         return self.merge(self.attended(o.transpose(1, 2)), x, None), settled(keys=k, values=v)
 
     def state_size(self, length: int) -> int:

@@ -71,7 +71,8 @@ class StepKernel:
         size = inputs.shape[2]
         if size not in self.spectra:
             self.spectra[size] = torch.fft.rfft(self.kernel[:, : 2 * size], n=2 * size)
-        return torch.fft.irfft(torch.fft.rfft(inputs, n=2 * size) * self.spectra[size], n=2 * size)[:, :, size:]
+        both: Tensor = torch.fft.irfft(torch.fft.rfft(inputs, n=2 * size) * self.spectra[size], n=2 * size)
+        return both[:, :, size:]
 
 
 @torch.no_grad()
@@ -112,9 +113,9 @@ def fft_conv_step(u: Tensor, state: FFTConvState, kernel: StepKernel) -> tuple[T
     inputs = _padded(inputs, room(t + 1, taps))
     if pending.shape[2] == 0:
         pending = _pending(inputs, t, kernel)
-    elif at == 0:
+    elif t and at == 0:
         pending = kernel.tile(inputs)
-    elif at % BLOCK == 0:
+    elif at and at % BLOCK == 0:
         pending = _padded(pending, inputs.shape[2])
         _add_tile(pending, inputs, at, kernel)
     inputs[:, :, at] = u

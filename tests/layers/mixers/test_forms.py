@@ -10,10 +10,9 @@ from chela.layers.mixers import build_mixer
 from chela.layers.mixers.lion import from_previous
 from chela.ops import linear_attention
 from tests.layers.mixers import definitions
-from tests.layers.mixers.systems import CASES, D_MODEL, L_MAX, SYSTEMS, System
+from tests.layers.mixers.systems import D_MODEL, L_MAX, SYSTEMS, System
 
 LIONS = ["lion_lit", "lion_d", "lion_s"]
-STEPPING = [name for name, _ in CASES if hasattr(SYSTEMS[name].build(True), "step") and "rotary" not in name]
 
 
 @pytest.fixture
@@ -55,49 +54,6 @@ def test_the_three_forms_of_lion_agree(name, padded, x):
     single, single_mask = layer.float(), mask
     torch.testing.assert_close(single(x.float(), single_mask), chunked.float(), rtol=0, atol=1e-6)
     torch.testing.assert_close(_recurrent(single, x.float(), real), chunked.float(), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", sorted(set(STEPPING)))
-def test_steps_equal_the_whole(name, x):
-    layer = SYSTEMS[name].build(True).eval()
-    with torch.no_grad():
-        stream = {"stream": torch.randn_like(x)} if SYSTEMS[name].highway else {}
-        whole, state, steps = layer(x, **stream), layer.start(len(x)), []
-        for t in range(x.shape[1]):
-            out, state = layer.step(x[:, t], state, *(part[:, t] for part in stream.values()))
-            steps.append(out)
-    torch.testing.assert_close(torch.stack(steps, dim=1), whole, rtol=1e-8, atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    "name", ["linear", "lightning", "lion_lit", "lion_d", "lion_s", "s4d", "mega", "mega-chunk", "chela"]
-)
-def test_these_systems_can_step(name):
-    assert name in STEPPING
-
-
-@pytest.mark.parametrize("name", sorted({n for n in STEPPING if SYSTEMS[n].bidirectional}))
-def test_a_layer_that_looks_ahead_does_not_step(name):
-    layer = SYSTEMS[name].build(False)
-    with pytest.raises(RuntimeError, match="causal=True"):
-        layer.start(1)
-
-
-def _numbers(state) -> int:
-    if state is None:
-        return 0
-    if isinstance(state, torch.Tensor):
-        return state[0].numel() * (2 if state.is_complex() else 1)
-    return sum(_numbers(part) for part in state)
-
-
-@pytest.mark.parametrize("name", ["linear", "lightning", "lion_d", "lion_s", "s4d", "mega", "mega-chunk"])
-def test_state_size_counts_the_state(name, x):
-    layer = SYSTEMS[name].build(True)
-    state = layer.start(len(x))
-    for t in range(5):
-        _, state = layer.step(x[:, t], state)
-    assert layer.state_size(5) == _numbers(state)
 
 
 def test_mega_in_one_chunk_is_mega(x):
@@ -175,8 +131,9 @@ def test_mega_without_chunks_refuses_more_than_l_max_tokens(chunk):
     state = layer.start(1)
     for _ in range(10):
         _, state = layer.step(torch.randn(1, 4), state)
-    with pytest.raises(ValueError, match="expected at most l_max=10 tokens, got 11"):
-        layer.step(torch.randn(1, 4), state)
+    for feed, x in ((layer.step, torch.randn(1, 4)), (layer.prefill, torch.randn(1, 1, 4))):
+        with pytest.raises(ValueError, match="expected at most l_max=10 tokens, got 11"):
+            feed(x, state)
 
 
 def test_mega_with_chunks_takes_more_than_l_max_tokens():

@@ -1,0 +1,129 @@
+"""Causal networks that go on from a state, and scores by the embedding's table."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.groups import names
+from chela.models import TaskFacts, build_model
+from chela.models.cost import cost
+from chela.models.pretrained import from_pretrained, save_pretrained
+
+TASK = TaskFacts(num_classes=9, l_max=40, vocab_size=9, objective="tokens")
+
+
+def _network(name="chela", *words, task=TASK):
+    config = resolve([f"model={name}", "preset=tiny", "model.causal=true", *words]).model
+    return build_model(config, task, seed=0).double().eval()
+
+
+@pytest.mark.parametrize(
+    "words", [["model.prenorm=false"], ["model.positions=learned", "model.norm=rms"], ["model.d_ff=0"]], ids=str
+)
+@pytest.mark.parametrize("name", names("model"))
+@torch.no_grad()
+def test_prefill_and_step_are_the_scores_of_the_whole(name, words):
+    network, tokens = _network(name, *words), torch.randint(1, 9, (2, 33))
+    first, state = network.prefill(tokens[:, :13])
+    second, state = network.prefill(tokens[:, 13:20], state)
+    scores = [first, second]
+    for t in range(20, 33):
+        one, state = network.step(tokens[:, t], state)
+        scores.append(one[:, None])
+    torch.testing.assert_close(torch.cat(scores, 1), network(tokens), rtol=1e-8, atol=1e-8)
+    assert state["position"].tolist() == [33, 33] and all(type(t) is torch.Tensor for t in state.values())
+
+
+@torch.no_grad()
+def test_features_go_on_too():
+    network = _network(task=TaskFacts(num_classes=3, l_max=40, vocab_size=None, input_dim=2, objective="tokens"))
+    x = torch.randn(2, 9, 2, dtype=torch.float64)
+    _, state = network.prefill(x[:, :8])
+    torch.testing.assert_close(network.step(x[:, 8], state)[0], network(x)[:, 8], rtol=0, atol=1e-9)
+
+
+def test_truncated_back_propagation_takes_the_parts_one_by_one():
+    """The second part's gradients are those with the first part's state as a constant."""
+    network, tokens = _network("chela", "model.mixer.conv=none").train(), torch.randint(1, 9, (2, 40))
+    first, state = network.prefill(tokens[:, :20])
+    assert first.requires_grad and not any(tensor.requires_grad for tensor in state.values())
+    network.prefill(tokens[:, 20:], state)[0].square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_beyond_l_max_there_is_a_way_on_or_a_clear_end():
+    tokens = torch.randint(1, 9, (1, 41))
+    with pytest.raises(ValueError, match=r"at most l_max=40 tokens, got 41; build .* or give the rest to prefill$"):
+        _network()(tokens)
+    assert _network().prefill(tokens)[0].shape == (1, 41, 9)
+    with pytest.raises(ValueError, match=r"got 41; build with a larger l_max$"):
+        _network("chela", "model.positions=learned")(tokens)
+    with pytest.raises(ValueError, match="got 41: learned positions end there; build with a larger l_max, or with"):
+        _network("chela", "model.positions=learned").prefill(tokens)
+    with pytest.raises(ValueError, match="MEGA: expected at most l_max=40 tokens, got 41"):
+        _network("mega").prefill(tokens)
+
+
+class Own(nn.Module):
+    """A mixer of somebody's own, without states."""
+
+    def __init__(self, d_model):
+        super().__init__()
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x):
+        """Map."""
+        return self.out(x)
+
+
+def test_what_has_no_state_says_so_in_one_line():
+    tokens = torch.randint(1, 9, (1, 4))
+    network = _network()
+    network.backbone.blocks[0].mixer.layer = Own(16)
+    with pytest.raises(UsageError, match=r"^Own: expected a method start, to go on token by token .*, got none$"):
+        network.prefill(tokens)
+    looks_ahead = build_model(resolve(["preset=tiny"]).model, TASK, seed=0)
+    with pytest.raises(RuntimeError, match=r"TokenModel\.start: expected causal=True"):
+        looks_ahead.prefill(tokens)
+
+
+def test_tied_scores_read_the_table_of_the_embedding(tmp_path):
+    network, apart = _network("chela", "model.tie=true"), _network()
+    table = network.backbone.embedding.weight
+    assert network.head.weight is table and torch.equal(table, apart.backbone.embedding.weight)
+    counts = [sum(p.numel() for p in net.parameters()) for net in (network, apart)]
+    assert counts[1] - counts[0] == table.numel() and cost(network.built_from[0], TASK).parameters == counts[0]
+    network, tokens = network.float(), torch.randint(1, 9, (2, 20))
+    network(tokens).square().mean().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    want = network(tokens)
+    again = from_pretrained(save_pretrained(network, tmp_path))
+    checkpoint = _network("chela", "model.tie=true").float()
+    checkpoint.load_state_dict(network.state_dict())
+    for other in (again, checkpoint, copy.deepcopy(network)):
+        assert torch.equal(other(tokens), want) and other.head.weight is other.backbone.embedding.weight
+
+
+@pytest.mark.parametrize("facts", [{"num_classes": 5}, {"objective": "classification"}, {"vocab_size": None}], ids=str)
+def test_tying_needs_as_many_symbols_as_classes(facts):
+    known = {"num_classes": 9, "l_max": 40, "vocab_size": 9, "objective": "tokens"} | facts
+    with pytest.raises(UsageError, match="tie: expected False, or as many symbols as classes"):
+        build_model(resolve(["preset=tiny", "model.tie=true"]).model, TaskFacts(**known), seed=0)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", ["chela", "softmax"])
+@torch.no_grad()
+def test_a_state_can_be_branched(mode, name):
+    network, tokens = _network(name), torch.randint(1, 9, (2, 6))
+    getattr(network, mode)()
+    _, state = network.prefill(tokens)
+    wide = {key: tensor.repeat_interleave(3, dim=0) for key, tensor in state.items()}
+    branch = {key: tensor.clone() for key, tensor in state.items()}
+    one = network.step(tokens[:, 0], state)[0]
+    assert torch.equal(network.step(tokens[:, 0], branch)[0], one)
+    torch.testing.assert_close(network.step(tokens[:, 0].repeat_interleave(3), wide)[0][1::3], one)
