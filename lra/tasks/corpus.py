@@ -24,7 +24,9 @@ from lra.streams import GOLDEN, key, mix
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Records, Task
 from lra.texts import PACKED, Span, check_utf8, chunks, unpacked
 
-BYTES = bytes(range(256))
+BYTES = "".join(map(chr, range(256)))
+"""All bytes, each as the character of its number, as in Latin-1; so are other alphabets written."""
+
 PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
 """Where each split begins and ends, in hundredths of the text, rounded down."""
 
@@ -54,7 +56,7 @@ class Corpus(Task):
     own_text = True
     in_order = True
     input_help = "a text; each symbol is answered by the next one's id"
-    alphabet: ClassVar[bytes] = BYTES
+    alphabet: ClassVar[str] = BYTES
     marks: ClassVar[tuple[str, ...]] = ()
     remote: ClassVar[Remote | None] = None
     content: ClassVar[Remote | None] = None
@@ -67,8 +69,8 @@ class Corpus(Task):
         self.l_max = self.window
         self.vocab_size = self.num_classes = len(self.alphabet) + 1
         self.table = np.zeros(256, np.uint16)
-        self.table[list(self.alphabet)] = np.arange(1, len(self.alphabet) + 1)
-        self.before = b"\n" if b"\n" in self.alphabet else b" "  # what stands before a text
+        self.table[[ord(symbol) for symbol in self.alphabet]] = np.arange(1, len(self.alphabet) + 1)
+        self.before = b"\n" if "\n" in self.alphabet else b" "  # what stands before a text
         self._spans: dict[str, Span] = {}
 
     @property
@@ -182,7 +184,7 @@ class Corpus(Task):
 
     def text(self, ids: np.ndarray) -> str:
         """Return the text of ids."""
-        return bytes(self.alphabet[i - 1] for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
+        return bytes(ord(self.alphabet[i - 1]) for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
 
     def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
         """Return the text of a window; its last target in another colour."""
@@ -281,7 +283,7 @@ class Shakespeare(Corpus):
 
     own_text = False
     note = "the test set is the validation split: this text is cut in two, as nanoGPT does"
-    alphabet = b"\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    alphabet = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     places: ClassVar[dict[str, tuple[int, int]]] = {"train": (0, 90), "validation": (90, 100), "test": (90, 100)}
     remote = content = Remote(
         "tinyshakespeare.txt",
@@ -314,7 +316,7 @@ class Text8(Corpus):
 
     own_text = False
     title = "text8"
-    alphabet = b" abcdefghijklmnopqrstuvwxyz"
+    alphabet = " abcdefghijklmnopqrstuvwxyz"
     remote = Remote(
         "text8.zip",
         f"{MAHONEY}/text8.zip",
