@@ -266,7 +266,7 @@ def test_a_state_that_grows_is_no_stream(
 
 def test_a_task_that_is_no_text_has_no_context() -> None:
     task = SimpleNamespace(in_order=False, name="listops", l_max=8)
-    with pytest.raises(UsageError, match="eval.context: expected a run on a text, listops is none"):
+    with pytest.raises(UsageError, match=r"eval.context: expected a run on a text, listops is none"):
         Reading("stream").of(task)
 
 
