@@ -12,7 +12,7 @@ from torch import nn
 from chela.errors import UsageError
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.tasks.corpus import in_words
+from lra.windows import in_words
 
 CONTEXTS = ("window", "stride", "stream")
 

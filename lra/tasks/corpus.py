@@ -7,7 +7,6 @@ memory; a compressed one is unpacked once under the data folder. README, "Corpor
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,9 +19,9 @@ from lra.files import sha256
 from lra.options import option, shown
 from lra.schema import DataConfig
 from lra.source import Form, Remote, given_root, locate, verify
-from lra.streams import GOLDEN, key, mix
-from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Records, Task
+from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
 from lra.texts import PACKED, Span, check_utf8, chunks, unpacked
+from lra.windows import Windows, in_words
 
 BYTES = "".join(map(chr, range(256)))
 """All bytes, each as the character of its number, as in Latin-1; so are other alphabets written."""
@@ -31,6 +30,10 @@ PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
 """Where each split begins and ends, in hundredths of the text, rounded down."""
 
 MAHONEY = "http://mattmahoney.net/dc"
+
+
+def _window(symbols: int) -> Any:
+    return option(symbols, "symbols of a training window", ge=2, le=1_000_000)
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Corpus(Task):
         knows_words: Whether words are what white space separates, and one end for each line.
     """
 
-    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
+    window: int = _window(256)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
     test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
 
@@ -148,11 +151,13 @@ class Corpus(Task):
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""
-        return Windows(self, self.span(split), self.window, 1 if split == "train" else self.window, split != "train")
+        return Windows(
+            self.table, self.span(split), self.window, 1 if split == "train" else self.window, split != "train"
+        )
 
     def pieces(self, split: str, window: int, stride: int) -> Windows:
         """Return windows of a split, each ``stride`` symbols after the one before; a symbol is a target once."""
-        return Windows(self, self.span(split), window, stride, True)
+        return Windows(self.table, self.span(split), window, stride, once=True)
 
     def span(self, split: str) -> Span:
         """Return the symbols of a split. Raises ``DataError`` before ``prepare``."""
@@ -193,91 +198,6 @@ class Corpus(Task):
         return f'<p class="text">{text}<span class="cut">{last}</span></p>', f"{(targets != IGNORED).sum()} targets"
 
 
-class Windows(Records):
-    """Windows of a text: record i holds the symbols from i·stride on as targets, and as input the one before each.
-
-    Args:
-        task: Knows the ids.
-        span: The symbols.
-        window: Of a record; the last one of a span may be shorter.
-        stride: From one record to the next, at most the window.
-        once: Whether a symbol is a target in one record only, the first that has it.
-    """
-
-    def __init__(self, task: Corpus, span: Span, window: int, stride: int, once: bool) -> None:
-        if not 1 <= stride <= window:
-            raise ValueError(f"expected a stride from 1 to the window, got {stride} of {window}")
-        self._table, self._span, self._window, self._stride, self._once = task.table, span, window, stride, once
-        self._number = 1 + max(0, -(-(len(span) - window) // stride))
-
-    def __len__(self) -> int:
-        return self._number
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
-        """Return (input, targets) of several records."""
-        return [self._record(int(i)) for i in indices]
-
-    def _record(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        first = i * self._stride
-        ids = self._table[self._span.read(first - 1, min(first + self._window, len(self._span)))]
-        targets = ids[1:].astype(np.int64)
-        if self._once and i:
-            targets[: self._window - self._stride] = IGNORED
-        return ids[:-1], targets
-
-    def lengths(self) -> np.ndarray:
-        """Return the length of every record, int64 ``(N,)``; of equal ones in the memory of one."""
-        lengths = np.broadcast_to(np.int64(self._window), self._number)
-        last = len(self._span) - (self._number - 1) * self._stride
-        if last < self._window:
-            lengths = lengths.copy()
-            lengths[-1] = last
-        return lengths
-
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return f"window at symbol {i * self._stride:,}"
-
-    def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
-        """Return windows drawn at random, each apart from the others, from (seed, step) alone."""
-        words = mix(np.arange(size, dtype=np.uint64) * GOLDEN + key(seed, "window", step))
-        return (words % np.uint64(len(self))).astype(np.int64)
-
-    def ordered(self, size: int, step: int) -> tuple[np.ndarray, bool]:
-        """Return the windows of a step, row b reading its part of the text on, and whether that begins anew.
-
-        The text is cut into as many equal parts as there are rows; what is left at a part's end, less than a window,
-        is not read.
-        """
-        part = len(self._span) // size
-        steps = part // self._window
-        if not steps:
-            raise DataError(
-                f"data.carry: expected a text of at least a window of {self._window:,} for each of {size} rows, got "
-                f"{len(self._span):,} symbols; lower trainer.batch_size or task.window"
-            )
-        at = step % steps
-        starts: np.ndarray = np.arange(size) * part + at * self._window
-        return starts // self._stride, at == 0
-
-    def majority_accuracy(self) -> float:
-        """Return the share of the most frequent symbol."""
-        return float(self._span.counts().max() / len(self._span))
-
-
-def in_words(window: int, stride: int) -> str:
-    """Say what a symbol is predicted from where a text is read in windows.
-
-    >>> in_words(64, 64)
-    'windows of 64, each alone: 1 to 64 symbols before'
-    >>> in_words(64, 16)
-    'windows of 64, each 16 on: after the first at least 48 symbols before'
-    """
-    if stride == window:
-        return f"windows of {window:,}, each alone: 1 to {window:,} symbols before"
-    return f"windows of {window:,}, each {stride:,} on: after the first at least {window - stride:,} symbols before"
-
-
 class Shakespeare(Corpus):
     """Forty thousand lines of Shakespeare by characters, split as nanoGPT does: there is no third part to test on."""
 
@@ -294,8 +214,11 @@ class Shakespeare(Corpus):
     marks = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
 
 
+@dataclass
 class Enwik8(Corpus):
     """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
+
+    window: int = _window(2048)
 
     own_text = False
     title = "enwik8"
@@ -311,8 +234,11 @@ class Enwik8(Corpus):
     marks = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
 
 
+@dataclass
 class Text8(Corpus):
     """A hundred million characters of the same, cleaned to the letters a … z and the space."""
+
+    window: int = _window(2048)
 
     own_text = False
     title = "text8"
@@ -329,8 +255,11 @@ class Text8(Corpus):
     marks = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
 
 
+@dataclass
 class WikiText103(Corpus):
     """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
+
+    window: int = _window(2048)
 
     own_text = False
     title = "WikiText-103"

@@ -19,7 +19,7 @@ from chela.identity import fingerprint
 from chela.schedules import lr_factor
 from chela.schema import OptimizerConfig
 from chela.training import fit
-from chela.training.contexts import Reading
+from chela.training.contexts import Reading, of_text
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 
@@ -266,7 +266,7 @@ def test_a_state_that_grows_is_no_stream(
 
 def test_a_task_that_is_no_text_has_no_context() -> None:
     task = SimpleNamespace(in_order=False, name="listops", l_max=8)
-    with pytest.raises(UsageError, match="eval.context: expected a run on a text, listops is none"):
+    with pytest.raises(UsageError, match=r"eval.context: expected a run on a text, listops is none"):
         Reading("stream").of(task)
 
 
@@ -274,3 +274,12 @@ def test_the_rate_ends_at_a_tenth() -> None:
     config = OptimizerConfig(warmup_steps=10, schedule="cosine_tenth")
     rates = [round(lr_factor(config, step, 110), 4) for step in (0, 9, 10, 60, 110)]
     assert rates == [0.1, 1.0, 1.0, 0.55, 0.1]
+
+
+def test_perplexity_by_words() -> None:
+    """Two nats a symbol and five symbols a word are ten nats a word."""
+    task = SimpleNamespace(in_order=True, name="wikitext103", l_max=8, words=lambda split: 20)
+    told = of_text(task, "test", Reading(), {"loss": 2.0, "count": 100.0})
+    assert told["words"] == 20 and told["word_perplexity"] == pytest.approx(math.exp(10))
+    assert told["perplexity"] == math.exp(2) and told["context"].startswith("windows of 8, each alone")
+    assert of_text(SimpleNamespace(in_order=False), "test", Reading(), {}) == {}
