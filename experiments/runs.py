@@ -4,7 +4,7 @@ chela runs list runs/lra_mini                                       one line for
 chela runs collect runs/lra_mini to=experiments/results/lra_mini    copies without checkpoints
 
 ``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``, and
-``probe.json`` where there is one) and a sweep's choices of learning rates. It takes the folders of this machine out of
+``probe.json`` and ``length.json`` where they are) and a sweep's choices of learning rates. It takes the folders of this machine out of
 the configuration.
 """
 
@@ -40,6 +40,7 @@ RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 PROBE = "probe.json"  # what its attention adds, written by chela probe
+LENGTH = "length.json"  # bits by window and by position, written by chela length
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds")  # columns of every metrics.csv
@@ -243,7 +244,7 @@ def _collect(paths: list[str], to: Path) -> int:
         if run.config.get("data.released"):
             OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
         write(target / "config.yaml", OmegaConf.to_yaml(config))
-        for file in ("result.json", "metrics.csv", "failed.json", PROBE):
+        for file in ("result.json", "metrics.csv", "failed.json", PROBE, LENGTH):
             if (run.path / file).is_file():
                 shutil.copyfile(run.path / file, target / file)
     for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:

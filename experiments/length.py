@@ -1,0 +1,146 @@
+"""Score trained language models in windows longer than those they were trained on, and by position in the window.
+
+chela length runs/corpus-mini/…                        bits at 1, 2, 4 and 8 times the training window
+chela length RUN RUN … out=length.png                  and a figure of them all
+
+Windows overlap by half, so that a symbol has at least half a window before it. The figures stay in each run's folder,
+in length.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from chela.cli import command
+from chela.errors import UsageError
+from chela.evaluate import RunWords
+from chela.predict import load_run
+from chela.training.contexts import expect_prefill
+from experiments.runs import LENGTH, read_runs
+from lra.batches import collate, eval_batches
+from lra.files import write_whole
+from lra.options import option
+from lra.tasks.base import IGNORED, Records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOKENS = 16384  # scored at once
+
+
+@dataclass
+class Words:
+    """The words of the command."""
+
+    runs: list[str] = option(MISSING, "run folders, or folders above them, of language models", positional=True)
+    times: list[int] = option([1, 2, 4, 8], "windows, in training windows")
+    split: str = option("test", "what is scored", choices=("test", "validation"))
+    data_root: str = option("", "where the text lies, when not where it lay in training", key="data.root")
+    data_dir: str = option("", "where prepared records lie, in the same case", key="data.dir")
+    out: Path | None = option(None, "a figure of all runs")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Score the runs; return the exit status."""
+    return command(Words, length, __doc__ or "", argv)
+
+
+def length(words: Words) -> int:
+    """Score the runs that ``words`` name, one after another."""
+    found = {}
+    for run in read_runs(words.runs):
+        named = RunWords(str(run.path), data_dir=words.data_dir, data_root=words.data_root)
+        model, task = load_run(named)
+        if not task.in_order:
+            raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
+        task.prepare(named.load_config().data)
+        found[run.model] = scores = by_length(model, task, words.split, words.times)
+        write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
+        bits = ", ".join(f"{row['bits']:.4f} at {row['window']:,}" for row in scores["windows"])
+        sys.stdout.write(f"{run.path.name}: bits by window: {bits}\n")
+    if words.out:
+        from experiments.plot import save
+
+        save(drawn(found), words.out)
+    return 0
+
+
+def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> dict[str, Any]:
+    """Return bits a symbol by window, and of the training window by position.
+
+    Args:
+        model: In eval mode.
+        task: A prepared text.
+        split: What is scored.
+        times: Windows, in training windows.
+
+    Returns:
+        "windows": of each its length, the symbols before a target at least, and the bits, or why there are none;
+        "positions": of each doubling of the position in a training window that stands alone, its last position and
+        the bits of the targets there.
+    """
+    rows = []
+    for window in (task.l_max * factor for factor in times):
+        records = task.pieces(split, window, window // 2)
+        if window > task.l_max:
+            expect_prefill(model, f"a window of {window}")
+        nats, targets = losses(model, records, window, task.l_max)
+        rows.append({"window": window, "context": window // 2, "bits": float(nats.sum() / targets.sum() / math.log(2))})
+    nats, targets = losses(model, task.pieces(split, task.l_max, task.l_max), task.l_max, task.l_max)
+    edges = [0, *(2**i for i in range((task.l_max - 1).bit_length())), task.l_max]
+    positions = [
+        {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
+        for start, stop in zip(edges, edges[1:], strict=False)
+    ]
+    return {"split": split, "training_window": task.l_max, "windows": rows, "positions": positions}
+
+
+@torch.inference_mode()
+def losses(model: nn.Module, records: Records, window: int, l_max: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return by position in the window the sum of the losses in nats, and the number of targets; each ``(window,)``."""
+    network: Any = model
+    nats, targets = torch.zeros(2, window, dtype=torch.float64)
+    for indices in eval_batches(records.lengths(), max(1, TOKENS // window)):
+        batch = collate(records.read(indices), int(records.lengths()[indices].max()), 0)
+        inputs, labels = batch["inputs"], batch["labels"]
+        scores = network.prefill(inputs)[0] if window > l_max else network(inputs, batch["mask"])
+        loss = F.cross_entropy(scores.mT.float(), labels, ignore_index=IGNORED, reduction="none")
+        nats[: loss.shape[1]] += loss.double().sum(0)
+        targets[: loss.shape[1]] += (labels != IGNORED).sum(0)
+    return nats.numpy(), targets.numpy()
+
+
+def drawn(found: dict[str, dict[str, Any]]) -> Figure:
+    """Draw bits against the window, and against the position in the training window."""
+    from experiments.plot import colours, new_figure
+
+    figure, ((by_window, by_position),) = new_figure(2, 2, 5.2, 3.6)
+    colour = colours(list(found))
+    for name, scores in found.items():
+        by_window.plot(
+            [row["window"] for row in scores["windows"]], [row["bits"] for row in scores["windows"]],
+            marker=".", color=colour[name], label=name,
+        )  # fmt: skip
+        by_position.plot(
+            [row["up_to"] for row in scores["positions"]], [row["bits"] for row in scores["positions"]],
+            marker=".", color=colour[name], label=name,
+        )  # fmt: skip
+    by_window.set(xscale="log", xlabel="window, half of it at least before a symbol", ylabel="bits a symbol")
+    by_position.set(xscale="log", xlabel="position in a training window", ylabel="bits a symbol")
+    by_window.legend(fontsize=7, frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
