@@ -9,6 +9,7 @@ in length.json.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -101,7 +102,7 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
     edges = [0, *(2**i for i in range((task.l_max - 1).bit_length())), task.l_max]
     positions = [
         {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     ]
     return {"split": split, "training_window": task.l_max, "windows": rows, "positions": positions}
 

@@ -3,9 +3,9 @@
 chela runs list runs/lra_mini                                       one line for each run
 chela runs collect runs/lra_mini to=experiments/results/lra_mini    copies without checkpoints
 
-``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``, and
-``probe.json`` and ``length.json`` where they are) and a sweep's choices of learning rates. It takes the folders of this machine out of
-the configuration.
+``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``, and where they
+are ``probe.json`` and ``length.json``) and a sweep's choices of learning rates. It takes the folders of this machine
+out of the configuration.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Shapes: B batch, P symbols of the prompt, T new symbols, K symbols to choose fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -76,15 +76,15 @@ class Continuation(Iterator[Tensor]):
             )
         self._model: Any = model
         self._device = next(model.parameters()).device
-        self._draw = partial(
+        self._draw: Callable[[Tensor], Tensor] = partial(
             sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=torch.Generator().manual_seed(seed)
         )
         self.made, self._tokens = 0, tokens
-        with torch.inference_mode():
+        with torch.no_grad():
             scores, self.state = self._model.prefill(prompt.to(self._device), state)
         self._symbol = self._draw(scores[:, -1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __next__(self) -> Tensor:
         if self.made == self._tokens:
             raise StopIteration

@@ -1,13 +1,9 @@
 """Writing on after a prompt: the same text however the prompt was read, only likely symbols, clean ends."""
 
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 
-from chela.generate import main
 from chela.models import TaskFacts, build_model
 from chela.models.generate import Continuation, decode, encode, generate, sample
 from chela.models.pretrained import from_pretrained, save_pretrained
@@ -26,7 +22,7 @@ def network(name="chela", **options):
 def test_a_prompt_that_was_prefilled_and_one_that_was_stepped_go_on_alike(name):
     model, prompt = network(name), encode("abc fed", ALPHABET)
     at_once = torch.stack(list(Continuation(model, prompt, 20, seed=3)))
-    with torch.inference_mode():
+    with torch.no_grad():
         _, state = model.prefill(prompt[:, :1])
         for symbol in prompt.T[1:-1]:
             _, state = model.step(symbol, state)

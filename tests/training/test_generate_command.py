@@ -1,0 +1,125 @@
+"""The command that writes on after a prompt, and the real networks that carry a state through a text."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chela.evaluate import main as evaluate
+from chela.generate import main
+from tests.training.launches import assert_equal, launch, left_by, only_run
+from tests.training.test_resume import terminate
+from tests.training.test_texts import TEXT
+
+
+def words_of(folder: Path) -> tuple[str, ...]:
+    (folder / "mine.txt").write_text(TEXT)
+    small = ("trainer.max_steps=6", "trainer.batch_size=4", "trainer.val_every=6", "task.window=16", "model.depth=1")
+    quiet = ("trainer.threads=1", "trainer.progress=none", "tensorboard=false", "allocator=false")
+    where = (f"data.root={folder / 'mine.txt'}", f"data.dir={folder / 'data'}", f"runs={folder / 'runs'}")
+    return ("task=corpus", "preset=tiny", *small, *quiet, *where)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    assert launch(*words_of(folder)).status == 0
+    return only_run(folder / "runs")
+
+
+def test_it_prints_the_prompt_and_what_follows(run, capsys, monkeypatch, tmp_path):
+    asked = [f"run={run}", "tokens=30", "temperature=1", "top_k=60", "seed=2"]
+    assert main([*asked, "prompt=a ☃\\n"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("a ☃\n") and shown.out.endswith("\n")
+    assert "6 symbols read" in shown.err and "30 made" in shown.err and "KiB a text" in shown.err
+    (tmp_path / "prompt.txt").write_text("a ☃\n")
+    assert main([*asked, f"input={tmp_path / 'prompt.txt'}"]) == 0
+    assert capsys.readouterr().out == shown.out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a ☃\n".encode())))
+    assert main([*asked, "input=-"]) == 0
+    assert capsys.readouterr().out == shown.out
+
+
+def test_several_texts_come_at_the_end(run, capsys):
+    assert main([f"run={run}", "tokens=9", "temperature=1", "batch=3", "prompt=fox"]) == 0
+    texts = capsys.readouterr().out.split("--- ")
+    assert texts[0] == "" and [text[:5] for text in texts[1:]] == ["1\nfox", "2\nfox", "3\nfox"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["prompt=a", "input=b"], "prompt: expected prompt=TEXT or input=FILE, got both"),
+        (["input=/nowhere"], "input: expected a file to read, got /nowhere"),
+        (["tokens=0"], "tokens: expected at least 1, got 0"),
+        (["top_p=0"], "top_p: expected more than 0"),
+    ],
+)
+def test_bad_words_are_one_line(run, words, message, capsys):
+    assert main([f"run={run}", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def _generating(run: Path) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "chela", "generate", f"run={run}", "tokens=1000000", "prompt=the "]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("end", ["interrupt", "closed pipe"])
+def test_it_ends_clean(run, end):
+    process = _generating(run)
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.read(4) == b"the "
+    process.stdout.read(1)
+    if end == "interrupt":
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and out.endswith(b"\n")
+        assert b" made in " in said and said.count(b"\n") == 1
+    else:
+        process.stdout.close()
+        said = process.stderr.read()
+        assert process.wait(60) == 0 and said == b""
+
+
+def test_a_run_of_labels_writes_nothing(straight, tiny, capsys, tmp_path):
+    ended = launch(*tiny)
+    assert ended.status == 0
+    assert main([f"run={only_run(tmp_path / 'runs')}", "prompt=a"]) == 2
+    assert "expected a language model, such as one of task=shakespeare, got one of listops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["chela", "lightning"])
+def test_a_state_that_is_carried_resumes_bit_equal(model, tmp_path, at_step):
+    words = (*words_of(tmp_path), f"model={model}", "data.carry=true", "trainer.checkpoint_every=1")
+    ended = launch(*words, f"runs={tmp_path / 'straight'}")
+    assert ended.status == 0, ended.err
+    at_step(4, terminate)
+    assert launch(*words).status != 0
+    run = only_run(tmp_path / "runs")
+    assert launch(f"resume={run}").status == 0
+    assert_equal(left_by(run), left_by(only_run(tmp_path / "straight")))
+
+
+def test_a_stream_reads_all_that_stands_before(run, tmp_path, capsys):
+    bits = {}
+    for context in ("window", "stride", "stream"):
+        out = tmp_path / f"{context}.json"
+        assert evaluate([f"run={run}", f"eval.context={context}", f"out={out}"]) == 0
+        found = json.loads(out.read_text())
+        bits[context], count = found["bits"], found["count"]
+        assert count == len(TEXT) - len(TEXT) * 95 // 100
+    assert evaluate([f"run={run}", "eval.context=stream", "eval.window=5", f"out={tmp_path / 'five.json'}"]) == 0
+    pieces = json.loads((tmp_path / "five.json").read_text())
+    assert pieces["bits"] == pytest.approx(bits["stream"], abs=1e-6)  # however it is cut
+    assert evaluate([f"run={run}", "eval.window=4000", f"out={tmp_path / 'whole.json'}"]) == 0
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert whole["bits"] == pytest.approx(bits["stream"], abs=1e-5)  # one window of all is the stream, but for its first
+    assert len({round(b, 4) for b in bits.values()}) == 3
