@@ -48,11 +48,12 @@ def generate(words: Words) -> int:
     """Write on with the run that ``words`` name."""
     prompt = _prompt(words)
     from chela.models.generate import Continuation, encode
+    from chela.models.heads import TokenModel
     from chela.predict import load_run
 
     model, task = load_run(words)
     alphabet = getattr(task, "alphabet", "")
-    if not alphabet:
+    if not alphabet or not isinstance(model, TokenModel):
         raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {task.name}")
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
     try:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from chela.models.heads import TokenModel
 
-def generate(model: nn.Module, prompt: Tensor | str, tokens: int, **how: Any) -> Tensor | str:
+
+def generate(model: TokenModel, prompt: Tensor | str, tokens: int, **how: Any) -> Tensor | str:
     """Return the prompt with what the network makes of it.
 
     Args:
@@ -58,7 +61,7 @@ class Continuation(Iterator[Tensor]):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TokenModel,
         prompt: Tensor,
         tokens: int,
         *,
@@ -74,7 +77,7 @@ class Continuation(Iterator[Tensor]):
             raise ValueError(
                 f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature}, {top_k} and {top_p}"
             )
-        self._model: Any = model
+        self._model = model
         self._device = next(model.parameters()).device
         self._draw: Callable[[Tensor], Tensor] = partial(
             sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=torch.Generator().manual_seed(seed)
