@@ -20,7 +20,7 @@ from chela.errors import UsageError
 from chela.training import checkpoint, metrics
 from chela.training import fit as fitting
 from chela.training.module import LitModel
-from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
+from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, metrics_of, only_run
 
 # Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole
 # steps: a larger eps keeps it small, so that weights can be compared, and not only losses.
@@ -112,18 +112,6 @@ def test_two_parts_are_two_processes(data: str, tmp_path: Path) -> None:
     assert launch(*words, f"runs={tmp_path / 'parts'}", "trainer.accumulate=2").status == 0
     assert finish(start((*words, f"runs={tmp_path / 'pair'}"), tmp_path), tmp_path) == [0, 0], logs(tmp_path)
     assert_close(only_run(tmp_path / "parts"), only_run(tmp_path / "pair"))
-
-
-def in_step(step: int, action: Callable[[], None]) -> None:
-    """Call something when a step (from 1) is taken, in this process for good."""
-    plain = LitModel.training_step
-
-    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-        if self.step + 1 == step:
-            action()
-        return plain(self, batch, batch_idx)
-
-    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def join_group_and_get_a_signal(rank: int, port: int) -> None:
