@@ -71,7 +71,8 @@ def launch(*words: str) -> Ended:
 # ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["chela.training.fit", "tensorflow_datasets", "tests.training.launches"])
+_LOADED = ["chela.training.fit", "chela.models", "lra.tasks.listops", "lra.generators.listops", "tensorflow_datasets"]
+_FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
 
 
 def fork(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
