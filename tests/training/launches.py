@@ -70,14 +70,14 @@ def launch(*words: str) -> Ended:
 
 # ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
 
-_FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver")
 _LOADED = ["chela.training.fit", "chela.models", "lra.tasks.listops", "lra.generators.listops", "tensorflow_datasets"]
-_FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
+FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
 
 
 def fork(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
     """Start a launch in a process of its own; it prints to ``log`` and calls ``prepare(*given)`` first."""
-    process = _FORKS.Process(target=_forked, args=(train_main, words, (log, log), prepare, given))
+    process = FORKS.Process(target=_forked, args=(train_main, words, (log, log), prepare, given))
     process.start()
     return process
 
@@ -87,7 +87,7 @@ def apart(folder: Path, *words: str, prepare: Callable[..., None] | None = None,
     logs = (folder / ".stdout", folder / ".stderr")
     for log in logs:
         log.unlink(missing_ok=True)
-    process = _FORKS.Process(target=_forked, args=(chela_main, words, logs, prepare, given, folder))
+    process = FORKS.Process(target=_forked, args=(chela_main, words, logs, prepare, given, folder))
     process.start()
     process.join(120)
     return Ended(process.exitcode, *(log.read_text() for log in logs))
