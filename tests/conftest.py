@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,39 @@ if not torch.cuda.is_available():
 # and the threads of one would wait for a core that another one has.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# The modules of the longest tests. Two workers share them by turns: one of them has most of those that fork.
+LONGEST = (
+    "stranger/test_own_parts.py",
+    "test_readme.py",
+    "training/test_resume.py",
+    "test_doctests.py",
+    "training/test_processes.py",
+    "lra/test_pathfinder_task.py",
+    "training/test_stopping.py",
+    "experiments/test_sweep.py",
+    "training/test_cli_random.py",
+    "experiments/test_bench.py",
+)
+
+
+@pytest.hookimpl(trylast=True)  # when those that are not asked for are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no worker is left with one when nothing remains that others could take.
+
+    ``--dist worksteal`` gives each worker an equal part of the list, from its begin to its end.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    rest = [item for item in items if item.path not in places]
+    longest = sorted((item for item in items if item.path in places), key=lambda item: places[item.path])
+    whole = len(items)
+    items.clear()
+    for worker in range(workers):
+        items += [item for item in longest if places[item.path] % workers == worker]
+        room = max(0, whole * (worker + 1) // workers - len(items))
+        items += rest[:room]
+        del rest[:room]
 
 
 @pytest.fixture(autouse=True)
