@@ -22,10 +22,12 @@ LONGEST = (
     "training/test_resume.py",
     "test_doctests.py",
     "training/test_processes.py",
-    "lra/test_pathfinder_task.py",
+    "layers/mixers/test_compile.py",
     "training/test_stopping.py",
     "experiments/test_sweep.py",
     "training/test_cli_random.py",
+    "lra/test_pathfinder_task.py",
+    "training/test_loss_curve.py",
     "experiments/test_bench.py",
 )
 
