@@ -9,6 +9,11 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, by whichever test comes first
+    # Without a GPU, torch writes down the stack at each seed, in case it finds one later, which takes milliseconds; the
+    # weights of a network are drawn with hundreds of seeds.
+    for device in ("cuda", "mtia", "xpu"):
+        if hasattr(torch, device):
+            getattr(torch, device).manual_seed_all = lambda seed: None
 
 # One thread, also where a fixture of a module computes and in processes that a test starts: tests run side by side,
 # and the threads of one would wait for a core that another one has.
@@ -18,17 +23,17 @@ torch.set_num_threads(1)
 # The modules of the longest tests. Two workers share them by turns: one of them has most of those that fork.
 LONGEST = (
     "stranger/test_own_parts.py",
+    "ops/linear_attention/test_triton.py",
     "test_readme.py",
+    "layers/mixers/test_compile.py",
     "training/test_resume.py",
     "test_doctests.py",
     "training/test_processes.py",
-    "layers/mixers/test_compile.py",
+    "lra/test_pathfinder_task.py",
     "training/test_stopping.py",
+    "experiments/test_bench.py",
     "experiments/test_sweep.py",
     "training/test_cli_random.py",
-    "lra/test_pathfinder_task.py",
-    "training/test_loss_curve.py",
-    "experiments/test_bench.py",
 )
 
 
