@@ -21,20 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 # The modules of the longest tests. Two workers share them by turns: one of them has most of those that fork.
-LONGEST = (
-    "stranger/test_own_parts.py",
-    "ops/linear_attention/test_triton.py",
-    "test_readme.py",
-    "layers/mixers/test_compile.py",
-    "training/test_resume.py",
-    "test_doctests.py",
-    "training/test_processes.py",
-    "lra/test_pathfinder_task.py",
-    "training/test_stopping.py",
-    "experiments/test_bench.py",
-    "experiments/test_sweep.py",
-    "training/test_cli_random.py",
-)
+LONGEST = [
+    "stranger/test_own_parts.py", "ops/linear_attention/test_triton.py", "test_readme.py",
+    "layers/mixers/test_compile.py", "training/test_resume.py", "test_doctests.py",
+    "training/test_processes.py", "lra/test_pathfinder_task.py", "training/test_stopping.py",
+    "experiments/test_bench.py", "experiments/test_sweep.py", "training/test_cli_random.py",
+]  # fmt: skip
 
 
 @pytest.hookimpl(trylast=True)  # when those that are not asked for are left out

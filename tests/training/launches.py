@@ -77,20 +77,23 @@ FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
 
 def fork(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
     """Start a launch in a process of its own; it prints to ``log`` and calls ``prepare(*given)`` first."""
-    process = FORKS.Process(target=_forked, args=(train_main, words, (log, log), prepare, given))
-    process.start()
-    return process
+    return _start(train_main, words, (log, log), prepare, given)
 
 
 def apart(folder: Path, *words: str, prepare: Callable[..., None] | None = None, given: tuple[Any, ...] = ()) -> Ended:
     """Do as ``python -m chela`` does in a folder, from which it imports; call ``prepare(*given)`` first."""
     logs = (folder / ".stdout", folder / ".stderr")
-    for log in logs:
-        log.unlink(missing_ok=True)
-    process = FORKS.Process(target=_forked, args=(chela_main, words, logs, prepare, given, folder))
-    process.start()
+    process = _start(chela_main, words, logs, prepare, given, folder)
     process.join(120)
     return Ended(process.exitcode, *(log.read_text() for log in logs))
+
+
+def _start(main: Any, words: tuple[str, ...], logs: tuple[Path, Path], *more: Any) -> Any:
+    for log in logs:
+        log.unlink(missing_ok=True)
+    process = FORKS.Process(target=_forked, args=(main, words, logs, *more))
+    process.start()
+    return process
 
 
 def _forked(
