@@ -52,17 +52,9 @@ def test_threads_soon_give_up_their_core_unless_told_otherwise(given: dict[str, 
         pytest.skip("this torch brings no libgomp")
     free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     free |= {**given, "OMP_DISPLAY_ENV": "VERBOSE"}
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import chela.cli, ctypes; chela.cli.guarded(lambda: bool(ctypes.CDLL({libraries[0]!r})))",
-        ],
-        capture_output=True,
-        text=True,
-        env=free,
-        check=True,
-    )
+    load = "import ctypes, sys, chela.cli; chela.cli.guarded(lambda: bool(ctypes.CDLL(sys.argv[1])))"
+    words = [sys.executable, "-c", load, libraries[0]]
+    done = subprocess.run(words, capture_output=True, text=True, env=free, check=True)
     said = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
     assert set(said) == {turns}
 
