@@ -24,11 +24,17 @@ BLOCKED = (
 )
 
 
-def test_the_snippets_run_and_need_nothing_but_torch_einops_and_safetensors():
+def test_the_snippets_and_all_modules_need_nothing_but_torch_einops_and_safetensors():
     program = f"""
-import re, sys
+import importlib, pkgutil, re, sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None  # any import of it is now an ImportError
+for package in ("chela.ops", "chela.layers", "chela.models"):
+    for found in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        if "triton" in found.name or "kernels" in found.name or found.name.endswith("__main__"):
+            continue  # loaded by their op when asked for
+        if found.name != "chela.models.hub":  # for those who have huggingface_hub
+            importlib.import_module(found.name)
 namespace = {{}}
 for snippet in re.findall(r"```python\\n(.*?)```", open("docs/reuse.md").read(), re.DOTALL):
     exec(snippet, namespace)
@@ -59,6 +65,11 @@ for name in systems():
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_package_loads_nothing_before_it_is_asked() -> None:
+    program = "import sys, chela; assert not {'torch', 'lightning', 'omegaconf'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", TEXT))

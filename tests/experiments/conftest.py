@@ -3,19 +3,43 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 from chela.config import resolve, to_yaml
 from chela.identity import fingerprint
+from experiments.sweep import main
 
 MakeRun = Callable[..., Path]
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")  # those of chela.training
 LOSS = {"name": "loss", "unit": "nats", "scale": 1, "digits": 3, "best": "min"}
+FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
+SMALL = {
+    "preset": "tiny",
+    "tasks": ["listops"],
+    "models": ["chela", "softmax"],
+    "seeds": [0, 1],
+    "overrides": {"trainer.max_steps": 12},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where ``sweep`` puts its runs."""
+    return tmp_path / "sweep"
+
+
+def sweep(tmp_path: Path, content: dict[str, object], *words: str) -> int:
+    """Make runs that only seem to train."""
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return main([str(path), f"runs={tmp_path / 'sweep'}", "jobs=2", *words], command=FAKE)
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ from experiments.runs import read_runs
 from experiments.sweep import main
 from experiments.table import main as table
 from tests.experiments import slurm_cluster
+from tests.experiments.conftest import FAKE
 
 pytestmark = pytest.mark.slurm
 pytest.importorskip("submitit", reason="launcher=slurm needs submitit (extra slurm)")
-
-FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
 
 
 @pytest.fixture(scope="module")

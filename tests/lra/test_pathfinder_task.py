@@ -115,11 +115,11 @@ def test_a_killed_build_goes_on_where_it_broke_off(tmp_path: Path, monkeypatch: 
     code = f"""
 from lra.schema import DataConfig
 from lra.tasks.pathfinder import Pathfinder
-Pathfinder(resolution=32, train=8_000, validation=100, test=100).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
+Pathfinder(resolution=32, train=4_000, validation=100, test=100).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
 """
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.time() + 120
-    while len(kept := list(tmp_path.glob("**/.1.0.0.parts/*[0-9].npz"))) < 3:
+    while len(kept := list(tmp_path.glob("**/.1.0.0.parts/*[0-9].npz"))) < 2:
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -134,11 +134,11 @@ Pathfinder(resolution=32, train=8_000, validation=100, test=100).prepare(DataCon
         return generate(options, seed, start, count)
 
     monkeypatch.setattr("lra.generators.pathfinder.generate", counted)
-    task = prepared(Pathfinder(resolution=32, train=8_000, validation=100, test=100), tmp_path)
+    task = prepared(Pathfinder(resolution=32, train=4_000, validation=100, test=100), tmp_path)
     assert int(kept[0].stem.split("-")[0]) in drawn and not {int(p.stem.split("-")[0]) for p in kept[1:]} & set(drawn)
     assert sorted(p.name for p in task.folder.parent.iterdir()) == [".1.0.0.lock", "1.0.0"]
-    made = generate(PathfinderOptions.preset(32), 0, 0, 8200).images.reshape(8200, -1)
-    parts = [task.records(split).read(range(n)) for split, n in (("train", 8000), ("validation", 100), ("test", 100))]
+    made = generate(PathfinderOptions.preset(32), 0, 0, 4200).images.reshape(4200, -1)
+    parts = [task.records(split).read(range(n)) for split, n in (("train", 4000), ("validation", 100), ("test", 100))]
     np.testing.assert_array_equal(np.stack([record["pixels"] for part in parts for record in part]), made)
 
 

@@ -140,7 +140,7 @@ def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
     assert shown.count("<article>") == 2 and "label [-100, " in shown
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1])  # a worker takes seconds to start
 def test_a_record_that_the_network_cannot_take_is_named(workers: int) -> None:
     data = LRADataModule(Values(broken=7), DataConfig(workers=workers), batch_size=20, seed=0, max_steps=1)
     with pytest.raises(DataError, match=r"^values: record 7: expected values of shape \(L, 3\), got \(4, 2\)$"):

@@ -1,10 +1,9 @@
 """A mixer and a task of a stranger, from YAML files alone; and whose code runs."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,9 @@ import torch
 
 from chela.errors import UsageError
 from chela.models.pretrained import from_pretrained, save_pretrained
-from tests.training.launches import assert_equal, left_by, only_run
+from tests.training.launches import apart, assert_equal, in_step, left_by, only_run
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 TASK = """
 task: {name: own_parts:Repeat}
 model: {d_model: 8, depth: 2, d_ff: 8, causal: true, norm: layer, dropout: 0.1}
@@ -24,18 +22,6 @@ optimizer: {lr: 1e-2, warmup_steps: 2}
 trainer: {max_steps: 12, batch_size: 8, eval_batch_size: 16, val_every: 5, checkpoint_every: 4, log_every: 3}
 """
 MIXER = "model: {mixer: {name: own_parts:Average, width: 12}}\n"
-KILL = """
-import os, signal, sys
-from chela.training.module import LitModel
-plain = LitModel.training_step
-def training_step(self, batch, index):
-    if self.step == 10:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return plain(self, batch, index)
-LitModel.training_step = training_step
-from chela.train import main
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @pytest.fixture
@@ -46,15 +32,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-
-
 def chela(folder: Path, *words: str, status: int = 0) -> str:
-    done = python(folder, "-m", "chela", *words)
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout if status == 0 else done.stderr
+    done = apart(folder, *words)
+    assert done.status == status, done.out + done.err
+    return done.out if status == 0 else done.err
 
 
 WORDS = ("task=./task.yaml", "model=./mixer.yaml", "trainer.progress=none", "tensorboard=false", "preset=mini")
@@ -63,8 +44,9 @@ WORDS = ("task=./task.yaml", "model=./mixer.yaml", "trainer.progress=none", "ten
 def test_trained_killed_resumed_scored_and_in_a_table(folder: Path) -> None:
     out = chela(folder, "train", *WORDS, "runs=straight")
     assert "test accuracy" in out and "trust=own_parts" in out
-    killed = python(folder, "-c", KILL, *WORDS, "runs=cut")
-    assert killed.returncode == -9, killed.stderr
+    kill = partial(signal.raise_signal, signal.SIGKILL)
+    killed = apart(folder, "train", *WORDS, "runs=cut", prepare=in_step, given=(11, kill))
+    assert killed.status == -signal.SIGKILL, killed.err
     chela(folder, "train", *WORDS, "runs=cut", "resume=auto")
     straight, cut = only_run(folder / "straight"), only_run(folder / "cut")
     assert_equal(left_by(cut), left_by(straight))
@@ -77,22 +59,21 @@ def test_trained_killed_resumed_scored_and_in_a_table(folder: Path) -> None:
     table = chela(folder, "table", "straight", "compact=true", "published=false")
     row = next(line for line in table.splitlines() if line.startswith("| mixer |"))
     assert f"{100 * result['test']['accuracy']:.2f} (1)" in row and "| system | Repeat |" in table
-    predicted = python(folder, "-m", "chela", "predict", f"run={straight}", "trust=own_parts", "input=lines.txt")
-    assert predicted.returncode == 2 and "input: expected a file to read" in predicted.stderr
+    named = ("predict", f"run={straight}", "trust=own_parts", "input=lines.txt")
+    assert "input: expected a file to read" in chela(folder, *named, status=2)
     (folder / "lines.txt").write_text("1 2 3 4 5\n3 3 3\n")
-    lines = chela(folder, "predict", f"run={straight}", "trust=own_parts", "input=lines.txt").splitlines()
+    lines = chela(folder, *named).splitlines()
     assert [len(json.loads(line)["label"]) for line in lines] == [5, 3]
 
 
 def test_in_a_sweep(folder: Path) -> None:
     sweep = "preset: mini\ntasks: [./task.yaml]\nmodels: [linear, ./mixer.yaml]\nseeds: [0, 1]\n"
+    sweep += "per_model: {linear: {seeds: [0]}}\n"
     (folder / "sweep.yaml").write_text(f"{sweep}overrides: {{trainer.max_steps: 3, tensorboard: false}}\n")
     chela(folder, "sweep", "sweep.yaml", "runs=swept")
     table = chela(folder, "table", "swept", "compact=true", "published=false")
-    assert [line.split("|")[1].strip() for line in table.splitlines() if " (2" in line and "±" in line][:2] == [
-        "linear",
-        "mixer",
-    ]
+    rows = {line.split("|")[1].strip(): line for line in reversed(table.splitlines()) if line.startswith("| ")}
+    assert " (1" in rows["linear"] and " (2" in rows["mixer"] and "±" in rows["mixer"]
 
 
 def test_options_are_the_arguments(folder: Path) -> None:

@@ -3,9 +3,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from chela.training.module import LitModel
-from tests.training.launches import TINY, launch, left_by, only_run
+from tests.training.launches import FORKS, TINY, launch, left_by, only_run
+
+
+@pytest.fixture(autouse=True)
+def _quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give loaders workers that need not import everything, which takes each seconds; tests/lra has spawned ones."""
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda method: FORKS)
 
 
 @pytest.fixture(scope="session")

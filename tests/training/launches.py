@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from chela.__main__ import main as chela_main
 from chela.train import main as train_main
 
 # 48 records in batches of 8: an epoch is 6 steps; validations at steps 2, 7 and 12, checkpoints at 4, 8 and 12
@@ -69,28 +70,67 @@ def launch(*words: str) -> Ended:
 
 # ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["chela.training.fit", "tensorflow_datasets", "tests.training.launches"])
+FORKS = multiprocessing.get_context("forkserver")
+_LOADED = ["chela.training.fit", "chela.models", "lra.tasks.listops", "lra.generators.listops", "tensorflow_datasets"]
+FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
 
 
 def fork(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None = None, *given: Any) -> Any:
     """Start a launch in a process of its own; it prints to ``log`` and calls ``prepare(*given)`` first."""
-    process = _FORKS.Process(target=_forked, args=(words, log, prepare, given))
+    return _start(train_main, words, (log, log), prepare, given)
+
+
+def apart(folder: Path, *words: str, prepare: Callable[..., None] | None = None, given: tuple[Any, ...] = ()) -> Ended:
+    """Do as ``python -m chela`` does in a folder, from which it imports; call ``prepare(*given)`` first."""
+    logs = (folder / ".stdout", folder / ".stderr")
+    process = _start(chela_main, words, logs, prepare, given, folder)
+    process.join(120)
+    return Ended(process.exitcode, *(log.read_text() for log in logs))
+
+
+def _start(main: Any, words: tuple[str, ...], logs: tuple[Path, Path], *more: Any) -> Any:
+    for log in logs:
+        log.unlink(missing_ok=True)
+    process = FORKS.Process(target=_forked, args=(main, words, logs, *more))
     process.start()
     return process
 
 
-def _forked(words: tuple[str, ...], log: Path, prepare: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
+def _forked(
+    main: Callable[[list[str]], int],
+    words: tuple[str, ...],
+    logs: tuple[Path, Path],
+    prepare: Callable[..., None] | None,
+    given: tuple[Any, ...],
+    folder: Path | None = None,
+) -> None:
     torch.set_num_threads(1)
-    with open(log, "w", encoding="utf-8") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        if prepare is not None:
-            prepare(*given)
-        status = train_main(list(words))
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for number, log in enumerate(logs, 1):
+        with open(log, "a", encoding="utf-8") as file:
+            os.dup2(file.fileno(), number)
+    if folder is not None:
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+    if prepare is not None:
+        prepare(*given)
+    status = main(list(words))
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
+
+
+def in_step(step: int, action: Callable[[], object]) -> None:
+    """Call something when a step (from 1) is taken, in this process for good."""
+    from chela.training.module import LitModel
+
+    plain = LitModel.training_step
+
+    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
+        if self.step + 1 == step:
+            action()
+        return plain(self, batch, batch_idx)
+
+    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def die_at(point: int) -> None:

@@ -46,18 +46,16 @@ def test_quick_and_light(words: list[str]) -> None:
     ids=["nothing", "a count", "a policy"],
 )
 def test_threads_soon_give_up_their_core_unless_told_otherwise(given: dict[str, str], turns: str) -> None:
-    """What libgomp says of itself, which is loaded with torch."""
-    free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run(
-        [sys.executable, "-c", "import chela.cli; chela.cli.guarded(lambda: bool(__import__('torch')))"],
-        capture_output=True,
-        text=True,
-        env={**free, **given, "OMP_DISPLAY_ENV": "VERBOSE"},
-        check=True,
-    )
-    said = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
-    if not said:
+    """What libgomp says of itself when it is loaded, as it is with torch."""
+    libraries = [str(path) for path in Path(torch.__file__).parents[1].glob("torch*/**/libgomp*.so*")]
+    if not libraries:
         pytest.skip("this torch brings no libgomp")
+    free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    free |= {**given, "OMP_DISPLAY_ENV": "VERBOSE"}
+    load = "import ctypes, sys, chela.cli; chela.cli.guarded(lambda: bool(ctypes.CDLL(sys.argv[1])))"
+    words = [sys.executable, "-c", load, libraries[0]]
+    done = subprocess.run(words, capture_output=True, text=True, env=free, check=True)
+    said = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
     assert set(said) == {turns}
 
 
@@ -171,11 +169,7 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
     ],
 )  # fmt: skip
 def test_bad_surroundings(
-    words: list[str],
-    message: str,
-    tiny: tuple[str, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    words: list[str], message: str, tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if message.startswith("expected a CUDA GPU") and torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -228,10 +222,7 @@ def test_what_may_be_said_anew(one_step: Path) -> None:
         ("task: {name: chess}\nmodel: {mixer: {name: chela}}\n", "task.name: expected one of "),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}}\nmodle: 3\n", "of this version"),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: deep}\n", "of this version"),
-        (
-            "task: {name: listops}\nmodel: {mixer: {name: chela}, depth: -2}\n",
-            "model.depth: expected at least 1, got -2",
-        ),
+        ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: -2}", "model.depth: expected at least 1, got -2"),
         ("!!python/object/apply:os.system ['touch owned']", "could not read it"),
         ("\0\1\2", "could not read it"),
     ],
@@ -330,13 +321,14 @@ def test_out_of_memory_is_one_line(tiny: tuple[str, ...], at_step: AtStep) -> No
     assert "raise trainer.accumulate" in ended.error
 
 
+def fail(error: Exception) -> int:
+    raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), ValueError("x"), KeyError("x"), OSError(2, "none")])
 def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
-    def command() -> int:
-        raise error
-
     with pytest.raises(type(error)):
-        guarded(command)
+        guarded(lambda: fail(error))
 
 
 @pytest.mark.parametrize(
@@ -349,8 +341,5 @@ def test_faults_of_the_program_keep_their_traceback(error: Exception) -> None:
     ],
 )
 def test_surroundings_are_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> int:
-        raise error
-
-    assert guarded(command) == 2
+    assert guarded(lambda: fail(error)) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -110,7 +110,11 @@ def any_words(draw: st.DrawFn) -> str:
     return f"{key}={value}"
 
 
-LISTS = st.one_of(st.lists(right_words(), max_size=4), st.lists(st.one_of(right_words(), any_words()), max_size=4))
+# Hypothesis likes to repeat what it drew: a word that is there once is not said again.
+LISTS = st.one_of(
+    st.lists(right_words(), max_size=4, unique=True),
+    st.lists(st.one_of(right_words(), any_words()), max_size=4, unique=True),
+)
 
 
 class Hangs(BaseException):
@@ -171,7 +175,7 @@ def _run(examples: int, data: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_few_random_lists(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = _run(50, data, tmp_path, monkeypatch)
+    seen = _run(32, data, tmp_path, monkeypatch)
     assert seen[0] >= 5 and seen[2] >= 10, seen
 
 

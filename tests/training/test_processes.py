@@ -20,7 +20,7 @@ from chela.errors import UsageError
 from chela.training import checkpoint, metrics
 from chela.training import fit as fitting
 from chela.training.module import LitModel
-from tests.training.launches import TINY, assert_equal, fork, launch, left_by, metrics_of, only_run
+from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, metrics_of, only_run
 
 # Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole
 # steps: a larger eps keeps it small, so that weights can be compared, and not only losses.
@@ -112,18 +112,6 @@ def test_two_parts_are_two_processes(data: str, tmp_path: Path) -> None:
     assert launch(*words, f"runs={tmp_path / 'parts'}", "trainer.accumulate=2").status == 0
     assert finish(start((*words, f"runs={tmp_path / 'pair'}"), tmp_path), tmp_path) == [0, 0], logs(tmp_path)
     assert_close(only_run(tmp_path / "parts"), only_run(tmp_path / "pair"))
-
-
-def in_step(step: int, action: Callable[[], None]) -> None:
-    """Call something when a step (from 1) is taken, in this process for good."""
-    plain = LitModel.training_step
-
-    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-        if self.step + 1 == step:
-            action()
-        return plain(self, batch, batch_idx)
-
-    LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
 def join_group_and_get_a_signal(rank: int, port: int) -> None:
@@ -240,13 +228,6 @@ def join_group_and_diverge(rank: int, port: int) -> None:
     LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
-def test_what_happens_to_one_ends_both(data: str, tmp_path: Path) -> None:
-    both = start((*PAIR, f"data.dir={data}", f"runs={tmp_path}"), tmp_path, join_group_and_diverge)
-    assert finish(both, tmp_path) == [3, 0], logs(tmp_path)
-    assert logs(tmp_path).count("error: step 6: expected finite numbers, ") == 1
-    assert "Traceback" not in logs(tmp_path)
-
-
 def join_group_and_have_no_account(rank: int, port: int) -> None:
     """Weights & Biases, which the first process alone talks to, refuses."""
     join_group(rank, port)
@@ -256,13 +237,6 @@ def join_group_and_have_no_account(rank: int, port: int) -> None:
 
     fitting.check_wandb = lambda _: None
     metrics.open_wandb = refuse
-
-
-def test_a_refusal_to_one_ends_both(data: str, tmp_path: Path) -> None:
-    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}", "wandb=true")
-    assert finish(start(words, tmp_path, join_group_and_have_no_account), tmp_path) == [2, 0], logs(tmp_path)
-    assert logs(tmp_path).count("error: wandb=true: expected to begin a run") == 1
-    assert "Traceback" not in logs(tmp_path)
 
 
 def join_group_and_write_no_line(rank: int, port: int) -> None:
@@ -279,10 +253,21 @@ def join_group_and_write_no_line(rank: int, port: int) -> None:
     metrics.append = append
 
 
-def test_a_line_that_one_cannot_write_ends_both(data: str, tmp_path: Path) -> None:
-    words = (*PAIR, f"data.dir={data}", f"runs={tmp_path}")
-    assert finish(start(words, tmp_path, join_group_and_write_no_line), tmp_path) == [2, 0], logs(tmp_path)
-    assert logs(tmp_path).count("error: ") == 1 and "metrics.csv); mend it, then resume" in logs(tmp_path)
+@pytest.mark.parametrize(
+    ("join", "status", "said"),
+    [
+        (join_group_and_diverge, 3, "error: step 6: expected finite numbers, "),
+        (join_group_and_have_no_account, 2, "error: wandb=true: expected to begin a run"),
+        (join_group_and_write_no_line, 2, "metrics.csv); mend it, then resume"),
+    ],
+)
+def test_what_happens_to_one_ends_both(
+    join: Callable[[int, int], None], status: int, said: str, data: str, tmp_path: Path
+) -> None:
+    wandb = f"wandb={'wandb' in said}".lower()
+    both = start((*PAIR, f"data.dir={data}", f"runs={tmp_path}", wandb), tmp_path, join)
+    assert finish(both, tmp_path) == [status, 0], logs(tmp_path)
+    assert logs(tmp_path).count(said) == logs(tmp_path).count("error: ") == 1
     assert "Traceback" not in logs(tmp_path)
 
 
