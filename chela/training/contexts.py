@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from chela.errors import UsageError
+from chela.models.generate import Continuation, decode, encode
+from chela.models.heads import TokenModel
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.windows import in_words
@@ -88,6 +92,19 @@ def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -
         nats = values["loss"] * values["count"]
         told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
     return told
+
+
+def sample(model: nn.Module, task: Any, symbols: int = 400) -> str:
+    """Return a text that the network writes; empty where it is no model of text, or has no states."""
+    alphabet = getattr(task, "alphabet", "")
+    if not alphabet or not isinstance(model, TokenModel):
+        return ""
+    made: list[Tensor] = []
+    model.eval()
+    with contextlib.suppress(ValueError, UsageError):  # no states, or no more symbols than in training
+        for ids in Continuation(model, encode(task.before, alphabet), symbols, temperature=0.8):
+            made.append(ids)
+    return decode(torch.cat(made), alphabet).decode(errors="replace") if made else ""
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:

@@ -20,7 +20,7 @@ from chela.models import build_model
 from chela.results import TITLES
 from chela.schema import Config
 from chela.training import machine
-from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text
+from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text, sample
 from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
 from chela.training.metrics import ChanceWatch, MetricsLog, Reporter
 from chela.training.module import LitModel
@@ -286,6 +286,7 @@ def _result(
         "best_validation": _columns(module, state.best),
         "last_validation": _columns(module, state.last),
         "test": _columns(module, module.evaluated) | {"count": int(module.evaluated["count"])} if tested else None,
+        **({"sample": text} if (text := sample(module.model, data.task)) else {}),
         **({f"test_by_{data.task.grouped_by}": by} if (by := module.evaluated_groups) else {}),
         "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,

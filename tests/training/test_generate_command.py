@@ -46,6 +46,10 @@ def test_it_prints_the_prompt_and_what_follows(run, capsys, monkeypatch, tmp_pat
     assert capsys.readouterr().out == shown.out
 
 
+def test_the_result_has_a_sample(run):
+    assert len(json.loads((run / "result.json").read_text())["sample"].encode(errors="replace")) >= 100
+
+
 def test_several_texts_come_at_the_end(run, capsys):
     assert main([f"run={run}", "tokens=9", "temperature=1", "batch=3", "prompt=fox"]) == 0
     texts = capsys.readouterr().out.split("--- ")
