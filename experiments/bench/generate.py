@@ -27,7 +27,8 @@ SYSTEMS = {
     "softmax": ("softmax", {}),
 }
 PLOT = tuple(SYSTEMS)
-PIECE = 2048
+L_MAX = 2**17  # taps of the long kernel
+PIECE = 2048  # prefilled at once
 STEPS = 64
 
 
@@ -36,23 +37,23 @@ def run(quick: bool) -> list[Row]:
     return [context_row(length) for length in (CONTEXTS[:1] if quick else CONTEXTS)]
 
 
-def language_model(system: str, l_max: int) -> TokenModel:
+def language_model(system: str) -> TokenModel:
     """Build a network of bytes; its long kernel has as many taps as there will be context."""
     name, options = SYSTEMS[system]
     config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**options))
-    model = build_model(config, TaskFacts(257, l_max, 257, objective="tokens"), seed=0).eval()
+    model = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
     assert isinstance(model, TokenModel)
     return model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def context_row(length: int) -> Row:
     """Return the time of a step, and the bytes of the state, after ``length`` symbols."""
     torch.manual_seed(0)
     symbols = torch.randint(1, 257, (1, length))
     steps, sizes = {}, {}
     for system in SYSTEMS:
-        model, state = language_model(system, length + 2**16), None
+        model, state = language_model(system), None
         for start in range(0, length, PIECE):
             _, state = model.prefill(symbols[:, start : start + PIECE], state)
         assert state is not None
