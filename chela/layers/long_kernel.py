@@ -7,7 +7,7 @@ starts at lag −1; a causal one has none. Shapes: C channels, L length, D direc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +15,9 @@ from torch.nn import functional as F
 
 from chela.layers.kept import Kept
 from chela.layers.param_groups import mark
-from chela.layers.state import State, settled
-from chela.ops.fft_conv import fft_conv
-from chela.ops.precision import accumulation_dtype
 
 KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
-
-
-PIECE = 1024
-"""Tokens that a sum of exponentials takes at once, so that its memory stays bounded."""
 
 
 class LongKernel(nn.Module):
@@ -202,131 +195,3 @@ class FreeKernel(LongKernel):
     def build(self, length: int) -> Tensor:
         """Apply the window to the first ``length`` lags."""
         return self.weight[:, :, :length] * self.window[:, :length]
-
-
-class ExponentialKernel(LongKernel):
-    """A kernel that is a sum of exponentials, ``kernel[t] = Re Σ_n weight_n · exp(t · log_base_n)``, of any length.
-
-    So the past is N modes a channel, ``h_t = exp(log_base) h_{t−1} + u_t``: constant memory for any number of tokens.
-    """
-
-    extends_beyond_l_max = True
-
-    def exponentials(self) -> tuple[Tensor, Tensor]:
-        """Return log_base ``(D or 1, C, N)`` and weight ``(D, C, N)``, real or complex."""
-        raise NotImplementedError
-
-    def build(self, length: int) -> Tensor:
-        """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
-        with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return self.sum_of_powers(*self.exponentials(), length)
-
-    def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
-        """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.
-
-        It is a product of two matrices: that of t = 0, m, 2m, … with the weights, and that of t < m, where m ≈ √L.
-        While compiling, the length may be a symbol, which has no root: then m ≈ √l_max, which costs more where L is far
-        below l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
-
-        Args:
-            log_base: ``(…, C, N)``, real or complex.
-            weight: ``(D, C, N)``.
-            length: L.
-
-        Returns:
-            ``(D, C, length)``.
-        """
-        stride = max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
-        coarse = torch.arange(-(-length // stride), device=weight.device) * stride
-        far = torch.exp(log_base[..., None] * coarse) * weight[..., None]  # (D, C, N, ⌈L/m⌉)
-        near = torch.exp(log_base[..., None] * torch.arange(stride, device=weight.device))  # (…, C, N, m)
-        if far.is_complex():
-            kernel = far.real.transpose(2, 3) @ near.real - far.imag.transpose(2, 3) @ near.imag
-        else:
-            kernel = far.transpose(2, 3) @ near
-        return kernel.flatten(2)[..., :length]
-
-    def start(self, batch: int, heard: int = 0) -> State:
-        """Return the state before the first token: ``modes``, complex ones as pairs, and R ``recent`` inputs, if any.
-
-        The modes are those of the tokens before the last R = ``heard`` ones, which are kept as they are.
-        """
-        log_base, like = self.exponentials()[0][0], next(self.parameters())
-        pair = (2,) if log_base.is_complex() else ()
-        dtype = accumulation_dtype(like.dtype)
-        modes = like.new_zeros(batch, *log_base.shape, *pair, dtype=dtype)
-        recent = {"recent": like.new_zeros(batch, heard, self.d_model, dtype=dtype)}
-        return {"modes": modes} | (recent if heard else {})
-
-    def prefill(
-        self, u: Tensor, state: State, lags: Callable[[int], Tensor], gain: Tensor | float = 1.0
-    ) -> tuple[Tensor, State]:
-        """Convolve the tokens ``u: (B, L, C)`` that follow those of ``state``, in pieces of 1,024.
-
-        ``lags(n)`` is all of the kernel, ``(C, n)``; from lag R + 1 on it is ``gain`` times this one. Time
-        O(L·C·(log + N)), memory O(B·C·(L + √1024·N)).
-        """
-        modes, outputs = state["modes"], []
-        recent = state.get("recent", modes.new_empty(len(modes), 0, self.d_model))
-        modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
-        with torch.autocast(u.device.type, enabled=False):
-            log_base, weight = (part[0] for part in self.exponentials())
-            for new in torch.split(u.to(recent.dtype), PIECE, dim=1):
-                known, length, old = torch.cat([recent, new], dim=1), new.shape[1], recent.shape[1]
-                kernel = lags(known.shape[1])
-                near = (known * kernel.flip(1).T).sum(1, keepdim=True) if length == 1 else fft_conv(known, kernel)
-                far = self.sum_of_powers(log_base, modes * weight * torch.exp(log_base * (old + 1)), length)
-                outputs.append(near[:, -length:] + far.mT * gain)
-                modes, recent = _advanced(modes, log_base, known[:, :length]), known[:, length:]
-        modes = torch.view_as_real(modes) if modes.is_complex() else modes
-        return torch.cat(outputs, dim=1).to(u.dtype), settled(
-            modes=modes, **{name: recent for name in state if name == "recent"}
-        )
-
-
-def _advanced(modes: Tensor, log_base: Tensor, u: Tensor) -> Tensor:
-    """Add ``u: (B, L, C)`` to the modes ``(B, C, N)``, in √L stretches of √L tokens."""
-    length = u.shape[1]
-    size = max(1, math.isqrt(length))
-    stretches = F.pad(u.mT, (-length % size, 0)).reshape(len(u), u.shape[2], -1, size)  # (B, C, A, m)
-    back = torch.arange(max(size, stretches.shape[2]) - 1, -1, -1, device=u.device)[:, None]
-    powers = log_base[:, None]
-    sums = stretches.to(log_base.dtype) @ torch.exp(powers * back[-size:])  # (B, C, A, N)
-    sums = (sums * torch.exp(powers * (size * back[-stretches.shape[2] :]))).sum(2)
-    return sums.addcmul(torch.exp(log_base * length), modes)
-
-
-class DampedEMAKernel(ExponentialKernel):
-    """MEGA's damped multi-dimensional exponential moving average, written as a kernel.
-
-    ``kernel[t] = Σ_n p_n β_n γ_n q_n^t / √N``, p = σ(δ), q = 1 − p·σ(α), N moving averages a channel. The formula
-    gives any length, also beyond ``l_max``. Here the back kernel starts at lag −1. In MEGA both directions have lag 0;
-    the layer's skip makes up for the difference.
-
-    Source: arXiv 2209.10655, section 3.1 (initial values as in its code). See ``sum_of_powers`` for the cost.
-    """
-
-    def __init__(self, d_model: int, l_max: int, *, causal: bool = False, averages: int = 16) -> None:
-        super().__init__(d_model, l_max, causal=causal)
-        self.delta, self.alpha = self._parameter(averages), self._parameter(averages)
-        self.beta, self.gamma = self._parameter(averages), self._parameter(averages)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw δ and α from N(0, 0.2²), β from ±1 in turn plus N(0, 0.02²), γ from N(0, 1)."""
-        nn.init.normal_(self.delta, std=0.2)
-        nn.init.normal_(self.alpha, std=0.2)
-        nn.init.normal_(self.beta, std=0.02)
-        self.beta[..., 0::2] += 1
-        self.beta[..., 1::2] -= 1
-        nn.init.normal_(self.gamma)
-
-    def exponentials(self) -> tuple[Tensor, Tensor]:
-        """Return log q and p·β·γ / √N, each ``(D, C, N)``."""
-        p = torch.sigmoid(self.delta)
-        log_q = torch.log1p(-p * torch.sigmoid(self.alpha))
-        return log_q, p * self.beta * self.gamma / math.sqrt(p.shape[2])
-
-
-LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}

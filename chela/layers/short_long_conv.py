@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
+from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.kept import Kept
-from chela.layers.long_kernel import LONG_KERNELS, ExponentialKernel, LongKernel
+from chela.layers.long_kernel import FreeKernel, LongKernel, MultiscaleKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, nested, part, settled
@@ -21,6 +22,8 @@ from chela.ops.fft_conv import FFTConvState, StepKernel, fft_conv, fft_conv_pref
 from chela.ops.fft_conv.step import room
 from chela.ops.precision import accumulation_dtype
 from chela.ops.short_conv import short_conv, short_conv_step
+
+LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}
 
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
@@ -151,12 +154,15 @@ class LongConv(nn.Module):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
-        if isinstance(self.kernel, ExponentialKernel):
-            y, state = self.prefill(u[:, None], state)
-            return y[:, 0], state
-        kernel = self._ready() if self.training else self._kept.of(self, self._ready)
-        y, after = fft_conv_step(u, FFTConvState(**state), kernel)
-        return y + self.bias.to(y.dtype), after._asdict()
+        ready = self._ready() if self.training else self._kept.of(self, self._ready)
+        if isinstance(ready, Tensor):
+            assert isinstance(self.kernel, ExponentialKernel)
+            y, state = self.kernel.prefill(u[:, None], state, lambda lags: ready, self.gain[0])
+            y = y[:, 0]
+        else:
+            y, after = fft_conv_step(u, FFTConvState(**state), ready)
+            state = after._asdict()
+        return y + self.bias.to(y.dtype), state
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
@@ -169,7 +175,10 @@ class LongConv(nn.Module):
         self._kept.drop()
         return super().train(mode)
 
-    def _ready(self) -> StepKernel:
+    def _ready(self) -> StepKernel | Tensor:
+        """Return what a step needs: the whole kernel, or beside a sum of exponentials the first lags."""
+        if isinstance(self.kernel, ExponentialKernel):
+            return self.sum(self._heard() + 1)[0]
         return StepKernel(self.sum(self.kernel.l_max)[0])
 
     def _heard(self) -> int:
@@ -222,7 +231,7 @@ class ShortLongConv(nn.Module):
         l_max: Longest sequence the long kernel is built for.
         causal: Whether output t sees inputs up to t only.
         short_kernel: Taps of the short convolution; odd unless causal.
-        long_kernel: A name in ``chela.layers.long_kernel.LONG_KERNELS``.
+        long_kernel: A name in ``LONG_KERNELS``.
         kernel_options: Further arguments of that kernel's constructor.
         mode: Which of the two stages there are; "none" passes x through.
         branches: Sizes of the short kernels that are trained beside the long one; they are one kernel when it runs.

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chela.layers.long_kernel import LONG_KERNELS, DampedEMAKernel, FreeKernel, MultiscaleKernel
+from chela.layers.exponential_kernel import DampedEMAKernel
+from chela.layers.long_kernel import FreeKernel, MultiscaleKernel
 from chela.layers.param_groups import mark, param_groups
+from chela.layers.short_long_conv import LONG_KERNELS
 
 NAMES = sorted(LONG_KERNELS)
 

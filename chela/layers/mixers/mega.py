@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from chela.layers.attention import Attended
 from chela.layers.expect import checked, expect_causal
-from chela.layers.long_kernel import DampedEMAKernel
+from chela.layers.exponential_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
 from chela.layers.state import State, Stepwise, settled
 from chela.ops.fft_conv import fft_conv

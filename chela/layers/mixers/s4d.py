@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
-from chela.layers.long_kernel import KERNEL_LR, ExponentialKernel
+from chela.layers.exponential_kernel import ExponentialKernel
+from chela.layers.long_kernel import KERNEL_LR
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, Stepwise
