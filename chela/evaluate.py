@@ -15,6 +15,8 @@ from typing import Any
 
 from chela.cli import command
 from chela.config import load, run_folder
+from chela.errors import UsageError
+from chela.identity import fingerprint
 from chela.schema import Config
 from lra.files import write_whole
 from lra.options import option
@@ -35,7 +37,13 @@ class RunWords:
         config = load(run_folder(self.run) / "config.yaml", self.trust)
         config.data.dir = self.data_dir or config.data.dir
         if self.data_root:  # where the run's own lay may be of another machine, or gone
+            before, learned = fingerprint(config), config.data.root
             config.data.root = None if self.data_root == "null" else self.data_root
+            if fingerprint(config) != before:  # whose weights would be refused as another run's
+                raise UsageError(
+                    f"data.root: expected what the run learned from ({Path(learned or 'null').name}), wherever it "
+                    f"lies, got {self.data_root}; a text must have the same name"
+                )
         return config
 
 
@@ -63,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
 def evaluate(words: Words) -> int:
     """Score the run that ``words`` name."""
     config = words.load_config()
+    out = Path(words.out).expanduser()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)  # not only after hours of scoring
+    except OSError as error:
+        raise UsageError(f"out: expected a file in a folder to write to, got {words.out} ({error.strerror})") from None
     from chela.training import fit
     from chela.training.contexts import Reading
     from chela.training.machine import stdout_console
@@ -81,7 +94,7 @@ def evaluate(words: Words) -> int:
         by_word = f"; {found['word_perplexity']!r} for each of {found['words']:,} words" if "words" in found else ""
         console.print(f"context: {found['context']}{by_word}")
     if words.out:
-        _write(Path(words.out).expanduser(), config, words, found)
+        _write(out, config, words, found)
     return 0
 
 

@@ -56,13 +56,14 @@ def generate(words: Words) -> int:
     if not alphabet or not isinstance(model, TokenModel):
         raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {task.name}")
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
+    how = {name: getattr(words, name) for name in ("temperature", "top_k", "top_p", "seed")}
     try:
         ids = encode(prompt, alphabet).repeat(words.batch, 1)
+        Continuation(model, ids[:1, :1], 0)  # what is done once, imports among it, is not timed
+        begun = time.monotonic()
+        symbols = Continuation(model, ids, words.tokens, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    begun = time.monotonic()
-    how = {name: getattr(words, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    symbols = Continuation(model, ids, words.tokens, **how)
     read = time.monotonic()
     status = _print(prompt, symbols, alphabet, words.batch)
     seconds, size = max(time.monotonic() - read, 1e-9), sum(part.nbytes for part in symbols.state.values())
@@ -85,13 +86,14 @@ def _print(prompt: bytes, symbols: Continuation, alphabet: str, batch: int) -> i
     try:
         show(decoder.decode(prompt))
         for ids in symbols:
-            made.append(ids)
+            if batch > 1:
+                made.append(ids)
             if show(decoder.decode(decode(ids[:1], alphabet))):
                 sys.stdout.flush()
     except KeyboardInterrupt:  # what there is stays
         status = 128 + signal.SIGINT
     show(decoder.decode(b"", final=True) + "\n")
-    for number, row in enumerate(torch.stack(made, dim=1) if batch > 1 and made else (), 1):
+    for number, row in enumerate(torch.stack(made, dim=1) if made else (), 1):
         sys.stdout.write(f"--- {number}\n{(prompt + decode(row, alphabet)).decode(errors='replace')}\n")
     sys.stdout.flush()
     return status

@@ -59,17 +59,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def length(words: Words) -> int:
     """Score the runs that ``words`` name, one after another."""
-    found = {}
-    for run in read_runs(words.runs):
+    if not all(factor > 0 for factor in words.times):
+        raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, words.times))}")
+    runs, found = read_runs(words.runs), {}
+    models = [run.model for run in runs]
+    for run in runs:
         named = RunWords(str(run.path), data_dir=words.data_dir, data_root=words.data_root)
         model, task = load_run(named)
         if not task.in_order:
             raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
         task.prepare(named.load_config().data)
-        found[run.model] = scores = by_length(model, task, words.split, words.times)
+        name = run.model if models.count(run.model) == 1 else run.path.name
+        found[name] = scores = by_length(model, task, words.split, words.times)
         write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
         bits = ", ".join(f"{row['bits']:.4f} at {row['window']:,}" for row in scores["windows"])
-        sys.stdout.write(f"{run.path.name}: bits by window: {bits}\n")
+        left = "".join(f"; {row}" for row in scores["not_scored"])
+        sys.stdout.write(f"{run.path.name}: bits by window: {bits}{left}\n")
     if words.out:
         from experiments.plot import save
 
@@ -87,15 +92,20 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
         times: Windows, in training windows.
 
     Returns:
-        "windows": of each its length, the symbols before a target at least, and the bits, or why there are none;
+        "windows": of each its length, the symbols before a target at least, and the bits; "not_scored": why longer
+        ones have none;
         "positions": of each doubling of the position in a training window that stands alone, its last position and
         the bits of the targets there.
     """
-    rows = []
+    rows, not_scored = [], []
     for window in (task.l_max * factor for factor in times):
         records = task.pieces(split, window, window // 2)
         if window > task.l_max:
-            expect_prefill(model, f"a window of {window}")
+            try:
+                expect_prefill(model, f"a window of {window}")
+            except UsageError as error:
+                not_scored.append(str(error))
+                continue
         nats, targets = losses(model, records, window, task.l_max)
         rows.append({"window": window, "context": window // 2, "bits": float(nats.sum() / targets.sum() / math.log(2))})
     nats, targets = losses(model, task.pieces(split, task.l_max, task.l_max), task.l_max, task.l_max)
@@ -104,7 +114,8 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
         {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
         for start, stop in itertools.pairwise(edges)
     ]
-    return {"split": split, "training_window": task.l_max, "windows": rows, "positions": positions}
+    told = {"split": split, "training_window": task.l_max, "windows": rows, "not_scored": not_scored}
+    return told | {"positions": positions}
 
 
 @torch.inference_mode()

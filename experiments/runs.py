@@ -243,6 +243,8 @@ def _collect(paths: list[str], to: Path) -> int:
             OmegaConf.update(config, key, value)
         if run.config.get("data.released"):
             OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
+        if "data.text" in run.config:
+            OmegaConf.update(config, "data.root", run.config["data.text"])  # which text it was
         write(target / "config.yaml", OmegaConf.to_yaml(config))
         for file in ("result.json", "metrics.csv", "failed.json", PROBE, LENGTH):
             if (run.path / file).is_file():

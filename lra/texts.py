@@ -72,7 +72,8 @@ def check_utf8(name: str, path: Path) -> int:
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{name}: expected UTF-8 in {path}, got {error.object[error.start : error.start + 1]!r} at byte "
-                f"{at - held + error.start:,}: convert it, as with `iconv -t utf-8`"
+                f"{at - held + error.start:,}: convert it, as with `iconv -t utf-8`; a compressed text needs "
+                "its ending .gz, .xz or .zip"
             ) from None
         at += len(chunk)
     return at
@@ -114,7 +115,8 @@ def _opened(source: Path, name: str) -> IO[bytes]:
         opened: IO[bytes] = _OPENERS[source.suffix](source)
         return opened
     archive = zipfile.ZipFile(source)
-    member = next((member for member in archive.namelist() if Path(member).name == name), None)
+    files = [member.filename for member in archive.infolist() if not member.is_dir()]
+    member = next((file for file in files if Path(file).name == name), files[0] if len(files) == 1 else None)
     if member is None:
-        raise DataError(f"{source}: expected {name} in the archive, got {', '.join(archive.namelist())[:200]}")
+        raise DataError(f"{source}: expected {name} in the archive, or one file alone, got {', '.join(files)[:200]}")
     return archive.open(member)

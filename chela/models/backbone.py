@@ -150,6 +150,12 @@ class Backbone(nn.Module):
         """Return the mixer of each block."""
         return [block.get_submodule("mixer.layer") for block in self.blocks]
 
+    def ends(self) -> str:
+        """Say what ends at ``l_max``, piece by piece too: learned positions, or a system; empty where nothing does."""
+        if self.positions is not None:
+            return "learned positions"
+        return next((type(mixer).__name__ for mixer in self.mixers() if getattr(mixer, "ends", False)), "")
+
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode ``inputs``; ``mask: (B, L)`` bool, True = real token.
 
@@ -205,7 +211,7 @@ class Backbone(nn.Module):
     def _way_on(self) -> str:
         """Say what helps against too long a sequence."""
         states = all(hasattr(mixer, "prefill") and getattr(mixer, "causal", True) for mixer in self.mixers())
-        more = " or give the rest to prefill" if states and self.positions is None else ""
+        more = " or give the rest to prefill" if states and not self.ends() else ""
         return f"build with a larger l_max{more}"
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, P symbols of the prompt, T new symbols, K symbols to choose fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ class Continuation(Iterator[Tensor]):
         made: Symbols so far.
 
     Raises:
-        ValueError: An empty prompt, or an option out of its limits.
+        ValueError: An empty prompt, an option out of its limits, or more than a network with an end can make.
     """
 
     def __init__(
@@ -73,9 +74,17 @@ class Continuation(Iterator[Tensor]):
     ) -> None:
         if prompt.ndim != 2 or not prompt.shape[1]:
             raise ValueError(f"prompt: expected ids of shape (B, P) with P >= 1, got {tuple(prompt.shape)}")
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
             raise ValueError(
                 f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature}, {top_k} and {top_p}"
+            )
+        if tokens < 0:
+            raise ValueError(f"tokens: expected 0 or more, got {tokens}")
+        read, most = prompt.shape[1] + (0 if state is None else int(state["position"][0])), model.backbone.l_max + 1
+        if model.backbone.ends() and read + tokens > most:  # the last one is not read
+            raise ValueError(
+                f"tokens: expected at most {most} with the prompt, got {read} of the prompt and {tokens}: this network "
+                f"goes no further ({model.backbone.ends()})"
             )
         self._model = model
         self._device = next(model.parameters()).device
@@ -108,7 +117,8 @@ def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw
     scores = scores.detach().double().cpu().index_fill(1, torch.tensor(0), float("-inf"))
     if temperature == 0:
         return scores.argmax(1)
-    shares, order = (scores / temperature).softmax(1).sort(dim=1, descending=True)
+    scores = (scores - scores.amax(1, keepdim=True)) / temperature  # the best is 0, however cold it is
+    shares, order = scores.softmax(1).sort(dim=1, descending=True)
     before = shares.cumsum(1) - shares  # of those that are better
     shares = shares.masked_fill(before >= top_p, 0.0)
     if top_k:
@@ -144,8 +154,11 @@ def encode(text: str | bytes, alphabet: str) -> Tensor:
     ids = {ord(character): id for id, character in enumerate(alphabet, 1)}
     for place, byte in enumerate(data):
         if byte not in ids:
+            while place and data[place] & 0xC0 == 0x80:  # within a character of several bytes
+                place -= 1
             raise ValueError(
-                f"prompt: expected the {len(alphabet)} characters that the network knows, got {chr(byte)!r} at {place}"
+                f"prompt: expected the {len(alphabet)} characters that the network knows, got "
+                f"{data[place : place + 4].decode(errors='replace')[0]!r} at {place}"
             )
     return torch.tensor([[ids[byte] for byte in data]], dtype=torch.long)
 

@@ -115,8 +115,11 @@ def expect_prefill(model: nn.Module, key: str) -> None:
     """
     if not hasattr(model, "prefill"):
         raise UsageError(f"{key}: expected a network with prefill(inputs, state), {type(model).__name__} has none")
-    if getattr(getattr(model, "backbone", None), "positions", None) is not None:
+    ends = getattr(getattr(model, "backbone", None), "ends", str)()
+    if ends == "learned positions":
         raise UsageError(f"{key}: expected model.positions=none, got learned ones, which end at the training window")
+    if ends:
+        raise UsageError(f"{key}: expected a system that reads on after the training window, {ends} ends there")
 
 
 def expect_bounded(model: nn.Module, l_max: int, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -314,7 +315,8 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:
-        tested = f"test {score.text(result['test'])} (majority class {result['majority_accuracy']:.2%})"
+        accuracy = "" if score.name == "accuracy" else f"accuracy {result['test'].get('accuracy', math.nan):.2%}, "
+        tested = f"test {score.text(result['test'])} ({accuracy}majority class {result['majority_accuracy']:.2%})"
     console.print(
         f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
         f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
@@ -324,6 +326,7 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
         console.print(f"data: {result['data_note']}")
     if result.get("context"):
         console.print(f"context: {result['context']}")
+        console.print(f"generate: python -m chela.generate run={run.path}{_trusted(config)}")
     console.print(f"evaluate: python -m chela.evaluate run={run.path}{_trusted(config)}")
     console.print(f"resume:   python -m chela.train resume={run.path}{_trusted(config)}")
     console.print(f"plot:     python -m experiments.plot {run.path}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import is_tarfile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,6 +90,9 @@ class Corpus(Task):
         paths = self._files(data, progress)
         notes = [type(self).note]
         if self.own_text:
+            if is_tarfile(paths[0]):  # its own bytes may be UTF-8 too
+                got = f"the tar archive {paths[0].name}; give one file of it"
+                raise DataError(f"{self.name}: expected a text, got {got}")
             size, digest = check_utf8(self.name, paths[0]), sha256(paths[0])
             notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
         for split in SPLITS:

@@ -165,6 +165,17 @@ def test_a_release_is_other_data_than_what_is_generated(
     assert "/mine" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("config.yaml"))
 
 
+def test_texts_of_ones_own_stay_apart_where_they_are_collected(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("novel.txt", "letters.txt"):
+        make_run("task=corpus", f"data.root=/mine/{name}")
+    cells = {run.cell for run in read_runs([tmp_path])}
+    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert len(cells) == 2 and {run.cell for run in read_runs([tmp_path / "kept"])} == cells
+    assert "/mine" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("config.yaml"))
+
+
 def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("data.dir=/one", "runs=a", "trainer.max_time=1m", seed=0)
     make_run("data.dir=/two", "runs=b", seed=1)

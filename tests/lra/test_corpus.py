@@ -2,6 +2,7 @@
 
 import lzma
 import pickle
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def test_a_folder_of_the_texts_name_is_not_the_text(tmp_path):
     assert len(task.span("train")) == 1728
 
 
+def test_an_archive_of_one_file_is_that_file(tmp_path):
+    task, text = Corpus(window=16), tmp_path / "mine.txt"
+    task.prepare(DataConfig(root=str(archived(tmp_path / "mine.zip", "mine.txt", WORDS * 40)), dir=str(tmp_path)))
+    assert task.span("test").read(0, 9).tobytes() == (WORDS * 40)[1824:1833]
+    text.write_bytes(WORDS * 40)
+    with tarfile.open(tmp_path / "mine.tar", "w") as archive:
+        archive.add(text)
+    message = refused(Corpus(window=16), tmp_path / "mine.tar", tmp_path)
+    assert "expected a text, got the tar archive mine.tar; give one file of it" in message
+
+
 def refused(task: Corpus, root: Path | None, tmp_path: Path) -> str:
     with pytest.raises(DataError) as error:
         task.prepare(DataConfig(root=root and str(root), dir=str(tmp_path / "data"), download=False))
@@ -234,7 +246,9 @@ def test_a_known_text_must_be_that_one(tmp_path):
     assert "text8.zip is not at" in refused(Text8(), None, tmp_path)
     assert "expected a file at" in refused(WikiText103(), archived(tmp_path / "wiki.train.raw", "x", b""), tmp_path)
     packed = archived(tmp_path / "a.zip", "other", WORDS)
-    assert "expected a in the archive, got other" in refused(Small8(), packed, tmp_path)
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("third", WORDS)
+    assert "expected a in the archive, or one file alone, got other, third" in refused(Small8(), packed, tmp_path)
     packed.write_bytes(packed.read_bytes()[:-30])
     assert "it is truncated or another file" in refused(Small8(), packed, tmp_path)
 

@@ -64,7 +64,40 @@ def test_only_what_may_be_drawn_is_drawn():
     assert drawn(top_p=0.8).nonzero().flatten().tolist() == [2, 3]  # 0.88 together
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_a_character_is_named_whole_where_it_is_not_known():
+    with pytest.raises(ValueError, match="got 'ï' at 2"):
+        encode("caïn", "acn")
+    with pytest.raises(ValueError, match="got '�' at 1"):
+        encode(b"a\xff", "ac")
+
+
+def test_the_coldest_draw_is_the_best_one():
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.tensor([[9.0, -5.0, -3.0, -4.0]])
+    assert sample(scores, temperature=1e-310, top_k=0, top_p=1.0, draw=draw).tolist() == [2]
+
+
+@pytest.mark.parametrize(("name", "options"), [("mega", {}), ("softmax", {"positions": "learned"})])
+def test_a_network_with_an_end_says_so_before_it_writes(name, options):
+    config = ModelConfig(d_model=8, depth=1, d_ff=16, causal=True, mixer=mixer_options(name)(), **options)
+    model = build_model(config, TaskFacts(9, 32, 9, objective="tokens", alphabet=ALPHABET), seed=0).eval()
+    assert len(generate(model, "abc", 30)) == 33  # the last symbol is not read
+    for prompt, tokens in (("abc", 31), ("a" * 40, 1)):
+        with pytest.raises(ValueError, match=f"at most 33 with the prompt, got {len(prompt)} .* and {tokens}: "):
+            generate(model, prompt, tokens)
+    _, state = model.prefill(encode("abcd", ALPHABET))
+    with pytest.raises(ValueError, match="got 5 of the prompt and 29"):
+        Continuation(model, encode("a", ALPHABET), 29, state=state)
+
+
+def test_no_number_of_tokens_is_without_end():
+    with pytest.raises(ValueError, match="tokens: expected 0 or more, got -1"):
+        generate(network(), "a", -1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+)
 def test_options_have_limits(wrong):
     with pytest.raises(ValueError, match="expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1"):
         Continuation(network(), encode("a", ALPHABET), 1, **wrong)

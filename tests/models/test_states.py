@@ -66,6 +66,9 @@ def test_beyond_l_max_there_is_a_way_on_or_a_clear_end():
         _network("chela", "model.positions=learned").prefill(tokens)
     with pytest.raises(ValueError, match="MEGA: expected at most l_max=40 tokens, got 41"):
         _network("mega").prefill(tokens)
+    with pytest.raises(ValueError, match=r"got 41; build with a larger l_max$"):
+        _network("mega")(tokens)
+    assert [_network(name).backbone.ends() for name in ("chela", "mega", "mega_chunk")] == ["", "MEGA", ""]
 
 
 class Own(nn.Module):

@@ -48,6 +48,16 @@ def test_beyond_its_taps_it_is_a_filter_in_bounded_memory(taps):
     )
 
 
+@pytest.mark.parametrize("length", [64, 65, 128, 129, 300])
+def test_a_state_is_no_part_of_a_larger_tensor(length):
+    """So it can be saved after any token, the first of a page too."""
+    kernel = torch.randn(3, 100)
+    for state in (None, fft_conv_prefill(torch.randn(2, 140, 3), FFTConvState.start(kernel, 2), kernel)[1]):
+        _, after = _steps(torch.randn(2, length, 3), kernel, state=state)
+        for tensor in after:
+            assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 @pytest.mark.parametrize("pieces", [(1, 299, 500), (64, 64, 384), (130, 1, 1, 255), (900,), (700, 3, 150)], ids=str)
 @pytest.mark.parametrize("taps", [1, 3, 64, 100, 200, 1000])
 def test_prefill_and_steps_in_turn_equal_the_whole(taps, pieces):

@@ -56,6 +56,21 @@ def test_several_texts_come_at_the_end(run, capsys):
     assert texts[0] == "" and [text[:5] for text in texts[1:]] == ["1\nfox", "2\nfox", "3\nfox"]
 
 
+def test_a_network_with_an_end_writes_nothing_beyond_it(tmp_path, capsys):
+    words = (*words_of(tmp_path), "model=mega", "trainer.max_steps=1")
+    assert launch(*words).status == 0
+    run = only_run(tmp_path / "runs")
+    capsys.readouterr()
+    assert main([f"run={run}", "prompt=fox", "tokens=14"]) == 0
+    assert len(capsys.readouterr().out) <= 18
+    assert main([f"run={run}", "prompt=fox", "tokens=15"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "tokens: expected at most 17 with the prompt, got 3 of the prompt and 15" in shown.err
+    assert evaluate([f"run={run}", "eval.window=32"]) == 2
+    said = capsys.readouterr().err
+    assert "eval.window=32: expected a system that reads on after the training window, MEGA ends there" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -89,6 +89,8 @@ def test_a_real_network_learns_and_goes_on(words: tuple[str, ...], tmp_path: Pat
     result = json.loads((only_run(tmp_path / "apart") / "result.json").read_text())
     assert result["context"] == "windows of 8, each alone: 1 to 8 symbols before"
     assert f"context: {result['context']}" in ended.out and "SHA-256" in result["data_note"]
+    assert "generate: python -m chela.generate run=" in ended.out
+    assert f"(accuracy {result['test']['accuracy']:.2%}, majority class" in ended.out
     assert result["test"]["count"] == len(TEXT) - len(TEXT) * 95 // 100
     at_step(3, terminate)
     assert launch(*words).status == 128 + signal.SIGTERM
@@ -235,7 +237,8 @@ def test_memory_tells_contexts_apart(words: tuple[str, ...], tmp_path: Path, fak
         (("eval.stride=4",), "eval.stride: expected eval.context=stride with it, got window"),
         (("eval.context=stride", "eval.stride=9"), "eval.stride: expected at most eval.window=8, got 9"),
         (("eval.context=page",), "eval.context: expected one of window, stride, stream, got 'page'"),
-        (("out=no/such/folder/score.json",), "could not write no/such/folder/score.json"),
+        (("out=/dev/null/score.json",), "out: expected a file in a folder to write to, got /dev/null/score.json"),
+        (("data.root=/dev/null",), "expected what the run learned from (mine.txt), wherever it lies, got /dev/null"),
     ],
 )
 def test_a_bad_context_is_one_line(

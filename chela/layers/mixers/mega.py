@@ -71,7 +71,7 @@ class MEGA(Stepwise):
         d_value = 2 * d_model if d_value is None else d_value
         self.causal, self.attention_function = causal, attention_function
         self.sizes = d_model, d_qk, d_value, d_model  # update gate, z, reset gate, candidate: all read c
-        self.whole, self.chunk = not 0 < chunk <= l_max, min(chunk or l_max, l_max)
+        self.ends, self.chunk = not 0 < chunk <= l_max, min(chunk or l_max, l_max)
         self.ema = DampedEMAKernel(d_model, l_max, causal=causal, averages=averages)
         self.omega = nn.Parameter(torch.empty(d_model))
         self.gamma = nn.Parameter(torch.empty(2, d_qk))
@@ -112,7 +112,7 @@ class MEGA(Stepwise):
         return update * zero_padding(self.dropout(F.silu(h)) - stream, mask)
 
     def _expect_room(self, length: int) -> None:
-        if self.whole and length > self.chunk:
+        if self.ends and length > self.chunk:
             raise ValueError(
                 f"MEGA: expected at most l_max={self.chunk} tokens, got {length}; build the layer with a larger l_max, "
                 "or with chunk="

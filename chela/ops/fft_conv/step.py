@@ -114,7 +114,7 @@ def fft_conv_step(u: Tensor, state: FFTConvState, kernel: StepKernel) -> tuple[T
     if pending.shape[2] == 0:
         pending = _pending(inputs, t, kernel)
     elif t and at == 0:
-        pending = kernel.tile(inputs)
+        pending = kernel.tile(inputs).contiguous()  # a state is no part of a larger tensor
     elif at and at % BLOCK == 0:
         pending = _padded(pending, inputs.shape[2])
         _add_tile(pending, inputs, at, kernel)
@@ -169,7 +169,7 @@ def _pending(inputs: Tensor, t: int, kernel: StepKernel) -> Tensor:
     else:
         before = inputs.clone()  # this page adds by its own tiles
         before[:, :, :at] = 0
-        pending = kernel.tile(before)
+        pending = kernel.tile(before).contiguous()
     place = 0
     for bit in reversed(range(BLOCK.bit_length() - 1, at.bit_length())):
         if at >> bit & 1:
