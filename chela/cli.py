@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import io
 import os
 import signal
@@ -28,30 +29,36 @@ Field = dataclasses.Field[Any]
 
 
 def command(
-    options: type[T], run: Callable[..., int], about: str, argv: Sequence[str] | None = None, *, others: bool = False
-) -> int:
-    """Answer ``--help``, or read the words and run; return the exit status.
+    options: type[T], about: str | None, *, others: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make ``main(argv)`` of a function of options: it answers ``--help``, or reads the words and runs.
 
     Args:
         options: A dataclass whose fields are declared with ``lra.options.option``.
-        run: Called with the options, and with ``others`` also with the ``key=value`` words that are not among them.
         about: The command's docstring; the first line of its help.
-        argv: The words; ``sys.argv`` when None.
-        others: Whether there may be other words; else one is an error.
+        others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(options_text(options, about))
-        return 0
 
-    def begin() -> int:
-        made, rest = read_words(options, words)
-        if others:
-            return run(made, rest)
-        no_more(rest, options)
-        return run(made)
+    def wrapped(run: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def main(argv: Sequence[str] | None = None, **more: Any) -> int:
+            words = list(sys.argv[1:] if argv is None else argv)
+            if "--help" in words or "-h" in words:
+                sys.stdout.write(options_text(options, about or ""))
+                return 0
 
-    return guarded(begin)
+            def begin() -> int:
+                made, rest = read_words(options, words)
+                if others:
+                    return run(made, rest, **more)
+                no_more(rest, options)
+                return run(made)
+
+            return guarded(begin)
+
+        return main
+
+    return wrapped
 
 
 def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:

@@ -39,13 +39,9 @@ class Words(RunWords):
     batch: int = option(1, "texts to make, side by side; several are printed at the end", ge=1, le=65536)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, print the text, return the exit status."""
-    return command(Words, generate, __doc__ or "", argv)
-
-
-def generate(words: Words) -> int:
-    """Write on with the run that ``words`` name."""
+@command(Words, __doc__)
+def main(words: Words) -> int:
+    """Write on with a run, print the text, return the exit status."""
     prompt = _prompt(words)
     from chela.models.generate import Continuation, encode
     from chela.models.heads import TokenModel

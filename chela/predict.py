@@ -41,7 +41,7 @@ class Words(RunWords):
 def main(argv: list[str] | None = None) -> int:
     """Read the words, print a line of JSON for each input line, return the exit status."""
     lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
-    return command(Words, predict, (__doc__ or "") + lines, argv)
+    return command(Words, f"{__doc__}{lines}")(predict)(argv)
 
 
 def predict(words: Words) -> int:

@@ -52,13 +52,9 @@ class Words:
     out: Path | None = option(None, "a figure of all runs")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Score the runs; return the exit status."""
-    return command(Words, length, __doc__ or "", argv)
-
-
-def length(words: Words) -> int:
-    """Score the runs that ``words`` name, one after another."""
+@command(Words, __doc__)
+def main(words: Words) -> int:
+    """Score the runs, one after another; return the exit status."""
     found = {}
     for run in read_runs(words.runs):
         named = RunWords(str(run.path), data_dir=words.data_dir, data_root=words.data_root)

@@ -319,12 +319,8 @@ class Options:
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw learning curves; return the exit status."""
-    return cli.command(Options, plot, __doc__, argv)
-
-
-def plot(options: Options) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     if options.against == "state":
         for table in result_tables(read_runs(options.runs)):

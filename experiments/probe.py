@@ -127,12 +127,9 @@ class Words(RunWords):
     batch: int = option(64, "records in a batch", ge=1, le=1_000_000)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Words, __doc__)
+def main(words: Words) -> int:
     """Probe a run; return the exit status."""
-    return command(Words, _probe, __doc__ or "", argv)
-
-
-def _probe(words: Words) -> int:
     model, task = load_run(words)
     if not any(isinstance(module, Attended) for module in model.modules()):
         raise UsageError(f"expected a run with attention, that of {words.run} has none")

@@ -179,12 +179,9 @@ class Options:
     title: str = option("CHELA on the Long Range Arena", "the page's title")
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
     """Write the page; return the exit status."""
-    return cli.command(Options, _report, __doc__, argv)
-
-
-def _report(options: Options) -> int:
     text = page(read_runs(options.runs), options.title, options.figures, options.bench)
     write(options.out, text)
     sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")

@@ -205,12 +205,9 @@ class Options:
     to: Path | None = option(None, "where collect writes its copies")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; return the exit status."""
-    return cli.command(Options, _run, __doc__, argv)
-
-
-def _run(options: Options) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
+    """List or collect runs; return the exit status."""
     action, *paths = options.words
     if not paths or action != ("list" if options.to is None else "collect"):
         got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])

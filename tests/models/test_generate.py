@@ -1,6 +1,5 @@
 """Writing on after a prompt: the same text however the prompt was read, only likely symbols, clean ends."""
 
-
 import pytest
 import torch
 
