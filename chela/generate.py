@@ -11,10 +11,9 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chela.cli import command
+from chela.cli import command, opened
 from chela.errors import UsageError
 from chela.evaluate import RunWords
 from lra.options import option
@@ -98,12 +97,8 @@ def _prompt(words: Words) -> bytes:
         raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
     if not words.input:
         return words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
-    if words.input == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(words.input).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+    with opened(words.input) as file:
+        return file.read()
 
 
 if __name__ == "__main__":
