@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import functools
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,33 +27,40 @@ from lra.options import check_options, closest, shown
 
 T = TypeVar("T")
 Field = dataclasses.Field[Any]
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def command(
-    options: type[T], run: Callable[..., int], about: str, argv: Sequence[str] | None = None, *, others: bool = False
-) -> int:
-    """Answer ``--help``, or read the words and run; return the exit status.
+    options: type[T], about: str | None, *, others: bool = False
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Make ``main(argv)`` of a function of options: it answers ``--help``, or reads the words and runs.
 
     Args:
         options: A dataclass whose fields are declared with ``lra.options.option``.
-        run: Called with the options, and with ``others`` also with the ``key=value`` words that are not among them.
         about: The command's docstring; the first line of its help.
-        argv: The words; ``sys.argv`` when None.
-        others: Whether there may be other words; else one is an error.
+        others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(options_text(options, about))
-        return 0
 
-    def begin() -> int:
-        made, rest = read_words(options, words)
-        if others:
-            return run(made, rest)
-        no_more(rest, options)
-        return run(made)
+    def wrapped(run: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(run)
+        def main(argv: Sequence[str] | None = None, **more: Any) -> int:
+            words = list(sys.argv[1:] if argv is None else argv)
+            if "--help" in words or "-h" in words:
+                sys.stdout.write(options_text(options, about or ""))
+                return 0
 
-    return guarded(begin)
+            def begin() -> int:
+                made, rest = read_words(options, words)
+                if others:
+                    return run(made, rest, **more)
+                no_more(rest, options)
+                return run(made)
+
+            return guarded(begin)
+
+        return main
+
+    return wrapped
 
 
 def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
@@ -73,10 +82,8 @@ def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
         try:
             OmegaConf.update(cfg, field.name, texts if _is_list(field) else texts[0])
         except OmegaConfBaseException:
-            kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
-                type_name(field), "another"
-            )
-            raise UsageError(f"{key}: expected {kind}, got {shown(texts[0])}") from None
+            expected = _KINDS.get(type_name(field), "another")
+            raise UsageError(f"{key}: expected {expected}, got {shown(texts[0])}") from None
     for key, field in known.items():
         if OmegaConf.is_missing(cfg, field.name):
             raise UsageError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")
@@ -123,6 +130,21 @@ def _is_list(field: Field) -> bool:
     return type_name(field).startswith("list[")
 
 
+@contextlib.contextmanager
+def opened(name: str) -> Iterator[IO[bytes]]:
+    """Open the file of the word ``input``, or standard input for ``-``.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        file = sys.stdin.buffer if name == "-" else open(os.path.expanduser(name), "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"input: expected a file to read, got {name} ({error.strerror})") from None
+    with file:
+        yield file
+
+
 def no_more(rest: list[str], options: type) -> None:
     """Refuse words that a command does not know.
 
@@ -142,7 +164,7 @@ def options_text(options: type, about: str) -> str:
     lines = [about.strip(), "", "Words are key=value:"]
     for field in dataclasses.fields(options):
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        value = "…" if default is dataclasses.MISSING else _plain(default)
+        value = "…" if default is dataclasses.MISSING else plain(default)
         lines.append(f"    {field.metadata.get('key', field.name)}={value}  {_meaning(field)}".rstrip())
     return "\n".join(lines) + "\n"
 
@@ -182,7 +204,7 @@ def guarded(command: Callable[[], int]) -> int:
     except UserError as error:
         return _failed(str(error), error.status)
     except OSError as error:
-        if error.errno not in _SURROUNDINGS:
+        if error.errno not in (*_DISKS, *_PATHS):
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _failed(
@@ -209,19 +231,8 @@ def _share_cores() -> None:
 
 
 # What a disk, a quota or a path does to a program that is not at fault.
-_SURROUNDINGS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ENAMETOOLONG,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.EMFILE,
-}
+_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
 
 
 def _failed(message: str, status: int = UsageError.status) -> int:
@@ -232,11 +243,8 @@ def _failed(message: str, status: int = UsageError.status) -> int:
 def _out_of_memory(error: Exception) -> bool:
     """Tell an allocation that failed from other errors; torch (not imported here) has a type for it on a GPU only."""
     known = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(text in str(error) for text in known)
-    )
+    of_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return of_type or any(text in str(error) for text in known)
 
 
 def help_text(about: str, words: list[str]) -> str:
@@ -259,24 +267,19 @@ def help_text(about: str, words: list[str]) -> str:
         if head != section:
             section = head
             lines.append(f"\n  {section or 'the run'}")
-        lines.append(f"    {key}={_plain(value)}  ({type_name(item)})  {_meaning(item)}".rstrip())
+        lines.append(f"    {key}={plain(value)}  ({type_name(item)})  {_meaning(item)}".rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Write a value as it stands in a ``key=value`` word."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _meaning(item: Field) -> str:
-    limits = dict(item.metadata)
-    meaning = str(limits.pop("help", ""))
-    if "choices" in limits:
-        meaning += f" [{', '.join(map(str, limits['choices']))}]"
-    bounds = [
-        f"{sign} {limits[name]}"
-        for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-        if name in limits
-    ]
-    return meaning + (f" [{', '.join(bounds)}]" if bounds else "")
+    limits, signs = item.metadata, {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    choices = ", ".join(map(str, limits.get("choices", ())))
+    bounds = ", ".join(f"{sign} {limits[name]}" for name, sign in signs.items() if name in limits)
+    return str(limits.get("help", "")) + "".join(f" [{said}]" for said in (choices, bounds) if said)

@@ -145,14 +145,9 @@ def load(path: Path, trust: str = "") -> Config:
     return check(cfg)
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as plain dictionaries, as it is stored."""
-    return dataclasses.asdict(config)
-
-
 def to_yaml(config: Config) -> str:
     """Return the configuration as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
 
 
 def seconds(duration: str) -> float | None:
@@ -186,7 +181,6 @@ def check(cfg: Any) -> Config:
     try:
         for key, value, item in fields(config):
             check_value(key, value, item.metadata)
-        config.data.check()
         task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -202,13 +196,12 @@ def check(cfg: Any) -> Config:
         raise UsageError(
             f"model.causal: expected true for task={config.task.name}, got false: each target is the next input"
         )
-    _check_carry(config, task)
-    _check_processes(config)
+    _check_processes(config, task)
     _check_sizes(config)
     return config
 
 
-def _check_carry(config: Config, task: Any) -> None:
+def _check_processes(config: Config, task: Any) -> None:
     processes = config.trainer.devices * config.trainer.num_nodes
     if config.data.carry and not task.in_order:
         raise UsageError(f"data.carry: expected false for task={config.task.name}, got true: it is no text to go on in")
@@ -216,10 +209,6 @@ def _check_carry(config: Config, task: Any) -> None:
         raise UsageError(
             f"data.carry: expected one process, got {processes}: states are kept of one only; use trainer.accumulate"
         )
-
-
-def _check_processes(config: Config) -> None:
-    processes = config.trainer.devices * config.trainer.num_nodes
     shares, got = processes * config.trainer.accumulate, config.trainer.batch_size
     if got % shares:
         what = f"the {shares} processes" if shares == processes else f"{shares}, processes times trainer.accumulate"
@@ -342,5 +331,4 @@ def _numbers(key: str, value: str) -> list[int | float]:
 
 def first_line(error: Exception) -> str:
     """Return what an error says first; omegaconf's next lines are for its own developers."""
-    lines = str(error).splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -11,7 +11,6 @@ import json
 import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 from chela.cli import command
 from chela.config import load, run_folder
@@ -63,13 +62,9 @@ class Words(RunWords):
     out: str = option("", "a JSON file to write the scores to")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, score the run, print one line; return the exit status."""
-    return command(Words, evaluate, __doc__ or "", argv)
-
-
-def evaluate(words: Words) -> int:
-    """Score the run that ``words`` name."""
+@command(Words, __doc__)
+def main(words: Words) -> int:
+    """Score a run, print one line, return the exit status."""
     config = words.load_config()
     out = Path(words.out).expanduser()
     try:
@@ -94,21 +89,12 @@ def evaluate(words: Words) -> int:
         by_word = f"; {found['word_perplexity']!r} for each of {found['words']:,} words" if "words" in found else ""
         console.print(f"context: {found['context']}{by_word}")
     if words.out:
-        _write(out, config, words, found)
+        about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
+        about |= {"split": words.split, "checkpoint": words.checkpoint}
+        scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
+        text = json.dumps({**about, **scores, "count": int(found["count"])}, indent=2) + "\n"
+        write_whole(out, text.encode())
     return 0
-
-
-def _write(path: Path, config: Config, words: Words, found: dict[str, Any]) -> None:
-    about = {
-        "task": config.task.name,
-        "preset": config.preset,
-        "model": config.model.name,
-        "seed": config.seed,
-        "split": words.split,
-        "checkpoint": words.checkpoint,
-    }
-    scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
-    write_whole(path, (json.dumps({**about, **scores, "count": int(found["count"])}, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

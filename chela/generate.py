@@ -11,10 +11,9 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chela.cli import command
+from chela.cli import command, opened
 from chela.errors import UsageError
 from chela.evaluate import RunWords
 from lra.options import option
@@ -39,13 +38,9 @@ class Words(RunWords):
     batch: int = option(1, "texts to make, side by side; several are printed at the end", ge=1, le=65536)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, print the text, return the exit status."""
-    return command(Words, generate, __doc__ or "", argv)
-
-
-def generate(words: Words) -> int:
-    """Write on with the run that ``words`` name."""
+@command(Words, __doc__)
+def main(words: Words) -> int:
+    """Write on with a run, print the text, return the exit status."""
     prompt = _prompt(words)
     from chela.models.generate import Continuation, encode
     from chela.models.heads import TokenModel
@@ -104,12 +99,8 @@ def _prompt(words: Words) -> bytes:
         raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
     if not words.input:
         return words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
-    if words.input == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return Path(words.input).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+    with opened(words.input) as file:
+        return file.read()
 
 
 if __name__ == "__main__":

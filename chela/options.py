@@ -137,8 +137,7 @@ def _constructor(path: Path, class_name: str) -> tuple[Arguments, dict[str, str]
                 )
             return list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)), meanings
     for base in map(ast.unparse, cls.bases):
-        found = _base(path, body, base)
-        if found is not None:
+        if (found := _base(path, body, base)) is not None:
             arguments, inherited = _constructor(*found)
             return arguments, inherited | meanings
     return [], meanings
@@ -229,9 +228,6 @@ def expect_trusted(named: list[str], trust: Collection[str], where: str) -> None
 
 
 def code_of(name: str) -> str:
-    """Return a hash of the module of ``module:Class``: its code without comments and layout; "" for a built-in name."""
-    module, colon, _ = name.partition(":")
-    if not colon:
-        return ""
-    tree = _parsed(_source(module, name))
+    """Return a hash of the module of ``module:Class``: its code without comments and layout."""
+    tree = _parsed(_source(name.partition(":")[0], name))
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]

@@ -9,15 +9,15 @@ them. What a line is, by task:
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from chela.cli import command
+from chela.cli import command, opened
 from chela.config import run_folder
 from chela.errors import UsageError
 from chela.evaluate import RunWords
@@ -25,6 +25,7 @@ from chela.groups import names
 from lra.errors import DataError
 from lra.options import option
 from lra.tasks import get_task, task_class
+from lra.tasks.base import sequences
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +42,7 @@ class Words(RunWords):
 def main(argv: list[str] | None = None) -> int:
     """Read the words, print a line of JSON for each input line, return the exit status."""
     lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
-    return command(Words, predict, (__doc__ or "") + lines, argv)
+    return command(Words, f"{__doc__}{lines}")(predict)(argv)
 
 
 def predict(words: Words) -> int:
@@ -49,7 +50,8 @@ def predict(words: Words) -> int:
     if not words.input:
         raise UsageError("input: expected input=FILE or input=-; see --help")
     model, task = load_run(words)
-    with _lines(words.input) as lines:
+    with opened(words.input) as file:
+        lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
         for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
             sys.stdout.write(json.dumps({"label": label, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
@@ -91,12 +93,10 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
 
     from lra.batches import collate
 
-    rows = iter(lines)
-    number = 0
+    rows = enumerate(lines, 1)
     while chunk := list(islice(rows, batch)):
-        encoded = [_encode(task, line, number + i) for i, line in enumerate(chunk, 1)]
-        number += len(chunk)
-        lengths = [max(len(part) for part in (x if isinstance(x, tuple) else (x,))) for x in encoded]
+        encoded = [_encode(task, line, number) for number, line in chunk]
+        lengths = [max(map(len, sequences(x))) for x in encoded]
         padded = collate([(x, 0) for x in encoded], max(lengths), 0)
         inputs = padded["inputs"]
         if inputs.is_floating_point():
@@ -115,21 +115,6 @@ def _encode(task: Any, line: str, number: int) -> Any:
     except ValueError as error:
         raise DataError(f"input line {number}: {error}") from None
     return encoded
-
-
-@contextlib.contextmanager
-def _lines(name: str) -> Iterator[IO[str]]:
-    """Open the input; bytes that are no UTF-8 pass through unchanged."""
-    if name == "-":
-        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        yield sys.stdin
-        return
-    try:
-        file = open(name, encoding="utf-8", errors="surrogateescape")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UsageError(f"input: expected a file to read, got {name} ({error.strerror})") from None
-    with file:
-        yield file
 
 
 if __name__ == "__main__":

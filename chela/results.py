@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
+
+from chela.errors import UsageError
 
 RESULT_FORMAT_VERSION = 2
 
@@ -17,6 +21,27 @@ TITLES = {
 """The six tasks of the Long Range Arena in the order of its tables."""
 
 ACCURACY = {"name": "accuracy", "unit": "%", "scale": 100, "digits": 2, "best": "max"}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result in the form of version 2, whichever version wrote it.
+
+    Raises:
+        UsageError: It is not there, does not parse, or is of another format version.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result["format_version"] in (1, RESULT_FORMAT_VERSION):
+            return upgraded(result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"expected the result of a finished run at {path}, could not read it ({type(error).__name__}: {error}); "
+            "delete it and resume the run to have it written anew"
+        ) from None
+    raise UsageError(
+        f"expected format version {RESULT_FORMAT_VERSION} in {path}, got {result['format_version']!r}; "
+        "use the version of chela that wrote it"
+    )
 
 
 def upgraded(result: dict[str, Any]) -> dict[str, Any]:

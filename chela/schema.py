@@ -6,12 +6,21 @@ fields of its class (``lra.tasks``), those of a system the keyword arguments of 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from chela.schedules import SCHEDULES
 from lra.options import option
 from lra.schema import DataConfig
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
+    "cosine_tenth": lambda left: 0.1 + 0.45 * (1 - math.cos(math.pi * left)),
+    "constant": lambda left: 1.0,
+}
+"""Share of the peak rate, given the share of the steps after the warm-up that is left; a new one is a line here."""
 
 
 @dataclass
@@ -56,6 +65,17 @@ class OptimizerConfig:
     )
     clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
+    def lr_factor(self, step: int, max_steps: int) -> float:
+        """Return the share of the peak rate at ``step`` (from 0): a pure function, so that nothing has to be restored.
+
+        >>> config = OptimizerConfig(warmup_steps=10, schedule="linear")
+        >>> [round(config.lr_factor(step, 110), 2) for step in (0, 9, 10, 60, 109)]
+        [0.1, 1.0, 1.0, 0.5, 0.01]
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        return SCHEDULES[self.schedule]((max_steps - step) / max(1, max_steps - self.warmup_steps))
+
 
 @dataclass
 class TrainerConfig:
@@ -87,11 +107,7 @@ class TrainerConfig:
         "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
     )
     chance_steps: int = option(
-        500,
-        "after the warm-up and so many steps at the majority class, warn once",
-        ge=1,
-        le=100_000_000,
-        identity=False,
+        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=10**8, identity=False
     )
 
 

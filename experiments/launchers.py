@@ -116,11 +116,8 @@ class Launcher:
 
     def ended(self, job: Job, status: int | None) -> Ended:
         """Return how a run ended, with the last line that it wrote: an error says itself there."""
-        try:
-            lines = tail(self._log(job)).strip().splitlines()
-        except OSError:
-            lines = []
-        return Ended(job, status, lines[-1].strip()[:300] if lines else "")
+        lines = tail(self._log(job)).strip().splitlines() or [""]
+        return Ended(job, status, lines[-1].strip()[:300])
 
 
 @dataclass
@@ -234,14 +231,9 @@ class Slurm(Launcher):
         import submitit
 
         queue = self._look(force=True) or set()
-        new = []
-        for job in jobs:
-            known = self._submitted.get(job.name)
-            if known in queue:
-                self.handles[job] = submitit.SlurmJob(self._executor.folder, str(known))
-            else:
-                new.append(job)
-        if new:
+        known = {job: number for job in jobs if (number := self._submitted.get(job.name)) in queue}
+        self.handles |= {job: submitit.SlurmJob(self._executor.folder, str(known[job])) for job in known}
+        if new := [job for job in jobs if job not in known]:
             with self._executor.batch():
                 handles = [self._executor.submit(self.training(job)) for job in new]
             self.handles |= dict(zip(new, handles, strict=True))

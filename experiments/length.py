@@ -52,13 +52,9 @@ class Words:
     out: Path | None = option(None, "a figure of all runs")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Score the runs; return the exit status."""
-    return command(Words, length, __doc__ or "", argv)
-
-
-def length(words: Words) -> int:
-    """Score the runs that ``words`` name, one after another."""
+@command(Words, __doc__)
+def main(words: Words) -> int:
+    """Score the runs, one after another; return the exit status."""
     if not all(factor > 0 for factor in words.times):
         raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, words.times))}")
     runs, found = read_runs(words.runs), {}
@@ -137,20 +133,17 @@ def drawn(found: dict[str, dict[str, Any]]) -> Figure:
     """Draw bits against the window, and against the position in the training window."""
     from experiments.plot import colours, new_figure
 
-    figure, ((by_window, by_position),) = new_figure(2, 2, 5.2, 3.6)
+    figure, axes = new_figure(2, 2, 5.2, 3.6)
     colour = colours(list(found))
-    for name, scores in found.items():
-        by_window.plot(
-            [row["window"] for row in scores["windows"]], [row["bits"] for row in scores["windows"]],
-            marker=".", color=colour[name], label=name,
-        )  # fmt: skip
-        by_position.plot(
-            [row["up_to"] for row in scores["positions"]], [row["bits"] for row in scores["positions"]],
-            marker=".", color=colour[name], label=name,
-        )  # fmt: skip
-    by_window.set(xscale="log", xlabel="window, half of it at least before a symbol", ylabel="bits a symbol")
-    by_position.set(xscale="log", xlabel="position in a training window", ylabel="bits a symbol")
-    by_window.legend(fontsize=7, frameon=False)
+    by_window = ("windows", "window", "window, half of it at least before a symbol")
+    by_position = ("positions", "up_to", "position in a training window")
+    for axis, (part, place, label) in zip(axes.flat, (by_window, by_position), strict=True):
+        for name, scores in found.items():
+            rows = scores[part]
+            at, bits = [row[place] for row in rows], [row["bits"] for row in rows]
+            axis.plot(at, bits, marker=".", color=colour[name], label=name)
+        axis.set(xscale="log", xlabel=label, ylabel="bits a symbol")
+    axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -33,12 +33,13 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela.config import resolve, to_yaml
+from chela.cli import plain
+from chela.config import first_line, resolve, to_yaml
 from chela.errors import UsageError
 from chela.groups import is_file, label, names
 from chela.identity import fingerprint
 from chela.schema import Config
-from experiments.runs import RATE, TUNE, read_result, word, write
+from experiments.runs import RATE, TUNE, read_result, write
 from lra.options import check_options, option
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
@@ -112,7 +113,7 @@ def _last_said(sections: Sequence[Special], key: str) -> Any:
 
 
 def _words(options: dict[str, Any]) -> list[str]:
-    return [f"{key}={word(value)}" for key, value in options.items()]
+    return [f"{key}={plain(value)}" for key, value in options.items()]
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,9 @@ class Job:
 
     def step(self) -> int:
         """Return the last step that its metrics tell of."""
-        try:
-            whole = tail((self.run_folder() or self.folder) / "metrics.csv").split("\n")[:-1]  # the last may be torn
-            return int(whole[-1].split(",")[0]) if whole else 0
-        except (OSError, ValueError):
-            return 0
+        whole = tail((self.run_folder() or self.folder) / "metrics.csv").split("\n")[:-1]  # the last may be torn
+        number = whole[-1].partition(",")[0] if whole else ""
+        return int(number) if number.isdecimal() else 0
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,9 @@ class Pair:
 
 
 def tail(path: Path, characters: int = 4000) -> str:
-    """Return the end of a text file."""
+    """Return the end of a text file; nothing where there is none."""
+    if not path.is_file():
+        return ""
     with open(path, "rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - characters))
@@ -254,8 +255,7 @@ def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
         loaded = OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path))
         file = OmegaConf.to_object(loaded)
     except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {reason}") from None
+        raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {first_line(error)}") from None
     assert isinstance(file, SweepFile)
     chosen = chosen or {}
     file.preset = chosen.get("preset", file.preset)
@@ -268,7 +268,7 @@ def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
         section.seeds = section.seeds and [seed for seed in section.seeds if seed in seeds]
     try:
         _check(file, everywhere)
-    except UsageError as error:
+    except (UsageError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
     return file
 
@@ -276,20 +276,16 @@ def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
 def _narrowed(group: str, listed: list[Any], chosen: dict[str, Any]) -> list[Any]:
     called = [label(str(item)) for item in listed]
     asked = [label(str(item)) for item in chosen.get(group, called)]
-    unknown = [name for name in asked if name not in called]
-    if unknown:
+    if unknown := [name for name in asked if name not in called]:
         raise UsageError(f"{group[:-1]}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
     return [item for item, name in zip(listed, called, strict=True) if name in asked]
 
 
 def _check(file: SweepFile, seeds: list[int]) -> None:
     tunes = [section.tune for section in file.sections if section.tune]
-    try:
-        check_options(file)
-        for tune in tunes:
-            check_options(tune, "tune.")
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    check_options(file)
+    for tune in tunes:
+        check_options(tune, "tune.")
     if file.preset == "auto":
         raise UsageError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
     if not all(tune.rates and all(0 < rate <= 10 for rate in tune.rates) for tune in tunes):
@@ -300,6 +296,5 @@ def _check(file: SweepFile, seeds: list[int]) -> None:
         called = [label(name) for name in listed]
         if len(set(called)) < len(called):
             raise UsageError(f"{group}s: expected each once, got {', '.join(called)}")
-        unknown = [name for name in special if name not in (*names(group), *called)]
-        if unknown:
+        if unknown := [name for name in special if name not in (*names(group), *called)]:
             raise UsageError(f"per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")

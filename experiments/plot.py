@@ -79,8 +79,7 @@ def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], 
         splits = ("train", "validation") if training else ("validation",)
         metrics = [frame for split in splits if len(frame := run.metrics(split))]
         needed = dict.fromkeys(("step", "loss", *([run.score["name"]] if run.result else [])))
-        lacking = [column for column in needed if any(column not in frame for frame in metrics)]
-        if lacking:
+        if lacking := [column for column in needed if any(column not in frame for frame in metrics)]:
             what = f"expected columns {', '.join(needed)} in its metrics.csv, got none of {', '.join(lacking)}"
             left_out.append(f"The curves of {run.task} {run.path.name} are left out: {what}.")
         elif metrics:
@@ -154,8 +153,7 @@ def _band(
     axis: Axes, metrics: Sequence[pd.DataFrame], score: dict[str, Any], colour: Any, window: int, title: str = ""
 ) -> None:
     """Draw the mean of the seeds; of those that are not smoothed also what lies between the least and the most."""
-    curve = mean_curve(metrics, score["name"], window)
-    if curve is None:
+    if (curve := mean_curve(metrics, score["name"], window)) is None:
         return
     curve, thick = curve * score["scale"], window == 1
     look = {"linewidth": 1.6, "marker": "." if len(curve) < 30 else None} if thick else {"linewidth": 0.6, "alpha": 0.5}
@@ -319,12 +317,8 @@ class Options:
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Draw learning curves; return the exit status."""
-    return cli.command(Options, plot, __doc__, argv)
-
-
-def plot(options: Options) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     if options.against == "state":
         for table in result_tables(read_runs(options.runs)):

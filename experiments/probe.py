@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,12 +128,9 @@ class Words(RunWords):
     batch: int = option(64, "records in a batch", ge=1, le=1_000_000)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command(Words, __doc__)
+def main(words: Words) -> int:
     """Probe a run; return the exit status."""
-    return command(Words, _probe, __doc__ or "", argv)
-
-
-def _probe(words: Words) -> int:
     model, task = load_run(words)
     if not any(isinstance(module, Attended) for module in model.modules()):
         raise UsageError(f"expected a run with attention, that of {words.run} has none")
@@ -175,69 +173,43 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
         inputs, mask = given["inputs"], given["mask"]
         inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
         for way in WAYS:
-            edit = _watch(varied, mask) if way == "as it is" else _replace(way, mask)
-            with _listening(model, edit):
+            with _listening(model, partial(_edited, way, varied, mask)):
                 totals[way] += objective.count(model(inputs, mask), given["labels"])
-    values = {
-        way: objective.values(dict(zip(objective.counted, total.tolist(), strict=True)))
-        for way, total in totals.items()
-    }
-    score = objective.score
-    scores = {way: value[score.name] for way, value in values.items()}
+    score, scores = objective.score, {}
+    for way, total in totals.items():
+        scores[way] = objective.values(dict(zip(objective.counted, total.tolist(), strict=True)))[score.name]
     sign = 1 if score.best == "max" else -1
     layers = [{"name": name, "varies": (sums[0] / sums[1]).sqrt().item()} for name, sums in varied.items()]
     adds = sign * score.scale * (scores["as it is"] - scores["mean"])
-    return {"records": len(lengths), "score": score.to_dict(), "scores": scores, "adds": adds, "layers": layers}
-
-
-Edit = Callable[[str, Tensor], Tensor | None]
+    return {"records": len(lengths), "score": asdict(score), "scores": scores, "adds": adds, "layers": layers}
 
 
 @contextmanager
-def _listening(model: nn.Module, edit: Edit) -> Iterator[None]:
-    """Hand what each layer's attention gives to ``edit(name, output)``, and go on with what it returns, if anything."""
-    handles = []
-    for path, module in model.named_modules():
-        if isinstance(module, Attended):
-            owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
-            place = ".".join(part for part in path.split(".") if part.isdecimal()) or path  # layer, and core of it
-            handles.append(module.register_forward_hook(_hook(f"layer {place} {owner}", edit)))
-    try:
+def _listening(model: nn.Module, edit: Callable[..., Tensor | None]) -> Iterator[None]:
+    """Hand what each layer's attention gives to ``edit``, and go on with what it returns, if anything."""
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if isinstance(module, Attended):
+                owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
+                place = ".".join(part for part in path.split(".") if part.isdecimal()) or path  # layer, and core of it
+                hooks.enter_context(module.register_forward_hook(partial(edit, f"layer {place} {owner}")))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _hook(name: str, edit: Edit) -> Callable[..., Tensor | None]:
-    return lambda module, args, output: edit(name, output)
-
-
-def _mean(output: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the mean over the real positions, ``(B, 1, V)``, and their weights ``(B, L, 1)``; both float64."""
+def _edited(
+    way: str, varied: dict[str, Tensor], mask: Tensor | None, name: str, module: nn.Module, args: object, output: Tensor
+) -> Tensor | None:
+    """Return what stands for an attention's output; as it is, only note how it varies over the real positions."""
+    if way == "zeros":
+        return torch.zeros_like(output)
     o = output.flatten(2).double()
-    real = o.new_ones(o.shape[:2]) if mask is None else mask.double()
-    real = real[..., None]
-    return (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1), real
-
-
-def _watch(varied: dict[str, Tensor], mask: Tensor | None) -> Edit:
-    def add(name: str, output: Tensor) -> None:
-        mean, real = _mean(output, mask)
-        o = output.flatten(2).double()
-        sums = torch.stack([((o - mean).square() * real).sum(), (o.square() * real).sum()])
-        varied[name] = varied.get(name, torch.zeros(2, dtype=torch.float64)) + sums
-
-    return add
-
-
-def _replace(way: str, mask: Tensor | None) -> Edit:
-    def replaced(name: str, output: Tensor) -> Tensor:
-        if way == "zeros":
-            return torch.zeros_like(output)
-        return _mean(output, mask)[0].to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
-
-    return replaced
+    real = (o.new_ones(o.shape[:2]) if mask is None else mask.double())[..., None]
+    mean = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    if way == "mean":
+        return mean.to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
+    sums = torch.stack([((o - mean).square() * real).sum(), (o.square() * real).sum()])
+    varied[name] = varied.get(name, torch.zeros_like(sums)) + sums
+    return None
 
 
 if __name__ == "__main__":

@@ -47,13 +47,12 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
     runs, left_out = plot.with_curves(table.runs, training=False)
     if runs:
         shown = " and ".join(score["name"] for score in plot.measured_scores(runs))
-        yield (
-            "curves",
-            plot.learning_curves(runs, training=False),
+        caption = (
             f"Validation {shown}; the band goes from the least to the most of the seeds that have reached the step "
             "(where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
-            "class of the test set.",
+            "class of the test set."
         )
+        yield "curves", plot.learning_curves(runs, training=False), caption
     yield from left_out
     if any(run.state == "finished" for run in table.runs):
         scores = " or ".join(dict.fromkeys(table.score(task)["name"] for task in table.tasks if table.runs_of(task)))
@@ -62,24 +61,14 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
             yield key, plot.score_against(table, key, title), caption
             for run in (run for row in table.cells.values() for cell in row.values() for run in cell.lacking(key)):
                 yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
-
-
-def attention_figure(table: ResultTable) -> Iterator[Drawn]:
-    """Draw what ``chela probe`` measured, if it did."""
-    cells = {
-        next(run.title for run in table.runs_of(task)): {
-            name: row[task].adds for name, row in table.cells.items() if task in row and row[task].adds is not None
-        }
-        for task in table.tasks
-        if table.runs_of(task)
-    }
-    if cells := {task: adds for task, adds in cells.items() if adds}:
-        yield (
-            "attention-adds",
-            plot.attention_adds(cells),
-            "What the attention adds: the score, less that with its output replaced at every position by its mean over "
-            "the sequence.",
-        )
+    probed = {}
+    for task in table.tasks:
+        cells = {name: row[task] for name, row in table.cells.items() if task in row}
+        if adds := {name: cell.adds for name, cell in cells.items() if cell.adds is not None}:
+            probed[table.runs_of(task)[0].title] = adds
+    if probed:
+        caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
+        yield "attention-adds", plot.attention_adds(probed), f"{caption} over the sequence."
 
 
 def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
@@ -105,12 +94,11 @@ def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
                 caption = "The long kernels that were learned: median and 10-90 % of the channels."
                 yield f"{task}-{run.model}-{run.fingerprint}-kernels", figure, caption
         if fields:
-            yield (
-                f"{task}-receptive-field",
-                plot.receptive_fields(fields, f"{task} {table.preset}"),
+            caption = (
                 "How strongly the middle position's output depends on the input at each distance (gradient norm on "
-                "random sequences, first seed).",
+                "random sequences, first seed)."
             )
+            yield f"{task}-receptive-field", plot.receptive_fields(fields, f"{task} {table.preset}"), caption
     if lacking:
         yield (
             f"Learned kernels and receptive fields are left out for {lacking} of the cells: they need checkpoints, "
@@ -123,11 +111,8 @@ def bench_figure(path: Path) -> Drawn | str:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-        return (
-            result["name"],
-            plot.bench_curves(result),
-            f"Benchmark {result['name']} against the length, on {machine}.",
-        )
+        caption = f"Benchmark {result['name']} against the length, on {machine}."
+        return result["name"], plot.bench_curves(result), caption
     except UsageError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -155,11 +140,8 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
 
     for table in tables:
         heading = f"Figures: preset {table.preset}, validation {table.policy}"
-        add(
-            heading,
-            f"{table.preset}-{table.policy}",
-            itertools.chain(result_figures(table), attention_figure(table), probed_figures(table)),
-        )
+        drawn = itertools.chain(result_figures(table), probed_figures(table))
+        add(heading, f"{table.preset}-{table.policy}", drawn)
     if benches:
         add("Speed and memory against length", "bench", map(bench_figure, benches))
     body.append(render(from_papers(tables), "html"))
@@ -179,12 +161,9 @@ class Options:
     title: str = option("CHELA on the Long Range Arena", "the page's title")
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
     """Write the page; return the exit status."""
-    return cli.command(Options, _report, __doc__, argv)
-
-
-def _report(options: Options) -> int:
     text = page(read_runs(options.runs), options.title, options.figures, options.bench)
     write(options.out, text)
     sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")

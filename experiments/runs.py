@@ -24,11 +24,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela import cli
+from chela import cli, results
 from chela.errors import UsageError
 from chela.groups import flat, label
 from chela.identity import identity_of
-from chela.results import ACCURACY, TITLES, upgraded
+from chela.results import ACCURACY, TITLES
 from lra.files import write_whole
 from lra.options import option
 
@@ -111,8 +111,7 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
     for top in map(Path, paths):
         if not top.is_dir():
             raise UsageError(f"expected the folder of a run, or one above it, there is none at {top}")
-        found = [read_run(folder) for folder in _run_folders(top)]
-        if not found:
+        if not (found := [read_run(folder) for folder in _run_folders(top)]):
             raise UsageError(f"expected runs in {top}, it holds none (a run has a config.yaml)")
         for run in found:
             other = kept.get(run.fingerprint)
@@ -131,7 +130,8 @@ def _run_folders(top: Path) -> list[Path]:
 def read_run(folder: Path) -> Run:
     """Read one run folder."""
     result, failed = read_result(folder), read_json(folder / "failed.json")
-    config = identity_of(read_config(folder / "config.yaml"))
+    path = folder / "config.yaml"
+    config = identity_of(flat(_read(path, lambda: OmegaConf.to_container(OmegaConf.load(path)))))
     if "own_code" in result:  # edited code is another row
         config["own_code"] = ",".join(result["own_code"].values())
     needed = ("task.name", "model.name", "preset", "data.validation", "seed")
@@ -149,16 +149,8 @@ def read_run(folder: Path) -> Run:
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Read ``result.json`` in the form of version 2, whichever version wrote it; empty where there is none."""
-    result = read_json(folder / "result.json")
-    try:
-        return upgraded(result) if result else {}
-    except KeyError as error:
-        raise UsageError(f"expected a run's result in {folder}/result.json, it lacks {error}") from None
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a stored configuration by dotted key, whatever version of the schema wrote it."""
-    return flat(_read(path, lambda: OmegaConf.to_container(OmegaConf.load(path))))
+    path = folder / "result.json"
+    return results.read_result(path) if path.exists() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -190,13 +182,6 @@ def task_order(task: str) -> tuple[int, str]:
     return (TASKS.index(task) if task in TASKS else len(TASKS), task)
 
 
-def word(value: Any) -> str:
-    """Write a value as it stands in a ``key=value`` word."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 @dataclass
 class Options:
     """What the command is told."""
@@ -205,20 +190,15 @@ class Options:
     to: Path | None = option(None, "where collect writes its copies")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run a command; return the exit status."""
-    return cli.command(Options, _run, __doc__, argv)
-
-
-def _run(options: Options) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
+    """List or collect runs; return the exit status."""
     action, *paths = options.words
     if not paths or action != ("list" if options.to is None else "collect"):
         got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])
         raise UsageError(f"expected list RUN… or collect RUN… to=FOLDER, got {got}; see --help")
-    return _list(paths) if options.to is None else _collect(paths, options.to)
-
-
-def _list(paths: list[str]) -> int:
+    if options.to is not None:
+        return _collect(paths, options.to)
     for run in read_runs(paths):
         told, space = "–", "" if run.score["unit"] in ("", "%") else " "
         if run.state == "finished":

@@ -7,19 +7,20 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.config import resolve, to_dict
+from chela.cli import plain
+from chela.config import resolve
 from chela.errors import UsageError
 from chela.groups import flat
 from chela.identity import identity_of
 from chela.results import ACCURACY
-from experiments.runs import RATE, TASKS, Run, task_order, word
+from experiments.runs import RATE, TASKS, Run, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = ("parameters", "tokens_per_second", "peak_memory_bytes")
@@ -240,7 +241,7 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
         usual = {task: _usual(runs) for task, runs in tasks.items()}
         for run in members:
             words = [
-                f"{key}={word(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
+                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
             ]
             named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
     return named
@@ -271,7 +272,7 @@ def _usual(runs: Sequence[Run]) -> dict[str, Any]:
     """
     run = runs[0]
     try:
-        usual = flat(to_dict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+        usual = flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
     except UsageError:
         return {}
     if {key for key in identity_of(usual) if key.startswith("model.mixer.")} <= run.config.keys():

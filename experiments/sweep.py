@@ -227,13 +227,9 @@ class Options:
     shard: str = option("1/1", "do the i-th of n parts of the work, i/n")
 
 
-def main(argv: list[str] | None = None, command: Sequence[str] = TRAIN) -> int:
-    """Run a sweep; ``command`` is what is called with each run's words."""
-    return cli.command(Options, lambda options, words: sweep(options, words, command), __doc__, argv, others=True)
-
-
-def sweep(options: Options, words: list[str], command: Sequence[str]) -> int:
-    """Read the file, then do the work or say what there is."""
+@cli.command(Options, __doc__, others=True)
+def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> int:
+    """Read the file, then do the work or say what there is; ``command`` is what is called with each run's words."""
     asked = {"tasks": options.task, "models": options.model, "seeds": options.seed, "preset": options.preset}
     file = read_sweep(options.file, {key: value for key, value in asked.items() if value})
     folder = options.runs or Path("runs") / options.file.stem

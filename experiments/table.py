@@ -255,12 +255,9 @@ class Options:
     published: bool = option(True, "print the rows of papers too")
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.command(Options, __doc__)
+def main(options: Options) -> int:
     """Print the table; return the exit status."""
-    return cli.command(Options, _print, __doc__, argv)
-
-
-def _print(options: Options) -> int:
     runs = read_runs(options.runs)
     tables = result_tables(runs)
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])

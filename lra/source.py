@@ -85,8 +85,7 @@ def locate(
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
     for form in forms:
-        found = _find(root, form.mark, form.file)
-        if found is not None:
+        if (found := _find(root, form.mark, form.file)) is not None:
             if form.remote is not None:
                 verify(found, form.remote)
             return form, found
@@ -111,8 +110,7 @@ def _find(root: Path, mark: str, file: bool = False) -> Path | None:
         level.append(root.resolve().parent)
     for _ in range(DEPTH + 1):
         for base in level:
-            found = [path for path in sorted(base.glob(mark)) if path.is_file() or not file]
-            if found:
+            if found := [path for path in sorted(base.glob(mark)) if path.is_file() or not file]:
                 return found[-1]
         level = [folder for base in level for folder in sorted(base.glob("*/"))]
     return None

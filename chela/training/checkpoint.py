@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from chela.config import first_line
 from chela.errors import UsageError
 from lra.files import write_whole
 
@@ -42,7 +43,17 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
     """
     if not path.is_file():
         raise TornError(f"expected a checkpoint at {path}, there is none")
-    state = _read(path)
+    try:
+        # torch itself does not look at the checksums, and what is no archive it would read as plain pickle
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise ValueError(f"{bad} has another checksum than was written")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can make the reader raise anything
+        reason = first_line(error)[:120]
+        raise TornError(
+            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
+        ) from None
     if not isinstance(state, dict) or "format_version" not in state:
         raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
     version = state["format_version"]
@@ -51,8 +62,7 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
             f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; use the version of chela that "
             "wrote it"
         )
-    missing = [key for key in (*keys, "fingerprint") if key not in state]
-    if missing:
+    if missing := [key for key in (*keys, "fingerprint") if key not in state]:
         raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
     if state["fingerprint"] not in identities:
         raise UsageError(
@@ -60,18 +70,3 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
             f"another ({state['fingerprint']}); put back the run's own file, or the code it was trained with"
         )
     return state
-
-
-def _read(path: Path) -> Any:
-    try:
-        # torch itself does not look at the checksums, and what is no archive it would read as plain pickle
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise ValueError(f"{bad} has another checksum than was written")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file can make the reader raise anything
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise TornError(
-            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
-        ) from None

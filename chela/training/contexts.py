@@ -16,7 +16,7 @@ from chela.models.generate import Continuation, decode, encode
 from chela.models.heads import TokenModel
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.windows import in_words
+from lra.texts import in_words
 
 CONTEXTS = ("window", "stride", "stream")
 
@@ -87,8 +87,7 @@ def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -
     if not task.in_order:
         return {}
     told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": reading.in_words(task)}
-    words = task.words(split)
-    if words:
+    if words := task.words(split):
         nats = values["loss"] * values["count"]
         told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
     return told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import importlib.util
 import itertools
 import math
 import signal
@@ -15,14 +17,14 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from chela.errors import DivergedError
+from chela.errors import DivergedError, UsageError
 from chela.identity import fingerprint, own_code
 from chela.models import build_model
-from chela.results import TITLES
+from chela.results import TITLES, read_result
 from chela.schema import Config
 from chela.training import machine
 from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text, sample
-from chela.training.machine import check_memory, check_wandb, hardware, processes, quiet_lightning, rank, stdout_console
+from chela.training.machine import check_memory, hardware, processes, quiet_lightning, rank, stdout_console
 from chela.training.metrics import ChanceWatch, MetricsLog, Reporter
 from chela.training.module import LitModel
 from chela.training.objectives import Score, objective_of
@@ -33,12 +35,9 @@ from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.errors import UserError
 
-QUIET: dict[str, Any] = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}  # of Lightning's, which this package does itself
+# of Lightning's, which this package does itself
+_OWN_WORK = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+QUIET: dict[str, Any] = dict.fromkeys(_OWN_WORK, False)
 
 
 def fit(config: Config, console: Console, started: float) -> int:
@@ -56,7 +55,7 @@ def fit(config: Config, console: Console, started: float) -> int:
     """
     begun = find_run(config)
     if begun is not None and begun.result.exists():
-        result = begun.read_result()
+        result = read_result(begun.result)
         if result["test"] is not None or not config.trainer.test:
             _report(console, config, begun, result)
             return 0
@@ -64,11 +63,12 @@ def fit(config: Config, console: Console, started: float) -> int:
     leads = rank() == 0
     platform = hardware(config)
     check_memory(config, platform["accelerator"])
-    check_wandb(config)
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
     platform |= processes(config, platform["accelerator"])
     with Signals() as signals:
         try:
-            data = data_module(config, console)
+            data = TrainingData(config, console)
             data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
             with _claimed(config, console, leads) as (run, goes_on):
                 keeper = Keeper(run, goes_on, RunState(), signals, started, console.print)
@@ -94,9 +94,8 @@ def _claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[Ru
         yield run, goes_on
     except Stopped as stop:
         where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
-        console.print(
-            f"stopped ({stop.reason}){where}. To go on: python -m chela.train resume={run.path}{_trusted(config)}"
-        )
+        again = f"python -m chela.train resume={run.path}{_trusted(config)}"
+        console.print(f"stopped ({stop.reason}){where}. To go on: {again}")
         raise
     except Exception as error:
         if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
@@ -112,7 +111,7 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         trainer.fit(module, datamodule=data)
         if keeper.signals.asked:  # after the last step was saved
             raise stopped_by(keeper.signals.asked)
-        _finish(config, console, keeper, trainer, module, data)
+        _finish(console, keeper, trainer, module, data)
     except DivergedError as error:
         where = keeper.run.last if keeper.run.last.exists() else "none yet"
         raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
@@ -123,9 +122,8 @@ def _fit(config: Config, console: Console, keeper: Keeper, platform: dict[str, A
         raise
 
 
-def _finish(
-    config: Config, console: Console, keeper: Keeper, trainer: L.Trainer, module: LitModel, data: LRADataModule
-) -> None:
+def _finish(console: Console, keeper: Keeper, trainer: L.Trainer, module: LitModel, data: LRADataModule) -> None:
+    config = module.config
     best = in_first(trainer, lambda: keeper.run.load_weights(config, "best"))
     assert best is not None
     module.model.load_state_dict(best["model"])
@@ -134,7 +132,7 @@ def _finish(
     if config.trainer.test:
         trainer.test(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        result = _result(config, trainer, module, data, keeper)
+        result = _result(trainer, module, data, keeper)
         keeper.run.write_result(result)
         _report(console, config, keeper.run, result)
 
@@ -152,7 +150,8 @@ def assemble(
     state = keeper.state
     log = MetricsLog(lambda: keeper.run, config)
     watch = ChanceWatch(state, data.majority_accuracy("train"), console.print)
-    display = Display(console, _progress_mode(config, console))
+    mode = config.trainer.progress
+    display = Display(console, mode if mode != "auto" else "live" if console.is_terminal else "plain")
     trainer = L.Trainer(
         **platform,
         max_epochs=-1,  # the keeper stops at the last step
@@ -203,29 +202,17 @@ class Intervals:
 
 
 class TrainingData(LRADataModule):
-    """The data of a run, with its training batches in intervals."""
+    """The data of a run, with its training batches in intervals; it says how far it is while records are made."""
 
-    run_config: Config
+    def __init__(self, config: Config, console: Console) -> None:
+        names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
+        sizes = {name: getattr(config.trainer, name) for name in names}
+        super().__init__(config.task, config.data, seed=config.seed, progress=DataProgress(console), **sizes)
+        self.run_config = config
 
     def train_dataloader(self) -> Any:
         """Return the batches of the remaining steps."""
         return Intervals(super().train_dataloader(), self.first_step, self.run_config)
-
-
-def data_module(config: Config, console: Console) -> LRADataModule:
-    """Build the data module of a configuration; it says how far it is while records are made."""
-    data = TrainingData(
-        config.task,
-        config.data,
-        batch_size=config.trainer.batch_size,
-        eval_batch_size=config.trainer.eval_batch_size,
-        seed=config.seed,
-        max_steps=config.trainer.max_steps,
-        accumulate=config.trainer.accumulate,
-        progress=DataProgress(console),
-    )
-    data.run_config = config
-    return data
 
 
 def evaluate(
@@ -249,7 +236,7 @@ def evaluate(
     if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
         config = copy.deepcopy(config)
         config.trainer.accelerator = "auto"
-    data = data_module(config, stdout_console())
+    data = TrainingData(config, stdout_console())
     data.prepare_data()
     platform = hardware(config)
     module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
@@ -266,12 +253,10 @@ def evaluate(
     return module.objective.score, module.evaluated | of_text(data.task, split, reading, module.evaluated)
 
 
-def _result(
-    config: Config, trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: Keeper
-) -> dict[str, Any]:
-    state, device, tested = keeper.state, trainer.strategy.root_device, config.trainer.test
+def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: Keeper) -> dict[str, Any]:
+    config, state, device = module.config, keeper.state, trainer.strategy.root_device
+    tested = config.trainer.test
     assert state.best is not None
-    tokens = state.totals[2]
     return {
         "task": config.task.name,
         "task_title": data.task.title,
@@ -280,7 +265,7 @@ def _result(
         "seed": config.seed,
         "fingerprint": fingerprint(config),
         "objective": data.task.objective,
-        "score": module.objective.score.to_dict(),
+        "score": dataclasses.asdict(module.objective.score),
         "steps": state.step,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "best_step": state.best["step"],
@@ -296,7 +281,7 @@ def _result(
         "learned": state.learned,
         "wall_seconds": round(keeper.wall_seconds(), 1),
         "training_seconds": round(state.seconds, 1),
-        "tokens_per_second": round(tokens / max(state.seconds, 1e-9)),
+        "tokens_per_second": round(state.totals[2] / max(state.seconds, 1e-9)),
         "peak_memory_bytes": machine.peak_memory_bytes(device),
         "precision": str(trainer.precision),
         "processes": trainer.world_size,
@@ -311,7 +296,7 @@ def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
 
 def _report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
     smaller = result["preset"] != "full" and config.task.name in TITLES
-    lra = "" if not smaller else f"  ({result['preset']} is a smaller task: not an LRA number)"
+    lra = f"  ({result['preset']} is a smaller task: not an LRA number)" if smaller else ""
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:
@@ -336,9 +321,3 @@ def _trusted(config: Config) -> str:
     """Return the word that lets a run folder name the modules that this run's words named."""
     modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
     return f" trust={','.join(sorted(modules))}" if modules else ""
-
-
-def _progress_mode(config: Config, console: Console) -> str:
-    if config.trainer.progress != "auto":
-        return config.trainer.progress
-    return "live" if console.is_terminal else "plain"

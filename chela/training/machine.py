@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import platform
@@ -81,7 +80,7 @@ def check_memory(config: Config, accelerator: str) -> None:
     if accelerator != "cpu":
         return
     needed = 16 * parameters_at_least(config)
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = memory_of_machine()
     if needed > have:
         raise UsageError(
             f"model: expected one that fits into the {have / 1e9:.0f} GB of this machine, got one that needs "
@@ -89,14 +88,9 @@ def check_memory(config: Config, accelerator: str) -> None:
         )
 
 
-def check_wandb(config: Config) -> None:
-    """Refuse to log to Weights & Biases where it is not installed.
-
-    Raises:
-        UsageError: It is asked for and is not there.
-    """
-    if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
+def memory_of_machine() -> int:
+    """Return the bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def rank() -> int:
@@ -163,15 +157,11 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
+    words = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+changes" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def device_name(device: torch.device) -> str:

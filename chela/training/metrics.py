@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import math
 import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from chela.config import to_dict
 from chela.errors import UsageError
 from chela.schema import Config
 from chela.training.module import LitModel, StepCallback, lit_model
@@ -184,7 +184,7 @@ def open_wandb(folder: Path, config: Config) -> WandbLogger:
         f"{folder.parent.name}/{folder.name}", folder, id=name.read_text(), project="chela", settings=settings
     )
     try:
-        logger.log_hyperparams(to_dict(config))
+        logger.log_hyperparams(asdict(config))
     except Error as error:
         raise UsageError(f"wandb=true: expected to begin a run, got: {error}; see WANDB_MODE=offline") from None
     return logger
@@ -215,12 +215,8 @@ class ChanceWatch:
         if steps % config.chance_steps == 0 or module.step == config.max_steps:
             totals = module.of_run.compute()
             if steps:
-                self.judge(
-                    totals["correct"],
-                    totals["targets"],
-                    steps % config.chance_steps or config.chance_steps,
-                    config.chance_steps,
-                )
+                whole = config.chance_steps
+                self.judge(totals["correct"], totals["targets"], steps % whole or whole, whole)
             self.state.window = [totals["correct"], totals["targets"]]
 
     def judge(self, correct: float, targets: float, steps: int, whole: int) -> None:
@@ -249,9 +245,11 @@ class ChanceWatch:
 
 def append(path: Path, row: dict[str, Any], columns: Sequence[str]) -> None:
     """Add one line to a metrics file, its heading first when the file is new."""
-    with open(path, "a", encoding="utf-8") as file:
-        line = ",".join(_cell(row.get(name, "")) for name in columns) + "\n"
-        file.write(line if file.tell() else _heading(columns) + line)
+    with open(path, "a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        if not file.tell():
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
@@ -264,12 +262,4 @@ def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
     whole = re.compile(rf"[0-9]+(,[^,\0]*){{{len(columns) - 1}}}\n")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if whole.match(line) and int(line.partition(",")[0]) <= step]
-    write_whole(path, "".join([_heading(columns), *kept]).encode())
-
-
-def _heading(columns: Sequence[str]) -> str:
-    return ",".join(columns) + "\n"
-
-
-def _cell(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else str(value)
+    write_whole(path, "".join([",".join(columns) + "\n", *kept]).encode())

@@ -12,10 +12,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from chela.errors import DivergedError
-from chela.schedules import lr_factor
-from chela.schema import Config
+from chela.layers.param_groups import param_groups
+from chela.schema import Config, OptimizerConfig
 from chela.training.objectives import Objective, Totals
-from chela.training.optim import build_optimizer
 
 
 class LitModel(L.LightningModule):
@@ -81,7 +80,7 @@ class LitModel(L.LightningModule):
         share = self.global_rank + int(batch["part"]) * self.trainer.world_size
         key = f"{self.config.seed}:{step}:{share}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "big"))
-        factor = lr_factor(self.config.optimizer, step, self.config.trainer.max_steps)
+        factor = self.config.optimizer.lr_factor(step, self.config.trainer.max_steps)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = group["peak_lr"] * factor
 
@@ -97,10 +96,6 @@ class LitModel(L.LightningModule):
         tokens = counts.new_tensor(batch["inputs"].shape[:2].numel()) if mask is None else mask.sum().double()
         self.of_run.update(torch.stack([counts[1], counts[2], tokens]))
         return loss
-
-    def ends_step(self, batch: dict[str, Any]) -> bool:
-        """Whether the optimiser steps after this part of a batch."""
-        return int(batch["part"]) + 1 == self.config.trainer.accumulate
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -189,6 +184,18 @@ class LitModel(L.LightningModule):
         }
 
 
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW over ``param_groups``; each group remembers its peak rate as ``peak_lr``.
+
+    Not fused: on a CPU that is 4 times as fast, but a run that was cut then differs in its last bits from an uncut one.
+    """
+    kernel = {"kernel_lr": config.kernel_lr, "kernel_weight_decay": config.kernel_weight_decay}
+    groups = param_groups(model, config.lr, config.weight_decay, **kernel)
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
 class StepCallback(L.Callback):
     """Calls ``on_step_end`` once a step of the optimiser, after the last part of its batch."""
 
@@ -197,7 +204,7 @@ class StepCallback(L.Callback):
     ) -> None:
         """Pass on what ends a step."""
         module = lit_model(pl_module)
-        if module.ends_step(batch):
+        if int(batch["part"]) + 1 == module.config.trainer.accumulate:
             self.on_step_end(trainer, module)
 
     def on_step_end(self, trainer: L.Trainer, module: LitModel) -> None:

@@ -7,9 +7,7 @@ length, K classes or symbols.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-IGNORED = -100
-"""The label of a position that is not asked for; padding has it too."""
+from lra.tasks.base import IGNORED
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,6 @@ class Score:
         unit = self.unit if self.unit == "%" else f" {self.unit}"
         return f"{self.name} {self.scale * values[self.name]:.{self.digits}f}{unit}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as ``result.json`` holds it."""
-        return dataclasses.asdict(self)
-
 
 SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss", "nats", 1, 4, "min")}
 
@@ -92,23 +85,19 @@ class Totals(Metric):
         """Return the sums over all processes; on a GPU this waits for it, once."""
         return dict(zip(self.names, self.sums.tolist(), strict=True))
 
-    def restore(self, sums: Sequence[float]) -> None:
-        """Go on from the sums of an earlier launch; only one process may."""
-        self.update(torch.tensor(sums, dtype=torch.float64))
-
 
 class Objective:
     """Cross-entropy over the targets that count: one a sequence, or one a position.
 
     Args:
+        columns: What is told of it.
         score: The column that picks the best checkpoint, of ``SCORES``.
     """
 
     counted = ("loss", "correct", "targets")
-    columns: tuple[str, ...] = ("loss", "accuracy")
 
-    def __init__(self, score: str = "accuracy") -> None:
-        self.score = SCORES[score]
+    def __init__(self, columns: tuple[str, ...], score: str) -> None:
+        self.columns, self.score = columns, SCORES[score]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Average over the targets of ``scores: (B, K)`` or ``(B, L, K)`` and ``labels: (B,)`` or ``(B, L)``."""
@@ -128,26 +117,18 @@ class Objective:
     def values(self, totals: dict[str, float]) -> dict[str, float]:
         """Return the columns from what was counted."""
         targets = max(totals["targets"], 1.0)
-        return {"loss": totals["loss"] / targets, "accuracy": totals["correct"] / targets}
+        loss = totals["loss"] / targets
+        found = {"loss": loss, "bits": loss / math.log(2), "accuracy": totals["correct"] / targets}
+        return {name: found[name] for name in self.columns}
 
     def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return scores.flatten(0, -2), labels.flatten()
 
 
-class TokenObjective(Objective):
-    """A label for each position; the loss in bits stands beside that in nats."""
-
-    columns = ("loss", "bits", "accuracy")
-
-    def values(self, totals: dict[str, float]) -> dict[str, float]:
-        """Return the columns from what was counted."""
-        found = super().values(totals)
-        return {"loss": found["loss"], "bits": found["loss"] / math.log(2), "accuracy": found["accuracy"]}
-
-
-OBJECTIVES = {"classification": Objective, "tokens": TokenObjective}
+# Where each position has a label, the loss in bits stands beside that in nats.
+COLUMNS = {"classification": ("loss", "accuracy"), "tokens": ("loss", "bits", "accuracy")}
 
 
 def objective_of(task: Any) -> Objective:
     """Return the objective that a task names, with the score that it wants."""
-    return OBJECTIVES[task.objective](task.score)
+    return Objective(COLUMNS[task.objective], task.score)

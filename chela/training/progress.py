@@ -36,13 +36,9 @@ class Display:
         self._total = module.config.trainer.max_steps
         self._score, self._estimated = module.objective.score, False
         if self.mode == "live" and trainer.is_global_zero:
-            self._bar = Progress(
-                MofNCompleteColumn(),
-                BarColumn(bar_width=20),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            text = TextColumn("{task.description}")
+            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), text, TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task("", total=self._total, completed=self._first)
             self._bar.start()
 

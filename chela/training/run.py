@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -32,7 +33,7 @@ from chela.errors import UsageError
 from chela.groups import flat, label
 from chela.identity import fingerprint, identities
 from chela.options import of_today
-from chela.results import RESULT_FORMAT_VERSION, upgraded
+from chela.results import RESULT_FORMAT_VERSION
 from chela.schema import Config
 from chela.training import checkpoint
 from lra.files import write_whole
@@ -157,51 +158,19 @@ class RunFolder:
         text = json.dumps({"format_version": RESULT_FORMAT_VERSION, **result}, indent=2) + "\n"
         write_whole(self.result, text.encode())
 
-    def read_result(self) -> dict[str, Any]:
-        """Read ``result.json``.
-
-        Raises:
-            UsageError: It is not there, does not parse, or is of another format version.
-        """
-        try:
-            result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
-            version = result["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"expected the result of a finished run at {self.result}, could not read it "
-                f"({type(error).__name__}: {error}); delete it and resume the run to have it written anew"
-            ) from None
-        if version not in range(1, RESULT_FORMAT_VERSION + 1):
-            raise UsageError(
-                f"expected format version {RESULT_FORMAT_VERSION} in {self.result}, got {version!r}; "
-                "use the version of chela that wrote it"
-            )
-        return upgraded(result)
-
-
-def open_run(path: Path | str) -> RunFolder:
-    """Return the run that lies at ``path``.
-
-    Raises:
-        UsageError: The folder is not there or holds no run.
-    """
-    return RunFolder(run_folder(path))
-
 
 def find_run(config: Config) -> RunFolder | None:
     """Return the run that ``config`` goes on with; None when it begins a new one.
 
     ``resume=auto`` takes the newest folder with the same fingerprint.
+
+    Raises:
+        UsageError: The folder that is named is not there or holds no run.
     """
     if config.resume not in ("none", "auto"):
-        return open_run(config.resume)
-    found = None
-    if config.resume == "auto":
-        for path in _folders(config):
-            if not path.is_dir():
-                break
-            found = RunFolder(path)
-    return found
+        return RunFolder(run_folder(config.resume))
+    begun = list(itertools.takewhile(Path.is_dir, _folders(config))) if config.resume == "auto" else []
+    return RunFolder(begun[-1]) if begun else None
 
 
 def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
@@ -214,10 +183,8 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
         UsageError: The folder cannot be written, or another launch works in it.
     """
     try:
-        while True:
-            run = find_run(config) or _make_folder(config)
-            if run is not None:
-                break
+        while (run := find_run(config) or _make_folder(config)) is None:
+            pass  # another launch was faster: look again
         lock = lock_run(run.path)
         run.last.parent.mkdir(exist_ok=True)
         goes_on = run.config.exists()
@@ -254,16 +221,14 @@ def lock_run(folder: Path) -> FileLock:
 
 def _make_folder(config: Config) -> RunFolder | None:
     for path in _folders(config):
-        if path.is_dir() and config.resume == "auto":  # another launch has just made it: look again
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return RunFolder(path)
             return None
-        if path.exists():
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            path.mkdir()
-        except FileExistsError:  # another launch was faster: look again
+        if path.is_dir() and config.resume == "auto":  # another launch has just made it
             return None
-        return RunFolder(path)
     raise AssertionError("the names do not end")
 
 

@@ -12,13 +12,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 
-from chela.config import seconds
+from chela.config import first_line, seconds
 from chela.errors import DivergedError, UsageError
 from chela.identity import fingerprint, identities
 from chela.training import checkpoint
@@ -67,9 +67,7 @@ class Signals:
         self.take()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -128,11 +126,6 @@ class Keeper(StepCallback):
         assert self._run is not None, "known to all processes once the trainer has set up"
         return self._run
 
-    @property
-    def has_run(self) -> bool:
-        """Whether the folder is known, so that there is a run to go on with."""
-        return self._run is not None
-
     # ---- start ----
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -142,21 +135,18 @@ class Keeper(StepCallback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put weights, optimiser and state where the last launch left them."""
         module = lit_model(pl_module)
-        saved = self._load(trainer, module) if self.goes_on else None
-        if saved is not None:
-            self._restore(trainer, module, saved)
-        elif self.goes_on:
-            self.say("no checkpoint yet: from the first step")
+        if self.goes_on:
+            try:  # in process 0, for all: each must go on from the same one
+                saved = in_first(trainer, lambda: self.run.load_last(identities(module.config), self.say))
+            except UserError as error:
+                raise UsageError(f"resume: {error}") from None
+            if saved is None:
+                self.say("no checkpoint yet: from the first step")
+            else:
+                self._restore(trainer, module, saved)
         module.first_step = self._saved_step = self.state.step
         trainer.datamodule.first_step = self.state.step  # type: ignore[attr-defined]
         trainer.should_stop = self.state.step >= module.config.trainer.max_steps
-
-    def _load(self, trainer: L.Trainer, module: LitModel) -> dict[str, Any] | None:
-        """Read the checkpoint in process 0, for all: each must go on from the same one."""
-        try:
-            return in_first(trainer, lambda: self.run.load_last(identities(module.config), self.say))
-        except UserError as error:
-            raise UsageError(f"resume: {error}") from None
 
     def _restore(self, trainer: L.Trainer, module: LitModel, saved: dict[str, Any]) -> None:
         try:
@@ -166,13 +156,12 @@ class Keeper(StepCallback):
                 module.carried[part] = {name: value.to(module.device) for name, value in state.items()}
             for item in dataclasses.fields(self.state):
                 setattr(self.state, item.name, saved["state"][item.name])
-            if trainer.is_global_zero:
-                module.of_run.restore(self.state.totals)
+            if trainer.is_global_zero:  # one process alone, since they are summed over all
+                module.of_run.update(torch.tensor(self.state.totals, dtype=torch.float64))
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UsageError(
                 f"resume: expected the weights and optimiser of this run's model, got others "
-                f"({reason}); use the version of chela that wrote them"
+                f"({first_line(error)[:120]}); use the version of chela that wrote them"
             ) from None
         self._earlier = self.state.wall_seconds
 
@@ -206,11 +195,8 @@ class Keeper(StepCallback):
         step, now = module.step, time.monotonic()
         limit = seconds(config.max_time)
         asked = self.signals.asked or (_TIME_IS_UP if limit is not None and now - self._started > limit else 0)
-        due = (
-            step % config.checkpoint_every == 0
-            or step == config.max_steps
-            or now - self._saved_at > 60 * config.checkpoint_minutes
-        )
+        late = now - self._saved_at > 60 * config.checkpoint_minutes
+        due = late or step % config.checkpoint_every == 0 or step == config.max_steps
         due, asked = agree(trainer, due, asked)
         if step != self._saved_step and (due or asked):
             self.save(trainer, module)

@@ -44,7 +44,8 @@ class Options:
     out: Path | None = option(None, f"where the JSON goes; null is {RESULTS}/NAME.json. The plot goes beside it")
 
 
-def bench(asked: Options, words: list[str]) -> int:
+@command(Options, __doc__, others=True)
+def main(asked: Options, words: list[str]) -> int:
     """Run one benchmark, or list them all; return the exit status."""
     if asked.name == "list":
         no_more(words, Options)
@@ -161,11 +162,6 @@ def _cell(name: str, value: float, old: float | None) -> str:
     shown = value * 1e3 if name.endswith("[ms]") else value
     number = f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:.{4 if name.endswith('[ms]') else 3}g}"
     return f"{number} (×{value / old:.2f})" if old else number
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Read the words and run; return the exit status."""
-    return command(Options, bench, __doc__ or "", argv, others=True)
 
 
 if __name__ == "__main__":

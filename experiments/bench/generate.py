@@ -6,7 +6,7 @@ then single steps are timed, the systems taking turns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def context_row(length: int) -> Row:
         for start in range(0, length, PIECE):
             _, state = model.prefill(symbols[:, start : start + PIECE], state)
         assert state is not None
-        steps[system] = stepping(model, symbols[:, 0], state)
+        steps[system] = partial(make_steps, model, symbols[:, 0], state)
         sizes[system] = sum(part.nbytes for part in state.values())
     times = interleaved(steps, seconds=2.0, least=3, most=20)
     per_step = {name: took.median / STEPS for name, took in times.items()}
@@ -67,12 +67,8 @@ def context_row(length: int) -> Row:
     return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
 
 
-def stepping(model: TokenModel, symbol: Tensor, state: dict[str, Tensor]) -> Callable[[], None]:
-    """Return a function that makes some steps from a copy of the state."""
-
-    def work() -> None:
-        now = {name: part.clone() for name, part in state.items()}
-        for _ in range(STEPS):
-            _, now = model.step(symbol, now)
-
-    return work
+def make_steps(model: TokenModel, symbol: Tensor, state: dict[str, Tensor]) -> None:
+    """Make some steps from a copy of the state."""
+    now = {name: part.clone() for name, part in state.items()}
+    for _ in range(STEPS):
+        _, now = model.step(symbol, now)

@@ -16,13 +16,8 @@ from torch.utils.benchmark import Measurement, TaskSpec
 from chela.ops.memory import Workspace
 from chela.training.machine import describe, tune_allocator
 
-ALLOCATOR_VARIABLES = (
-    "LD_PRELOAD",
-    "MALLOC_MMAP_MAX_",
-    "MALLOC_TRIM_THRESHOLD_",
-    "MALLOC_TOP_PAD_",
-    "MALLOC_ARENA_MAX",
-)
+_MALLOC = ("MMAP_MAX_", "TRIM_THRESHOLD_", "TOP_PAD_", "ARENA_MAX")
+ALLOCATOR_VARIABLES = ("LD_PRELOAD", *(f"MALLOC_{name}" for name in _MALLOC))
 
 _counter: Callable[[], float] = time.perf_counter
 

@@ -7,7 +7,6 @@ batch. Memory is what a step holds beyond weights and Adam's moments.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,9 @@ from torch.utils.benchmark import Measurement
 from chela.config import resolve
 from chela.groups import names
 from chela.models import build_model
-from chela.schedules import lr_factor
 from chela.schema import Config
-from chela.training.machine import hardware
-from chela.training.optim import build_optimizer
+from chela.training.machine import hardware, memory_of_machine
+from chela.training.module import build_optimizer
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, peak_memory
 from lra.options import option
@@ -116,7 +114,7 @@ def training_step(config: Config, about: Any, accelerator: str, precision: str) 
     model = build_model(config.model, about, 0).to(accelerator).train()
     optimizer = build_optimizer(model, config.optimizer)
     for group in optimizer.param_groups:  # as in the first step of the warm-up
-        group["lr"] = group["peak_lr"] * lr_factor(config.optimizer, 0, config.trainer.max_steps)
+        group["lr"] = group["peak_lr"] * config.optimizer.lr_factor(0, config.trainer.max_steps)
 
     def step(inputs: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
         with torch.autocast(accelerator, torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -152,8 +150,3 @@ def too_much(step: Callable[[int], None], length: int) -> str:
                 f"many may take four times that, on a CPU at most {LONGEST_STEP:.0f} s and {room / 2**30:.0f} GiB"
             )
     return ""
-
-
-def memory_of_machine() -> int:
-    """Return the bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -10,47 +10,31 @@ A tree is kept if its length lies in [min_length, max_length] and no equal tree 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 
+from lra.ahead import ahead
 from lra.errors import DataError
 from lra.generators.splitmix import mix, uniform, word
 from lra.streams import GOLDEN, key, permutation
 
+if TYPE_CHECKING:
+    from lra.tasks.listops import ListOps
+
 VERSION = "1.0.0"  # of the trees: raise it with every change that moves a byte
 
-VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]", "<oov>")
-"""The token of each id. Version 1 fixes them: 15 symbols, 0 for padding and one id for unknown words."""
-
-DIGIT, MIN, MAX, MED, SM, CLOSE, OOV = 1, 11, 12, 13, 14, 15, 16
+DIGIT, MIN, MAX, MED, SM, CLOSE = 1, 11, 12, 13, 14, 15  # see ``VOCABULARY`` of ``lra.tasks.listops``
 
 _OPERATOR_PROBABILITY = 0.25  # VALUE_P in LRA's code, though a digit comes when the draw is above it
 _BLOCK = 4096  # trees drawn by one call of a thread
 _BARREN_BLOCKS = 250  # after a million trees without a new one, give up
 _32 = np.uint64(32)
-
-Block = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class TreeOptions(Protocol):
-    """What decides the trees; ``lra.tasks.listops`` gives the meanings and the limits."""
-
-    train: int
-    validation: int
-    test: int
-    min_length: int
-    max_length: int
-    max_depth: int
-    max_args: int
-    seed: int
 
 
 @njit(nogil=True, cache=True)
@@ -144,22 +128,7 @@ class Trees:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-def _blocks(options: TreeOptions, threads: int) -> Iterator[Block]:
-    """Yield block after block of kept trees, drawn ahead by threads (``_block`` frees the interpreter lock)."""
-    seed = key(options.seed, "listops")
-    limits = (options.min_length, options.max_length, options.max_depth, options.max_args)
-    waiting: deque[Future[Block]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for first in count(0, _BLOCK):
-                waiting.append(pool.submit(_block, seed, first, _BLOCK, *limits))
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def generate(options: TreeOptions, threads: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Trees:
+def generate(options: ListOps, threads: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Trees:
     """Draw all trees of a data set, no two equal, in shuffled order: ``train``, then ``validation``, then ``test``.
 
     Args:
@@ -173,7 +142,10 @@ def generate(options: TreeOptions, threads: int = 0, progress: Callable[[str, in
     wanted = options.train + options.validation + options.test
     trees: dict[bytes, tuple[np.ndarray, int]] = {}  # by digest
     drawn = barren = 0
-    for tokens, lengths, values in _blocks(options, threads or os.cpu_count() or 1):
+    seed = key(options.seed, "listops")
+    limits = (options.min_length, options.max_length, options.max_depth, options.max_args)
+    calls = (partial(_block, seed, first, _BLOCK, *limits) for first in count(0, _BLOCK))
+    for tokens, lengths, values in ahead(calls, threads):
         before, ends = len(trees), np.cumsum(lengths)
         for start, end, value in zip(ends - lengths, ends, values, strict=True):
             if len(trees) < wanted:

@@ -6,7 +6,7 @@ and on a terminal tip: of the same path (label 1) or of the other (label 0).
 
 The algorithm is that of the reference generator (``drewlinsley/pathfinder``, the version LRA used), written anew. Image
 n is a pure function of (options, seed, n), so any worker may make any part. ``pathfinder_growth`` grows the paths,
-``pathfinder_stamps`` draws the dashes and ``pathfinder_paint`` paints the image.
+``pathfinder_stamps`` draws the dashes and paints the image.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from lra.generators.pathfinder_paint import merge, paint
-from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup
+from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup, merge, paint
 from lra.generators.splitmix import below, start, uniform
 
 RESTARTS = 100_000  # of the two long paths, where some tens suffice at LRA's sizes
@@ -26,27 +25,19 @@ _DEAD_END = 1e-4
 
 
 class Scratch(NamedTuple):
-    """The working memory of one thread, used for one image after the other."""
+    """The working memory of one thread, used for one image after the other.
 
-    state: np.ndarray
-    """``(1,)`` uint64: the image's random stream."""
-    taken: np.ndarray
-    """``(size, size)`` uint8: 255 is fully taken. A path's newest dash stays out of it, so that the path can go on."""
-    near: np.ndarray
-    """``(size, size)`` uint8: ``taken`` widened by a disc of radius margin; says where a head may lie.
-
-    It is kept by widening each stamp: what would come from beyond the border lies within the widened frame.
+    ``near`` is kept by widening each stamp: what would come from beyond the border lies within the widened frame.
     """
-    paddles: np.ndarray
-    """``(P, 6)`` int64: the dashes, each with row and column of the pivot it grew from."""
-    contrasts: np.ndarray
-    """``(P,)`` float64: contrast of each dash."""
-    cumulative: np.ndarray
-    """``(U,)`` float64: sums of the weights of the growth circle's pixels."""
-    blocked: np.ndarray
-    """``(size + 2·reach, size + 2·reach)`` uint8: pixels that are not free, with a rim of zeros."""
-    forbidden: np.ndarray
-    """``(size, size)`` uint8: pixels where a path cannot start."""
+
+    state: np.ndarray  # (1,) uint64: the image's random stream
+    taken: np.ndarray  # (size, size) uint8: 255 is taken. A path's newest dash stays out, so that the path can go on
+    near: np.ndarray  # (size, size) uint8: taken, widened by a disc of radius margin; says where a head may lie
+    paddles: np.ndarray  # (P, 6) int64: the dashes, each with row and column of the pivot it grew from
+    contrasts: np.ndarray  # (P,) float64: contrast of each dash
+    cumulative: np.ndarray  # (U,) float64: sums of the weights of the growth circle's pixels
+    blocked: np.ndarray  # (size + 2·reach, size + 2·reach) uint8: pixels that are not free, with a rim of zeros
+    forbidden: np.ndarray  # (size, size) uint8: pixels where a path cannot start
 
 
 def make_scratch(setup: Setup, n_paddles: int) -> Scratch:

@@ -90,11 +90,8 @@ class PathfinderOptions:
         if size != 16:
             contour = CONTOUR_LENGTHS[level]
             length = contour // 3
-            values |= {
-                "contour_length": contour,
-                "distractor_length": length,
-                "distractors": _DISTRACTOR_DASHES[size] // length,
-            }
+            values |= {"contour_length": contour, "distractor_length": length}
+            values["distractors"] = _DISTRACTOR_DASHES[size] // length
         return cls(**values)
 
 

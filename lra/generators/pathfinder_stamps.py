@@ -8,6 +8,7 @@ growing a path only looks them up. They are drawn as the reference generator doe
 Shape legend: A directions = 360 + U, U pixels on the growth circle, S = 2·half + 1 the side of a stamp, C border
 classes of a marker, Q the side of a marker stamp. Coordinates are (row, column), angles radians from right to down.
 """
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from PIL import Image, ImageDraw
 
 from lra.generators.pathfinder_options import PathfinderOptions
@@ -42,45 +44,26 @@ class Setup(NamedTuple):
     distractor_retries: int
     snake_contrasts: np.ndarray
     paddle_contrasts: np.ndarray
-    single_paddles: int
-    """How many single dashes to try."""
+    single_paddles: int  # how many single dashes to try
     margin: int
-    half: int
-    """Half of a stamp's side, in pixels."""
-    angle: np.ndarray
-    """``(A,)`` float64: the angle in which each stamp is drawn. A grown dash runs back from its head to the pivot."""
-    ahead: np.ndarray
-    """``(A, 2)`` float64: unit vector of the direction in which the path goes on."""
-    back: np.ndarray
-    """``(A, 2)`` float64: unit vector of the opposite direction."""
-    line: np.ndarray
-    """``(A, S, S)`` uint8: the dash, from the stamp's centre."""
-    mask: np.ndarray
-    """``(A, S, S)`` uint8: the dash widened by the margin; 255 is fully taken."""
-    wide_mask: np.ndarray
-    """``(A, S + 2·margin, S + 2·margin)`` uint8: the mask widened once more, by the disc of radius margin."""
-    circle: np.ndarray
-    """``(U, 2)`` int64: pixels of the growth circle, relative to the pivot."""
-    turn_weight: np.ndarray
-    """``(A, U)`` float64: weight of the turn from direction a to circle pixel u, where nothing is taken."""
-    seed_footprint: np.ndarray
-    """``(360, ·, 2)`` int64: pixels, relative to its tail, that a path's first dash must find free."""
-    seed_footprint_count: np.ndarray
-    """``(360,)`` int64: how many rows of ``seed_footprint`` count; 0: no path starts in this direction."""
-    marker: np.ndarray
-    """``(C, C, Q, Q)`` uint8: the marker, by how close its centre is to the border in rows and in columns."""
-    unit: np.ndarray
-    """``(256,)`` float64: k / 255 as the single-precision number that the reference generator stores."""
+    half: int  # half of a stamp's side, in pixels
+    angle: np.ndarray  # (A,) float64: of each stamp as it is drawn. A grown dash runs back from its head to the pivot
+    ahead: np.ndarray  # (A, 2) float64: unit vector of the direction in which the path goes on
+    back: np.ndarray  # (A, 2) float64: unit vector of the opposite direction
+    line: np.ndarray  # (A, S, S) uint8: the dash, from the stamp's centre
+    mask: np.ndarray  # (A, S, S) uint8: the dash widened by the margin; 255 is fully taken
+    wide_mask: np.ndarray  # (A, S + 2·margin, S + 2·margin) uint8: the mask widened again, by the disc of radius margin
+    circle: np.ndarray  # (U, 2) int64: pixels of the growth circle, relative to the pivot
+    turn_weight: np.ndarray  # (A, U) float64: weight of a turn from direction a to circle pixel u if nothing is taken
+    seed_footprint: np.ndarray  # (360, ·, 2) int64: pixels, relative to its tail, that a path's first dash needs free
+    seed_footprint_count: np.ndarray  # (360,) int64: how many of its rows count; 0: no path starts in this direction
+    marker: np.ndarray  # (C, C, Q, Q) uint8: the marker, by how close its centre is to the border in rows and columns
+    unit: np.ndarray  # (256,) float64: k / 255 as the single-precision number that the reference generator stores
 
 
 def translate(start: tuple[int, int], angle: float, distance: float) -> tuple[int, int]:
     """Return the pixel ``distance`` away from ``start`` along ``angle``, rounded up in both coordinates."""
     return (math.ceil(start[0] + distance * math.sin(angle)), math.ceil(start[1] + distance * math.cos(angle)))
-
-
-def _turn_back(angle: float) -> float:
-    """Turn an angle by π and keep it within [−π, π]."""
-    return angle + math.pi if angle < 0 else angle - math.pi
 
 
 def _unit_vectors(angles: Iterable[float]) -> np.ndarray:
@@ -200,7 +183,7 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
     circle = _growth_circle(options.paddle_length + margin)
     circle_angles = np.arctan2(circle[:, 0], circle[:, 1])
     ahead = np.concatenate([np.arange(-180, 180) * math.pi / 180, circle_angles])
-    back = [_turn_back(float(angle)) for angle in ahead]
+    back = [angle + math.pi if angle < 0 else angle - math.pi for angle in ahead.tolist()]  # within [−π, π]
     angle = np.array([*ahead[:SEED_DIRECTIONS], *back[SEED_DIRECTIONS:]])
     line, mask = map(np.stack, zip(*(_draw_dash(options, margin, half, float(a)) for a in angle), strict=True))
     footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], options.paddle_length + margin)
@@ -224,3 +207,47 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
         marker=draw_markers(options.size, options.marker_radius, options.antialias),
         unit=(np.arange(256) / 255.0).astype(np.float32).astype(np.float64),
     )
+
+
+@njit(nogil=True, cache=True)
+def merge(canvas, stamp, row, column):
+    """Lay a stamp on a canvas, its middle at (row, column), cut off at the border: the larger value stays."""
+    size, side = canvas.shape[0], stamp.shape[0]
+    top, left = row - side // 2, column - side // 2
+    for i in range(max(0, -top), min(side, size - top)):
+        for j in range(max(0, -left), min(side, size - left)):
+            canvas[top + i, left + j] = max(canvas[top + i, left + j], stamp[i, j])
+
+
+@njit(nogil=True, cache=True)
+def paint_marker(canvas, marker, row, column):
+    """Paint the marker at a pixel of a uint8 canvas, in the shape it has that close to the border."""
+    size, classes = canvas.shape[0], marker.shape[0]
+    middle = classes // 2
+    i = min(row, middle) if row < size - middle else row - size + classes
+    j = min(column, middle) if column < size - middle else column - size + classes
+    merge(canvas, marker[i, j], row, column)
+
+
+@njit(nogil=True, cache=True)
+def paint(image, paddles, contrasts, tips, setup, canvas, discs):
+    """Paint dashes and the two marked tips, and stretch the result to 0–255; overwrites ``canvas`` and ``discs``."""
+    size, side = setup.size, 2 * setup.half + 1
+    discs[:] = 0
+    for tip in range(2):
+        paint_marker(discs, setup.marker, tips[tip, 0], tips[tip, 1])
+    for y in range(size):
+        for x in range(size):
+            canvas[y, x] = discs[y, x] / 255.0
+    for p in range(paddles.shape[0]):
+        stamp = setup.line[paddles[p, 2]]
+        top, left = paddles[p, 0] - setup.half, paddles[p, 1] - setup.half
+        for i in range(max(0, -top), min(side, size - top)):
+            for j in range(max(0, -left), min(side, size - left)):
+                ink = float(np.float32(stamp[i, j] / 255.0 * contrasts[p]))
+                canvas[top + i, left + j] = max(canvas[top + i, left + j], ink)
+    low, high = canvas.min(), canvas.max()
+    scale = 255.0 / (high - low)
+    for y in range(size):
+        for x in range(size):
+            image[y, x] = np.uint8((canvas[y, x] - low) * scale + 0.5)

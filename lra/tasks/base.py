@@ -134,12 +134,8 @@ class Task:
     grouped_by: str = ""
     own_text: bool = False
     in_order: bool = False
+    context: str = ""
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
-
-    @property
-    def context(self) -> str:
-        """Return the fact of this name."""
-        return ""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())

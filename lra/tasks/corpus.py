@@ -21,8 +21,7 @@ from lra.options import option, shown
 from lra.schema import DataConfig
 from lra.source import Form, Remote, given_root, locate, verify
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
-from lra.texts import PACKED, Span, check_utf8, chunks, unpacked
-from lra.windows import Windows, in_words
+from lra.texts import PACKED, Span, Windows, check_utf8, chunks, in_words, unpacked
 
 BYTES = "".join(map(chr, range(256)))
 """All bytes, each as the character of its number, as in Latin-1; so are other alphabets written."""
@@ -70,17 +69,12 @@ class Corpus(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.l_max = self.window
+        self.l_max, self.context = self.window, in_words(self.window, self.window)
         self.vocab_size = self.num_classes = len(self.alphabet) + 1
         self.table = np.zeros(256, np.uint16)
         self.table[[ord(symbol) for symbol in self.alphabet]] = np.arange(1, len(self.alphabet) + 1)
         self.before = b"\n" if "\n" in self.alphabet else b" "  # what stands before a text
         self._spans: dict[str, Span] = {}
-
-    @property
-    def context(self) -> str:
-        """Say what validation and test predict a symbol from."""
-        return in_words(self.window, self.window)
 
     # ---- where the text comes from ----
 
@@ -155,9 +149,8 @@ class Corpus(Task):
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""
-        return Windows(
-            self.table, self.span(split), self.window, 1 if split == "train" else self.window, split != "train"
-        )
+        stride = 1 if split == "train" else self.window
+        return Windows(self.table, self.span(split), self.window, stride, once=split != "train")
 
     def pieces(self, split: str, window: int, stride: int) -> Windows:
         """Return windows of a split, each ``stride`` symbols after the one before; a symbol is a target once."""

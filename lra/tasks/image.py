@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,8 +115,7 @@ def _read(found: Path, suffix: str, parse: Callable[[bytes, str], np.ndarray]) -
     else:
         files = ((path.name, path.read_bytes()) for path in map(found.with_name, known) if path.is_file())
     read = {name.rsplit("/", 1)[-1]: parse(raw, f"{found.parent}: {name}") for name, raw in files}
-    missing = [name for name in known if name not in read]
-    if missing:
+    if missing := [name for name in known if name not in read]:
         raise DataError(f"{found}: {', '.join(missing)} is missing: expected six batches; fetch or unpack them again")
     return {split: np.concatenate([read[name] for name in batches]) for split, batches in names.items()}
 
@@ -180,13 +179,13 @@ class Image(PixelTask):
         size = 450_000_000
         spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",), expected_bytes=size)
 
-        def splits() -> dict[str, Iterator[Example]]:
+        def splits() -> dict[str, Iterable[Example]]:
             form, path = locate(self.name, data, FORMS, progress)
             rows = form.read(path)
             parts = (part.tobytes() for split in COUNTS for part in np.split(rows[split], [1], axis=1))
             check_content("image", parts, CONTENT, ARCHIVE)
             spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
-            return {split: _examples(rows[split]) for split in COUNTS}
+            return {split: map(_example, rows[split]) for split in COUNTS}
 
         return prepare(data.folder(), spec, splits, progress)
 
@@ -223,9 +222,8 @@ def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[: n - held]), np.sort(order[n - held :])
 
 
-def _examples(rows: np.ndarray) -> Iterator[Example]:
-    for row in rows:
-        yield Example({"pixels": row[1:].reshape(3, 1024).T.reshape(-1)}, int(row[0]), (3072,))
+def _example(row: np.ndarray) -> Example:
+    return Example({"pixels": row[1:].reshape(3, 1024).T.reshape(-1)}, int(row[0]), (3072,))
 
 
 TASK = Image

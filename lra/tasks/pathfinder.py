@@ -7,6 +7,7 @@ numpy arrays of strings. Both have a row per image: folder, file, number, label 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -126,12 +127,8 @@ class Pathfinder(_Generator, PixelTask):
         from lra.generators.pathfinder import generate
 
         path = parts / f"{numbers.start}-{numbers.stop}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                images, labels = kept["images"], kept["labels"]
-            return images, labels
-        except Exception:
-            pass  # not there, or cut off by a crash of the machine: draw it again
+        with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
+            return kept["images"], kept["labels"]  # else not there, or cut off by a crash of the machine
         made = generate(self.options(), self.seed, numbers.start, len(numbers))
         writing = path.with_suffix(".writing.npz")
         np.savez_compressed(writing, images=made.images, labels=made.labels)
@@ -195,6 +192,15 @@ class Pathfinder(_Generator, PixelTask):
         sized = picture(encoded).replace("<img ", f'<img style="width:{_SIDE}px;height:{_SIDE}px;border:0" ', 1)
         body = f'<div style="position:relative;width:{_SIDE}px">{sized}{overlay}</div>{told}'
         return body, f"the tips are on {('two paths', 'one path')[label]} ({label})"
+
+
+@dataclass
+class PathX(Pathfinder):
+    """Pathfinder at 128 pixels a side, a sequence of 16,384."""
+
+    resolution: int = option(128, "pixels a side: 128; Pathfinder has others")
+
+    title = "Path-X"
 
 
 def _example(image: np.ndarray, label: int, number: int) -> Example:
@@ -303,4 +309,4 @@ def find_tips(image: np.ndarray) -> list[tuple[int, int]]:
     return tips
 
 
-TASK = Pathfinder
+TASKS = (Pathfinder, PathX)

@@ -15,7 +15,7 @@ from lra.schema import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS
 from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8, WikiText103
-from lra.windows import Windows
+from lra.texts import Windows
 
 WORDS = b"the quick brown fox jumps over the lazy dog and "
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lra.errors import DataError
-from lra.generators.listops import VOCABULARY, generate
-from lra.tasks.listops import ListOps, evaluate, text, tokenize
+from lra.generators.listops import generate
+from lra.tasks.listops import VOCABULARY, ListOps, evaluate, text, tokenize
 
 
 def test_the_vocabulary_is_fixed() -> None:

@@ -11,8 +11,7 @@ from PIL import Image
 from lra.errors import DataError
 from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
-from lra.generators.pathfinder_paint import paint_marker
-from lra.generators.pathfinder_stamps import draw_marker, draw_markers, shrink
+from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker, shrink
 from tests.lra.pathfinder_statistics import INK, compare, components, rejected
 from tests.lra.two_sample import held_out_accuracy
 

@@ -18,8 +18,7 @@ from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig
 from lra.show import page
-from lra.tasks.pathfinder import Pathfinder, find_tips, list_release, number, split_release
-from lra.tasks.pathx import PathX
+from lra.tasks.pathfinder import Pathfinder, PathX, find_tips, list_release, number, split_release
 
 PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts
 SMALL = dict(resolution=16, train=300, validation=40, test=50)
@@ -114,7 +113,7 @@ def test_other_options_lie_in_another_folder(tmp_path: Path) -> None:
 def test_a_killed_build_goes_on_where_it_broke_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = f"""
 from lra.schema import DataConfig
-from lra.tasks.pathfinder import Pathfinder
+from lra.tasks.pathfinder import PathX, Pathfinder
 Pathfinder(resolution=32, train=4_000, validation=100, test=100).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
 """
     process = subprocess.Popen([sys.executable, "-c", code])

@@ -16,7 +16,6 @@ from chela.config import resolve
 from chela.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.identity import fingerprint
-from chela.schedules import lr_factor
 from chela.schema import OptimizerConfig
 from chela.training import fit
 from chela.training.contexts import Reading, of_text
@@ -275,7 +274,7 @@ def test_a_task_that_is_no_text_has_no_context() -> None:
 
 def test_the_rate_ends_at_a_tenth() -> None:
     config = OptimizerConfig(warmup_steps=10, schedule="cosine_tenth")
-    rates = [round(lr_factor(config, step, 110), 4) for step in (0, 9, 10, 60, 110)]
+    rates = [round(config.lr_factor(step, 110), 4) for step in (0, 9, 10, 60, 110)]
     assert rates == [0.1, 1.0, 1.0, 0.55, 0.1]
 
 
