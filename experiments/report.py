@@ -22,6 +22,7 @@ from typing import Any
 
 from chela import cli
 from chela.errors import UsageError
+from chela.results import TITLES
 from experiments import plot
 from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
@@ -120,10 +121,19 @@ def bench_figure(path: Path) -> Drawn | str:
         raise UsageError(f"bench: expected the JSON of experiments.bench at {path}, got {reason}") from None
 
 
+def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
+    """Show what the language models write, of each cell its first run that kept a sample."""
+    for table in tables:
+        for name, cell in ((name, cell) for name, row in table.cells.items() for cell in row.values()):
+            if text := next((run.result["sample"] for run in cell.finished if run.result.get("sample")), ""):
+                yield f"<h3>{html.escape(f'{name}, {table.preset}, writes')}</h3><pre>{html.escape(text)}</pre>"
+
+
 def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: Sequence[Path] = ()) -> str:
     """Return the page; with a folder, write each figure there as well."""
     tables = result_tables(runs)
-    body = [f"<h1>{html.escape(title)}</h1>", render(measured(tables), "html")]
+    of_lra = any(run.task in TITLES for run in runs)
+    body = [f"<h1>{html.escape(title)}</h1>", render(measured(tables, compact=not of_lra), "html"), *samples(tables)]
 
     def add(heading: str, stem: str, all_drawn: Iterator[Drawn | str]) -> None:
         body.append(render([Text(heading, level=2)], "html"))
@@ -158,7 +168,7 @@ class Options:
     out: Path = option(Path("report.html"), "the page")
     figures: Path | None = option(None, "folder in which each figure is written as a PNG too")
     bench: list[Path] = option([], "JSON files of chela bench")
-    title: str = option("CHELA on the Long Range Arena", "the page's title")
+    title: str = option("CHELA", "the page's title")
 
 
 @cli.command(Options, __doc__)

@@ -120,7 +120,9 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
 
 
 def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
-    """Return the rows of papers, under a heading that tells them from ours."""
+    """Return the rows of papers, under a heading that tells them from ours; nothing without a task of LRA's."""
+    if not any(table.runs_of(task) for table in tables for task in table.tasks if task in TITLES):
+        return []
     full = all(table.preset == "full" for table in tables)
     apart = "" if full else " They are of the full tasks: no number measured here may be set beside them."
     rows = []
@@ -173,7 +175,8 @@ def main_grid(table: ResultTable) -> Grid:
         beside = (number(table.mean_relative(name, key), "×") for key in COSTS)
         rows.append([name, *cells, number(table.average(name)), *beside])
     majority = [number(table.majority(task)) for task in table.tasks]
-    return Grid(header, [*rows, ["majority class", *majority, NONE, *(NONE for _ in COSTS)]])
+    last = [["majority class", *majority, NONE, *(NONE for _ in COSTS)]] if set(majority) != {NONE} else []
+    return Grid(header, rows + last)
 
 
 def cell_text(cell: Cell) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.plot import bench_curves
-from experiments.report import main
+from experiments.report import main, page
 from experiments.runs import read_runs
 from experiments.summary import result_tables
 from tests.experiments.conftest import MakeRun
@@ -132,3 +132,10 @@ def _pixels(path: Path) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_what_a_language_model_writes_stands_beside_the_table(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(sample="<ROMEO>")
+    make_run("model=softmax")
+    text = page(read_runs([tmp_path / "runs"]), "A page")
+    assert text.count("<pre>") == 1 and "chela, tiny, writes</h3><pre>&lt;ROMEO&gt;</pre>" in text
