@@ -3,7 +3,8 @@
 chela probe runs/recall-hard/…                        the test set, three times
 chela probe runs/recall-hard/… records=500            a part of it
 
-Once as it is, once with the attention's output replaced at every position by its mean over the sequence, once by zeros.
+Once as it is, once with the attention's output replaced at every position by its mean over the sequence (in a causal
+network over what came so far), once by zeros.
 What the mean takes away is what the attention selects for a position. The figures stay in the run's folder, in
 probe.json, where tables (probe=true) and reports find them.
 """
@@ -165,7 +166,8 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
     """
     objective, test = objective_of(task), task.dataset("test")
     lengths = test.lengths()[: records or None]
-    dtype = next(model.parameters()).dtype
+    dtype, built_from = next(model.parameters()).dtype, getattr(model, "built_from", None)
+    causal = built_from is not None and built_from[0].causal
     totals = {way: torch.zeros(len(objective.counted), dtype=torch.float64) for way in WAYS}
     varied: dict[str, Tensor] = {}
     for indices in eval_batches(lengths, batch):
@@ -173,7 +175,7 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
         inputs, mask = given["inputs"], given["mask"]
         inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
         for way in WAYS:
-            with _listening(model, partial(_edited, way, varied, mask)):
+            with _listening(model, partial(_edited, way, causal, varied, mask)):
                 totals[way] += objective.count(model(inputs, mask), given["labels"])
     score, scores = objective.score, {}
     for way, total in totals.items():
@@ -197,8 +199,9 @@ def _listening(model: nn.Module, edit: Callable[..., Tensor | None]) -> Iterator
 
 
 def _edited(
-    way: str, varied: dict[str, Tensor], mask: Tensor | None, name: str, module: nn.Module, args: object, output: Tensor
-) -> Tensor | None:
+    way: str, causal: bool, varied: dict[str, Tensor], mask: Tensor | None,
+    name: str, module: nn.Module, args: object, output: Tensor,
+) -> Tensor | None:  # fmt: skip
     """Return what stands for an attention's output; as it is, only note how it varies over the real positions."""
     if way == "zeros":
         return torch.zeros_like(output)
@@ -206,6 +209,8 @@ def _edited(
     real = (o.new_ones(o.shape[:2]) if mask is None else mask.double())[..., None]
     mean = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     if way == "mean":
+        if causal:  # the mean of what there is so far: that of the whole would tell of the future
+            mean = (o * real).cumsum(1) / real.cumsum(1).clamp(min=1)
         return mean.to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
     sums = torch.stack([((o - mean).square() * real).sum(), (o.square() * real).sum()])
     varied[name] = varied.get(name, torch.zeros_like(sums)) + sums

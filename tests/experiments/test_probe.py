@@ -4,6 +4,7 @@ import html
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -145,6 +146,16 @@ def test_the_mean_and_zeros_take_away_what_the_attention_adds() -> None:
     assert layer["name"] == "layer attended Remembering"
     assert layer["varies"] == pytest.approx((1 - 0.25) ** 0.5)  # variance p(1 − p) over the mean square p
     assert attention_adds(Remembering(), Spot(), records=2)["records"] == 2
+
+
+def test_the_mean_of_a_causal_network_is_of_what_came_so_far() -> None:
+    network = Remembering()
+    network.built_from = SimpleNamespace(causal=True), None  # type: ignore[assignment]
+    seen: list[torch.Tensor] = []
+    network.register_forward_hook(lambda module, args, output: seen.append(output[..., 1]))
+    attention_adds(network, Spot(), records=1)
+    assert seen[0][0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1]
+    assert seen[1][0].tolist() == pytest.approx([0, 0, 0, 1 / 4, 1 / 5, 1 / 6, 1 / 7, 2 / 8])
 
 
 def test_the_command_keeps_what_it_found_and_tables_show_it(
