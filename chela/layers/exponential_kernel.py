@@ -97,11 +97,12 @@ class ExponentialKernel(LongKernel):
         modes, outputs = state["modes"], []
         recent = state.get("recent", modes.new_empty(len(modes), 0, self.d_model))
         modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
+        old = recent.shape[1]
         with torch.autocast(u.device.type, enabled=False):
+            log_base, once, heard = self._powers(old + 1)
             for new in torch.split(u.to(recent.dtype), PIECE, dim=1):
-                known, length, old = torch.cat([recent, new], dim=1), new.shape[1], recent.shape[1]
+                known, length = torch.cat([recent, new], dim=1), new.shape[1]
                 kernel = lags(known.shape[1])
-                log_base, once, heard = self._powers(old + 1)
                 if length == 1:
                     near = (known * kernel.flip(1).T).sum(1, keepdim=True)
                     far = (modes * heard).real.sum(-1)[:, None]
