@@ -138,11 +138,12 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         UsageError: It cannot be read.
     """
     try:
-        file = sys.stdin.buffer if name == "-" else open(os.path.expanduser(name), "rb")  # noqa: SIM115 - closed below
+        given = contextlib.nullcontext(sys.stdin.buffer)  # not ours to close
+        file = given if name == "-" else open(os.path.expanduser(name), "rb")  # noqa: SIM115 - closed below
     except OSError as error:
         raise UsageError(f"input: expected a file to read, got {name} ({error.strerror})") from None
-    with file:
-        yield file
+    with file as opened_file:
+        yield opened_file
 
 
 def no_more(rest: list[str], options: type) -> None:
