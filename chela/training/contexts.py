@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from chela.errors import UsageError
 from chela.models.generate import Continuation, decode, encode
@@ -98,12 +98,12 @@ def sample(model: nn.Module, task: Any, symbols: int = 400) -> str:
     alphabet = getattr(task, "alphabet", "")
     if not alphabet or not isinstance(model, TokenModel):
         return ""
-    made: list[Tensor] = []
     model.eval()
-    with contextlib.suppress(ValueError, UsageError):  # no states, or no more symbols than in training
-        for ids in Continuation(model, encode(task.before, alphabet), symbols, temperature=0.8):
-            made.append(ids)
-    return decode(torch.cat(made), alphabet).decode(errors="replace") if made else ""
+    symbols = min(symbols, task.l_max) if model.backbone.ends() else symbols
+    with contextlib.suppress(UsageError):  # a system of somebody's own without states
+        made = list(Continuation(model, encode(task.before, alphabet), symbols, temperature=0.8))
+        return decode(torch.cat(made), alphabet).decode(errors="replace")
+    return ""
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:

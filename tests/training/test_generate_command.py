@@ -46,8 +46,10 @@ def test_it_prints_the_prompt_and_what_follows(run, capsys, monkeypatch, tmp_pat
     assert capsys.readouterr().out == shown.out
 
 
-def test_the_result_has_a_sample(run):
-    assert len(json.loads((run / "result.json").read_text())["sample"].encode(errors="replace")) >= 100
+def test_the_result_has_a_sample(run, tmp_path):
+    assert len(json.loads((run / "result.json").read_text())["sample"]) >= 100
+    assert launch(*words_of(tmp_path), "model=mega").status == 0  # which ends with its window, of 16
+    assert 1 <= len(json.loads((only_run(tmp_path / "runs") / "result.json").read_text())["sample"]) <= 16
 
 
 def test_several_texts_come_at_the_end(run, capsys):
