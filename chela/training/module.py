@@ -187,13 +187,15 @@ class LitModel(L.LightningModule):
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW over ``param_groups``; each group remembers its peak rate as ``peak_lr``.
 
-    Not fused: on a CPU that is 4 times as fast, but a run that was cut then differs in its last bits from an uncut one.
+    Fused on a CPU, where that takes a quarter of the time. A fused one would unscale gradients after they are clipped
+    under 16-mixed, which GPUs have.
     """
     kernel = {"kernel_lr": config.kernel_lr, "kernel_weight_decay": config.kernel_weight_decay}
     groups = param_groups(model, config.lr, config.weight_decay, **kernel)
     for group in groups:
         group["peak_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    fused = all(parameter.device.type == "cpu" for parameter in model.parameters()) or None
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
 
 
 class StepCallback(L.Callback):

@@ -1,8 +1,9 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
 Here: causal attention with or without decay, and bidirectional attention with decay. Without decay, bidirectional
-attention is in ``cpu_undecayed.py``. The sequence is taken segment by segment (``cpu_segments.py``). The forward pass
-saves the states at the borders of segments; the backward pass makes all else again, last segment first.
+attention is in ``cpu_undecayed.py``; a short sequence is one chunk, in ``cpu_short.py``. Others are taken segment by
+segment (``cpu_segments.py``). The forward pass saves the states at the borders of segments; the backward pass makes all
+else again, last segment first.
 
 Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, the one that reaches each chunk.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention import cpu_undecayed
+from chela.ops.linear_attention import cpu_short, cpu_undecayed
 from chela.ops.linear_attention.cpu_segments import Edges, Segment, crossing, segments, tokens_per_segment
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.memory import Workspace, in_huge_pages
@@ -95,7 +96,11 @@ def saved_shape(c: Call) -> tuple[int, ...]:
 def forward(c: Call) -> Outputs:
     """Return the output, the normaliser, the last state and the states at segment borders."""
     with _workspace(c) as buffer:
-        return cpu_undecayed.forward(c, buffer) if c.undecayed else _forward(c, Walk(c, buffer))
+        if c.undecayed:
+            return cpu_undecayed.forward(c, buffer)
+        if cpu_short.suits(c):
+            return *cpu_short.forward(c, buffer), c.new(*saved_shape(c)).zero_()  # a shape that depends on L is a guard
+        return _forward(c, Walk(c, buffer))
 
 
 def backward(
@@ -105,6 +110,8 @@ def backward(
     with _workspace(c) as buffer:
         if c.undecayed:
             return cpu_undecayed.backward(c, buffer, d_out, out, total, saved)
+        if cpu_short.suits(c):
+            return cpu_short.backward(c, buffer, d_out, d_end, out, total, decay_grad)
         return _backward(Walk(c, buffer, d_out, out, total), d_end, saved, decay_grad)
 
 

@@ -87,11 +87,12 @@ def draw(case: Case, seed: int = 0) -> dict[str, Tensor]:
     return drawn
 
 
-def run(case: Case, drawn: dict[str, Tensor], backend: str) -> dict[str, Tensor]:
+def run(case: Case, drawn: dict[str, Tensor], backend: str, chunk_size: int | None = None) -> dict[str, Tensor]:
     """Return the output and the gradient of each input, by name."""
     d_out, mask = drawn["d_out"], drawn.get("mask")
     leaves = {name: x.detach().requires_grad_() for name, x in drawn.items() if name not in ("d_out", "mask")}
     options = {"causal": case.causal, "normalize": case.normalize, "mask": mask, "backend": backend}
+    options["chunk_size"] = chunk_size
     out = linear_attention(**leaves, **options)
     grads = torch.autograd.grad(out, list(leaves.values()), d_out)
     return {"out": out.detach(), **{f"d_{name}": g for name, g in zip(leaves, grads, strict=True)}}
@@ -123,10 +124,10 @@ def sizes(case: Case, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"out": out.detach(), **{f"d_{n}": g for n, g in zip((*leaves, *decays), grads, strict=True)}}
 
 
-def error_ratios(case: Case, drawn: dict[str, Tensor], backend: str) -> dict[str, float]:
+def error_ratios(case: Case, drawn: dict[str, Tensor], backend: str, chunk_size: int | None = None) -> dict[str, float]:
     """Return, for the output and each gradient, the norm of the error over the norm of ``sizes``."""
     exact = run(case, {n: x.double() if x.is_floating_point() else x for n, x in drawn.items()}, "reference")
-    got, scale = run(case, drawn, backend), sizes(case, drawn)
+    got, scale = run(case, drawn, backend, chunk_size), sizes(case, drawn)
     ratios = {}
     for name, value in got.items():
         assert value.dtype == (drawn["v"].dtype if name in ("out", "d_q", "d_k", "d_v") else torch.float32), name

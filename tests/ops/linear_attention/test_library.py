@@ -17,24 +17,26 @@ DECAYS = ("none", "head", "token")
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("normalize", (True, False))
 @pytest.mark.parametrize("mask", (True, False))
-def test_gradcheck(causal: bool, decay: str, normalize: bool, mask: bool) -> None:
+@pytest.mark.parametrize("in_chunks", (True, False))
+def test_gradcheck(causal: bool, decay: str, normalize: bool, mask: bool, in_chunks: bool) -> None:
     case = Case(7, 3, 2, causal, decay, mask, normalize)
     x = {n: t.double() if t.is_floating_point() else t for n, t in draw(case).items()}
     x.pop("d_out")
     real = x.pop("mask", None)
     names = list(x)
     leaves = [t[:1].clone() if t.ndim > 1 else t for t in x.values()]
-    if causal:
+    if causal and in_chunks:
         names += ["S", "z"]
         leaves += [torch.rand(1, 2, 3, 2, dtype=torch.float64), torch.rand(1, 2, 3, dtype=torch.float64)]
 
     def f(*values: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         given = dict(zip(names, values, strict=True))
         options = {"causal": causal, "normalize": normalize, "mask": None if real is None else real[:1]}
+        options["chunk_size"] = 3 if in_chunks else None
         if not causal:
-            return linear_attention(**given, **options, chunk_size=3)
-        state = LinearAttentionState(given.pop("S"), given.pop("z"))
-        out, end = linear_attention(**given, **options, chunk_size=3, initial_state=state, return_state=True)
+            return linear_attention(**given, **options)
+        state = LinearAttentionState(given.pop("S"), given.pop("z")) if in_chunks else None
+        out, end = linear_attention(**given, **options, initial_state=state, return_state=True)
         return out, *end
 
     assert torch.autograd.gradcheck(f, [t.requires_grad_() for t in leaves])
@@ -42,12 +44,13 @@ def test_gradcheck(causal: bool, decay: str, normalize: bool, mask: bool) -> Non
 
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("decay", DECAYS)
-def test_opcheck(causal: bool, decay: str) -> None:
+@pytest.mark.parametrize("chunk", (8, 0))
+def test_opcheck(causal: bool, decay: str, chunk: int) -> None:
     x = draw(Case(20, 4, 3, causal, decay, True, True))
     q, k, v = (x[name].requires_grad_() for name in "qkv")
-    state = torch.randn(2, 2, 4, 4, requires_grad=True) if causal else None
+    state = torch.randn(2, 2, 4, 4, requires_grad=True) if causal and chunk else None
     decays = [x[n].requires_grad_() if n in x else None for n in ("log_decay", "log_decay_back")]
-    args = (q, k, v, *decays, x["mask"], state, causal, True, True, 1e-6, 8)
+    args = (q, k, v, *decays, x["mask"], state, causal, True, True, 1e-6, chunk)
     torch.library.opcheck(torch.ops.chela.linear_attention_chunked, args)
 
 
