@@ -18,6 +18,7 @@ from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
+from chela.layers.remade import with_remade
 from chela.layers.state import State, beginning, nested, part
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each token of ``x: (B, L, D)``."""
-        out: Tensor = self.down(F.silu(self.up(x)))
-        return out
+        return with_remade(self.down, (F.silu, self.up(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -5,6 +5,7 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from chela.layers.expect import checked, expect_causal
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
+from chela.layers.remade import with_remade
 from chela.layers.short_long_conv import ShortLongConv
 from chela.layers.state import State, nested, part, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -157,16 +159,14 @@ class ChelaLayer(nn.Module):
         return self._combine(parts, c, x if stream is None else stream, mask)
 
     def _values(self, x: Tensor, c: Tensor) -> list[Tensor]:
-        """Return the values ``(…, W)`` of each core; without cores, what takes their place."""
+        """Return W_v x ``(…, W)`` of each core; without cores, what takes the place of their outputs."""
         if self.norm is not None:
             return [self.norm(F.silu(self.value(c)))]
-        return list(torch.split(F.silu(self.value(x)), [core.width for core in self._cores()], dim=-1))
+        return list(torch.split(self.value(x), [core.width for core in self._cores()], dim=-1))
 
     def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        if self.gate != "none":
-            o = o * F.silu(self.gate_in(c))
-        h = self.out(o)
+        h = self.out(o) if self.gate == "none" else with_remade(self.out, (_gated, o, self.gate_in(c)))
         if self.gate != "mega":
             return zero_padding(self.dropout(h), mask)
         h = self.dropout(F.silu(h + self.skip(c)))
@@ -227,7 +227,7 @@ class ChelaLayer(nn.Module):
 
 
 class Core(nn.Module):
-    """Linear attention over values ``v: (B, L, W)``, with queries and keys from c, then a norm.
+    """Linear attention over values ``SiLU(v: (B, L, W))``, with queries and keys from c, then a norm.
 
     Queries and keys of a head are one projection, each with its own scale and shift (arXiv 2209.10655, section 3.2): at
     the start equal tokens match, which is what recall is learned from (docs/attention.md).
@@ -266,15 +266,22 @@ class Core(nn.Module):
         if self.normalize and torch.is_autocast_enabled(c.device.type):
             with torch.autocast(c.device.type, enabled=False):
                 return self._sum(c.float(), v.float(), **options)
-        q, k, v, log_decay = self._read(c, v)
-        return linear_attention(q, k, v, causal=self.causal, log_decay=log_decay, normalize=self.normalize, **options)
+        log_decay = None if self.decay is None else self.decay(c)  # log λ (H,) or (B, L, H)
+        options |= {"causal": self.causal, "log_decay": log_decay, "normalize": self.normalize}
+        attend = functools.partial(linear_attention, **options)
+        return with_remade(attend, *self._arguments(c, v))
 
-    def _read(self, c: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return queries and keys ``(…, H, Z)``, values ``(…, H, W / H)``, and log λ ``(H,)`` or ``(…, H)``, if any."""
-        z = rearrange(self.project(c), "... (h z) -> ... h z", h=self.heads)
-        q, k = (self.feature_map(z * self.gamma[i] + self.beta[i]) for i in (0, 1))
-        v = rearrange(v, "... (h e) -> ... h e", h=self.heads)
-        return q, k, v, None if self.decay is None else self.decay(c)
+    def _arguments(self, c: Tensor, v: Tensor) -> list[tuple[Any, ...]]:
+        """Return how to make queries and keys ``(…, H, Z)`` and values ``(…, H, W / H)``, and of what."""
+        z = self.project(c)
+        read = [(self._mapped, z, gamma, beta) for gamma, beta in zip(self.gamma, self.beta, strict=True)]
+        return [*read, (self._by_head, v)]
+
+    def _mapped(self, z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return self.feature_map(rearrange(z, "... (h z) -> ... h z", h=self.heads) * gamma + beta)
+
+    def _by_head(self, v: Tensor) -> Tensor:
+        return rearrange(F.silu(v), "... (h e) -> ... h e", h=self.heads)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
@@ -289,7 +296,8 @@ class Core(nn.Module):
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
-        q, k, v, log_decay = self._read(c, v)
+        q, k, v = (make(*inputs) for make, *inputs in self._arguments(c, v))
+        log_decay = None if self.decay is None else self.decay(c)
         past = LinearAttentionState(**state)
         o, sums = linear_attention_step(q, k, v, past, log_decay=log_decay, normalize=self.normalize)
         return self.norm(o.flatten(-2)), sums._asdict()
@@ -297,6 +305,10 @@ class Core(nn.Module):
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
         return f"heads={self.heads}, d_qk={self.d_qk}, normalize={self.normalize}"
+
+
+def _gated(o: Tensor, gate: Tensor) -> Tensor:
+    return o * F.silu(gate)
 
 
 def _with_cores(layer: ChelaLayer, state: dict[str, Any], prefix: str, *_: Any) -> None:
