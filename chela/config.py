@@ -1,8 +1,9 @@
 """From ``key=value`` words to one typed, checked configuration.
 
 Later layers win: the schema's defaults, ``configs/preset``, ``configs/task`` (and its section for the preset),
-``configs/model`` (and its section for the preset), then the command line. A group (``task``, ``model``, ``preset``) is
-chosen by name or by a YAML file of one's own, everything else by its dotted key: ``model=softmax model.depth=2``.
+``configs/model`` (and its section for the preset), what the task's file says of this model, then the command line. A
+group (``task``, ``model``, ``preset``) is chosen by name or by a YAML file of one's own, everything else by its dotted
+key: ``model=softmax model.depth=2``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from chela.groups import Layer, flat, is_file, label, names, read_group, section
 from chela.identity import fields, identity_of
 from chela.options import expect_trusted, importable, mixer_options, of_today, systems
 from chela.presets import resolve_preset
+from chela.results import TITLES
 from chela.schema import Config
 from lra.options import check_value, closest, shown
 from lra.tasks import get_task, task_options
@@ -60,6 +62,9 @@ def resolve(words: list[str]) -> Config:
         for layer in layers:
             for section in sections(layer, preset, mixer):
                 _merge(cfg, section, group, chosen[group])
+    for layer in files["task"]:
+        of_models = layer.get("presets", {}).get(preset, {}).get("models", {})
+        _merge(cfg, of_models.get(label(chosen["model"]), {}), "task", chosen["task"])
     cfg.preset = preset
     for key, value in overrides:
         if key not in chosen:
@@ -169,6 +174,12 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def to_the_letter(config: Config) -> bool:
+    """Whether a run's task is one of LRA's as ``preset=full`` has it: its data, encoding, lengths and splits."""
+    full = resolve([f"task={config.task.name}", "preset=full"])
+    return config.task.name in TITLES and (config.task, config.data.source) == (full.task, full.data.source)
 
 
 def check(cfg: Any) -> Config:

@@ -1,8 +1,9 @@
 """The YAML files that a configuration is made of: ``configs/task``, ``configs/model``, ``configs/preset``, or your own.
 
 A file of a task or a model holds sections of the configuration, and under ``presets`` what is added for one preset
-(there, ``mixers`` holds what is added for one system only). A model's file may hold ``variants``: each is a system of
-its own, ``<file>_<variant>``, that says what differs.
+(there, ``mixers`` holds what is added for one system only, ``models`` of a task's file for one row of the table, on top
+of the model's own file). A model's file may hold ``variants``: each is a system of its own, ``<file>_<variant>``, that
+says what differs.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def sections(layer: Layer, preset: str, mixer: str) -> Iterator[Layer]:
     """Split a layer into what always holds, what holds for the preset, and what does so for one system only."""
     yield {key: value for key, value in layer.items() if key != "presets"}
     special = layer.get("presets", {}).get(preset, {})
-    yield {key: value for key, value in special.items() if key != "mixers"}
+    yield {key: value for key, value in special.items() if key not in ("mixers", "models")}
     yield {"model": {"mixer": special.get("mixers", {}).get(mixer, {})}}
 
 

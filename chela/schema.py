@@ -120,7 +120,10 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    preset: str = option("auto", "full: the LRA task to the letter; mini: fit for a laptop; tiny: a smoke run")
+    preset: str = option(
+        "auto",
+        "full: the LRA task to the letter; lite: it, by a small network; mini: fit for a laptop; tiny: a smoke run",
+    )
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
     resume: str = option(

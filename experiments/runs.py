@@ -203,6 +203,7 @@ def main(options: Options) -> int:
         told, space = "–", "" if run.score["unit"] in ("", "%") else " "
         if run.state == "finished":
             told = f"{run.value:.{run.score['digits']}f}{space}{run.score['unit']}"
+            told += f" ({lra})" if (lra := results.of_arena(run.result)) else ""
         words = (f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", run.state, told, str(run.path))
         sys.stdout.write("  ".join(words) + (f"  ({run.error})" if run.error else "") + "\n")
     return 0

@@ -26,7 +26,8 @@ BASELINE = "softmax"  # speed, memory and parameters are given beside it, as pap
 COSTS = ("parameters", "tokens_per_second", "peak_memory_bytes")
 STEPS = "trainer.max_steps"
 _SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
-_PRESETS = {"full": 0, "mini": 1, "tiny": 2}
+_PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
+ARENA = ("full", "lite")  # presets with LRA's own tasks
 _SAME_CELL = {"seed", "preset", "model.name"}
 
 
@@ -158,9 +159,11 @@ class ResultTable:
         commits = {str(run.result.get("git_commit") or "unknown") for run in finished}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
-        smaller = self.preset != "full" and any(run.task in TASKS for run in self.runs)
+        smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
+        lite = ": LRA's tasks, a smaller network and fewer epochs than its rows; read it with both"
         notes = [
-            f"preset {self.preset}" + (": a smaller task, not an LRA number" if smaller else ""),
+            f"preset {self.preset}"
+            + (": a smaller task, not an LRA number" if smaller else lite if self.preset == "lite" else ""),
             f"validation {self.policy}: "
             + ("the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart")
             + "; the best checkpoint on validation is tested once",
@@ -174,6 +177,8 @@ class ResultTable:
             if len(by_steps) > 1:
                 said = "; ".join(f"{steps}: {', '.join(sorted(names))}" for steps, names in sorted(by_steps.items()))
                 notes.append(f"{task}: the steps differ ({said})")
+            if self.preset in ARENA and any(run.result.get("lra") is False for run in self.runs_of(task)):
+                notes.append(f"{task}: not LRA's task to the letter in every row")
             if sources := {run.config.get("data.source", "auto") for run in self.runs_of(task)} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
         machines = sorted({machine(run) for run in finished})

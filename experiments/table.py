@@ -20,7 +20,7 @@ from typing import Any
 from chela import cli
 from chela.results import TITLES
 from experiments.runs import RATE, Run, read_runs
-from experiments.summary import COSTS, STEPS, Cell, ResultTable, published, result_tables
+from experiments.summary import ARENA, COSTS, STEPS, Cell, ResultTable, published, result_tables
 from lra.options import option
 
 FORMATS = ("md", "latex", "html")
@@ -123,8 +123,11 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
     """Return the rows of papers, under a heading that tells them from ours; nothing without a task of LRA's."""
     if not any(table.runs_of(task) for table in tables for task in table.tasks if task in TITLES):
         return []
-    full = all(table.preset == "full" for table in tables)
+    presets = {table.preset for table in tables}
+    full = presets <= set(ARENA)
     apart = "" if full else " They are of the full tasks: no number measured here may be set beside them."
+    if "lite" in presets:
+        apart += " Rows of preset lite are of smaller networks and shorter training: beside a paper's, say both."
     rows = []
     for row in published():
         values = ["fails" if value == "fail" else number(value) for value in row["values"].values()]
@@ -199,6 +202,7 @@ def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
     """Return what was run and what it cost, task by task; with ``probe``, what the attention adds to the score."""
     score = "accuracy, %" if _accuracy_only(table) else "score"
     header = ["task", "system", score, "rate", "steps", "parameters", "tokens/s", "memory, MiB", "minutes a run"]
+    header += ["epochs"] if (epochs := table.preset in ARENA) else []
     header += ["attention adds"] if probe else []
     rows = []
     for task, name in ((task, name) for task in table.tasks for name, row in table.cells.items() if task in row):
@@ -210,6 +214,7 @@ def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
             told.append(text if beside is None else f"{text} ({number(beside, '×')})")
         took = cell.cost("wall_seconds")
         told.append(NONE if took is None else f"{took / 60:.1f}")
+        told += [number(cell.cost("epochs"))] if epochs else []
         rows.append([*told, number(cell.adds)] if probe else told)
     return Grid(header, rows, words=("system",))
 

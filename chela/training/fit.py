@@ -17,10 +17,11 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
+from chela.config import to_the_letter
 from chela.errors import DivergedError, UsageError
 from chela.identity import fingerprint, own_code
 from chela.models import build_model
-from chela.results import TITLES, read_result
+from chela.results import TITLES, of_arena, read_result
 from chela.schema import Config
 from chela.training import machine
 from chela.training.contexts import AS_IN_TRAINING, Reading, batches, expect_bounded, of_text, sample
@@ -267,6 +268,8 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         "objective": data.task.objective,
         "score": dataclasses.asdict(module.objective.score),
         "steps": state.step,
+        "epochs": state.step * config.trainer.batch_size / len(data.records("train")),
+        **({"lra": to_the_letter(config)} if config.task.name in TITLES else {}),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "best_step": state.best["step"],
         "best_validation": _columns(module, state.best),
@@ -295,8 +298,9 @@ def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
 
 
 def _report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
-    smaller = result["preset"] != "full" and config.task.name in TITLES
-    lra = f"  ({result['preset']} is a smaller task: not an LRA number)" if smaller else ""
+    lra = of_arena(result)
+    if not lra and config.task.name in TITLES:
+        lra = f"not the task of preset=full ({result['preset']}): not an LRA number"
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:
@@ -305,7 +309,7 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
     console.print(
         f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
         f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
-        f"{result['best_step']}, validation policy {result['validation_policy']}{lra}"
+        f"{result['best_step']}, validation policy {result['validation_policy']}{f'  ({lra})' if lra else ''}"
     )
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")
