@@ -213,6 +213,8 @@ def check(cfg: Any) -> Config:
 
 
 def _check_processes(config: Config, task: Any) -> None:
+    if config.trainer.checkpoint_activations and config.trainer.compile:
+        raise UsageError("trainer.compile: expected false with trainer.checkpoint_activations=true, got true")
     processes = config.trainer.devices * config.trainer.num_nodes
     if config.data.carry and not task.in_order:
         raise UsageError(f"data.carry: expected false for task={config.task.name}, got true: it is no text to go on in")

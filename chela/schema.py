@@ -87,6 +87,10 @@ class TrainerConfig:
     accumulate: int = option(
         1, "parts that a batch is taken in, one by one, to save memory", neutral=1, ge=1, le=1_000_000
     )
+    checkpoint_activations: bool = option(
+        False, "keep no block's inner values for the backward pass but compute them again: less memory, a third slower",
+        neutral=False,
+    )  # fmt: skip
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
     checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000, identity=False)

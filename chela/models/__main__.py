@@ -1,7 +1,7 @@
 """List the systems with their size and cost on a task.
 
 python -m chela.models                                   on ListOps, at the preset of this machine
-python -m chela.models task=listops preset=full model.depth=2
+python -m chela.models task=listops preset=full          named both: also the memory of a training step
 python -m chela.models model=./mine.yaml                 with a system of your own
 """
 
@@ -18,6 +18,12 @@ HEAD = ("model", "parameters", "in mixers", "MFLOPs/token", "state")
 NOTE = (
     "MFLOPs/token: forward, at the longest sequence; matrix products, attention, convolutions and FFTs. "
     "state: numbers that the causal form remembers of the longest sequence."
+)
+MEMORY_HEAD = ("weights, GiB", "activations", "step, GiB", "fits, GB")
+MEMORY_NOTE = (
+    "GiB in a training step, in float32 (bf16-mixed holds less), on the recipe's batch or, by trainer.accumulate, a part "
+    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both together, "
+    "and the cards that hold it with a tenth to spare. trainer.checkpoint_activations=true needs less."
 )
 
 
@@ -37,19 +43,26 @@ def listing(words: list[str]) -> int:
         raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")
     words = [word for word in words if not word.startswith("model=")]
     config = resolve(words)
+    with_memory = {"task", "preset"} <= {word.partition("=")[0] for word in words}
     from chela.models.cost import cost
+    from chela.models.memory import step_memory
     from lra.tasks import get_task
 
     task = get_task(config.task)
     sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
-    sys.stdout.write(_line(HEAD))
+    sys.stdout.write(_line((*HEAD, *(MEMORY_HEAD if with_memory else ()))))
     for name in [*names("model"), *own]:
-        chosen = resolve([*words, f"model={name}", f"preset={config.preset}"]).model
-        found = cost(chosen, task)
+        chosen = resolve([*words, f"model={name}", f"preset={config.preset}"])
+        found = cost(chosen.model, task)
         flops = f"{found.flops_per_token / 1e6:.2f}"
         state = "–" if found.state_size is None else f"{found.state_size:,}"
-        sys.stdout.write(_line((chosen.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state)))
-    sys.stdout.write(f"\n{NOTE}\n")
+        cells = [chosen.model.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state]
+        if with_memory:
+            held = step_memory(chosen, task)
+            sizes = (held.weights + held.optimizer, held.activations, held.total)
+            cells += [*(f"{size / 2**30:.2f}" for size in sizes), held.fits]
+        sys.stdout.write(_line(tuple(cells)))
+    sys.stdout.write(f"\n{NOTE}\n" + (f"{MEMORY_NOTE}\n" if with_memory else ""))
     return 0
 
 

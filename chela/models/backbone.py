@@ -5,6 +5,7 @@ Shapes: B batch, L length, D model width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from chela.errors import UsageError
 from chela.layers.mixers import build_mixer
-from chela.layers.norm import make_norm
+from chela.layers.norm import computed_again, make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
 from chela.layers.remade import with_remade
@@ -133,6 +135,7 @@ class Backbone(nn.Module):
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
         self.l_max, d_model = task.l_max, config.d_model
+        self.checkpoint_blocks = False  # set it: the backward pass computes each block again, from its input alone
         symbols = task.vocab_size
         self.embedding = nn.Linear(task.input_dim, d_model) if symbols is None else Embedding(symbols, d_model)
         self.positions = Embedding(task.l_max, d_model) if config.positions == "learned" else None
@@ -171,10 +174,17 @@ class Backbone(nn.Module):
             x = x + self.positions.weight[: x.shape[1]]
         x = zero_padding(x, mask)
         for block in self.blocks:
-            x = block(x, mask)
+            x = self._again(block, x, mask) if self.checkpoint_blocks and torch.is_grad_enabled() else block(x, mask)
         if self.norm is not None:
             x = self.norm(x, mask)
         return zero_padding(x, mask)
+
+    @staticmethod
+    def _again(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same again."""
+        contexts = contextlib.nullcontext(), computed_again()
+        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=lambda: contexts)
+        return out
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: ``position``, and ``blocks.0.…`` of each mixer."""

@@ -31,6 +31,7 @@ class LitModel(L.LightningModule):
     def __init__(self, model: nn.Module, objective: Objective, config: Config) -> None:
         super().__init__()
         self.model, self.objective, self.config = model, objective, config
+        model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
         self.first_step = 0
         self.of_step = Totals(*objective.counted)  # of the step's batch, over its parts
         self.of_run = Totals("correct", "targets", "tokens")  # since the first step

@@ -109,8 +109,9 @@ def tap_by_tap(grad: Tensor, x: Tensor, taps: int, left: int) -> Tensor:
     """Return ``(K, C)`` tap by tap, all taps of a slice before the next one."""
     batch, length, channels = x.shape
     padded = F.pad(x, (0, 0, left, taps - 1 - left))
-    rows = max(1, SLICE_ELEMENTS // max(1, length * channels))
-    tokens = max(1, SLICE_ELEMENTS // max(1, channels))
+    most = SLICE_ELEMENTS if type(x) is Tensor else x.numel()  # a fake tensor lies in no cache
+    rows = max(1, most // max(1, length * channels))
+    tokens = max(1, most // max(1, channels))
     slices = [(b, t) for b in range(0, batch, rows) for t in range(0, length, tokens)]
     sums = grad.new_empty(len(slices), taps, channels)
     for (b, start), of_slice in zip(slices, sums, strict=True):

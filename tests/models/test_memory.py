@@ -1,0 +1,83 @@
+"""The memory of a training step: counted with fake tensors, against what a step on the CPU holds at its peak."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from chela.config import resolve
+from chela.models import build_model
+from chela.models.__main__ import main
+from chela.models.memory import StepMemory, step_memory
+from experiments.bench.timing import peak_memory
+from lra.tasks import get_task
+
+SMALL = ("preset=mini", "trainer.batch_size=8", "model.depth=3")
+
+
+@pytest.mark.parametrize("again", ["false", "true"])
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("image", "chela"),
+        ("listops", "chela"),
+        ("image", "mega"),
+        ("image", "s4d"),
+        ("image", "softmax"),
+        ("image", "lion_s"),
+        ("image", "linear"),
+        ("image", "lightning"),
+        ("image", "hedgehog"),
+    ],
+)
+def test_it_is_the_peak_of_a_step(task: str, name: str, again: str) -> None:
+    config = resolve([f"task={task}", f"model={name}", *SMALL, f"trainer.checkpoint_activations={again}"])
+    about = get_task(config.task)
+    model = build_model(config.model, about, 0).train()
+    model.backbone.checkpoint_blocks = config.trainer.checkpoint_activations
+    if about.vocab_size is None:
+        inputs, mask = torch.randn(8, about.l_max, 1), None
+    else:
+        inputs, mask = (
+            torch.randint(1, about.vocab_size, (8, about.l_max)),
+            torch.ones(8, about.l_max, dtype=torch.bool),
+        )
+        mask[:, -1] = False
+
+    def step() -> None:
+        F.cross_entropy(model(inputs, mask), torch.zeros(8, dtype=torch.long)).backward()
+        model.zero_grad()
+
+    step()
+    counted = step_memory(config, about)
+    assert counted.activations == pytest.approx(peak_memory(step), rel=0.15)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert counted.optimizer == 8 * parameters
+    assert counted.weights == 4 * (parameters + sum(b.numel() for b in model.buffers()))
+
+
+def test_parts_of_a_batch_take_a_part_of_the_memory() -> None:
+    words = ["task=image", "preset=mini", "model=softmax", "trainer.batch_size=32"]
+    whole, part = (
+        step_memory(config, get_task(config.task))
+        for config in (resolve(words), resolve([*words, "trainer.accumulate=4"]))
+    )
+    assert part.activations == pytest.approx(whole.activations / 4, rel=0.1)
+    assert part.optimizer == whole.optimizer * 3 / 2  # the gradients stay from part to part
+
+
+def test_what_fits_leaves_a_tenth() -> None:
+    assert StepMemory(0, 0, int(21.6 * 2**30)).fits == "24 40 80"
+    assert StepMemory(0, 0, 22 * 2**30).fits == "40 80"
+
+
+def test_the_command_tells_memory_where_task_and_preset_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("chela.models.__main__.names", lambda group: ["softmax"])
+    assert main(["task=image", "preset=tiny"]) == 0
+    told = capsys.readouterr().out
+    assert "activations" in told and "24 40 80" in told
+    assert main(["task=image"]) == 0
+    assert "activations" not in capsys.readouterr().out
