@@ -93,6 +93,10 @@ class TrainerConfig:
     )  # fmt: skip
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
+    tenth_every: int = option(
+        0, "between validations, score a fixed tenth of it every so many steps, to look at; 0: never", ge=0, le=10**8,
+        identity=False,
+    )  # fmt: skip
     checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000, identity=False)
     checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6, identity=False)
     log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000, identity=False)

@@ -1,5 +1,7 @@
 """Read run folders and committed results; neither torch nor lightning is imported.
 
+chela runs                                                          how far each run in runs/ is, and which still go
+chela runs status runs/lra_mini                                     the same of others
 chela runs list runs/lra_mini                                       one line for each run
 chela runs collect runs/lra_mini to=experiments/results/lra_mini    copies without checkpoints
 
@@ -15,8 +17,9 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +46,7 @@ PROBE = "probe.json"  # what its attention adds, written by chela probe
 LENGTH = "length.json"  # bits by window and by position, written by chela length
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
-NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds")  # columns of every metrics.csv
+NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation")  # columns of metrics.csv
 
 
 @dataclass(frozen=True)
@@ -186,17 +189,24 @@ def task_order(task: str) -> tuple[int, str]:
 class Options:
     """What the command is told."""
 
-    words: list[str] = option(MISSING, "list or collect, then run folders, or folders above them", positional=True)
+    words: list[str] = option(
+        ["status", "runs"], "status, list or collect, then run folders, or folders above them", positional=True
+    )
     to: Path | None = option(None, "where collect writes its copies")
 
 
 @cli.command(Options, __doc__)
 def main(options: Options) -> int:
-    """List or collect runs; return the exit status."""
+    """Tell of runs, list or collect them; return the exit status."""
     action, *paths = options.words
-    if not paths or action != ("list" if options.to is None else "collect"):
+    if not paths or action not in (("status", "list") if options.to is None else ("collect",)):
         got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])
-        raise UsageError(f"expected list RUN… or collect RUN… to=FOLDER, got {got}; see --help")
+        raise UsageError(f"expected status RUN…, list RUN… or collect RUN… to=FOLDER, got {got}; see --help")
+    if action == "status":
+        from experiments.status import status_lines
+
+        sys.stdout.writelines(f"{line}\n" for line in status_lines(read_runs(paths), time.time()))
+        return 0
     if options.to is not None:
         return _collect(paths, options.to)
     for run in read_runs(paths):

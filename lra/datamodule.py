@@ -20,6 +20,7 @@ from lra.batches import Batch, collate, eval_batches
 from lra.builder import Progress
 from lra.errors import DataError
 from lra.schema import DataConfig
+from lra.streams import permutation
 from lra.tasks import get_task
 from lra.tasks.base import Records, Task
 
@@ -171,11 +172,19 @@ class LRADataModule(lightning.LightningDataModule):
 
     def evaluation(self, records: Records) -> DataLoader[Batch]:
         """Return every record once, sorted by length."""
+        return self._scored(records, np.arange(len(records)))
+
+    def tenth_dataloader(self) -> DataLoader[Batch]:
+        """Return a tenth of the validation records once, sorted by length: the same ones whatever the seed."""
+        records = self.records("validation")
+        return self._scored(records, np.sort(permutation(len(records), 0, "tenth")[: -(-len(records) // 10)]))
+
+    def _scored(self, records: Records, chosen: np.ndarray) -> DataLoader[Batch]:
         _, processes = self.share()
-        batches = eval_batches(records.lengths(), self.eval_batch_size)
-        if len(records) < len(batches) * processes:
+        batches = [chosen[batch] for batch in eval_batches(records.lengths()[chosen], self.eval_batch_size)]
+        if len(chosen) < len(batches) * processes:
             raise DataError(
-                f"{len(records)} records in batches of {self.eval_batch_size} are too few for {processes} processes: "
+                f"{len(chosen)} records in batches of {self.eval_batch_size} are too few for {processes} processes: "
                 "expected at least one for each process in every batch"
             )
         return self._loader(records, batches.__getitem__, range(len(batches)), 1)

@@ -21,9 +21,9 @@ NOTE = (
 )
 MEMORY_HEAD = ("weights, GiB", "activations", "step, GiB", "fits, GB")
 MEMORY_NOTE = (
-    "GiB in a training step, in float32 (bf16-mixed holds less), on the recipe's batch or, by trainer.accumulate, a part "
-    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both together, "
-    "and the cards that hold it with a tenth to spare. trainer.checkpoint_activations=true needs less."
+    "GiB in a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate a part "
+    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both, and the "
+    "cards that hold it with a tenth to spare. trainer.checkpoint_activations=true needs less."
 )
 
 

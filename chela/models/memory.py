@@ -104,10 +104,9 @@ class _Held(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and (place := (storage := x.untyped_storage())._cdata) not in known | {
-                *self._alive
-            }:
+        for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, Tensor)):
+            place = storage._cdata
+            if place not in known and place not in self._alive:
                 self._alive[place] = storage.nbytes()
                 self.held += storage.nbytes()
                 weakref.finalize(storage, self._freed, place)

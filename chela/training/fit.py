@@ -284,6 +284,7 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         "learned": state.learned,
         "wall_seconds": round(keeper.wall_seconds(), 1),
         "training_seconds": round(state.seconds, 1),
+        "evaluation_seconds": round(state.evaluation_seconds, 1),
         "tokens_per_second": round(state.totals[2] / max(state.seconds, 1e-9)),
         "peak_memory_bytes": machine.peak_memory_bytes(device),
         "precision": str(trainer.precision),

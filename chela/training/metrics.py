@@ -30,15 +30,17 @@ class Line:
 
     Attributes:
         step: Steps of the run that are done.
-        split: "train" or "validation".
+        split: "train", "validation", or "tenth" of a fixed tenth of that.
         values: The objective's columns; in training also ``lr`` and ``tokens_per_second`` (since the last line).
         seconds: Of training so far.
+        took: Seconds of the evaluation; None in training.
     """
 
     step: int
     split: str
     values: dict[str, float]
     seconds: float
+    took: float | None = None
 
 
 class Listener(Protocol):
@@ -87,11 +89,24 @@ class Reporter(StepCallback):
             self._tokens, self._seconds = tokens, self.state.seconds
             self._hand_out(trainer, Line(module.step, "train", values, self.state.seconds))
         self.watch.after_step(module)
+        every = config.tenth_every
+        if every and module.step % every == 0 and (config.max_steps - module.step) % config.val_every:
+            self.on_validation_start(trainer, module)
+            self._evaluated(trainer, module, "tenth", module.score_tenth())
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the clock."""
+        self._evaluating = time.monotonic()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Make the validation's line; its time does not count as training."""
         module = lit_model(pl_module)
-        self._hand_out(trainer, Line(module.step, "validation", module.evaluated, self.state.seconds))
+        self._evaluated(trainer, module, "validation", module.evaluated)
+
+    def _evaluated(self, trainer: L.Trainer, module: LitModel, split: str, values: dict[str, float]) -> None:
+        took = time.monotonic() - self._evaluating
+        self.state.evaluation_seconds += took
+        self._hand_out(trainer, Line(module.step, split, values, self.state.seconds, took))
         self._clock = time.monotonic()
 
     def _hand_out(self, trainer: L.Trainer, line: Line) -> None:
@@ -127,7 +142,7 @@ class MetricsLog:
 
     def begin(self, trainer: L.Trainer, module: LitModel) -> None:
         """Open the file, cut to the step from which this launch goes on."""
-        self.columns = ("step", "split", *module.objective.columns, "lr", "tokens_per_second", "seconds")
+        self.columns = ("step", "split", *module.objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
         in_first(trainer, lambda: self._open(module.first_step))
 
     def _open(self, first_step: int) -> None:
@@ -147,10 +162,12 @@ class MetricsLog:
     def _write(self, line: Line) -> None:
         row: dict[str, Any] = {**line.values, "step": line.step, "split": line.split}
         row["seconds"] = round(line.seconds, 3)
+        if line.took is not None:
+            row["evaluation"] = round(line.took, 3)
         if "tokens_per_second" in row:
             row["tokens_per_second"] = round(row["tokens_per_second"])
         append(self._run().metrics, row, self.columns)
-        scalars = {f"{line.split}/{name}": line.values[name] for name in self.columns[2:-2] if name in line.values}
+        scalars = {f"{line.split}/{name}": line.values[name] for name in self.columns[2:-3] if name in line.values}
         if self._board is not None:
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, line.step)
@@ -255,11 +272,14 @@ def append(path: Path, row: dict[str, Any], columns: Sequence[str]) -> None:
 def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
     """Drop the lines of a metrics file that are later than ``step``, and those that are none of ours.
 
-    A power cut leaves a torn last line, or zeros in its place; a person's editor may leave an empty one.
+    A power cut leaves a torn last line, or zeros in its place; a person's editor may leave an empty one. A file of
+    version 0.1 has no last column yet.
     """
     if not path.exists():
         return
     whole = re.compile(rf"[0-9]+(,[^,\0]*){{{len(columns) - 1}}}\n")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    if lines and lines[0] == ",".join(columns[:-1]) + "\n":
+        lines = [line.removesuffix("\n") + ",\n" if line.endswith("\n") else line for line in lines]
     kept = [line for line in lines if whole.match(line) and int(line.partition(",")[0]) <= step]
     write_whole(path, "".join([",".join(columns) + "\n", *kept]).encode())

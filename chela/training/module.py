@@ -160,6 +160,20 @@ class LitModel(L.LightningModule):
             raise DivergedError(self.divergence("the validation loss", self.step))
         self.evaluated = {**self.objective.values(totals), "count": totals["targets"]}
 
+    @torch.no_grad()
+    def score_tenth(self) -> dict[str, float]:
+        """Return the objective's columns on the fixed tenth of validation; nothing of the run depends on it."""
+        self.of_split.reset()
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        for batch in self.trainer.datamodule.tenth_dataloader():  # type: ignore[attr-defined]
+            batch = self.trainer.strategy.batch_to_device(batch)
+            with self.trainer.precision_plugin.val_step_context():
+                self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
+        for module, mode in modes.items():
+            module.training = mode
+        return self.objective.values(self.of_split.compute())
+
     def on_test_epoch_start(self) -> None:
         """Start counting, of each group too."""
         self.of_split.reset()

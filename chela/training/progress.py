@@ -46,10 +46,11 @@ class Display:
         """Show a line."""
         if self.mode == "none" or not trainer.is_global_zero:
             return
-        if line.split == "validation":
+        if line.took is not None:
             loss = f"loss {line.values['loss']:.4f}"
             score = "" if self._score.name == "loss" else f"  {self._score.text(line.values)}"
-            self.console.print(f"step {line.step}: validation {loss}{score}")
+            what = "validation" if line.split == "validation" else "a tenth of validation"
+            self.console.print(f"step {line.step}: {what} {loss}{score}  ({duration(line.took)})")
         else:
             self._show(line)
 

@@ -50,6 +50,7 @@ class RunState:
         step: Steps that are done.
         wall_seconds: Time of all launches, up to the checkpoint.
         seconds: Time of training, without evaluations.
+        evaluation_seconds: Time of evaluations during training.
         totals: Targets hit, targets and tokens since the first step.
         best: Step and values of the best validation; None before the first.
         last: The same of the latest.
@@ -67,6 +68,7 @@ class RunState:
     window: list[float] = field(default_factory=lambda: [0.0, 0.0])
     learned: bool | None = None
     warned: bool = False
+    evaluation_seconds: float = 0.0
 
 
 @dataclass

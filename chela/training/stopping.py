@@ -155,7 +155,8 @@ class Keeper(StepCallback):
             for part, state in saved.get("carried", {}).items():
                 module.carried[part] = {name: value.to(module.device) for name, value in state.items()}
             for item in dataclasses.fields(self.state):
-                setattr(self.state, item.name, saved["state"][item.name])
+                if item.name in saved["state"] or item.name != "evaluation_seconds":  # older ones did not count these
+                    setattr(self.state, item.name, saved["state"][item.name])
             if trainer.is_global_zero:  # one process alone, since they are summed over all
                 module.of_run.update(torch.tensor(self.state.totals, dtype=torch.float64))
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:

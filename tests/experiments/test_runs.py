@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -42,8 +44,28 @@ def test_both_versions_of_a_result_are_read(
     ]
 
 
+def test_how_far_runs_are_is_told(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(accuracy=0.4)
+    going, stopped = (make_run("trainer.max_steps=120", seed=seed, accuracy=None) for seed in (1, 2))
+    for folder, process in ((going, os.getpid()), (stopped, 2**22 + 1)):  # of which there is none
+        (folder / ".holder").write_text(f"process {process} on {platform.node()}")
+    lines = (going / "metrics.csv").read_text().splitlines()
+    timed = [lines[0] + ",evaluation", *(line + (",30.0" if "validation" in line else ",") for line in lines[1:])]
+    (going / "metrics.csv").write_text("\n".join([*timed, "20,tenth,1.4,0.5,,,2.0,3.0", "21,tra"]))
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    # 0.1 s a step for the 100 steps left, and ten validations of half a minute
+    assert "chela  seed 1  running  step 20/120 (17%)  validation accuracy 33.00% at step 20  a tenth of it" in first
+    assert "50.00% at step 20  30 s an evaluation  about 5 min 10 s left  last sign 0 s ago" in first
+    assert {" ".join(line.split()[3:5]) for line in others} == {"0 finished", "2 stopped"}
+    assert not any("left" in line for line in others if "finished" in line)
+
+
 @pytest.mark.parametrize(
-    "words", [["lits", "x"], ["list"], ["collect", "x"], ["list", "x", "to=y"], ["list", "x", "a=b"]]
+    "words", [["lits", "x"], ["list"], ["status"], ["collect", "x"], ["list", "x", "to=y"], ["list", "x", "a=b"]]
 )
 def test_mistakes_are_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2

@@ -167,6 +167,23 @@ def test_another_objective_is_shown_by_its_own_score(
     assert float(mine["value"]) == pytest.approx(0.625)
 
 
+def test_lite_rows_stand_apart_with_their_size_and_epochs(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"lra": True, "epochs": 10.0, "format_version": 1}
+    make_run("preset=lite", accuracy=0.3, **told), make_run("preset=full", accuracy=0.6, **(told | {"epochs": 60.0}))
+    make_run("preset=lite", "task.max_length=600", seed=1, accuracy=0.9, **(told | {"lra": False}))
+    lite, full = (found for found in reversed(result_tables(read_runs([tmp_path]))))
+    assert (full.preset, lite.preset) == ("full", "lite")
+    assert full.cells["chela"]["listops"].mean == pytest.approx(60)
+    text = table(capsys, str(tmp_path))
+    ours, _, theirs = text.partition("## Published, not measured here")
+    assert "preset lite: LRA's tasks, a smaller network" in ours and "listops: not LRA's task to the letter" in ours
+    assert re.search(r"^\| ListOps \| chela \| 30.00 \(1\) .* \| 10.00 \|$", ours, re.M)
+    assert "Rows of preset lite are of smaller networks" in theirs and "no number measured here" not in theirs
+    assert "30.00" not in theirs
+
+
 def test_published_rows_stand_apart_and_carry_their_sources(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

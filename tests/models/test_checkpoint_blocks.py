@@ -74,5 +74,5 @@ def test_evaluation_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_not_beside_compile() -> None:
-    with pytest.raises(UsageError, match="trainer.compile: expected false with"):
+    with pytest.raises(UsageError, match=r"trainer\.compile: expected false with"):
         resolve(["trainer.checkpoint_activations=true", "trainer.compile=true"])

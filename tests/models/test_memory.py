@@ -36,14 +36,10 @@ def test_it_is_the_peak_of_a_step(task: str, name: str, again: str) -> None:
     about = get_task(config.task)
     model = build_model(config.model, about, 0).train()
     model.backbone.checkpoint_blocks = config.trainer.checkpoint_activations
-    if about.vocab_size is None:
-        inputs, mask = torch.randn(8, about.l_max, 1), None
-    else:
-        inputs, mask = (
-            torch.randint(1, about.vocab_size, (8, about.l_max)),
-            torch.ones(8, about.l_max, dtype=torch.bool),
-        )
-        mask[:, -1] = False
+    inputs, mask = torch.randn(8, about.l_max, 1), None
+    if about.vocab_size is not None:
+        inputs = torch.randint(1, about.vocab_size, (8, about.l_max))
+        mask = torch.arange(about.l_max) < torch.tensor([about.l_max] * 7 + [9])[:, None]
 
     def step() -> None:
         F.cross_entropy(model(inputs, mask), torch.zeros(8, dtype=torch.long)).backward()
@@ -59,10 +55,8 @@ def test_it_is_the_peak_of_a_step(task: str, name: str, again: str) -> None:
 
 def test_parts_of_a_batch_take_a_part_of_the_memory() -> None:
     words = ["task=image", "preset=mini", "model=softmax", "trainer.batch_size=32"]
-    whole, part = (
-        step_memory(config, get_task(config.task))
-        for config in (resolve(words), resolve([*words, "trainer.accumulate=4"]))
-    )
+    about = get_task(resolve(words).task)
+    whole, part = (step_memory(resolve([*words, f"trainer.accumulate={parts}"]), about) for parts in (1, 4))
     assert part.activations == pytest.approx(whole.activations / 4, rel=0.1)
     assert part.optimizer == whole.optimizer * 3 / 2  # the gradients stay from part to part
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chela.config import resolve
+from chela.config import resolve, to_the_letter
+from chela.groups import names, read_group
 from chela.models import build_model
 from lra.tasks import get_task
 
@@ -45,6 +46,34 @@ def test_a_full_recipe_is_the_table(task: str) -> None:
     )
     assert found == TABLE[task]
     assert model.d_ff == model.d_head == model.mixer.d_value
+
+
+@pytest.mark.parametrize("task", ["listops", "text", "image", "pathfinder"])
+def test_lite_is_the_task_of_full(task: str) -> None:
+    full, lite = (resolve([f"task={task}", f"preset={preset}"]) for preset in ("full", "lite"))
+    assert lite.task == full.task and lite.data.validation == "holdout" and to_the_letter(lite) and to_the_letter(full)
+    assert (lite.model.depth, lite.model.d_model, lite.model.d_ff, lite.trainer.batch_size) == (4, 64, 128, 32)
+    records = {"listops": 96_000, "text": 22_500, "image": 45_000, "pathfinder": 160_000}
+    assert 9.9 < lite.trainer.max_steps * 32 / records[task] < 10.1
+    assert not to_the_letter(resolve([f"task={task}", "preset=mini"]))
+
+
+@pytest.mark.parametrize("task", TABLE)
+def test_a_task_speaks_of_known_models(task: str) -> None:
+    for layer in read_group("task", task):
+        for section in layer["presets"].values():
+            assert set(section.get("models", {})) <= set(names("model"))
+
+
+def test_a_rival_at_full_has_its_own_recipe() -> None:
+    """S4's for S4D (state-spaces/s4), S5's sizes for LION; the command line still wins."""
+    s4d = resolve(["task=image", "preset=full", "model=s4d", "optimizer.lr=0.5"])
+    assert (s4d.model.d_model, s4d.model.d_ff, s4d.model.norm, s4d.trainer.max_steps) == (512, 0, "batch", 180_000)
+    assert s4d.optimizer.lr == 0.5 and s4d.optimizer.schedule == "cosine"
+    lion = resolve(["task=listops", "preset=full", "model=lion_d"])
+    assert (lion.model.depth, lion.model.d_model, lion.optimizer.lr) == (8, 128, 5e-4)
+    assert resolve(["task=pathx", "preset=full", "model=chela_sgconv"]).model.mixer.scale_decay_max == 3.0
+    assert resolve(["task=pathx", "preset=full"]).model.mixer.scale_decay_max == 2.0
 
 
 @pytest.mark.parametrize("task", TABLE)

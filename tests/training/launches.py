@@ -174,7 +174,7 @@ def die_at(point: int) -> None:
 
 # Neither clocks, nor the state of the checkout, in which somebody may be at work.
 _CLOCK = {"wall_seconds", "training_seconds", "tokens_per_second", "peak_memory_bytes", "processes", "seconds"}
-_CLOCK |= {"git_commit"}
+_CLOCK |= {"evaluation_seconds", "evaluation", "git_commit"}
 
 
 def only_run(runs: Path) -> Path:

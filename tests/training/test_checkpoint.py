@@ -24,7 +24,7 @@ from tests.training.launches import LAST, TINY, assert_equal, fork, launch, left
 AtStep = Callable[[int, Callable[[], None]], None]
 STATE = {"fingerprint": "abc", "step": 3, "weights": torch.arange(1000.0)}
 KEYS = ("step", "weights")
-COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")
+COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds", "evaluation")
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +267,7 @@ def test_a_checkpoint_without_what_the_model_needs(part: str, value: Any, run: R
 
 
 @pytest.mark.parametrize(
-    "tail", [b"\n", b"10,tra", bytes(300), bytes(300) + b"\n", b"noted by hand\n", b"10,\0,,,,,\n"]
+    "tail", [b"\n", b"10,tra", bytes(300), bytes(300) + b"\n", b"noted by hand\n", b"10,\0,,,,,,\n"]
 )
 def test_lines_that_are_none(tail: bytes, run: RunFolder) -> None:
     """What an editor or a power cut leaves behind is dropped; the other lines stay, byte by byte."""
@@ -282,6 +282,21 @@ def test_lines_that_are_none(tail: bytes, run: RunFolder) -> None:
     assert path.read_bytes() == b"".join([lines[0], *(x for x in lines[1:] if int(x.split(b",")[0]) <= 6)])
 
 
+def test_a_file_without_the_last_column_goes_on(tmp_path: Path) -> None:
+    """As version 0.1 wrote it: every line stays, with nothing in the new column."""
+    path = tmp_path / "metrics.csv"
+    older = [
+        "step,split,loss,accuracy,lr,tokens_per_second,seconds",
+        "1,train,2.0,0.5,0.1,900,0.5",
+        "1,validation,2.1,0.4,,,0.5",
+    ]
+    path.write_text("\n".join([*older, "2,trai"]))
+    cut_after(path, 9, COLUMNS)
+    assert path.read_text() == "".join(
+        line + end for line, end in zip(older, (",evaluation\n", ",\n", ",\n"), strict=True)
+    )
+
+
 @pytest.mark.parametrize("content", [b"", b"step,split,lo", None])
 def test_a_torn_metrics_file(content: bytes | None, run: RunFolder, straight: dict[str, Any]) -> None:
     lines = run.metrics.read_bytes()
@@ -292,7 +307,9 @@ def test_a_torn_metrics_file(content: bytes | None, run: RunFolder, straight: di
     else:
         run.metrics.write_bytes(content)
         goes_on(run)
-        assert run.metrics.read_text().startswith("step,split,loss,accuracy,lr,tokens_per_second,seconds\n10,train,")
+        assert run.metrics.read_text().startswith(
+            "step,split,loss,accuracy,lr,tokens_per_second,seconds,evaluation\n10,train,"
+        )
 
 
 # ---- a full disk ---------------------------------------------------------------------------------------------------
