@@ -85,7 +85,7 @@ def _counted(config: Config, task: Any, size: int, depth: int) -> tuple[int, int
         labels = symbols if per_position else symbols[:size, 0]
         with _Held() as held:
             loss = F.cross_entropy(model(inputs, mask).flatten(0, -2), labels.flatten())
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
     return _bytes(model.parameters()), _bytes(model.buffers()), held.peak
 
 
@@ -93,11 +93,11 @@ def _bytes(tensors: Any) -> int:
     return sum(x.untyped_storage().nbytes() for x in tensors)
 
 
-class _Held(TorchDispatchMode):
+class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages made inside that are alive, and their peak."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.held = self.peak = 0
         self._alive: dict[int, int] = {}
 

@@ -30,6 +30,7 @@ def test_a_run_with_tenths_is_the_same_run(tiny: tuple[str, ...], straight: dict
     left = left_by(run)
     left["metrics"] = [row for row in left["metrics"] if row["split"] != "tenth"]
     assert_equal(left, straight)
+    assert straight["result"]["epochs"] == 2.0 and straight["result"]["lra"] is False  # tiny is no task of LRA's
 
 
 def test_the_tenth_is_fixed_and_no_part_of_the_fingerprint(tiny: tuple[str, ...]) -> None:
