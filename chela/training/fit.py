@@ -300,8 +300,8 @@ def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
 
 def _report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
     lra = of_arena(result)
-    if not lra and config.task.name in TITLES:
-        lra = f"not the task of preset=full ({result['preset']}): not an LRA number"
+    if config.task.name in TITLES and not to_the_letter(config):
+        lra = f"{result['preset']} is another task than that of full: not an LRA number"
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:
