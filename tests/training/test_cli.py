@@ -137,7 +137,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model=chess"], f"model: expected one of {', '.join(names('model'))} or a YAML file, got 'chess'"),
         (["task="], "task: expected one of "),
         (["model=../model/chela"], "got '../model/chela'"),
-        (["preset=big"], "preset: expected one of auto, full, mini, tiny, got 'big'"),
+        (["preset=big"], "preset: expected one of auto, full, mini, tiny, lite, got 'big'"),
         (["model.mixer.name=softmax"], "model.mixer.name: chosen by model=NAME, got 'softmax'"),
         # folders of runs
         (["resume=no/such/run"], "resume: expected the folder of a run, got 'no/such/run': there is no such folder"),
