@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -10,6 +12,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 T = TypeVar("T")
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def plain_calls() -> Iterator[None]:
+    """Make nothing again here, in this thread: where a whole block is, its hooks must see all that is held."""
+    before, _thread.plain = getattr(_thread, "plain", False), True
+    try:
+        yield
+    finally:
+        _thread.plain = before
 
 
 def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
@@ -28,18 +41,19 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
     >>> tuple(y.shape), y.requires_grad
     ((4, 2), True)
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler decides by itself what to hold
+    plain = torch.compiler.is_compiling() or getattr(_thread, "plain", False)  # others decide what to hold
+    if plain or not torch.is_grad_enabled():
         return use(*(make(*inputs) for make, *inputs in arguments))
     made, of_storage = [], {}
     for make, *inputs in arguments:
         recipe = _Recipe(make, inputs[0].device.type)
         made.append(_Make.apply(recipe, *inputs))  # type: ignore[no-untyped-call]
         if made[-1].requires_grad:
-            of_storage[made[-1].untyped_storage().data_ptr()] = recipe
+            of_storage[made[-1].untyped_storage()._cdata] = recipe
 
     def pack(x: Tensor) -> Any:
         """Say how to make x, or what x is a view of; other tensors are held themselves."""
-        recipe = of_storage.get(x.untyped_storage().data_ptr())
+        recipe = of_storage.get(x.untyped_storage()._cdata)
         return x if recipe is None else (recipe, x.size(), x.stride(), x.storage_offset())
 
     def unpack(held: Any) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +21,18 @@ from chela.layers.mixers import build_mixer
 from chela.layers.norm import computed_again, make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
-from chela.layers.remade import with_remade
+from chela.layers.remade import plain_calls, with_remade
 from chela.layers.state import State, beginning, nested, part
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts
     from chela.schema import ModelConfig
+
+
+@contextlib.contextmanager
+def _once_more() -> Iterator[None]:
+    with computed_again(), plain_calls():
+        yield
 
 
 class Residual(nn.Module):
@@ -182,8 +189,7 @@ class Backbone(nn.Module):
     @staticmethod
     def _again(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same again."""
-        contexts = contextlib.nullcontext(), computed_again()
-        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=lambda: contexts)
+        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=lambda: (plain_calls(), _once_more()))
         return out
 
     def start(self, batch: int) -> State:
