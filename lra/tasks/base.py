@@ -56,6 +56,10 @@ class Records(ABC):
     def lengths(self) -> np.ndarray:
         """Return the length of every record (of a pair: of the longer), int64 ``(N,)``."""
 
+    def longest(self, indices: np.ndarray) -> int:
+        """Return the length of the longest of some records."""
+        return int(self.lengths()[indices].max())
+
     def __getitem__(self, i: int) -> tuple[Encoded, Label]:
         return self.read([range(len(self))[i]])[0]
 
@@ -156,6 +160,10 @@ class Task:
     def dataset(self, split: str) -> Records:
         """Return the records of ``train``, ``validation`` or ``test``."""
         raise NotImplementedError(f"{type(self).__name__} must define dataset(split)")
+
+    def baseline(self) -> str:
+        """Return what a simple rule scores on the test set, in words, after ``prepare``; empty where none is known."""
+        return ""
 
     def check(self, encoded: Encoded, label: Label | None = None) -> None:
         """Raise ``ValueError`` for what the network cannot take: a wrong length, shape, token or label."""

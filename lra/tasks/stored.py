@@ -121,6 +121,11 @@ class StoredRecords(Records):
         """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""
         return self._lengths
 
+    def groups(self) -> np.ndarray | None:
+        """Return the number stored beside each record under the name ``Task.grouped_by``, int64 ``(N,)``."""
+        name = self._task.grouped_by
+        return self._stored.sizes(name)[self._chosen] if self._stored.has(name) else None
+
     def labels(self) -> np.ndarray:
         """Return the class of every record, int64 ``(N,)``; none is read."""
         return self._stored.labels[self._chosen]
