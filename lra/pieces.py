@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from lra.tasks.text import Text
 IDS = 2048  # of hashed words, padding 0 included
 _WORD = re.compile(rb"[a-z0-9']+")
 BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind it: further words are cut off
+_READ_AT_ONCE = 1000
 _WHOLE = 1_000_000  # bytes, more than any review has
 
 
@@ -68,11 +70,19 @@ class Drawn(Records):
         words: np.ndarray = mix(first[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN) >> np.uint64(32)
         return words
 
+    @cached_property
+    def _texts(self) -> list[bytes]:
+        """The usable reviews, some 30 MB: from disk, one by one, they would take longer than a network's step."""
+        starts = range(0, len(self._usable), _READ_AT_ONCE)
+        parts = (self._reviews.read(self._usable[start : start + _READ_AT_ONCE]) for start in starts)
+        return [(np.asarray(ids) - 1).astype(np.uint8).tobytes() for part in parts for ids, _ in part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_texts"}  # a worker reads its own
+
     def text(self, review: int, start: int, length: int) -> bytes:
         """Return a piece of a usable review."""
-        ((ids, _),) = self._reviews.read([int(self._usable[review])])
-        assert isinstance(ids, np.ndarray)
-        return (ids[start : start + length] - 1).astype(np.uint8).tobytes()
+        return self._texts[review][start : start + length]
 
     @abstractmethod
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:

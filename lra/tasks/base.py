@@ -116,6 +116,7 @@ class Task:
         sources: Values of ``data.source`` that the task knows.
         generated: Whether its data is generated unless ``data.root`` names a release of it.
         grouped_by: What ``Records.groups`` tells of a record, such as "pairs"; empty where it tells nothing.
+        further: Names of splits beside the three on which a trained network is tested too.
         own_text: Whether what ``data.root`` names is what is learned; its file's name is of a run's fingerprint then.
         in_order: Whether the records are of one text, each target the next input, which ``data.carry`` reads in order.
         context: From how much of a text a target is predicted in validation and test; empty where it is no text.
@@ -136,6 +137,7 @@ class Task:
     sources: tuple[str, ...] = ("auto",)
     generated: bool = False
     grouped_by: str = ""
+    further: tuple[str, ...] = ()
     own_text: bool = False
     in_order: bool = False
     context: str = ""

@@ -107,10 +107,10 @@ class Retrieval(TextTask):
     longest: ClassVar[Mapping[str, int]] = {"lra": 4000, "s4": 4000, "mega": 4001}
     classes = ("no citation", "the first cites the second")
     input_help = "two documents with a tab between"
-    _reviews: Text | None = None  # of imdb
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._reviews: Text | None = None  # of imdb
         if self.words:
             self.l_max = self.seen // BYTES_OF_A_WORD
 

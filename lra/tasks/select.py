@@ -42,10 +42,10 @@ class Select(Task):
     num_classes = 2
     note = "not a task of LRA's: which of four pieces of IMDb reviews is marked, and is it positive?"
     input_help = "token ids with spaces between"
-    _reviews: Text | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._reviews: Text | None = None
         if self.longest < self.shortest:
             raise ValueError(f"task.longest: expected shortest={self.shortest} or more, got {self.longest}")
         self.marker = IDS if self.words else BYTES

@@ -72,8 +72,8 @@ class StoredTask(Task, ABC):
 
     def dataset(self, split: str) -> StoredRecords:
         """Return the records of a split, encoded, under the validation policy of ``prepare``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        if split not in (known := (*SPLITS, *self.further)):
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
         if (split, self._policy) == ("validation", "test"):
             split = "test"
         stored, chosen = self.choose(split, self._policy)

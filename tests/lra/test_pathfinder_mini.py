@@ -65,7 +65,7 @@ def nearest(options: PathfinderOptions, made: object, i: int) -> float:
     from lra.generators.pathfinder_stamps import make_setup
 
     angles = make_setup(options, 1).angle
-    ends: tuple[list[tuple[float, float]], ...] = ([], [])
+    ends: list[list[tuple[float, float]]] = [[], []]
     for row, column, direction, path in made.paddles[i, : made.counts[i, 0]].tolist():  # type: ignore[attr-defined]
         angle = angles[direction]
         far = (row + options.paddle_length * np.sin(angle), column + options.paddle_length * np.cos(angle))
@@ -91,8 +91,9 @@ def test_one_length_alone_is_as_it_was() -> None:
     assert (generate(one, 0, 0, 50).images == generate(several, 0, 0, 50).images).all()
 
 
-def test_paths_that_cannot_keep_apart_are_said(tmp_path: Path) -> None:
-    task = Pathfinder(resolution=16, contour_length=14, distractors=0, train=20, validation=5, test=5, distinct=True)
+def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lra.tasks.pathfinder._DRAWN_FOR_ONE", 1)
+    task = Pathfinder(resolution=16, contour_length=5, distractors=0, train=20, validation=5, test=5, distinct=True)
     with pytest.raises(DataError, match=r"lra_pathfinder: \w+ has \d+ records, expected"):
         task.prepare(DataConfig(dir=str(tmp_path), processes=1))
     with pytest.raises(ValueError, match=r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"):
