@@ -51,7 +51,7 @@ class Tune:
 
     rates: list[float] = option(MISSING, "the grid")
     seed: int = option(0, "the one seed of the grid's runs", ge=0)
-    steps: float = option(1.0, "share of the run's steps that each of them takes, warm-up and schedule included", gt=0, le=1)
+    steps: float = option(1.0, "share of the run's steps that each takes, warm-up and schedule included", gt=0, le=1)
 
 
 @dataclass

@@ -34,6 +34,7 @@ from chela.training.stopping import Keeper, Signals, Stopped, in_first, stopped_
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.errors import UserError
+from lra.tasks import get_task
 
 # of Lightning's, which this package does itself
 _OWN_WORK = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")

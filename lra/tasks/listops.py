@@ -141,7 +141,11 @@ class ListOps(StoredTask):
     max_args: int = option(10, "most arguments of an operator (the least is 2)", ge=2, le=64)
     seed: int = option(0, "seed of the trees; the run's own seed does not change the data", ge=0, lt=2**63)
     room: int = option(
-        0, "tokens that the network has room for, to be tested on longer trees too; 0: none", neutral=0, ge=0, le=1_000_000
+        0,
+        "tokens that the network has room for, to be tested on longer trees too; 0: none",
+        neutral=0,
+        ge=0,
+        le=1_000_000,
     )
 
     title = "ListOps"

@@ -1,8 +1,8 @@
 """Retrieval: two papers, does one cite the other? The ACL Anthology Network pairs of LRA, where the user has them.
 
 Their texts may not be passed on, so they cannot be fetched. Two stand-ins, whose results are not LRA's, as ``note``
-says: ``data.source=imdb`` asks whether two pieces are of one movie review (``lra.pieces``), ``data.source=scisumm`` reads
-a small set of real papers and real citations (made from CL-SciSumm), from which nothing is learned that holds.
+says: ``data.source=imdb`` asks whether two pieces are of one movie review (``lra.pieces``), ``data.source=scisumm``
+reads a small set of real papers and real citations (made from CL-SciSumm), from which nothing is learned that holds.
 """
 
 from __future__ import annotations

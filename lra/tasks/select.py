@@ -1,8 +1,9 @@
 """Select: four pieces of movie reviews in a row, one marked; is its review positive? Not a task of LRA's.
 
 Each piece is the end of a review of IMDb, 100 to 300 bytes of it, and has one symbol in front: the marker, or the same
-other one for the three that are not asked for. Their lengths vary, so that no fixed distance from the marker tells what
-belongs to it. A training record is drawn from (seed, step), one for validation or test from its number (``lra.pieces``).
+other one for the three that are not asked for. Their lengths vary, so that no fixed distance from the marker tells
+what belongs to it. A training record is drawn from (seed, step), one to validate or test on from its number
+(``lra.pieces``).
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def nearest(options: PathfinderOptions, made: object, i: int) -> float:
     for row, column, direction, path in made.paddles[i, : made.counts[i, 0]].tolist():  # type: ignore[attr-defined]
         angle = angles[direction]
         far = (row + options.paddle_length * np.sin(angle), column + options.paddle_length * np.cos(angle))
-        assert max(abs(a - b) for a, b in zip(far, _along((row, column), angle, options.paddle_length), strict=True)) <= 1
+        assert (
+            max(abs(a - b) for a, b in zip(far, _along((row, column), angle, options.paddle_length), strict=True)) <= 1
+        )
         ends[path] += [(row, column), far]
     return min(float(np.hypot(a - c, b - d)) for a, b in ends[0] for c, d in ends[1])
 
