@@ -69,6 +69,11 @@ class Run:
         return str(self.result.get("task_title") or TITLES.get(self.task, self.task))
 
     @property
+    def edition(self) -> int:
+        """Return which edition of the mini tasks it is of."""
+        return int(self.config.get("edition", 1))
+
+    @property
     def score(self) -> dict[str, Any]:
         """Return how the task is scored: name, unit, scale, digits and the better direction ("max" or "min")."""
         return dict(self.result.get("score", ACCURACY))

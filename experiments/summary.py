@@ -266,8 +266,9 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
     """
     session = read_json(bench)["rows"] if bench else []
     groups: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (_PRESETS.get(run.preset, len(_PRESETS)), run.preset, run.policy)):
-        groups[run.preset, run.policy, int(run.config.get("edition", 1))].append(run)
+    place = _PRESETS.get
+    for run in sorted(runs, key=lambda run: (place(run.preset, len(_PRESETS)), run.preset, run.policy, -run.edition)):
+        groups[run.preset, run.policy, run.edition].append(run)
     tables = []
     for (preset, policy, edition), members in groups.items():
         named = row_names(members)

@@ -190,13 +190,16 @@ def main_grid(table: ResultTable) -> Grid:
         header += [task_heading(table, task) for task in tasks]
         header += [f"average of {group}"] if group in averaged else []
     header += [f"{title} ×" for title in COST_TITLES.values()]
-    first = {task: table.leaders(task) for task in table.tasks}
+    ran = {
+        task: sum(task in row and row[task].mean is not None for row in table.cells.values()) for task in table.tasks
+    }
+    first = {task: table.leaders(task) if ran[task] > 1 else [] for task in table.tasks}
     rows = []
     for name, row in table.cells.items():
         cells = [name]
         for group, tasks in groups.items():
             texts = [cell_text(row[task]) if task in row else NONE for task in tasks]
-            bold = [name in first[task] and len(table.cells) > 1 for task in tasks]
+            bold = [name in first[task] for task in tasks]
             cells += [f"{BOLD}{text}{BOLD}" if is_bold else text for text, is_bold in zip(texts, bold, strict=True)]
             cells += [number(table.average(name, tasks))] if group in averaged else []
         rows.append([*cells, *(number(table.mean_relative(name, key), "×") for key in COSTS)])

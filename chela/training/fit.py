@@ -34,7 +34,6 @@ from chela.training.stopping import Keeper, Signals, Stopped, in_first, stopped_
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.errors import UserError
-from lra.tasks import get_task
 
 # of Lightning's, which this package does itself
 _OWN_WORK = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -239,13 +238,13 @@ def evaluate(
     """
     quiet_lightning()
     trained = config
-    if split not in (known := ("test", "validation", *get_task(config.task).further)):
-        raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
     if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
         config = copy.deepcopy(config)
         config.trainer.accelerator = "auto"
     data = TrainingData(config, stdout_console())
     data.prepare_data()
+    if split not in (known := ("test", "validation", *data.task.further)):
+        raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
     platform = hardware(config)
     module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
     if platform["precision"] == "64-true":
@@ -320,7 +319,7 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
         f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
         f"{result['best_step']}, validation policy {result['validation_policy']}{lra}"
     )
-    for name in (f"test_{split}" for split in get_task(config.task).further if result["test"] is not None):
+    for name in (key for key, found in result.items() if key.startswith("test_") and "count" in found):
         console.print(f"{name}: {score.text(result[name])} of {result[name]['count']:,}")
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")

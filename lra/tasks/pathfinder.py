@@ -95,9 +95,7 @@ class Pathfinder(_Generator, PixelTask):
 
     def _spec(self, config: str, counts: dict[str, int], about: dict[str, Any]) -> RecordSpec:
         fields, size = ("pixels", "number"), sum(counts.values()) * (2 * self.l_max // 5 + 200)
-        sizes = (
-            ("length", "dashes") if "options" in about else ("length",)
-        )  # a release's metadata tells of its level only
+        sizes = ("length", "dashes") if "options" in about else ("length",)  # of a release they are not known
         return RecordSpec("lra_pathfinder", config, self.version, fields, counts, sizes, about, size)
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:

@@ -113,7 +113,7 @@ def test_presets_and_policies_never_share_a_table(
     ]
     assert "must not be compared with one another" in text
     for part in result_tables(read_runs([tmp_path])):
-        assert len({(run.preset, run.policy, run.config.get("edition")) for run in part.runs}) == 1
+        assert len({(run.preset, run.policy, run.edition) for run in part.runs}) == 1
 
 
 def test_the_average_needs_all_tasks_of_its_group(make_run: MakeRun, tmp_path: Path) -> None:
