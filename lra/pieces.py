@@ -40,10 +40,12 @@ def reviews_of(data: DataConfig, progress: Progress | None = None) -> Text:
 def hashed(text: bytes) -> np.ndarray:
     """Return an id 1 … 2,047 of each word, in small letters, uint16 ``(words,)``: the same for the same word.
 
+    A text without a word, a row of points for instance, is one empty word.
+
     >>> len(hashed(b"It's good -- it's GOOD")), len(set(hashed(b"It's good -- it's GOOD").tolist()))
     (4, 2)
     """
-    return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in _WORD.findall(text.lower())], np.uint16)
+    return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in _WORD.findall(text.lower()) or [b""]], np.uint16)
 
 
 class Drawn(Records):

@@ -117,6 +117,7 @@ def test_a_selection_is_ends_of_reviews_with_one_marked() -> None:
 def test_words_are_ids_of_their_own() -> None:
     ids = hashed(b"A film, a FILM; it's bad")
     assert ids.tolist()[:2] == ids.tolist()[2:4] and len(ids) == 6 and 1 <= ids.min() <= ids.max() <= 2047
+    assert len(hashed(b"... --- ...")) == 1  # a piece may hold no word, a sequence must not be empty
     task = Select(shortest=10, longest=30, words=True)
     record = Selections(task, Reviews(), "test").read([0])[0][0]  # type: ignore[arg-type]
     assert task.vocab_size == 2050 and sorted(record[record >= 2048].tolist()) == [2048, 2049, 2049, 2049]

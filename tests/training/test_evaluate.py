@@ -101,7 +101,6 @@ def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["run=x", "checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
-        (["run=x", "split=train"], "split: expected one of test, validation"),
         (["nonsense", "more"], "run: expected one value, got nonsense more"),
         (["run=x", "x=1"], "eval.context=…, eval.window=…, eval.stride=…, out=…, got 'x=1'"),
         (["run=x", "eval.window=-1"], "eval.window: expected at least 0, got -1"),
@@ -145,6 +144,7 @@ def test_longer_trees_than_any_learned_from_are_scored_too(tmp_path: Path, capsy
         assert right == pytest.approx(tested["accuracy"] * tested["count"])
 
 
-def test_a_split_that_there_is_not_is_one_line(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate([f"run={done.path}", "split=longer"]) == 2
-    assert "split: expected test or validation, got longer" in capsys.readouterr().err
+@pytest.mark.parametrize("split", ["longer", "train"])
+def test_a_split_that_there_is_not_is_one_line(split: str, done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate([f"run={done.path}", f"split={split}"]) == 2
+    assert capsys.readouterr().err == f"error: split: expected test or validation, got {split}\n"
