@@ -2,6 +2,7 @@
 
 python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
 python -m chela.evaluate run=… checkpoint=last split=validation
+python -m chela.evaluate run=runs/listops-mini/… split=longer           trees longer than any it learned from
 python -m chela.evaluate run=runs/shakespeare-mini/… eval.context=stride eval.window=1024 eval.stride=256 out=score.json
 """
 
@@ -50,7 +51,7 @@ class RunWords:
 class Words(RunWords):
     """The words of the command."""
 
-    split: str = option("test", "what is scored", choices=("test", "validation"))
+    split: str = option("test", "what is scored: test, validation, or a task's further test set (ListOps: longer)")
     context: str = option(
         "window",
         "texts: windows, each alone; windows that overlap; or one stream, the state carried on",
@@ -79,12 +80,16 @@ def main(words: Words) -> int:
     reading = Reading(words.context, words.window, words.stride)
     score, found = fit.evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
     told = ("count", score.name, "context", "words", "word_perplexity")
-    columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in told)
+    groups = {name: by for name, by in found.items() if name.startswith("by_")}
+    columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in (*told, *groups))
     console = stdout_console()
     console.print(
         f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {words.split} {score.name} "
         f"{found[score.name]!r} of {found['count']:.0f}, {columns}, by the {words.checkpoint} weights"
     )
+    for name, by in groups.items():
+        parts = ", ".join(f"{number}: {score.text(part)} of {part['count']:.0f}" for number, part in by.items())
+        console.print(f"{name.replace('_', ' ')}: {parts}")
     if "context" in found:
         by_word = f"; {found['word_perplexity']!r} for each of {found['words']:,} words" if "words" in found else ""
         console.print(f"context: {found['context']}{by_word}")

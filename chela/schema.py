@@ -132,6 +132,7 @@ class Config:
         "auto",
         "full: the LRA task to the letter; lite: it, by a small network; mini: fit for a laptop; tiny: a smoke run",
     )
+    edition: int = option(1, "of the mini tasks; a table never holds two", neutral=1, ge=1, le=1000)
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
     resume: str = option(

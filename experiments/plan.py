@@ -51,7 +51,7 @@ class Tune:
 
     rates: list[float] = option(MISSING, "the grid")
     seed: int = option(0, "the one seed of the grid's runs", ge=0)
-    steps: float = option(1.0, "share of the run's steps that each of them takes, its schedule included", gt=0, le=1)
+    steps: float = option(1.0, "share of the run's steps that each takes, warm-up and schedule included", gt=0, le=1)
 
 
 @dataclass
@@ -190,7 +190,9 @@ class Pair:
         if self.tuning is None:
             return ()
         steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
-        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "trainer.test": False}
+        warmup = round(self.tuning.steps * self.config.optimizer.warmup_steps)
+        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "optimizer.warmup_steps": warmup}
+        rest["trainer.test"] = False
         return tuple(self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates)
 
     def _job(self, runs: Path, changes: dict[str, Any]) -> Job:

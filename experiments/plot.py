@@ -27,8 +27,9 @@ from chela import cli
 from chela.errors import UsageError
 from chela.groups import names
 from chela.results import ACCURACY
+from experiments.rows import row_order
 from experiments.runs import NOT_MEASURED, Run, read_runs, write
-from experiments.summary import ResultTable, result_tables, row_order
+from experiments.summary import ResultTable, result_tables
 from experiments.table import score_heading
 from lra.errors import UserError
 from lra.options import option

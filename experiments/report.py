@@ -1,6 +1,6 @@
 """Write one self-contained HTML page: the table, and the figures that go with it. It opens without a network.
 
-chela report experiments/results/lra_mini out=report.html
+chela report experiments/results/v1/lra_mini out=report.html
 chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
 chela report runs/lra_mini bench=experiments/results/bench/layers.json
 
@@ -34,7 +34,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } p { max-width: 60rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; white-space: nowrap; text-align: right; }
-th[scope=row], td.words { text-align: left; }
+th[scope=row], .words { text-align: left; }
 td.words { white-space: normal; min-width: 6rem; } thead th { border-bottom: 2px solid #888; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: 13px; }
 """
@@ -133,7 +133,10 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
     """Return the page; with a folder, write each figure there as well."""
     tables = result_tables(runs)
     of_lra = any(run.task in TITLES for run in runs)
-    body = [f"<h1>{html.escape(title)}</h1>", render(measured(tables, compact=not of_lra), "html"), *samples(tables)]
+    several = len(tables) > 1
+    firsts = [Text(f"{table.name}: {told}" if several else told) for table in tables if (told := table.firsts())]
+    blocks = [*firsts, *measured(tables, compact=not of_lra)]
+    body = [f"<h1>{html.escape(title)}</h1>", render(blocks, "html"), *samples(tables)]
 
     def add(heading: str, stem: str, all_drawn: Iterator[Drawn | str]) -> None:
         body.append(render([Text(heading, level=2)], "html"))

@@ -31,14 +31,15 @@ from chela import cli, results
 from chela.errors import UsageError
 from chela.groups import flat, label
 from chela.identity import identity_of
-from chela.results import ACCURACY, TITLES
+from chela.results import ACCURACY, GROUPS, TITLES
 from lra.files import write_whole
 from lra.options import option
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables; others follow them
+TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
+_ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
@@ -69,6 +70,11 @@ class Run:
     def title(self) -> str:
         """Return the task's title in tables."""
         return str(self.result.get("task_title") or TITLES.get(self.task, self.task))
+
+    @property
+    def edition(self) -> int:
+        """Return which edition of the mini tasks it is of."""
+        return int(self.config.get("edition", 1))
 
     @property
     def score(self) -> dict[str, Any]:
@@ -182,7 +188,7 @@ def write(path: Path, data: str | bytes) -> None:
 
 def task_order(task: str) -> tuple[int, str]:
     """Return a task's sort key."""
-    return (TASKS.index(task) if task in TASKS else len(TASKS), task)
+    return (_ORDER.index(task) if task in _ORDER else len(_ORDER), task)
 
 
 @dataclass

@@ -6,29 +6,23 @@ import math
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.cli import plain
-from chela.config import resolve
-from chela.errors import UsageError
-from chela.groups import flat
-from chela.identity import identity_of
-from chela.results import ACCURACY
-from experiments.runs import RATE, TASKS, Run, task_order
+from chela.results import ACCURACY, GROUPS
+from experiments.rows import row_names, row_order
+from experiments.runs import TASKS, Run, read_json, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = ("parameters", "tokens_per_second", "peak_memory_bytes")
 STEPS = "trainer.max_steps"
-_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
 _PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
 ARENA = ("full", "lite")  # presets with LRA's own tasks
-_SAME_CELL = {"seed", "preset", "model.name"}
 
 
 @dataclass(frozen=True)
@@ -90,6 +84,23 @@ class Cell:
         found = [run.probe["adds"] for run in self.finished if run.probe]
         return statistics.fmean(found) if found else None
 
+    @cached_property
+    def by_group(self) -> dict[str, float]:
+        """Return the score of each group of test records and of each further test set, by its heading.
+
+        Means over the seeds: ``{"dashes 2": 91.2, …}``; empty where results tell of none.
+        """
+        found: dict[str, list[float]] = defaultdict(list)
+        for run in self.finished:
+            name, scale = run.score["name"], run.score["scale"]
+            for key, value in run.result.items():
+                if key.startswith("test_by_"):
+                    for group, part in value.items():
+                        found[f"{key.removeprefix('test_by_')} {group}"].append(scale * part[name])
+                elif key.startswith("test_") and isinstance(value, dict):
+                    found[key.removeprefix("test_")].append(scale * value[name])
+        return {heading: statistics.fmean(values) for heading, values in found.items()}
+
     @property
     def config(self) -> dict[str, Any]:
         """Return the options, which all seeds share but for the seed."""
@@ -104,6 +115,16 @@ class ResultTable:
     policy: str
     cells: dict[str, dict[str, Cell]]
     """By row, then by task."""
+    edition: int = 1
+    """Of the mini tasks."""
+    bench: Mapping[str, Mapping[str, float]] | None = None
+    """What ``chela bench train`` measured in one session, by task."""
+
+    @property
+    def name(self) -> str:
+        """Return what tells it from other tables: ``mini, validation holdout``."""
+        edition = f", edition {self.edition}" if self.edition > 1 else ""
+        return f"{self.preset}, validation {self.policy}{edition}"
 
     @property
     def tasks(self) -> list[str]:
@@ -129,16 +150,58 @@ class ResultTable:
         found = {run.result.get("majority_accuracy") for run in self.runs_of(task) if run.state == "finished"} - {None}
         return 100 * float(found.pop() or 0) if len(found) == 1 and self.score(task)["name"] == "accuracy" else None
 
-    def average(self, row: str) -> float | None:
-        """Return the mean accuracy over the six tasks; None unless all of them have a result."""
-        means = [self.cells[row][task].mean if task in self.cells[row] else None for task in TASKS]
+    def groups(self) -> dict[str, list[str]]:
+        """Return the tasks of each group of columns, in order; those of nobody's group come last, under no name."""
+        grouped = {name: [task for task in self.tasks if task in tasks] for name, tasks in GROUPS.items()}
+        rest = [task for task in self.tasks if not any(task in tasks for tasks in GROUPS.values())]
+        return {name: tasks for name, tasks in {**grouped, "": rest}.items() if tasks}
+
+    def average(self, row: str, tasks: Sequence[str]) -> float | None:
+        """Return the mean score of a row over the tasks of a group; None unless all of them have a result."""
+        means = [self.cells[row][task].mean if task in self.cells[row] else None for task in tasks]
         return statistics.fmean(mean for mean in means if mean is not None) if None not in means else None
+
+    def leaders(self, task: str) -> list[str]:
+        """Return the rows that are first on a task: the best, and all that two standard errors do not tell from it.
+
+        The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
+        column's, the root mean square over the rows that have one. What never left chance is nowhere first.
+        """
+        column = {row: cells[task] for row, cells in self.cells.items() if task in cells}
+        learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
+        means = {row: cell.mean for row, cell in learned.items() if cell.mean is not None}
+        if not means:
+            return []
+        known = [cell.sd**2 for cell in column.values() if cell.sd is not None]
+        usual = statistics.fmean(known) if known else 0.0
+        variances = {row: usual if (sd := column[row].sd) is None else sd**2 for row in means}
+        errors = {row: variances[row] / len(column[row].finished) for row in means}
+        best = (max if self.score(task)["best"] == "max" else min)(means, key=means.__getitem__)
+        return [
+            row
+            for row, mean in means.items()
+            if row == best or abs(mean - means[best]) <= 2 * math.sqrt(errors[row] + errors[best])
+        ]
+
+    def firsts(self) -> str:
+        """Say in one sentence who is first where."""
+        by_rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
+        for task in self.tasks:
+            if any(run.state == "finished" for run in self.runs_of(task)):
+                by_rows[tuple(self.leaders(task))].append(self.runs_of(task)[0].title)
+        told = [f"{_listed(rows or ['nobody'])} on {_listed(tasks)}" for rows, tasks in by_rows.items()]
+        return f"First, with all that two standard errors do not tell from the best: {'; '.join(told)}." if told else ""
 
     def relative(self, row: str, task: str, key: str) -> float | None:
         """Return a cost divided by that of softmax on the same task; None where it was another machine's.
 
-        The number of parameters is the same everywhere.
+        The number of parameters is the same everywhere. Since edition 2 speed and memory come from one session of the
+        benchmark alone: runs share their machine with whatever else goes on.
         """
+        if key != "parameters" and (self.bench is not None or self.edition > 1):
+            measured = (self.bench or {}).get(task, {})
+            what = "speed" if key == "tokens_per_second" else "memory"
+            return 1.0 if row == BASELINE and measured else measured.get(f"{what}, {row} / {BASELINE}")
         mine, base = self.cells[row].get(task), self.cells.get(BASELINE, {}).get(task)
         if mine is None or base is None:
             return None
@@ -191,26 +254,36 @@ class ResultTable:
         return notes
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def machine(run: Run) -> str:
     """Name what a run was computed on; costs are compared only where it is the same."""
     threads, processes = run.result.get("threads"), run.result.get("processes", 1)
     return f"{run.result.get('device')} (threads: {threads}{f', processes: {processes}' if processes != 1 else ''})"
 
 
-def result_tables(runs: Sequence[Run]) -> list[ResultTable]:
-    """Sort runs into tables; presets and validation policies are never mixed in one."""
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (_PRESETS.get(run.preset, len(_PRESETS)), run.preset, run.policy)):
-        groups[run.preset, run.policy].append(run)
+def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[ResultTable]:
+    """Sort runs into tables; presets, validation policies and editions are never mixed in one.
+
+    ``bench`` is the JSON of ``chela bench train`` that speed and memory are taken from.
+    """
+    session = read_json(bench)["rows"] if bench else []
+    groups: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
+    place = _PRESETS.get
+    for run in sorted(runs, key=lambda run: (place(run.preset, len(_PRESETS)), run.preset, run.policy, -run.edition)):
+        groups[run.preset, run.policy, run.edition].append(run)
     tables = []
-    for key, members in groups.items():
+    for (preset, policy, edition), members in groups.items():
         named = row_names(members)
         rows: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
         for run in members:
             rows[named[run.path]][run.task].append(run)
         ordered = sorted(rows.items(), key=lambda item: row_order(item[0]))
         cells = {name: {task: Cell(tuple(runs)) for task, runs in row.items()} for name, row in ordered}
-        tables.append(ResultTable(*key, cells))
+        speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
+        tables.append(ResultTable(preset, policy, cells, edition, speeds if bench else None))
     return tables
 
 
@@ -221,66 +294,3 @@ def published() -> list[dict[str, Any]]:
     """
     loaded: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))
     return [{**row, "values": dict(zip(TASKS, row["values"], strict=True))} for row in loaded["rows"]]
-
-
-def row_order(name: str) -> tuple[bool, str]:
-    """Return the sort key of a row's name: CHELA and its variants first."""
-    return (not name.startswith("chela"), name)
-
-
-def row_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
-
-    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
-    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
-    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
-    never joined under one name unless they differ by their seed alone (or by the task).
-    """
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.preset, run.model].append(run)
-    named = {}
-    for members in groups.values():
-        keys = _telling_apart(members)
-        tasks = {run.task: [other for other in members if other.task == run.task] for run in members} if keys else {}
-        usual = {task: _usual(runs) for task, runs in tasks.items()}
-        for run in members:
-            words = [
-                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
-            ]
-            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
-    return named
-
-
-def _telling_apart(runs: Sequence[Run]) -> list[str]:
-    """Return the options that differ between runs of one system on one task."""
-    tasks: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
-    for run in runs:
-        tasks[run.task][run.cell] = run.config
-
-    def told(ways: dict[Any, dict[str, Any]], keys: Sequence[str]) -> int:
-        return len({tuple(repr(way.get(key)) for key in keys) for way in ways.values()})
-
-    options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
-    keys = [key for key in options if any(told(ways, [key]) > 1 for ways in tasks.values())]
-    for last in _SAID_LAST:
-        fewer = [key for key in keys if key != last]
-        if all(told(ways, fewer) == len(ways) for ways in tasks.values()):
-            keys = fewer
-    return keys
-
-
-def _usual(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what the configuration files say for the runs' task, model and preset; nothing for what is not here.
-
-    Of a version whose system lacked some of today's options, it is what most of the runs have.
-    """
-    run = runs[0]
-    try:
-        usual = flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
-    except UsageError:
-        return {}
-    if {key for key in identity_of(usual) if key.startswith("model.mixer.")} <= run.config.keys():
-        return usual
-    values = {key: [run.config.get(key) for run in runs] for key in run.config}
-    return {key: max(found, key=found.count) for key, found in values.items()}

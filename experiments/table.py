@@ -1,9 +1,10 @@
 """Make the table of runs: mean ± standard deviation over seeds, and everything that qualifies it.
 
 chela table runs/lra_mini                                          Markdown
-chela table experiments/results/ablation compact=true              without the tasks that were not run
+chela table experiments/results/v1/ablation compact=true              without the tasks that were not run
+chela table runs/lra_mini bench=experiments/results/bench/train.json  speed and memory of one session of the benchmark
 chela table experiments/results/recall probe=true                  with what the attention adds, see chela probe
-chela table experiments/results/lra_mini format=html > table.html
+chela table experiments/results/v1/lra_mini format=html > table.html
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
 Each preset has a table of its own. Published rows stand apart, with their sources; nothing of them was run here.
@@ -15,6 +16,7 @@ import html
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any
 
 from chela import cli
@@ -25,6 +27,7 @@ from lra.options import option
 
 FORMATS = ("md", "latex", "html")
 NONE = "–"  # the cell of what has not been run
+BOLD = "**"  # around a cell, as in Markdown
 
 _LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "\\": r"\textbackslash{}"}
 _LATEX |= {"±": r"$\pm$", "×": r"$\times$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -79,11 +82,19 @@ def _markdown(block: Block) -> str:
     return "\n".join([lines[0], rule, *lines[1:], *(["", block.note] if block.note else []), ""])
 
 
+def _marked(text: str, begin: str, end: str) -> str:
+    """Put a cell's bold into another language."""
+    return f"{begin}{text.removeprefix(BOLD).removesuffix(BOLD)}{end}" if text.startswith(BOLD) else text
+
+
 def _latex(block: Block) -> str:
     if isinstance(block, Text):
         text = block.text.translate(_IN_LATEX)
         return f"\\{'sub' * (block.level - 2)}section*{{{text}}}\n" if block.level else f"{text}\n"
-    rows = [" & ".join(text.translate(_IN_LATEX) for text in row) + r" \\" for row in (block.header, *block.rows)]
+    rows = [
+        " & ".join(_marked(text.translate(_IN_LATEX), r"\textbf{", "}") for text in row) + r" \\"
+        for row in (block.header, *block.rows)
+    ]
     columns = "".join("l" if words else "r" for words in block.are_words)
     lines = [f"\\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", block.note.translate(_IN_LATEX), ""])
@@ -93,11 +104,13 @@ def _html(block: Block) -> str:
     if isinstance(block, Text):
         tag = f"h{block.level}" if block.level else "p"
         return f"<{tag}>{html.escape(block.text)}</{tag}>"
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in block.header)
-    kinds = [" class=words" if words else "" for words in block.are_words[1:]]
+    kinds = [" class=words" if words else "" for words in block.are_words]
+    heads = zip(kinds, block.header, strict=True)
+    head = "".join(f'<th scope="col"{kind}>{html.escape(text)}</th>' for kind, text in heads)
     body = ""
     for first, *rest in block.rows:
-        cells = (f"<td{kind}>{html.escape(text)}</td>" for kind, text in zip(kinds, rest, strict=True))
+        texts = [_marked(html.escape(text), "<b>", "</b>") for text in rest]
+        cells = (f"<td{kind}>{text}</td>" for kind, text in zip(kinds[1:], texts, strict=True))
         body += f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>'
     note = f"<p>{html.escape(block.note)}</p>" if block.note else ""
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{note}'
@@ -110,12 +123,13 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
     """
     out: list[Block] = []
     if len(tables) > 1:
-        kinds = ", ".join(f"{table.preset} (validation {table.policy})" for table in tables)
+        kinds = "; ".join(table.name for table in tables)
         out.append(Text(f"The tables below must not be compared with one another: {kinds}."))
     for table in tables:
-        out.append(Text(f"Measured here: preset {table.preset}, validation {table.policy}", level=2))
+        out.append(Text(f"Measured here: preset {table.name}", level=2))
         out.append(main_grid(table).compact() if compact else main_grid(table))
         out += [*map(Text, _legend(table)), Text("Each task and system", level=3), detail_grid(table, probe)]
+        out += group_grids(table)
     return out
 
 
@@ -146,6 +160,8 @@ def _legend(table: ResultTable) -> list[str]:
     return [
         f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
         "the majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
+        "Bold: the best of a column, and all that two standard errors of the difference do not tell from it (a single "
+        "seed is given the column's deviation).",
         "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
         "median over the logged steps.",
         "; ".join(table.notes()) + ".",
@@ -169,17 +185,32 @@ def score_heading(score: dict[str, Any]) -> str:
 
 
 def main_grid(table: ResultTable) -> Grid:
-    """Return systems × tasks."""
-    header = ["system", *(task_heading(table, task) for task in table.tasks), "average"]
+    """Return systems × tasks in their groups; the first of a column, and who is level with it, bold."""
+    groups = table.groups()
+    averaged = [name for name, tasks in groups.items() if name and len(tasks) > 1]
+    header = ["system"]
+    for group, tasks in groups.items():
+        header += [task_heading(table, task) for task in tasks]
+        header += [f"average of {group}"] if group in averaged else []
     header += [f"{title} ×" for title in COST_TITLES.values()]
+    ran = {
+        task: sum(task in row and row[task].mean is not None for row in table.cells.values()) for task in table.tasks
+    }
+    first = {task: table.leaders(task) if ran[task] > 1 else [] for task in table.tasks}
     rows = []
     for name, row in table.cells.items():
-        cells = [cell_text(row[task]) if task in row else NONE for task in table.tasks]
-        beside = (number(table.mean_relative(name, key), "×") for key in COSTS)
-        rows.append([name, *cells, number(table.average(name)), *beside])
-    majority = [number(table.majority(task)) for task in table.tasks]
-    last = [["majority class", *majority, NONE, *(NONE for _ in COSTS)]] if set(majority) != {NONE} else []
-    return Grid(header, rows + last)
+        cells = [name]
+        for group, tasks in groups.items():
+            texts = [cell_text(row[task]) if task in row else NONE for task in tasks]
+            bold = [name in first[task] for task in tasks]
+            cells += [f"{BOLD}{text}{BOLD}" if is_bold else text for text, is_bold in zip(texts, bold, strict=True)]
+            cells += [number(table.average(name, tasks))] if group in averaged else []
+        rows.append([*cells, *(number(table.mean_relative(name, key), "×") for key in COSTS)])
+    last = ["majority class"]
+    for group, tasks in groups.items():
+        last += [*(number(table.majority(task)) for task in tasks), *([NONE] if group in averaged else [])]
+    last += [NONE for _ in COSTS]
+    return Grid(header, rows + ([last] if set(last[1:]) != {NONE} else []))
 
 
 def cell_text(cell: Cell) -> str:
@@ -217,6 +248,18 @@ def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
         told += [number(cell.cost("epochs"))] if epochs else []
         rows.append([*told, number(cell.adds)] if probe else told)
     return Grid(header, rows, words=("system",))
+
+
+def group_grids(table: ResultTable) -> list[Block]:
+    """Return, of each task whose results tell records apart, the scores by group, the mean over the seeds."""
+    out: list[Block] = []
+    for task in table.tasks:
+        found = {name: row[task].by_group for name, row in table.cells.items() if task in row and row[task].by_group}
+        if found:
+            columns = list(dict.fromkeys(heading for values in found.values() for heading in values))
+            rows = [[name, *(number(values.get(heading)) for heading in columns)] for name, values in found.items()]
+            out += [Text(f"{task_heading(table, task)} by group", level=3), Grid(["system", *columns], rows)]
+    return out
 
 
 def to_csv(runs: Sequence[Run], with_published: bool = True) -> str:
@@ -259,6 +302,7 @@ class Options:
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
     format: str = option("md", "what is printed", choices=(*FORMATS, "csv"))
     compact: bool = option(False, "leave out columns without a run")
+    bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
     probe: bool = option(False, "add what the attention adds to the score, where chela probe measured it")
     published: bool = option(True, "print the rows of papers too")
 
@@ -267,7 +311,7 @@ class Options:
 def main(options: Options) -> int:
     """Print the table; return the exit status."""
     runs = read_runs(options.runs)
-    tables = result_tables(runs)
+    tables = result_tables(runs, options.bench)
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
     sys.stdout.write(to_csv(runs, options.published) if options.format == "csv" else render(blocks, options.format))
     return 0

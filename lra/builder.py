@@ -143,6 +143,10 @@ class RecordSet:
         """Return the number stored under ``name`` for every record, int64 ``(N,)``."""
         return self._sizes[name]
 
+    def has(self, name: str) -> bool:
+        """Whether a number is stored under ``name``; an older version may not have done so."""
+        return name in self._sizes
+
     def read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return the stored fields of several records. Raises ``DataError`` naming the one that cannot be read."""
         wanted = [int(i) for i in indices]

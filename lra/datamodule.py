@@ -61,7 +61,7 @@ class _Batches(Dataset[Batch | DataError]):
         groups = self.records.groups()
         also: Batch = {"part": part, "groups": None if groups is None else groups[mine].tolist()}
         also |= {} if fresh is None else {"fresh": fresh}
-        return collate(records, int(self.records.lengths()[batch].max()), step) | also
+        return collate(records, self.records.longest(batch), step) | also
 
 
 class _Loader(DataLoader[Any]):

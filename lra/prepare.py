@@ -77,6 +77,8 @@ def _summary(task: Task, policy: str, full_check: bool) -> Iterator[str]:
             f"{split}: {len(records):,} records, length {lengths.min():,} … {lengths.max():,}, "
             f"mean {lengths.mean():,.0f}, most frequent class {records.majority_accuracy():.2%}{policy_}"
         )
+    if told := task.baseline():
+        yield f"to beat: {told}"
     yield f"classes: {task.num_classes}; ids: {task.vocab_size or 'none, values'}; l_max: {task.l_max:,}"
 
 

@@ -185,7 +185,7 @@ def test_a_newer_option_leaves_older_fingerprints() -> None:
 
 
 def test_the_fingerprint_of_version_1_is_still_known() -> None:
-    results = sorted((ROOT / "experiments" / "results" / "lra_mini").glob("*-mini/*-seed0-*/result.json"))
+    results = sorted((ROOT / "experiments" / "results" / "v1" / "lra_mini").glob("*-mini/*-seed0-*/result.json"))
     assert results
     for result in results:
         path = result.with_name("config.yaml")

@@ -130,10 +130,15 @@ def _finish(console: Console, keeper: Keeper, trainer: L.Trainer, module: LitMod
     module.model.load_state_dict(best["model"])
     # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
     keeper.state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
+    further = {}
     if config.trainer.test:
+        for split in data.task.further:
+            trainer.test(module, dataloaders=data.evaluation(data.records(split)), verbose=False)
+            count = {"count": int(module.evaluated["count"])}
+            further[f"test_{split}"] = _columns(module, module.evaluated) | count | _by_group(module, data)
         trainer.test(module, datamodule=data, verbose=False)
     if trainer.is_global_zero:
-        result = _result(trainer, module, data, keeper)
+        result = _result(trainer, module, data, keeper) | further
         keeper.run.write_result(result)
         _report(console, config, keeper.run, result)
 
@@ -225,7 +230,7 @@ def evaluate(
         config: The run's configuration.
         run: Its folder.
         which: The checkpoint.
-        split: What is scored.
+        split: What is scored; one of a task's ``further`` ones too.
         reading: How a text is read; the default is as in training.
 
     Returns:
@@ -239,6 +244,8 @@ def evaluate(
         config.trainer.accelerator = "auto"
     data = TrainingData(config, stdout_console())
     data.prepare_data()
+    if split not in (known := ("test", "validation", *data.task.further)):
+        raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
     platform = hardware(config)
     module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
     if platform["precision"] == "64-true":
@@ -247,11 +254,12 @@ def evaluate(
     trainer = L.Trainer(**platform, **QUIET, devices=1)
     if reading != AS_IN_TRAINING:
         trainer.validate(module, dataloaders=batches(data, module.model, split, reading), verbose=False)
-    elif split == "test":
-        trainer.test(module, datamodule=data, verbose=False)
-    else:
+    elif split == "validation":
         trainer.validate(module, datamodule=data, verbose=False)
-    return module.objective.score, module.evaluated | of_text(data.task, split, reading, module.evaluated)
+    else:
+        trainer.test(module, dataloaders=data.evaluation(data.records(split)), verbose=False)
+    found = module.evaluated | of_text(data.task, split, reading, module.evaluated)
+    return module.objective.score, found | _by_group(module, data)
 
 
 def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: Keeper) -> dict[str, Any]:
@@ -276,7 +284,7 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         "last_validation": _columns(module, state.last),
         "test": _columns(module, module.evaluated) | {"count": int(module.evaluated["count"])} if tested else None,
         **({"sample": text} if (text := sample(module.model, data.task)) else {}),
-        **({f"test_by_{data.task.grouped_by}": by} if (by := module.evaluated_groups) else {}),
+        **{f"test_{name}": by for name, by in _by_group(module, data).items()},
         "majority_accuracy": data.majority_accuracy("test") if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
@@ -292,6 +300,10 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         **machine.describe(device),
         **({"own_code": code} if (code := own_code(config)) else {}),
     }
+
+
+def _by_group(module: LitModel, data: LRADataModule) -> dict[str, Any]:
+    return {f"by_{data.task.grouped_by}": by} if (by := module.evaluated_groups) else {}
 
 
 def _columns(module: LitModel, values: dict[str, Any]) -> dict[str, float]:
@@ -312,6 +324,8 @@ def _report(console: Console, config: Config, run: RunFolder, result: dict[str, 
         f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
         f"{result['best_step']}, validation policy {result['validation_policy']}{f'  ({lra})' if lra else ''}"
     )
+    for name in (key for key, found in result.items() if key.startswith("test_") and "count" in found):
+        console.print(f"{name}: {score.text(result[name])} of {result[name]['count']:,}")
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")
     if result.get("context"):

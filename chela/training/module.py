@@ -177,7 +177,7 @@ class LitModel(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Start counting, of each group too."""
         self.of_split.reset()
-        groups = self.trainer.datamodule.records("test").groups()  # type: ignore[attr-defined]
+        groups = self.trainer.test_dataloaders.dataset.records.groups()  # type: ignore[union-attr]
         names = [] if groups is None else sorted(set(groups.tolist()))  # all, so that all processes sum the same
         self.of_groups = nn.ModuleDict({str(name): Totals(*self.objective.counted) for name in names}).to(self.device)
 

@@ -128,18 +128,24 @@ class Trees:
         return self.tokens[self.offsets[i] : self.offsets[i + 1]]
 
 
-def generate(options: ListOps, threads: int = 0, progress: Callable[[str, int, int], None] | None = None) -> Trees:
+def generate(
+    options: ListOps,
+    threads: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    wanted: int | None = None,
+) -> Trees:
     """Draw all trees of a data set, no two equal, in shuffled order: ``train``, then ``validation``, then ``test``.
 
     Args:
         options: What decides the trees.
+        wanted: How many, in place of those of the three splits.
         threads: How many threads draw, 0 for one per core. The trees do not depend on it.
         progress: Called with (what, done, total).
 
     Raises:
         DataError: If there are fewer different trees than asked for.
     """
-    wanted = options.train + options.validation + options.test
+    wanted = wanted or options.train + options.validation + options.test
     trees: dict[bytes, tuple[np.ndarray, int]] = {}  # by digest
     drawn = barren = 0
     seed = key(options.seed, "listops")

@@ -11,6 +11,7 @@ n is a pure function of (options, seed, n), so any worker may make any part. ``p
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,8 @@ class Pictures(NamedTuple):
     """``(N, 2, 2)`` int64: row and column of the marked origin tip, then of the marked terminal tip."""
     margins: np.ndarray
     """``(N,)`` int64: the paddle margin of each image."""
+    lengths: np.ndarray
+    """``(N,)`` int64: the dashes of each of an image's two long paths."""
     paddles: np.ndarray
     """``(N, P, 4)`` int64: row, column, direction (``Setup.angle``) and path of each dash; ``counts[:, 0]`` count."""
     counts: np.ndarray
@@ -62,15 +65,18 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         >>> bool((alone.images[0] == made.images[2]).all())
         True
     """
-    setups = [make_setup(options, margin) for margin in options.paddle_margins]
+    lengths = options.contour_lengths or (options.contour_length,)
+    ways = [(replace(options, contour_length=n), margin) for n in lengths for margin in options.paddle_margins]
+    setups = [make_setup(*way) for way in ways]
     labels, which, states = draw_heads(seed, start, count, len(setups))
-    n_paddles = 2 * options.contour_length + options.distractors * options.distractor_length
+    n_paddles = 2 * max(lengths) + options.distractors * options.distractor_length
     n_paddles += max(setup.single_paddles for setup in setups)
     made = Pictures(
         images=np.zeros((count, options.size, options.size), np.uint8),
         labels=labels,
         markers=np.zeros((count, 2, 2), np.int64),
-        margins=np.array(options.paddle_margins, np.int64)[which],
+        margins=np.array([margin for _, margin in ways], np.int64)[which],
+        lengths=np.array([way.contour_length for way, _ in ways], np.int64)[which],
         paddles=np.zeros((count, n_paddles, 4), np.int64),
         counts=np.zeros((count, 2), np.int64),
     )
@@ -79,8 +85,28 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         if stuck >= 0:
             raise DataError(
                 f"pathfinder: the two paths of image {start + stuck} found no room in {RESTARTS:,} attempts: lower "
-                f"task.contour_length ({options.contour_length}), task.paddle_length ({options.paddle_length}), "
+                f"task.contour_length ({setup.contour_length}), task.paddle_length ({options.paddle_length}), "
                 f"task.paddle_margins ({setup.margin}) or task.padding ({options.padding}), or raise task.resolution "
                 f"({options.size})"
             )
     return made
+
+
+def apart(options: PathfinderOptions, made: Pictures) -> np.ndarray:
+    """Return of each image whether its label can be read one way only, bool ``(N,)``.
+
+    It can where the two long paths stay further apart, from any end of a dash to any of the other path's, than the gap
+    between a path's own dashes is wide: who links each dash to the nearest never comes from one path to the other.
+    """
+    used = np.arange(made.paddles.shape[1]) < made.counts[:, :1]
+    row, column, direction, path = np.moveaxis(made.paddles, -1, 0)
+    out = np.empty(len(made.labels), bool)
+    for margin in options.paddle_margins:
+        angle = make_setup(options, margin).angle
+        for i in np.flatnonzero(made.margins == margin):
+            turned = angle[direction[i]]
+            ends = np.stack([row[i], column[i]], -1)
+            ends = np.stack([ends, ends + options.paddle_length * np.stack([np.sin(turned), np.cos(turned)], -1)], 1)
+            first, second = (ends[used[i] & (path[i] == which)].reshape(-1, 1, 2) for which in (0, 1))
+            out[i] = np.linalg.norm(first - second.swapaxes(0, 1), axis=-1).min() > 2 * margin
+    return out

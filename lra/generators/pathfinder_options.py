@@ -28,6 +28,9 @@ class PathfinderOptions:
         7, "distance between the starts of the two paths, and half the first's to the border", ge=1
     )
     contour_length: int = option(14, "dashes of a long path", ge=2)
+    contour_lengths: tuple[int, ...] = option(
+        (), "dashes of a long path, of which each image draws one; empty: contour_length", neutral=None
+    )
     distractor_length: int = option(4, "dashes of a distractor", ge=1)
     distractors: int = option(5, "distractors to try", ge=0)
     continuity: float = option(1.0, "how much turns are avoided: a turn by δ weighs cos²(min(continuity · δ, π/2))")
@@ -50,6 +53,8 @@ class PathfinderOptions:
         for name in ("paddle_margins", "snake_contrasts", "paddle_contrasts"):
             if not getattr(self, name) or min(getattr(self, name)) <= 0:
                 raise ValueError(f"{name} must be positive numbers, at least one, got {getattr(self, name)}")
+        if self.contour_lengths and min(self.contour_lengths) < 2:
+            raise ValueError(f"contour_lengths: expected 2 or more dashes, got {self.contour_lengths}")
         reach = self.paddle_length + max(self.paddle_margins)
         if 2 * self.seed_distance < reach or 4 * self.seed_distance >= self.size:
             raise ValueError(

@@ -56,6 +56,10 @@ class Records(ABC):
     def lengths(self) -> np.ndarray:
         """Return the length of every record (of a pair: of the longer), int64 ``(N,)``."""
 
+    def longest(self, indices: np.ndarray) -> int:
+        """Return the length of the longest of some records."""
+        return int(self.lengths()[indices].max())
+
     def __getitem__(self, i: int) -> tuple[Encoded, Label]:
         return self.read([range(len(self))[i]])[0]
 
@@ -112,6 +116,7 @@ class Task:
         sources: Values of ``data.source`` that the task knows.
         generated: Whether its data is generated unless ``data.root`` names a release of it.
         grouped_by: What ``Records.groups`` tells of a record, such as "pairs"; empty where it tells nothing.
+        further: Names of splits beside the three on which a trained network is tested too.
         own_text: Whether what ``data.root`` names is what is learned; its file's name is of a run's fingerprint then.
         in_order: Whether the records are of one text, each target the next input, which ``data.carry`` reads in order.
         context: From how much of a text a target is predicted in validation and test; empty where it is no text.
@@ -132,6 +137,7 @@ class Task:
     sources: tuple[str, ...] = ("auto",)
     generated: bool = False
     grouped_by: str = ""
+    further: tuple[str, ...] = ()
     own_text: bool = False
     in_order: bool = False
     context: str = ""
@@ -156,6 +162,10 @@ class Task:
     def dataset(self, split: str) -> Records:
         """Return the records of ``train``, ``validation`` or ``test``."""
         raise NotImplementedError(f"{type(self).__name__} must define dataset(split)")
+
+    def baseline(self) -> str:
+        """Return what a simple rule scores on the test set, in words, after ``prepare``; empty where none is known."""
+        return ""
 
     def check(self, encoded: Encoded, label: Label | None = None) -> None:
         """Raise ``ValueError`` for what the network cannot take: a wrong length, shape, token or label."""

@@ -6,7 +6,7 @@ import csv
 import html
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,6 +96,8 @@ def evaluate(expression: str) -> int:
     return fold(expression, lambda word, values, _: OPERATORS[word](values) if values else int(word))
 
 
+_LONGER = 2_000  # trees of the further test set, longer than any to learn from
+_DEEPER = 4  # levels that they may have more: six levels of up to five arguments seldom make 150 tokens
 _FILES = {"train": "train", "validation": "val", "test": "test"}
 _EVALUATED = 50  # of the released rows, one in so many is evaluated against its label
 
@@ -138,34 +140,47 @@ class ListOps(StoredTask):
     max_depth: int = option(10, "deepest level of a tree; at this depth every node is a digit", ge=1, le=64)
     max_args: int = option(10, "most arguments of an operator (the least is 2)", ge=2, le=64)
     seed: int = option(0, "seed of the trees; the run's own seed does not change the data", ge=0, lt=2**63)
+    room: int = option(
+        0,
+        "tokens that the network has room for, to be tested on longer trees too; 0: none",
+        neutral=0,
+        ge=0,
+        le=1_000_000,
+    )
 
     title = "ListOps"
     num_classes = 10
     vocab_size = len(VOCABULARY)
     generated = True
+    grouped_by = "depth"
     input_help = "an expression such as [MAX 2 [MIN 4 7 ] ]: digits, [MIN, [MAX, [MED, [SM and ], with spaces between"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_length < self.min_length:
             raise ValueError(f"task.max_length: expected min_length={self.min_length} or more, got {self.max_length}")
-        self.l_max = self.max_length
+        if 0 < self.room <= self.max_length:
+            raise ValueError(f"task.room: expected 0 or more than max_length={self.max_length}, got {self.room}")
+        self.l_max = max(self.max_length, self.room)
+        self.further = ("longer",) if self.room else ()
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Generate the trees, or read those of the release in ``data.root``."""
         counts = {split: getattr(self, split) for split in SPLITS}
-        about: dict[str, Any] = {"origin": "generated", "options": asdict(self)}
+        options = {name: value for name, value in asdict(self).items() if name != "room" or value}
+        about: dict[str, Any] = {"origin": "generated", "options": options}
         config = (
             f"n{self.train}-{self.validation}-{self.test}_len{self.min_length}-{self.max_length}"
             f"_depth{self.max_depth}_args{self.max_args}_seed{self.seed}"
-        )
+        ) + (f"_room{self.room}" if self.room else "")
         released = None
         if data.root is not None:
             released = locate(self.name, data, [RELEASED], progress)[1].parent
             config = f"released_len{self.max_length}_{digest(released)}"
-            about = {"origin": f"{RELEASED.name}: {released}"}
+            about, self.further = {"origin": f"{RELEASED.name}: {released}"}, ()
+        counts |= dict.fromkeys(self.further, _LONGER)
         size = sum(counts.values()) * (self.max_length // 2 + 64)
-        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, about=about, expected_bytes=size)
+        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, ("length", "depth"), about, size)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             if released is not None:
@@ -174,6 +189,12 @@ class ListOps(StoredTask):
 
             trees = generate(self, data.processes, progress)
             examples = (_example(trees[i], int(trees.labels[i])) for i in range(len(trees)))
+            if self.room:
+                changes = {"min_length": self.max_length + 1, "max_length": self.room, "room": 0}
+                options = replace(self, max_depth=min(self.max_depth + _DEEPER, 64), **changes)
+                longer = generate(options, data.processes, progress, _LONGER)
+                further = (_example(longer[i], int(longer.labels[i])) for i in range(_LONGER))
+                examples = itertools.chain(examples, further)
             return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
         return prepare(data.folder(), spec, splits, progress)
@@ -198,7 +219,17 @@ class ListOps(StoredTask):
 
 
 def _example(tokens: np.ndarray, label: int) -> Example:
-    return Example({"tokens": tokens}, label, (len(tokens),))
+    return Example({"tokens": tokens}, label, (len(tokens), depth(tokens)))
+
+
+def depth(tokens: np.ndarray) -> int:
+    """Return how many operators stand one inside another at the most.
+
+    >>> depth(tokenize("[MAX 2 [MIN 4 7 ] [SM 1 1 ] ]")), depth(tokenize("7"))
+    (2, 0)
+    """
+    opens = (tokens >= _IDS["[MIN"]) & (tokens <= _IDS["[SM"])
+    return int(np.cumsum(opens.astype(np.int64) - (tokens == _IDS["]"])).max(initial=0))
 
 
 def tree_svg(expression: str) -> str:

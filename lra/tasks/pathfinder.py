@@ -37,6 +37,7 @@ from lra.tasks.image import PixelTask, shuffled
 log = logging.getLogger(__name__)
 
 BLOCK = 512  # images of a part: what a killed build loses at most, per worker
+_DRAWN_FOR_ONE = 20  # of distinct ones, at most; a third is taken where paths are short
 _STATISTICS = {"s4": (0.0, 1.0), "mega": (0.5, 0.5)}
 _NUMBER = np.dtype("<i8")
 _SIDE = 384  # pixels of the drawing
@@ -71,9 +72,11 @@ class Pathfinder(_Generator, PixelTask):
     validation: int = option(20_000, "images to validate on (of a release: 10 %)", ge=1)
     test: int = option(20_000, "images to test on (of a release: 10 %)", ge=1)
     seed: int = option(0, "seed of the images; the run's own seed does not change the data", ge=0, lt=2**63)
+    distinct: bool = option(False, "no image twice, and none whose label can be read both ways", neutral=False)
 
     num_classes = 2
     generated = True
+    grouped_by = "dashes"
     input_help = "gray levels row by row, whole numbers from 0 to 255"
 
     def __post_init__(self) -> None:
@@ -92,7 +95,8 @@ class Pathfinder(_Generator, PixelTask):
 
     def _spec(self, config: str, counts: dict[str, int], about: dict[str, Any]) -> RecordSpec:
         fields, size = ("pixels", "number"), sum(counts.values()) * (2 * self.l_max // 5 + 200)
-        return RecordSpec("lra_pathfinder", config, self.version, fields, counts, about=about, expected_bytes=size)
+        sizes = ("length", "dashes") if "options" in about else ("length",)  # of a release they are not known
+        return RecordSpec("lra_pathfinder", config, self.version, fields, counts, sizes, about, size)
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Generate the images, or read those of the release in ``data.root``."""
@@ -100,13 +104,19 @@ class Pathfinder(_Generator, PixelTask):
             return self._build_released(data, progress)
         self.note = "images of this program's generator with LRA's stated parameters or the task's own, not LRA's files"
         options, counts = asdict(self.options()), {split: getattr(self, split) for split in SPLITS}
+        options = {name: value for name, value in options.items() if value != ()}
         choice = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
         config = f"r{self.resolution}_{self.level}_n{'-'.join(map(str, counts.values()))}_seed{self.seed}_{choice}"
+        config += "_distinct" if self.distinct else ""
         spec = self._spec(config, counts, {"origin": "generated", "options": options, "seed": self.seed})
         parts = spec.folder(data.folder()).parent / f".{spec.version}.parts"
 
         def splits() -> dict[str, Iterator[Example]]:
             parts.mkdir(parents=True, exist_ok=True)
+            if self.distinct:
+                drawn = range(_DRAWN_FOR_ONE * sum(counts.values()))
+                examples = _each_once(self._generated(parts, drawn, data.processes))
+                return {split: itertools.islice(examples, n) for split, n in counts.items()}
             ends = zip(counts.items(), itertools.accumulate(counts.values()), strict=True)
             return {split: self._generated(parts, range(end - n, end), data.processes) for (split, n), end in ends}
 
@@ -118,22 +128,25 @@ class Pathfinder(_Generator, PixelTask):
         """Yield the images of these numbers, drawn ahead; each block is kept until the build is whole."""
         blocks = [images[at : at + BLOCK] for at in range(0, len(images), BLOCK)]
         made = ahead((partial(self._block, parts, block) for block in blocks), threads)
-        for block, (drawn, labels) in zip(blocks, made, strict=True):
-            for number, image, label in zip(block, drawn, labels.tolist(), strict=True):
-                yield _example(image, label, number)
+        for block, (drawn, labels, dashes, chosen) in zip(blocks, made, strict=True):
+            for i in np.flatnonzero(chosen).tolist():
+                yield _example(drawn[i], int(labels[i]), block[i], int(dashes[i]))
 
-    def _block(self, parts: Path, numbers: range) -> tuple[np.ndarray, np.ndarray]:
-        """Return images and labels of one block: left by an earlier build, or drawn and left for a later one."""
-        from lra.generators.pathfinder import generate
+    def _block(self, parts: Path, numbers: range) -> list[np.ndarray]:
+        """Return images, labels, dashes and which are to be taken of one block: left by an earlier build, or drawn."""
+        from lra.generators.pathfinder import apart, generate
 
-        path = parts / f"{numbers.start}-{numbers.stop}.npz"
+        path, names = parts / f"{numbers.start}-{numbers.stop}.npz", ("images", "labels", "lengths", "chosen")
         with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as kept:
-            return kept["images"], kept["labels"]  # else not there, or cut off by a crash of the machine
-        made = generate(self.options(), self.seed, numbers.start, len(numbers))
+            return [kept[name] for name in names]  # else not there, or cut off by a crash of the machine
+        options = self.options()
+        made = generate(options, self.seed, numbers.start, len(numbers))
+        chosen = apart(options, made) if self.distinct else np.ones(len(numbers), bool)
+        values = [made.images, made.labels, made.lengths, chosen]
         writing = path.with_suffix(".writing.npz")
-        np.savez_compressed(writing, images=made.images, labels=made.labels)
+        np.savez_compressed(writing, **dict(zip(names, values, strict=True)))
         os.replace(writing, path)
-        return made.images, made.labels
+        return values
 
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
         names = [f"{start}{FOLDERS[self.level]}" for start in (f"pathfinder{self.resolution}/", "")]
@@ -203,9 +216,19 @@ class PathX(Pathfinder):
     title = "Path-X"
 
 
-def _example(image: np.ndarray, label: int, number: int) -> Example:
+def _example(image: np.ndarray, label: int, number: int, *dashes: int) -> Example:
     raw = np.frombuffer(_NUMBER.type(number).tobytes(), np.uint8)
-    return Example({"pixels": image.reshape(-1), "number": raw}, label, (image.size,))
+    return Example({"pixels": image.reshape(-1), "number": raw}, label, (image.size, *dashes))
+
+
+def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
+    """Leave out the pictures that came before."""
+    seen: set[bytes] = set()
+    for example in examples:
+        before = len(seen)
+        seen.add(hashlib.blake2b(example.fields["pixels"].tobytes(), digest_size=16).digest())
+        if len(seen) > before:
+            yield example
 
 
 def number(record: dict[str, Any]) -> int:

@@ -1,7 +1,8 @@
 """Retrieval: two papers, does one cite the other? The ACL Anthology Network pairs of LRA, where the user has them.
 
-Their texts may not be passed on, so they cannot be fetched. ``data.source=scisumm`` reads a small set of real papers
-and real citations instead (made from CL-SciSumm); its results are not LRA's, and ``note`` says so.
+Their texts may not be passed on, so they cannot be fetched. Two stand-ins, whose results are not LRA's, as ``note``
+says: ``data.source=imdb`` asks whether two pieces are of one movie review (``lra.pieces``), ``data.source=scisumm``
+reads a small set of real papers and real citations (made from CL-SciSumm), from which nothing is learned that holds.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from lra.builder import Example, Progress, prepare
 from lra.errors import DataError
 from lra.options import option, shown
+from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
 from lra.schema import DataConfig
 from lra.source import Form, Remote, digest, locate, verify
-from lra.tasks.text import TextTask
+from lra.tasks.base import Records
+from lra.tasks.text import Text, TextTask
 
 READ_BYTES = 10_000  # of a document that LRA looks at before it cuts to 4,000 tokens
 
@@ -82,15 +87,20 @@ SCISUMM = Form("the scisumm set", _SCISUMM[0].file, _read_scisumm)
 
 @dataclass
 class Retrieval(TextTask):
-    """Two classes, unrelated 0 and cited 1; a record is a pair of documents."""
+    """Two classes, unrelated 0 and cited 1 (of imdb: of one review 1); a record is a pair of documents.
+
+    Of imdb, ``max_length`` is the bytes of a piece, and training pairs are new at every step: ``train`` of them count
+    as an epoch.
+    """
 
     min_frequency: int = option(10, "s4: characters rarer than this in the training documents become <unk>", ge=1)
     train: int = option(0, "pairs to train on; 0: all", ge=0)
     validation: int = option(0, "pairs to validate on; 0: all", ge=0)
     test: int = option(0, "pairs to test on; 0: all", ge=0)
+    words: bool = option(False, "imdb: words hashed to 2,048 ids, in place of bytes", neutral=False)
 
     pair = True
-    sources = ("auto", "scisumm")
+    sources = ("auto", "imdb", "scisumm")
     texts: ClassVar[Mapping[str, tuple[str, str]]] = {
         name: (name, f"{name}_characters") for name in ("first", "second")
     }
@@ -98,8 +108,28 @@ class Retrieval(TextTask):
     classes = ("no citation", "the first cites the second")
     input_help = "two documents with a tab between"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._reviews: Text | None = None  # of imdb
+        if self.words:
+            self.l_max = self.seen // BYTES_OF_A_WORD
+
+    @property
+    def vocab_size(self) -> int:  # type: ignore[override]
+        """Return the number of ids."""
+        return IDS if self.words else super().vocab_size
+
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
-        """Build the records of LRA's pairs, or of the small set."""
+        """Build the records of LRA's pairs, of the small set, or of the reviews that pieces are taken from."""
+        if (data.source == "imdb") > (self.encoding == "lra") or self.words > (data.source == "imdb"):
+            raise DataError(
+                "retrieval: expected task.encoding=lra with data.source=imdb, and task.words=true with it alone, got "
+                f"task.encoding={self.encoding} task.words={str(self.words).lower()} data.source={data.source}"
+            )
+        if data.source == "imdb":
+            self._reviews = reviews_of(data, progress)
+            self.note = "a stand-in: are two pieces of one IMDb review? Not LRA's pairs of papers"
+            return self._reviews.folder
         scisumm = data.source == "scisumm"
         form, counts = (SCISUMM, SCISUMM_COUNTS) if scisumm else (AAN, AAN_COUNTS)
         hint = "" if scisumm else "; data.source=scisumm is a small real set, not LRA's"
@@ -120,6 +150,24 @@ class Retrieval(TextTask):
         folder = prepare(data.folder(), spec, splits, progress)
         self.note = "the scisumm pairs, not LRA's" if scisumm else ""
         return folder
+
+    def dataset(self, split: str) -> Records:
+        """Return the records of a split; of imdb they are drawn on demand."""
+        return super().dataset(split) if self._reviews is None else self._pairs(self._reviews, split)
+
+    def _pairs(self, reviews: Text, split: str) -> Pairs:
+        found = reviews.dataset(split)
+        return Pairs(found, self.seen, getattr(self, split) or len(found), split, self.words)
+
+    def baseline(self) -> str:
+        """Return what the cosine of TF-IDF vectors scores on pairs of pieces."""
+        if self._reviews is None:
+            return ""
+        accuracy = cosine_accuracy(self._pairs(self._reviews, "train"), self._pairs(self._reviews, "test"))
+        return f"{accuracy:.2%} by a threshold on the cosine of TF-IDF vectors of words"
+
+    def _ids(self, text: np.ndarray) -> np.ndarray:
+        return hashed(text.tobytes())[: self.l_max] if self.words else super()._ids(text)
 
 
 TASK = Retrieval

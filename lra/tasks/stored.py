@@ -72,8 +72,8 @@ class StoredTask(Task, ABC):
 
     def dataset(self, split: str) -> StoredRecords:
         """Return the records of a split, encoded, under the validation policy of ``prepare``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        if split not in (known := (*SPLITS, *self.further)):
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
         if (split, self._policy) == ("validation", "test"):
             split = "test"
         stored, chosen = self.choose(split, self._policy)
@@ -120,6 +120,11 @@ class StoredRecords(Records):
     def lengths(self) -> np.ndarray:
         """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""
         return self._lengths
+
+    def groups(self) -> np.ndarray | None:
+        """Return the number stored beside each record under the name ``Task.grouped_by``, int64 ``(N,)``."""
+        name = self._task.grouped_by
+        return self._stored.sizes(name)[self._chosen] if self._stored.has(name) else None
 
     def labels(self) -> np.ndarray:
         """Return the class of every record, int64 ``(N,)``; none is read."""

@@ -53,6 +53,8 @@ def test_the_page_holds_everything_in_itself(results: Path, tmp_path: Path) -> N
     assert not re.search(r"@import|url\(|<script|<link", text)
     assert all(image["alt"] for image in page.images)
     assert all(base64.b64decode(image["src"].partition(",")[2]).startswith(b"\x89PNG") for image in page.images)
+    first, _, _ = text.partition("<table>")
+    assert "First, with all that two standard errors do not tell from the best: chela and softmax on ListOps." in first
     assert "50.00 ± 14.14 (2)" in text and "Published, not measured here" in text
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert written == ["tiny-holdout-curves.png", "tiny-holdout-parameters.png", "tiny-holdout-training_seconds.png"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from chela.errors import UsageError
+from experiments.rows import row_names
 from experiments.runs import main, read_run, read_runs
-from experiments.summary import result_tables, row_names
+from experiments.summary import result_tables
 from experiments.table import cell_text
 from tests.experiments.conftest import MakeRun, strange
 

@@ -102,27 +102,117 @@ def test_presets_and_policies_never_share_a_table(
     make_run(accuracy=0.1)
     make_run("preset=mini", accuracy=0.2)
     make_run("preset=mini", "data.validation=test", accuracy=0.3)
+    make_run("preset=mini", "edition=1", accuracy=0.4)
     text = table(capsys, str(tmp_path))
     headings = re.findall(r"^## (Measured.*)$", text, re.M)
     assert headings == [
+        "Measured here: preset mini, validation holdout, edition 2",
         "Measured here: preset mini, validation holdout",
-        "Measured here: preset mini, validation test",
+        "Measured here: preset mini, validation test, edition 2",
         "Measured here: preset tiny, validation holdout",
     ]
     assert "must not be compared with one another" in text
     for part in result_tables(read_runs([tmp_path])):
-        assert len({(run.preset, run.policy) for run in part.runs}) == 1
+        assert len({(run.preset, run.policy, run.edition) for run in part.runs}) == 1
 
 
-def test_the_average_needs_all_six_tasks(make_run: MakeRun, tmp_path: Path) -> None:
+def test_the_average_needs_all_tasks_of_its_group(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
     (part,) = result_tables(read_runs([tmp_path]))
     cell = part.cells["chela"]["listops"]
     row = part.cells["chela"]
     row.update(dict.fromkeys(TASKS, cell))
-    assert part.average("chela") == pytest.approx(50.0)
+    assert part.average("chela", TASKS) == pytest.approx(50.0)
     del row["pathx"]
-    assert part.average("chela") is None
+    assert part.average("chela", TASKS) is None
+
+
+def test_columns_stand_in_groups_each_with_its_average(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, accuracy in (("recall", 0.9), ("select", 0.7), ("shakespeare", 0.5), ("text8", 0.4)):
+        make_run(f"task={task}", accuracy=accuracy)
+    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published"))
+    lra = ["ListOps", "Text", "Retrieval", "Image", "Pathfinder", "Path-X", "average of LRA"]
+    groups = [*lra, "select", "recall", "average of selection", "shakespeare", "text8"]
+    assert rows["system"][:12] == groups  # titles come with results of version 2
+    assert rows["chela"][6:12] == ["–", "70.00 (1)", "90.00 (1)", "80.00", "50.00 (1)", "40.00 (1)"]
+
+
+def test_the_best_is_bold_and_all_that_is_level_with_it(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: 50 ± 1 (2) and 48 ± 1 (2) differ by 2, two errors of the difference are 2 · √(1/2 + 1/2) = 2."""
+    spread = 0.01 / 2**0.5
+    for model, mean in (("chela", 0.50), ("linear", 0.48), ("mega", 0.4799)):
+        make_run(f"model={model}", seed=0, accuracy=mean - spread)
+        make_run(f"model={model}", seed=1, accuracy=mean + spread)
+    make_run("model=s4d", accuracy=0.4756)  # one seed, given a deviation of 1: two errors are 2 · √(1 + 1/2) = 2.449
+    make_run("model=softmax", accuracy=0.4754)
+    make_run("model=lightning", accuracy=0.51, learned=False)
+    text = table(capsys, str(tmp_path), "--no-published")
+    (part,) = result_tables(read_runs([tmp_path]))
+    assert part.leaders("listops") == ["chela", "linear", "s4d"] and part.leaders("text") == []
+    main_table = markdown_rows(text)
+    bold = {name for name, cells in main_table.items() if cells[0].startswith("**")}
+    assert bold == {"chela", "linear", "s4d"} and main_table["chela"][0] == "**50.00 ± 1.00 (2)**"
+    assert "First, with all" not in text and part.firsts().endswith("best: chela, linear and s4d on ListOps.")
+    assert "<td><b>50.00 ± 1.00 (2)</b></td>" in table(capsys, str(tmp_path), "format=html")
+    assert r"\textbf{50.00 $\pm$ 1.00 (2)}" in table(capsys, str(tmp_path), "format=latex")
+
+
+def test_a_loss_is_best_where_it_is_least(make_run: MakeRun, tmp_path: Path) -> None:
+    strange(make_run(seed=1), loss=0.5)
+    other = strange(make_run("model=softmax", seed=1), loss=0.4)
+    config = (other / "config.yaml").read_text().replace("name: mine", "name: yours")
+    (other / "config.yaml").write_text(config)
+    (part,) = result_tables(read_runs([tmp_path]))
+    assert part.leaders("Recall") == ["yours"]
+
+
+def test_nobody_is_first_where_nothing_was_learned(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run(learned=False), make_run("model=softmax", "task=text", accuracy=0.7)
+    (part,) = result_tables(read_runs([tmp_path]))
+    assert part.firsts().endswith("best: nobody on ListOps; softmax on Text.")
+
+
+def test_scores_by_group_and_on_further_test_sets_have_a_table(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, accuracy in enumerate((0.2, 0.4)):
+        by = {"1": {"accuracy": 0.9, "count": 3}, "2": {"accuracy": accuracy, "count": 5}}
+        folder = make_run(seed=seed, accuracy=0.5)
+        result = json.loads((folder / "result.json").read_text())
+        longer = {"accuracy": accuracy / 2, "count": 9, "by_depth": by}
+        (folder / "result.json").write_text(json.dumps(result | {"test_by_depth": by, "test_longer": longer}))
+    make_run("model=softmax")
+    text = table(capsys, str(tmp_path), "--no-published").partition("### ListOps by group")[2]
+    assert markdown_rows(text) == {"system": ["depth 1", "depth 2", "longer"], "chela": ["90.00", "30.00", "15.00"]}
+
+
+def test_since_edition_2_speed_comes_from_one_session_of_the_benchmark(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run("preset=mini", tokens_per_second=7000), make_run("preset=mini", "model=softmax")
+    assert markdown_rows(table(capsys, str(tmp_path)))["chela"][-3:] == ["1.00×", "–", "–"]
+    values = {"speed, chela / softmax": 0.5, "memory, chela / softmax": 1.25}
+    rows = [{"key": {"task": "listops", "preset": preset}, "values": values} for preset in ("mini",)]
+    (tmp_path / "train.json").write_text(json.dumps({"name": "train", "machine": {}, "rows": rows}))
+    beside = markdown_rows(table(capsys, str(tmp_path), f"bench={tmp_path / 'train.json'}"))
+    assert beside["chela"][-3:] == ["1.00×", "0.50×", "1.25×"] and beside["softmax"][-3:] == ["1.00×"] * 3
+
+
+def test_headings_stand_over_their_columns(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A heading has the class of the cells below it, which says to which side they go."""
+    make_run()
+    text = table(capsys, str(tmp_path), "format=html")
+    for part in re.findall(r"<table>.*?</table>", text, re.S):
+        heads = ["class=words" in head for head in re.findall(r"<th scope=\"col\"[^>]*>", part)]
+        row = part.partition("<tbody>")[2]
+        cells = ['scope="row"' in cell or "class=words" in cell for cell in re.findall(r"<t[dh][^>]*>", row)]
+        assert heads == cells[: len(heads)] and heads[0]
 
 
 def test_what_qualifies_the_table_is_said(

@@ -9,7 +9,8 @@ import pytest
 
 from lra.errors import DataError
 from lra.generators.listops import generate
-from lra.tasks.listops import VOCABULARY, ListOps, evaluate, text, tokenize
+from lra.schema import DataConfig
+from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, fold, text, tokenize
 
 
 def test_the_vocabulary_is_fixed() -> None:
@@ -118,3 +119,39 @@ def test_asking_for_more_trees_than_there_are_is_an_error() -> None:
     config = ListOps(train=2000, validation=1, test=1, min_length=1, max_length=4, max_depth=2, max_args=2)
     with pytest.raises(DataError, match="only 410 different ones"):  # ten digits and four operators of two digits
         generate(config, 2)
+
+
+def test_depth_is_that_of_the_tree_and_groups_the_records(small_listops: ListOps, data_folder: DataConfig) -> None:
+    """Against a fold over the words, in which a node is one more than its deepest argument."""
+    small_listops.prepare(data_folder)
+    records = small_listops.dataset("test")
+    found = records.groups()
+    assert found is not None and len(set(found.tolist())) > 1
+    for (tokens, _), number in zip(records.read(range(50)), found.tolist(), strict=True):
+        assert number == fold(text(tokens), lambda _, below, __: 1 + max(below) if below else 0) == depth(tokens)
+
+
+def test_room_adds_a_test_set_of_longer_trees_and_leaves_the_others(
+    small_listops: ListOps, data_folder: DataConfig, tmp_path: Path
+) -> None:
+    small_listops.prepare(data_folder)
+    options = {
+        name: getattr(small_listops, name) for name in ("train", "validation", "test", "min_length", "max_length")
+    }
+    task = ListOps(**options, max_depth=4, max_args=4, room=80)
+    assert (task.l_max, task.further, small_listops.l_max, small_listops.further) == (80, ("longer",), 40, ())
+    task.prepare(DataConfig(dir=str(tmp_path), processes=1))
+    longer = task.dataset("longer")
+    assert len(longer) == 2_000 and longer.lengths().min() == 41 and 60 < longer.lengths().max() <= 80
+    depths = longer.groups()
+    assert depths is not None and depths.max() > 3  # max_depth 4 has three levels of operators
+    for tokens, label in longer.read(range(0, 2_000, 40)):
+        task.check(tokens, label)
+        assert evaluate(text(tokens)) == label
+    for split in ("train", "validation", "test"):
+        pairs = zip(task.dataset(split).read(range(40)), small_listops.dataset(split).read(range(40)), strict=True)
+        assert all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in pairs)
+    with pytest.raises(ValueError, match="split is 'longer': expected one of train, validation, test"):
+        small_listops.dataset("longer")
+    with pytest.raises(ValueError, match=r"task.room: expected 0 or more than max_length=40, got 40"):
+        ListOps(**options, room=40)

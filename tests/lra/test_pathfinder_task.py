@@ -1,7 +1,6 @@
 """The tasks pathfinder and pathx: builds, a released folder in both forms, and what can be wrong with one."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -139,15 +138,6 @@ Pathfinder(resolution=32, train=4_000, validation=100, test=100).prepare(DataCon
     made = generate(PathfinderOptions.preset(32), 0, 0, 4200).images.reshape(4200, -1)
     parts = [task.records(split).read(range(n)) for split, n in (("train", 4000), ("validation", 100), ("test", 100))]
     np.testing.assert_array_equal(np.stack([record["pixels"] for part in parts for record in part]), made)
-
-
-@pytest.mark.slow
-def test_how_many_images_come_twice_at_mini(capsys: pytest.CaptureFixture[str]) -> None:
-    """The snippet of the docs prints what stands below it."""
-    docs = (Path(__file__).parents[2] / "docs" / "pathfinder.md").read_text()
-    (snippet,) = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
-    exec(compile(snippet, "docs/pathfinder.md", "exec"), {})
-    assert capsys.readouterr().out.strip() == snippet.splitlines()[-1].removeprefix("# ")
 
 
 # ---- a released folder ----

@@ -18,29 +18,35 @@ from chela.results import upgraded
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "mini"
-LINE = re.compile(r"^\| `python -m chela\.train (?P<words>[^`]+)` \| (?P<minutes>[\d.]+) \| (?P<score>[\d.]+) \|", re.M)
+LINE = re.compile(
+    r"^\| `python -m chela\.train (?P<words>[^`]+)` \| (?P<minutes>[\d.–]+) \| (?P<score>[\d.–]+) \|", re.M
+)
 LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_text())]
 
 
-def committed(words: list[str]) -> dict[str, object]:
-    """Return the committed result of the run that the words stand for on a machine without a GPU."""
+def committed(words: list[str]) -> dict[str, object] | None:
+    """Return the committed result of what the words stand for on a machine without a GPU; None where none is."""
     config = resolve([*words, "preset=mini"])
     known = [RESULTS / f"{config.task.name}-mini" / f"chela-seed0-{mark}" for mark in identities(config)]
     folder = next((folder for folder in known if folder.is_dir()), None)
-    assert folder, f"no {known[0].relative_to(ROOT)}: the configuration changed, run it again and commit it"
+    if folder is None:
+        return None
     result: dict[str, object] = upgraded(json.loads((folder / "result.json").read_text()))
     return result
 
 
 def test_every_task_has_a_line() -> None:
     assert [line["words"].split()[0] for line in LINES] == [
-        f"task={task}" for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx")
+        f"task={task}" for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "select", "recall")
     ]
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line["words"])
 def test_the_line_says_what_its_run_gave(line: dict[str, str]) -> None:
     result = committed(shlex.split(line["words"]))
+    if result is None:  # today's configuration has not been run, or was changed since
+        assert line["score"] == line["minutes"] == "–", "a number without a committed run of this configuration"
+        return
     assert line["score"] == f"{100 * result['test']['accuracy']:.1f}"
     assert line["minutes"] == f"{result['wall_seconds'] / 60:.1f}"
 
@@ -49,14 +55,14 @@ def test_the_line_says_what_its_run_gave(line: dict[str, str]) -> None:
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line["words"])
 def test_the_command_gives_that_score(line: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Within 3 points: another machine or number of threads adds in another order, and another run it is."""
+    if line["score"] == "–":
+        pytest.skip("not run yet")
     words = shlex.split(line["words"])
     task = words[0].removeprefix("task=")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CHELA_DATA": str(tmp_path / "data")}
-    if task in ("text", "image"):
-        real = request.getfixturevalue(f"real_{task}")
+    if task in ("text", "retrieval", "select", "image"):
+        real = request.getfixturevalue("real_image" if task == "image" else "real_text")
         words += [f"data.root={real.root}"]
-    if task == "retrieval":
-        words += [f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
     command = [sys.executable, "-m", "chela.train", *words, "preset=mini", f"runs={tmp_path / 'runs'}"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     (result,) = (tmp_path / "runs").glob("*/*/result.json")

@@ -84,6 +84,7 @@ def test_the_tasks_and_their_titles() -> None:
         "pathx": "Path-X",
         "recall": "Recall",
         "retrieval": "Retrieval",
+        "select": "Select",
         "shakespeare": "Shakespeare",
         "text": "Text",
         "text8": "text8",

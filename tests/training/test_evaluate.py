@@ -101,7 +101,6 @@ def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "message"),
     [
         (["run=x", "checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
-        (["run=x", "split=train"], "split: expected one of test, validation"),
         (["nonsense", "more"], "run: expected one value, got nonsense more"),
         (["run=x", "x=1"], "eval.context=…, eval.window=…, eval.stride=…, out=…, got 'x=1'"),
         (["run=x", "eval.window=-1"], "eval.window: expected at least 0, got -1"),
@@ -125,3 +124,27 @@ def test_a_run_without_its_best_weights(done: RunFolder, tmp_path: Path, capsys:
     RunFolder(tmp_path / "run").best.unlink()
     assert evaluate([f"run={tmp_path / 'run'}"]) == 2
     assert "best.ckpt, there is none" in capsys.readouterr().err
+
+
+def test_longer_trees_than_any_learned_from_are_scored_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the end of the run, and again from the checkpoint; by depth, which adds up to the whole."""
+    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "task.room=60")
+    launched = launch(*words)
+    assert launched.status == 0 and "test_longer: accuracy" in launched.out
+    run = RunFolder(only_run(tmp_path / "runs"))
+    result = json.loads(run.result.read_text())
+    longer = result["test_longer"]
+    assert score(capsys, f"run={run.path}", "split=longer") == (longer["accuracy"], 2000, longer["loss"])
+    assert evaluate([f"run={run.path}", f"out={tmp_path / 'score.json'}"]) == 0
+    assert "by depth: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "score.json").read_text())["by_depth"] == result["test_by_depth"]
+    for tested in (longer | {"by": longer["by_depth"]}, result["test"] | {"by": result["test_by_depth"]}):
+        assert sum(part["count"] for part in tested["by"].values()) == tested["count"]
+        right = sum(part["count"] * part["accuracy"] for part in tested["by"].values())
+        assert right == pytest.approx(tested["accuracy"] * tested["count"])
+
+
+@pytest.mark.parametrize("split", ["longer", "train"])
+def test_a_split_that_there_is_not_is_one_line(split: str, done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate([f"run={done.path}", f"split={split}"]) == 2
+    assert capsys.readouterr().err == f"error: split: expected test or validation, got {split}\n"

@@ -1,0 +1,82 @@
+"""The name of each run's row in a table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from chela.cli import plain
+from chela.config import resolve
+from chela.errors import UsageError
+from chela.groups import flat
+from chela.identity import identity_of
+from experiments.runs import RATE, Run
+
+_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
+_SAME_CELL = {"seed", "preset", "model.name"}
+
+
+def row_order(name: str) -> tuple[bool, str]:
+    """Return the sort key of a row's name: CHELA and its variants first."""
+    return (not name.startswith("chela"), name)
+
+
+def row_names(runs: Sequence[Run]) -> dict[Path, str]:
+    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
+
+    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
+    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
+    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
+    never joined under one name unless they differ by their seed alone (or by the task).
+    """
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.preset, run.model].append(run)
+    named = {}
+    for members in groups.values():
+        keys = _telling_apart(members)
+        tasks = {run.task: [other for other in members if other.task == run.task] for run in members} if keys else {}
+        usual = {task: _usual(runs) for task, runs in tasks.items()}
+        for run in members:
+            words = [
+                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
+            ]
+            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
+    return named
+
+
+def _telling_apart(runs: Sequence[Run]) -> list[str]:
+    """Return the options that differ between runs of one system on one task."""
+    tasks: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
+    for run in runs:
+        tasks[run.task][run.cell] = run.config
+
+    def told(ways: dict[Any, dict[str, Any]], keys: Sequence[str]) -> int:
+        return len({tuple(repr(way.get(key)) for key in keys) for way in ways.values()})
+
+    options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
+    keys = [key for key in options if any(told(ways, [key]) > 1 for ways in tasks.values())]
+    for last in _SAID_LAST:
+        fewer = [key for key in keys if key != last]
+        if all(told(ways, fewer) == len(ways) for ways in tasks.values()):
+            keys = fewer
+    return keys
+
+
+def _usual(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return what the configuration files say for the runs' task, model and preset; nothing for what is not here.
+
+    Of a version whose system lacked some of today's options, it is what most of the runs have.
+    """
+    run = runs[0]
+    try:
+        usual = flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+    except UsageError:
+        return {}
+    if {key for key in identity_of(usual) if key.startswith("model.mixer.")} <= run.config.keys():
+        return usual
+    values = {key: [run.config.get(key) for run in runs] for key in run.config}
+    return {key: max(found, key=found.count) for key, found in values.items()}

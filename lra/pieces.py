@@ -1,0 +1,196 @@
+"""Records made of pieces of movie reviews, each drawn from its number alone: no two epochs have the same.
+
+Reviews are apart in training, validation and test, and so are the pieces. Shape legend: N records, P pieces of each.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lra.builder import Progress
+from lra.schema import DataConfig
+from lra.streams import GOLDEN, key, mix, permutation
+from lra.tasks.base import Encoded, Label, Records
+from lra.tasks.stored import StoredRecords
+from lra.tasks.text import Text
+
+IDS = 2048  # of hashed words, padding 0 included
+_WORD = re.compile(rb"[a-z0-9']+")
+BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind it: further words are cut off
+_READ_AT_ONCE = 1000
+_WHOLE = 1_000_000  # bytes, more than any review has
+
+
+def reviews_of(data: DataConfig, progress: Progress | None = None) -> Text:
+    """Return IMDb, prepared, its reviews whole; a record is the bytes of one plus 1, and its sentiment."""
+    reviews = Text(max_length=_WHOLE)
+    reviews.prepare(replace(data, source="auto"), progress)
+    return reviews
+
+
+def hashed(text: bytes) -> np.ndarray:
+    """Return an id 1 … 2,047 of each word, in small letters, uint16 ``(words,)``: the same for the same word.
+
+    A text without a word, a row of points for instance, is one empty word.
+
+    >>> len(hashed(b"It's good -- it's GOOD")), len(set(hashed(b"It's good -- it's GOOD").tolist()))
+    (4, 2)
+    """
+    return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in _WORD.findall(text.lower()) or [b""]], np.uint16)
+
+
+class Drawn(Records):
+    """Records drawn from reviews. Training takes new ones at every step, validation and test those of 0 … N − 1.
+
+    Args:
+        reviews: Of the split.
+        least: Bytes that a review must have to be used.
+        number: N; of training only what counts as an epoch.
+        name: Of the task and split.
+    """
+
+    def __init__(self, reviews: StoredRecords, least: int, number: int, name: str) -> None:
+        self._reviews, self._number, self._key = reviews, number, key(name)
+        self._usable = np.flatnonzero(reviews.lengths() >= least)
+        self._bytes, self._classes = reviews.lengths()[self._usable], reviews.labels()[self._usable]
+
+    def __len__(self) -> int:
+        return self._number
+
+    def draws(self, numbers: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+        """Return so many 32-bit words for each number, uint64 ``(N, count)``."""
+        first = mix(np.asarray(numbers).astype(np.uint64) * GOLDEN + self._key)
+        words: np.ndarray = mix(first[:, None] + np.arange(1, count + 1, dtype=np.uint64) * GOLDEN) >> np.uint64(32)
+        return words
+
+    @cached_property
+    def _texts(self) -> list[bytes]:
+        """The usable reviews, some 30 MB: from disk, one by one, they would take longer than a network's step."""
+        starts = range(0, len(self._usable), _READ_AT_ONCE)
+        parts = (self._reviews.read(self._usable[start : start + _READ_AT_ONCE]) for start in starts)
+        return [(np.asarray(ids) - 1).astype(np.uint8).tobytes() for part in parts for ids, _ in part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_texts"}  # a worker reads its own
+
+    def text(self, review: int, start: int, length: int) -> bytes:
+        """Return a piece of a usable review."""
+        return self._texts[review][start : start + length]
+
+    @abstractmethod
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the length of each record, or what it is at most, int64 ``(N,)``; nothing is read."""
+
+    def lengths(self) -> np.ndarray:
+        """Return the length of the records 0 … N − 1, or what it is at most, int64 ``(N,)``."""
+        return self.lengths_of(np.arange(self._number))
+
+    def longest(self, indices: np.ndarray) -> int:
+        """Return the length of the longest of some records."""
+        return int(self.lengths_of(indices).max())
+
+    def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
+        """Return the numbers of a step's records, drawn from (seed, step) alone; like lengths of a pool together."""
+        block, place = divmod(step, pool)
+        words = mix(np.arange(size * pool, dtype=np.uint64) * GOLDEN + key(seed, "drawn", block))
+        numbers = (words >> np.uint64(1)).astype(np.int64)
+        ordered = numbers[np.argsort(self.lengths_of(numbers), kind="stable")]
+        at = int(permutation(pool, seed, "pool", block)[place]) * size
+        return ordered[at : at + size]
+
+
+def below(words: np.ndarray, bound: Any) -> np.ndarray:
+    """Turn 32-bit words into integers in [0, bound), int64; bias bound / 2³²."""
+    return ((words * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
+class Pairs(Drawn):
+    """Two pieces of one length: of one review and disjoint (label 1), or of two (label 0).
+
+    Where in its review a piece lies is drawn alike for both labels: of two disjoint places one is taken.
+
+    Args:
+        reviews: Of the split.
+        piece: Bytes of a piece.
+        number: See ``Drawn``.
+        name: Of the split.
+        words: Whether words are hashed, in place of bytes.
+    """
+
+    def __init__(self, reviews: StoredRecords, piece: int, number: int, name: str, words: bool) -> None:
+        super().__init__(reviews, 2 * piece, number, f"pairs {name}")
+        self._piece, self._words = piece, words
+        self._longest = piece // BYTES_OF_A_WORD if words else piece
+
+    def texts(self, i: int) -> tuple[bytes, bytes]:
+        """Return the two pieces of a record."""
+        (draw,) = self.draws([i], 7)
+        size = len(self._usable)
+        first = int(below(draw[0], size))
+        other = first if i & 1 else (first + 1 + int(below(draw[1], size - 1))) % size
+        out = []
+        for side, review, at in ((0, first, draw[2:4]), (1, other, draw[2:4] if i & 1 else draw[4:6])):
+            places = sorted(below(at, self._bytes[review] - 2 * self._piece + 1).tolist())
+            late = int(draw[6]) & 1 ^ side
+            out.append(self.text(review, places[late] + late * self._piece, self._piece))
+        return out[0], out[1]
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
+        """Return (two sequences, label) of several records."""
+        return [(self._encoded(*self.texts(int(i))), int(i) & 1) for i in indices]
+
+    def _encoded(self, *texts: bytes) -> tuple[np.ndarray, np.ndarray]:
+        if self._words:
+            first, second = (hashed(text)[: self._longest] for text in texts)
+        else:
+            first, second = (np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1) for text in texts)
+        return first, second
+
+    def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return what the length is at most."""
+        return np.full(len(numbers), self._longest)
+
+    def stored(self, i: int) -> dict[str, Any]:
+        """Return the pieces as bytes."""
+        return {
+            name: np.frombuffer(text, np.uint8) for name, text in zip(("first", "second"), self.texts(i), strict=True)
+        }
+
+    def majority_accuracy(self) -> float:
+        """Return a half: every second record is of one review."""
+        return 0.5
+
+
+def cosine_accuracy(train: Pairs, test: Pairs, most: int = 5_000) -> float:
+    """Return the accuracy on the test pairs of a threshold on the cosine of the pieces' TF-IDF vectors of words.
+
+    Document frequencies and threshold come from at most ``most`` training pairs.
+    """
+    bags = {
+        split: [[Counter(_WORD.findall(text.lower())) for text in pairs.texts(i)] for i in range(number)]
+        for split, pairs, number in (("train", train, min(most, len(train))), ("test", test, len(test)))
+    }
+    documents = Counter(word for pair in bags["train"] for bag in pair for word in bag)
+    total = 2 * len(bags["train"])
+
+    def cosine(pair: list[Counter[bytes]]) -> float:
+        first, second = ({w: n * np.log(total / (1 + documents[w])) for w, n in bag.items()} for bag in pair)
+        dot = sum(value * second[word] for word, value in first.items() if word in second)
+        norms = [sum(value**2 for value in side.values()) ** 0.5 for side in (first, second)]
+        return float(dot / max(norms[0] * norms[1], 1e-9))
+
+    values = {split: np.array([cosine(pair) for pair in pairs]) for split, pairs in bags.items()}
+    labels = {split: np.arange(len(found)) & 1 for split, found in values.items()}
+    order = np.argsort(values["train"])
+    right = np.cumsum(np.where(labels["train"][order], -1, 1))  # with all up to here called different
+    threshold = values["train"][order[int(right.argmax())]]
+    return float(((values["test"] > threshold) == labels["test"]).mean())

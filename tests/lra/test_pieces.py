@@ -1,0 +1,195 @@
+"""Pieces of reviews: pairs of one or of two, and rows of which one is asked for."""
+
+import pickle
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lra.datamodule import LRADataModule
+from lra.errors import DataError
+from lra.pieces import Drawn, Pairs, cosine_accuracy, hashed
+from lra.schema import DataConfig
+from lra.tasks.base import InMemory
+from lra.tasks.retrieval import Retrieval
+from lra.tasks.select import Select, Selections
+
+
+class Reviews(InMemory):
+    """Reviews in which each byte tells which review it is of, and at what place: place · 7 + review, modulo 251."""
+
+    def __init__(self, number: int = 12, shortest: int = 60) -> None:
+        lengths = [shortest + 5 * i for i in range(number)]
+        super().__init__([((np.arange(n) * 7 + i) % 251 + 1, i % 2) for i, n in enumerate(lengths)])
+
+    def labels(self) -> np.ndarray:
+        return np.array([label for _, label in self.read(range(len(self)))])
+
+
+def found(reviews: Reviews, text: bytes) -> set[tuple[int, int]]:
+    """Every (review, place) where a text stands."""
+    wholes = [(ids - 1).astype(np.uint8).tobytes() for ids, _ in reviews.read(range(len(reviews)))]
+    return {(i, at) for i, whole in enumerate(wholes) for at in range(len(whole)) if whole.startswith(text, at)}
+
+
+def test_a_pair_is_two_disjoint_pieces_of_one_review_or_of_two() -> None:
+    reviews = Reviews()
+    pairs = Pairs(reviews, 20, 400, "test", words=False)  # type: ignore[arg-type]
+    for i, ((first, second), label) in enumerate(pairs.read(range(400))):
+        assert label == i % 2 and len(first) == len(second) == 20
+        sides = [found(reviews, (ids - 1).astype(np.uint8).tobytes()) for ids in (first, second)]
+        one = [(a, b) for a in sides[0] for b in sides[1] if a[0] == b[0]]
+        if label:
+            assert any(abs(a[1] - b[1]) >= 20 for a, b in one)
+        else:
+            assert any(a[0] != b[0] for a in sides[0] for b in sides[1])
+        assert [text.tobytes() for text in pairs.stored(i).values()] == [bytes(pairs.texts(i)[k]) for k in (0, 1)]
+
+
+def test_where_a_piece_lies_tells_nothing_of_the_label() -> None:
+    """Early or late in its review, by side: the same shares for both labels, to four standard errors."""
+    pairs = Pairs(Reviews(1000, 300), 100, 1, "test", words=False)  # type: ignore[arg-type]
+    places: dict[int, list[float]] = {0: [], 1: []}
+    seen = []
+    pairs.text = lambda review, start, length: seen.append((review, start)) or b"x" * length  # type: ignore[method-assign]
+    for i in range(4000):
+        seen.clear()
+        pairs.texts(i)
+        assert (seen[0][0] == seen[1][0]) == bool(i & 1)
+        places[i & 1] += [start / (pairs._bytes[review] - 100) for review, start in seen]
+        assert all(0 <= start <= pairs._bytes[review] - 100 for review, start in seen)
+    means = [np.mean(places[label]) for label in (0, 1)]
+    assert abs(means[0] - means[1]) < 4 * np.sqrt(2 / 4000) * np.std(places[0])
+    assert np.mean(np.array(places[1])[::2] > np.array(places[1])[1::2]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_reviews_too_short_are_left_out() -> None:
+    pairs = Pairs(Reviews(12, 10), 20, 4, "test", words=False)  # type: ignore[arg-type]
+    assert pairs._usable.tolist() == list(range(6, 12))
+
+
+@pytest.mark.parametrize("make", [lambda r: Pairs(r, 20, 9, "train", False), lambda r: Selections(SMALL, r, "train")])
+def test_training_records_are_a_function_of_seed_and_step(make) -> None:
+    records: Drawn = make(Reviews())
+    again: Drawn = pickle.loads(pickle.dumps(records))
+    drawn = [records.batch(8, 4, 0, step) for step in range(12)]
+    assert all(np.array_equal(again.batch(8, 4, 0, step), drawn[step]) for step in (11, 3, 0))
+    assert len(np.unique(drawn)) == 96  # none comes again
+    assert not np.array_equal(records.batch(8, 4, 1, 0), drawn[0])
+    assert np.array_equal(again.read(drawn[5])[3][0], records.read(drawn[5])[3][0])
+    for batch in drawn:
+        assert max(max(len(x) for x in (e if isinstance(e, tuple) else (e,))) for e, _ in records.read(batch)) <= (
+            records.longest(batch)
+        )
+    sizes = [records.lengths_of(batch) for batch in drawn[:4]]
+    if len(np.unique(sizes)) > 1:  # a pool's batches: each of like lengths
+        by_batch = sorted((size.min(), size.max()) for size in sizes)
+        assert all(a[1] <= b[0] for a, b in pairwise(by_batch))
+
+
+def test_validation_and_test_are_drawn_apart() -> None:
+    one, other = (Pairs(Reviews(), 20, 9, name, words=False) for name in ("validation", "test"))  # type: ignore[arg-type]
+    assert [one.texts(i) for i in range(9)] != [other.texts(i) for i in range(9)]
+
+
+SMALL = Select(shortest=10, longest=30, train=50, validation=20, test=400)
+
+
+def test_a_selection_is_ends_of_reviews_with_one_marked() -> None:
+    reviews = Reviews()
+    records = Selections(SMALL, reviews, "test")  # type: ignore[arg-type]
+    ends = [(ids - 1).astype(np.uint8).tobytes() for ids, _ in reviews.read(range(12))]
+    places, sizes = Counter[int](), []
+    for i, (ids, label) in enumerate(records.read(range(400))):
+        SMALL.check(ids, label)
+        starts = np.flatnonzero(ids >= 257)
+        assert len(starts) == 4 and starts[0] == 0 and Counter(ids[starts].tolist()) == {257: 1, 258: 3}
+        pieces = [(part[1:] - 1).astype(np.uint8).tobytes() for part in np.split(ids, starts[1:])]
+        assert pieces == records.stored(i)["texts"] and len(ids) == records.lengths()[i]
+        sizes += [len(piece) for piece in pieces]
+        places[marked := int(np.flatnonzero(ids[starts] == 257)[0])] += 1
+        assert label in {n % 2 for n, end in enumerate(ends) if end.endswith(pieces[marked])}
+    assert min(sizes) == 10 and max(sizes) == 30 and len(places) == 4 and min(places.values()) > 70
+
+
+def test_words_are_ids_of_their_own() -> None:
+    ids = hashed(b"A film, a FILM; it's bad")
+    assert ids.tolist()[:2] == ids.tolist()[2:4] and len(ids) == 6 and 1 <= ids.min() <= ids.max() <= 2047
+    assert len(hashed(b"... --- ...")) == 1  # a piece may hold no word, a sequence must not be empty
+    task = Select(shortest=10, longest=30, words=True)
+    record = Selections(task, Reviews(), "test").read([0])[0][0]  # type: ignore[arg-type]
+    assert task.vocab_size == 2050 and sorted(record[record >= 2048].tolist()) == [2048, 2049, 2049, 2049]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Select(shortest=5, longest=4), r"task\.longest: expected shortest=5 or more, got 4"),
+        (lambda: Select(pieces=0), r"task\.pieces: expected at least 1, got 0"),
+        (lambda: Select().dataset("train"), r"call prepare\(\) before"),
+        (lambda: Select().dataset("trian"), "expected one of train, validation, test"),
+        (lambda: Retrieval(words=True).prepare(DataConfig(source="scisumm")), r"task\.words=true with it alone"),
+        (lambda: Retrieval(encoding="s4").prepare(DataConfig(source="imdb")), r"task\.encoding=lra with"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(made, message: str) -> None:
+    with pytest.raises((ValueError, DataError), match=message):
+        made()
+
+
+def test_the_cosine_tells_pieces_by_their_rare_words() -> None:
+    """Each review has words of its own among common ones: all pairs are told; with common words alone, none is."""
+    draw = np.random.default_rng(0)
+
+    def reviews(own: int) -> Reviews:
+        made = Reviews(40, 400)
+        texts = []
+        for i in range(40):
+            words = [f"own{i}" if draw.random() < own / 10 else f"common{draw.integers(30)}" for _ in range(60)]
+            texts.append((np.frombuffer(" ".join(words).encode(), np.uint8).astype(np.int64) + 1, i % 2))
+        made._records, made._lengths = texts, np.array([len(text) for text, _ in texts])
+        return made
+
+    told, not_told = (
+        cosine_accuracy(*(Pairs(reviews(own), 150, 300, name, words=False) for name in ("train", "test")))  # type: ignore[arg-type]
+        for own in (5, 0)
+    )
+    assert told > 0.97 and 0.4 < not_told < 0.6
+
+
+def test_real_reviews(real_text: DataConfig) -> None:
+    """Splits share no review, batches have the shapes, and every result says what it is not."""
+    data = DataConfig(dir=real_text.dir, root=real_text.root, source="imdb")
+    made = LRADataModule(Retrieval(max_length=256, test=50), data, batch_size=8, seed=0, max_steps=2)
+    for batch in made.train_dataloader():
+        assert batch["inputs"].shape == (16, 256) and batch["mask"] is None and batch["labels"].shape == (8,)
+    assert "stand-in" in made.task.note and "Not LRA's" in made.task.note
+    assert 0.55 < float(made.task.baseline().split("%")[0]) / 100 < 0.95
+    texts = {split: set(made.records(split)._texts) for split in ("train", "validation", "test")}  # type: ignore[attr-defined]
+    assert not texts["validation"] & texts["train"] and len(texts["test"] & texts["train"]) < 100  # of the release
+    assert made.task.read_line("one text\tanother")[1].tolist() == [byte + 1 for byte in b"another"]
+    selection = LRADataModule(
+        Select(), DataConfig(dir=real_text.dir, root=real_text.root), batch_size=4, seed=0, max_steps=2
+    )
+    for batch in selection.train_dataloader():
+        assert batch["inputs"].shape[0] == 4 and 404 <= batch["inputs"].shape[1] <= 1204 == selection.task.l_max
+    assert "not a task of LRA's" in selection.task.note
+
+
+def test_a_page_shows_them(real_text: DataConfig) -> None:
+    from lra.show import page
+
+    task = Select()
+    task.prepare(DataConfig(dir=real_text.dir, root=real_text.root))
+    shown = page(task, task.dataset("test"), "test", 2)
+    assert shown.count("<b>") == 2 and shown.count("the marked piece is of a") == 2
+    pairs = Retrieval(max_length=256)
+    pairs.prepare(DataConfig(dir=real_text.dir, root=real_text.root, source="imdb"))
+    assert page(pairs, pairs.dataset("test"), "test", 2).count("<article>") == 2
+
+
+def test_without_reviews_it_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="aclImdb"):
+        Select().prepare(DataConfig(dir=str(tmp_path), download=False))
