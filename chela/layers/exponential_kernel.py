@@ -44,10 +44,10 @@ class ExponentialKernel(LongKernel):
         """Return log_base ``(D or 1, C, N)`` and weight ``(D, C, N)``, real or complex."""
         raise NotImplementedError
 
-    def build(self, length: int) -> Tensor:
+    def build(self, length: int, channels: slice) -> Tensor:
         """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return self.sum_of_powers(*self.exponentials(), length)
+            return self.sum_of_powers(*(part[:, channels] for part in self.exponentials()), length)
 
     def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
         """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.

@@ -1,0 +1,100 @@
+"""Linear attention where each process has a piece of the sequence: what the pieces tell each other is their states.
+
+Each works out the state that its own tokens send to the border, ``Σ_j w_j k_j [v_j, 1]ᵀ`` ``(B, H, D, E + 1)`` with w_j
+the decay on the way, and the decay over the whole piece. One all-gather makes both known, whatever the length; what
+arrives at a piece is then the decayed sum of the states on that side of it. The sums over tokens are made again in the
+backward pass, so that nothing but their inputs is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from chela.ops.linear_attention.operator import Call
+from chela.ops.linear_attention.reference import divided, log_decays
+from chela.ops.precision import accumulation_dtype
+from chela.ops.sequence_parallel import Piece
+
+
+def attend_in_pieces(c: Call, run: Callable[[Call], tuple[Tensor, Tensor]], piece: Piece) -> Tensor:
+    """Return the output ``(B, L, H, E)`` of this process's tokens, with ``run`` for what stays inside the piece."""
+    c = c._replace(ones=c.normalize or c.causal)
+    if c.undecayed:
+        state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
+        sums = _again(_received, c.q, state, None, c.mask, False)
+    elif c.causal:
+        return run(c._replace(state=_arriving(c, piece)[0]))[0]
+    else:
+        left, right = _arriving(c, piece)
+        if c.normalize:  # the sums of weights are one more column, until the states from both sides are added
+            q, k, v = (x.to(c.sum_dtype) for x in (c.q, c.k, c.v))
+            inside = c._replace(q=q, k=k, v=F.pad(v, (0, 1), value=1.0), normalize=False, ones=False)
+        else:
+            inside = c
+        sums = run(inside)[0]
+        sums = sums + _again(_received, c.q, left, c.log_decay, c.mask, False)
+        sums = sums + _again(_received, c.q, right, c.log_decay_back, c.mask, True)
+    return divided(sums.transpose(1, 2), c)
+
+
+def _arriving(c: Call, piece: Piece) -> list[Tensor]:
+    """Return the state that arrives from the left, and from the right unless causal; in one all-gather."""
+    sent = [_sent(c, leftward=leftward) for leftward in ((False,) if c.causal else (False, True))]
+    packed = [torch.cat([state.flatten(2), over[..., None]], dim=-1) for state, over in sent]
+    arriving = []
+    for leftward, of_all in enumerate(piece.gather(torch.stack(packed)).unbind(1)):
+        states, over = of_all[..., :-1], of_all[..., -1:].exp()
+        arrived = states[:0].sum(0)  # zeros, of which the first piece too has a gradient: all must exchange it
+        way = range(piece.count - 1, piece.rank, -1) if leftward else range(piece.rank)
+        for p in way:
+            arrived = arrived * over[p] + states[p]
+        arriving.append(arrived.view(c.state_shape))
+    return arriving
+
+
+def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
+    """Return the state that the piece's own tokens send over its border, and its whole log decay ``(B, H)``."""
+    return _again(_leaving, c.k, c.v, c.log_decay_back if leftward else c.log_decay, c.mask, leftward, c.ones)  # type: ignore[no-any-return]
+
+
+def _again(function: Callable[..., Any], *arguments: Any) -> Any:
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _leaving(
+    k: Tensor, v: Tensor, log_decay: Tensor | None, mask: Tensor | None, leftward: bool, ones: bool
+) -> tuple[Tensor, Tensor]:
+    """See ``_sent``."""
+    dtype = accumulation_dtype(v.dtype)
+    weighted, over = _weighted(k.to(dtype), log_decay, mask, to_right=not leftward)
+    v = F.pad(v.to(dtype), (0, 1), value=1.0) if ones else v.to(dtype)
+    if mask is not None:
+        v = v.masked_fill(~mask[:, :, None, None], 0)
+    return torch.einsum("blhd,blhe->bhde", weighted, v), over
+
+
+def _received(q: Tensor, state: Tensor, log_decay: Tensor | None, mask: Tensor | None, leftward: bool) -> Tensor:
+    """Return what an arriving state adds to the sums of each token, ``(B, L, H, E + ones)``."""
+    weighted, _ = _weighted(q.to(state.dtype), log_decay, mask, to_right=leftward)
+    return torch.einsum("blhd,bhde->blhe", weighted, state)
+
+
+def _weighted(x: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, to_right: bool) -> tuple[Tensor, Tensor]:
+    """Weight ``x: (B, L, H, D)`` by the way to a border of the piece, 0 where absent; return also the whole log decay.
+
+    The edge that belongs to the first token is the one to the piece before. No sum is the difference of two others, so
+    the decay's gradient keeps its digits.
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask[:, :, None, None], 0)
+    if log_decay is None:
+        return x, x.new_zeros(x.shape[0], x.shape[2])
+    edges = log_decays(log_decay, x, mask)  # (B, H, L)
+    way = F.pad(edges[..., 1:].flip(-1).cumsum(-1).flip(-1), (0, min(1, edges.shape[-1]))) if to_right else edges.cumsum(-1)
+    return x * way.exp().to(x.dtype).transpose(1, 2)[..., None], edges.sum(-1).to(x.dtype)
