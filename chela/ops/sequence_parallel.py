@@ -109,9 +109,9 @@ class Piece:
         return _Gather.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def with_neighbours(self, x: Tensor, before: int, after: int) -> Tensor:
-        """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends: B·C numbers each.
+        """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends.
 
-        They may be of several pieces, where pieces are short.
+        They are of several pieces, where pieces are short. A process sends B·C numbers for each, both ways.
         """
         return _WithNeighbours.apply(x, before, after, self)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -116,7 +116,7 @@ class Objective:
         """Return the sum of the losses, the targets hit and the targets, as ``(3,)`` float64."""
         piece = current()
         if piece is not None and labels.ndim == 1 and piece.rank:
-            return labels.new_zeros(3, dtype=torch.float64)  # the first of the processes that share a sequence counts it
+            return labels.new_zeros(3, dtype=torch.float64)  # the first of those that share a sequence counts it
         if loss is None:
             flat = self._flat(scores.float(), labels)
             total = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum").double()

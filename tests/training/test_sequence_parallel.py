@@ -82,7 +82,7 @@ def outcome(number: int, pieces: bool) -> dict[str, torch.Tensor]:
         with sequence_parallel(LENGTH) as piece:
             found["evaluated"] = objective.count(model.eval()(piece.cut(inputs), piece.cut(mask)), mine)
     found["loss"] = loss.detach()
-    found |= {f"gradient of {name}": weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    found |= {f"gradient of {name}": w.grad for name, w in model.named_parameters() if w.grad is not None}
     return found | {f"buffer {name}": buffer for name, buffer in model.named_buffers() if "running" in name}
 
 
@@ -101,9 +101,8 @@ def test_every_system_in_pieces_is_the_whole(count: int, tmp_path: Path) -> None
                 found = of_all.sum(0) if name in ("counts", "evaluated") else of_all.mean(0)
                 scale = float(expected.abs().max())
                 single = 1e-6 if name == "evaluated" else 1e-9  # losses are summed in float32 there
-                torch.testing.assert_close(
-                    found, expected, rtol=single, atol=single * max(scale, 1e-3), msg=lambda m: f"{of} {name}: {m}"  # noqa: B023
-                )
+                where = f"{of} {name}: found {found}, expected {expected}"
+                torch.testing.assert_close(found, expected, rtol=single, atol=single * max(scale, 1e-3), msg=where)
 
 
 RAGGED = (*TINY, "model.dropout=0", "task.validation=29", "task.test=43", "optimizer.eps=1e-4")
@@ -140,7 +139,7 @@ def test_a_language_model_is_stopped_and_goes_on(tmp_path: Path) -> None:
     """Three processes, a window of 31; they go on to the last bit, and are one process within rounding."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i}: the quick brown fox jumps over {i * i} lazy dogs\n" for i in range(60)))
-    words = (f"task=corpus", f"data.root={text}", f"data.dir={tmp_path / 'data'}", "preset=tiny", *TINY[6:])
+    words = ("task=corpus", f"data.root={text}", f"data.dir={tmp_path / 'data'}", "preset=tiny", *TINY[6:])
     words += ("model.norm=layer", "model.dropout=0", "task.window=31", "trainer.accumulate=2", "optimizer.eps=1e-4")
     alone = launch(*words, f"runs={tmp_path / 'alone'}")
     assert alone.status == 0, alone.err
@@ -155,8 +154,8 @@ def test_a_language_model_is_stopped_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("trainer.devices=3", "trainer.batch_size=12"), "trainer.sequence_parallel: expected a divisor of trainer.dev"),
-        (("trainer.devices=2", "trainer.compile=true"), "trainer.compile: expected false with trainer.sequence_parallel"),
+        (("trainer.devices=3", "trainer.batch_size=12"), "trainer.sequence_parallel: expected a divisor of"),
+        (("trainer.devices=2", "trainer.compile=true"), "trainer.compile: expected false with"),
         (("trainer.devices=4", "trainer.batch_size=3"), "trainer.batch_size: expected a multiple of the 2 processes"),
     ],
 )

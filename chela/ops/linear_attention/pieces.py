@@ -96,5 +96,9 @@ def _weighted(x: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, to_ri
     if log_decay is None:
         return x, x.new_zeros(x.shape[0], x.shape[2])
     edges = log_decays(log_decay, x, mask)  # (B, H, L)
-    way = F.pad(edges[..., 1:].flip(-1).cumsum(-1).flip(-1), (0, min(1, edges.shape[-1]))) if to_right else edges.cumsum(-1)
+    if to_right:
+        after = edges[..., 1:].flip(-1).cumsum(-1).flip(-1)
+        way = F.pad(after, (0, edges.shape[-1] - after.shape[-1]))
+    else:
+        way = edges.cumsum(-1)
     return x * way.exp().to(x.dtype).transpose(1, 2)[..., None], edges.sum(-1).to(x.dtype)

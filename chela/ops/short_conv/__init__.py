@@ -63,4 +63,5 @@ def short_conv(x: Tensor, weight: Tensor, *, causal: bool = False, silu: bool = 
         y: Tensor = run(x, weight, left, silu)
         return y
     around = piece.with_neighbours(x, left, taps - 1 - left)
-    return run(around, weight, left, silu).narrow(1, min(left, piece.start), x.shape[1])  # type: ignore[no-any-return]
+    before = min(left, piece.start) if x.shape[1] else 0
+    return run(around, weight, left, silu).narrow(1, before, x.shape[1])  # type: ignore[no-any-return]
