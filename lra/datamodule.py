@@ -129,8 +129,9 @@ class LRADataModule(lightning.LightningDataModule):
 
         Those that work on pieces of the same records have one number.
         """
-        rank, world_size = self._share if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        rank, world_size = rank // self.pieces, world_size // self.pieces
+        rank, world_size = self._share
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank // self.pieces, self.trainer.world_size // self.pieces
         shares = world_size * self.accumulate
         if self.batch_size < 1 or self.batch_size % shares:
             what = f"the {shares} processes" if shares == world_size else f"{shares}, processes times accumulate"

@@ -1,8 +1,8 @@
 """A training step of one long sequence over processes: memory and bytes sent by each, measured and by the cost model.
 
 One causal CHELA block of width 32 with its feed-forward layer, a language model of bytes, batch 1, float32, gloo, one
-thread a process: forward, backward, the sum of the gradients over processes, AdamW. Memory is the most of any process:
-what tensors held at once beyond weights and moments ("peak"), and how far that raised the process's resident size.
+thread a process: forward, backward, the sum of the gradients over processes, AdamW. Values are the most of any process.
+"held" is what tensors held at once beyond weights and moments, "resident" how far that raised the size of the process.
 Bytes are those of the collectives in ``chela.ops.sequence_parallel``, counted there. docs/scale.md has the cost model.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 
+from chela.errors import UsageError
 from chela.models import TaskFacts, build_model
 from chela.models.cost import cost
 from chela.ops.sequence_parallel import sequence_parallel
@@ -29,8 +31,9 @@ from experiments.bench import Row
 from experiments.bench.timing import peak_memory
 from lra.options import option
 
-PLOT = ("peak", "sent", "sent, by the model")
+PLOT = ("held", "sent", "by the model")
 SYMBOLS, WIDTH, FLOAT = 257, 32, 4
+NO_ROOM = 3  # exit status
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Options:
 
     length: list[int] = option([8192, 16384, 32768, 65536], "tokens of the sequence")
     processes: list[int] = option([1, 2, 4], "over how many")
-    limit: float = option(0.0, "GiB of memory that a process may have; 0: no limit", ge=0, le=4096)
+    limit: float = option(0.0, "GiB of address space that a process may have; 0: no limit", ge=0, le=4096)
 
 
 def run(quick: bool, options: Options) -> list[Row]:
@@ -71,17 +74,20 @@ def row(length: int, count: int, limit: float) -> Row:
             process.start()
         for process in started:
             process.join()
-        done = all(process.exitcode == 0 for process in started)
-        found = [torch.load(Path(folder) / str(rank)) for rank in range(count)] if done else []
+        ended = [process.exitcode for process in started]
+        found = [torch.load(Path(folder) / str(rank)) for rank in range(count)] if not any(ended) else []
     key = {"L": length, "P": count}
-    modelled = {"sent, by the model [MiB]": sent_by_the_model(length, count) / 2**20}
+    if NO_ROOM in ended:
+        return Row(key, {}, f"L {length:,} over {count}: not within {limit:g} GiB of address space a process")
     if not found:
-        return Row(key, modelled, f"L {length:,} over {count}: not within {limit:g} GiB of address space a process")
-    most = {name: max(float(of_one[name]) for of_one in found) for name in found[0]}
-    most["by the model / sent"] = modelled["sent, by the model [MiB]"] / most["sent [MiB]"] if count > 1 else 1.0
-    chela, softmax = (cost(configuration(name), facts(length)).flops_per_token for name in ("chela", "softmax"))
-    most |= {"forward FLOPs a process, CHELA": chela * length / count, "the same, softmax": softmax * length / count}
-    return Row(key, most | modelled)
+        raise UsageError(f"sequence: expected {count} processes to end with status 0, got {ended}")
+    values = {name: max(of_one[name] for of_one in found) for name in found[0]}
+    if count > 1:
+        values["by the model [MiB sent]"] = sent_by_the_model(length, count) / 2**20
+    for system in ("chela", "softmax"):
+        per_token = cost(configuration(system), facts(length)).flops_per_token
+        values[f"forward GFLOPs, {system}"] = per_token * length / count / 1e9
+    return Row(key, values)
 
 
 def measure(rank: int, count: int, length: int, limit: float, folder: Path) -> None:
@@ -109,12 +115,17 @@ def measure(rank: int, count: int, length: int, limit: float, folder: Path) -> N
         optimizer.zero_grad()
 
     step(64)  # first calls, and Adam's moments
-    before, began = resident(), time.perf_counter()
-    peak = peak_memory(lambda: step(length))
-    took = time.perf_counter() - began
+    before, began = resident(), time.process_time()
+    try:
+        held = peak_memory(lambda: step(length))
+    except RuntimeError as error:
+        sys.exit(NO_ROOM if "can't allocate memory" in str(error) else str(error))
+    took = time.process_time() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    values: dict[str, Any] = {"peak [MiB]": peak / 2**20, "resident [MiB]": (most - before) / 2**20}
-    torch.save({**values, "sent [MiB]": sent / 2**20, "step [s]": took}, folder / str(rank))
+    values = {"held [MiB held]": held, "resident [MiB held]": most - before, "sent [MiB sent]": sent}
+    if count == 1:
+        del values["sent [MiB sent]"]
+    torch.save({name: x / 2**20 for name, x in values.items()} | {"step [CPU s]": took}, folder / str(rank))
     dist.barrier()
     dist.destroy_process_group()
 
