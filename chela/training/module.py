@@ -65,7 +65,7 @@ class LitModel(L.LightningModule):
         pieces = self.config.trainer.sequence_parallel
         if pieces > 1 and self._sharers is None:
             shape = self.trainer.world_size // pieces, pieces
-            mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("data", "sequence"))
+            mesh = init_device_mesh(self.trainer.strategy.root_device.type, shape, mesh_dim_names=("data", "sequence"))
             self._sharers = mesh["sequence"].get_group()
 
     @contextlib.contextmanager
