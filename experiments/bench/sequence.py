@@ -1,6 +1,6 @@
 """A training step of one long sequence over processes: memory and bytes sent by each, measured and by the cost model.
 
-One causal CHELA block of width 32 with its feed-forward layer, a language model of bytes, batch 1, float32, gloo, one
+One causal CHELA block of width 32 with its feed-forward layer, a language model of 65 symbols, batch 1, float32, gloo, one
 thread a process: forward, backward, the sum of the gradients over processes, AdamW. Values are the most of any process.
 "held" is what tensors held at once beyond weights and moments, "resident" how far that raised the size of the process.
 Bytes are those of the collectives in ``chela.ops.sequence_parallel``, counted there. docs/scale.md has the cost model.
@@ -32,7 +32,7 @@ from experiments.bench.timing import peak_memory
 from lra.options import option
 
 PLOT = ("held", "sent", "by the model")
-SYMBOLS, WIDTH, FLOAT = 257, 32, 4
+SYMBOLS, WIDTH, FLOAT = 65, 32, 4
 NO_ROOM = 3  # exit status
 
 
