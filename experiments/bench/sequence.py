@@ -1,7 +1,7 @@
 """A training step of one long sequence over processes: memory and bytes sent by each, measured and by the cost model.
 
-One causal CHELA block of width 32 with its feed-forward layer, a language model of 65 symbols, batch 1, float32, gloo, one
-thread a process: forward, backward, the sum of the gradients over processes, AdamW. Values are the most of any process.
+One causal CHELA block of width 32 with its feed-forward layer, a language model of 65 symbols, batch 1, float32, gloo,
+one thread a process: forward, backward, the sum of the gradients over processes, AdamW. Values are the most of any one.
 "held" is what tensors held at once beyond weights and moments, "resident" how far that raised the size of the process.
 Bytes are those of the collectives in ``chela.ops.sequence_parallel``, counted there. docs/scale.md has the cost model.
 """
