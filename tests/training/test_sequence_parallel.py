@@ -136,7 +136,10 @@ def test_sequences_and_records_over_processes(data: str, tmp_path: Path) -> None
 
 
 def test_a_language_model_is_stopped_and_goes_on(tmp_path: Path) -> None:
-    """Three processes, a window of 31; they go on to the last bit, and are one process within rounding."""
+    """Two processes, a window of 31; they go on to the last bit, and are one process within rounding.
+
+    Of three, the order in which gloo adds depends on how DDP packs the gradients, which is otherwise in a first step.
+    """
     text = tmp_path / "text.txt"
     text.write_text("".join(f"line {i}: the quick brown fox jumps over {i * i} lazy dogs\n" for i in range(60)))
     words = ("task=corpus", f"data.root={text}", f"data.dir={tmp_path / 'data'}", "preset=tiny", *TINY[6:])
@@ -144,10 +147,10 @@ def test_a_language_model_is_stopped_and_goes_on(tmp_path: Path) -> None:
     alone = launch(*words, f"runs={tmp_path / 'alone'}")
     assert alone.status == 0, alone.err
     straight, stopped = ((*words, f"runs={tmp_path / name}", "resume=auto") for name in ("straight", "stopped"))
-    assert together(straight, tmp_path, 3, 3) == [0] * 3, logs(tmp_path)
+    assert together(straight, tmp_path, 2, 2) == [0] * 2, logs(tmp_path)
     assert_close(only_run(tmp_path / "straight"), only_run(tmp_path / "alone"))
-    assert together(stopped, tmp_path, 3, 3, enter_and_get_a_signal) == [128 + signal.SIGTERM, 0, 0], logs(tmp_path)
-    assert together(stopped, tmp_path, 3, 3) == [0] * 3, logs(tmp_path)
+    assert together(stopped, tmp_path, 2, 2, enter_and_get_a_signal) == [128 + signal.SIGTERM, 0], logs(tmp_path)
+    assert together(stopped, tmp_path, 2, 2) == [0] * 2, logs(tmp_path)
     assert_equal(left_by(only_run(tmp_path / "stopped")), left_by(only_run(tmp_path / "straight")))
 
 
