@@ -47,7 +47,8 @@ class ExponentialKernel(LongKernel):
     def build(self, length: int, channels: slice) -> Tensor:
         """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return self.sum_of_powers(*(part[:, channels] for part in self.exponentials()), length)
+            log_base, weight = self.exponentials()
+            return self.sum_of_powers(log_base[:, channels], weight[:, channels], length)
 
     def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
         """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.

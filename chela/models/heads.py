@@ -30,7 +30,8 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     weight = x.new_ones(*x.shape[:2], 1) if mask is None else mask.unsqueeze(-1).to(x.dtype)
     total, count = (x * weight).sum(1), weight.sum(1)
     if piece is not None:
-        total, count = piece.gather(torch.cat([total, count], dim=-1)).sum(0).split([x.shape[2], 1], dim=-1)
+        sums = piece.gather(torch.cat([total, count], dim=-1)).sum(0)
+        total, count = sums[:, :-1], sums[:, -1:]
     return total / count.clamp(min=1)
 
 

@@ -135,7 +135,7 @@ class Piece:
         sizes = [part.nbytes for part in parts]
         dist.all_to_all_single(into, out, [like.itemsize * math.prod(s) for s in shapes], sizes, group=self.group)
         self.sent[name] += sum(sizes[p] for p in self.others)
-        arrived = into.view(like.dtype).split([math.prod(shape) for shape in shapes])
+        arrived = torch.split(into.view(like.dtype), [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(arrived, shapes, strict=True)]
 
     def lent(self, before: int, after: int) -> list[range]:
@@ -188,7 +188,7 @@ class _WithNeighbours(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         piece, sizes = ctx.piece, list(ctx.borrowed)
         sizes[piece.rank] = grad.shape[1] - sum(sizes)
-        parts = list(grad.split(sizes, dim=1))
+        parts = list(torch.split(grad, sizes, dim=1))
         d_x = parts[piece.rank].clone()
         parts[piece.rank] = d_x[:, :0]
         shapes = [(len(grad), len(part), *grad.shape[2:]) for part in ctx.lent]
@@ -229,6 +229,6 @@ def _to_channels(x: Tensor, piece: Piece) -> Tensor:
 
 
 def _to_tokens(x: Tensor, channels: int, piece: Piece) -> Tensor:
-    parts = x.split([len(piece.tokens(p)) for p in range(piece.count)], dim=1)
+    parts = torch.split(x, [len(piece.tokens(p)) for p in range(piece.count)], dim=1)
     widths = [len(piece._share(channels, p)) for p in range(piece.count)]
     return torch.cat(piece.exchange("channels", parts, [(*parts[piece.rank].shape[:2], w) for w in widths]), dim=2)

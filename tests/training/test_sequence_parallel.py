@@ -52,10 +52,11 @@ def network(of: Network_) -> Network:
 
 
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return inputs, a mask with holes and one row that ends early, and labels of each position."""
+    """Return inputs, a mask with holes, in one row a long one, and one row that ends early, and labels of each position."""
     draw = torch.Generator().manual_seed(number)
     mask = torch.rand(3, LENGTH, generator=draw) > 0.3
     mask[1, 4:] = False
+    mask[2, 5:18] = False  # no real token in the second of three pieces
     labels = torch.randint(5, (3, LENGTH), generator=draw).masked_fill(~mask, IGNORED)
     return torch.randint(1, 9, (3, LENGTH), generator=draw), mask, labels
 
