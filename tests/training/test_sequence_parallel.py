@@ -52,7 +52,7 @@ def network(of: Network_) -> Network:
 
 
 def batch(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return inputs, a mask with holes, in one row a long one, and one row that ends early, and labels of each position."""
+    """Return inputs, a mask with holes of which one is long, a row that ends early, and labels of each position."""
     draw = torch.Generator().manual_seed(number)
     mask = torch.rand(3, LENGTH, generator=draw) > 0.3
     mask[1, 4:] = False
