@@ -31,7 +31,7 @@ from experiments.bench import Row
 from experiments.bench.timing import peak_memory
 from lra.options import option
 
-PLOT = ("held", "sent", "by the model")
+PLOT = ("held", "sent", "softmax in a ring, by the model")
 SYMBOLS, WIDTH, FLOAT = 65, 32, 4
 NO_ROOM = 3  # exit status
 
@@ -76,7 +76,7 @@ def row(length: int, count: int, limit: float) -> Row:
             process.join()
         ended = [process.exitcode for process in started]
         found = [torch.load(Path(folder) / str(rank)) for rank in range(count)] if not any(ended) else []
-    key = {"L": length, "P": count}
+    key = {"L": length, "over": f"P={count}"}
     if NO_ROOM in ended:
         return Row(key, {}, f"L {length:,} over {count}: not within {limit:g} GiB of address space a process")
     if not found:
@@ -84,6 +84,7 @@ def row(length: int, count: int, limit: float) -> Row:
     values = {name: max(of_one[name] for of_one in found) for name in found[0]}
     if count > 1:
         values["by the model [MiB sent]"] = sent_by_the_model(length, count) / 2**20
+        values["softmax in a ring, by the model [MiB sent]"] = sent_in_a_ring(length, count) / 2**20
     for system in ("chela", "softmax"):
         per_token = cost(configuration(system), facts(length)).flops_per_token
         values[f"forward GFLOPs, {system}"] = per_token * length / count / 1e9
@@ -142,3 +143,8 @@ def sent_by_the_model(length: int, count: int) -> float:
     halo = 2 * (mixer.conv.short.weight.shape[1] - 1) * WIDTH
     channels = 4 * length * WIDTH * (count - 1) / count**2
     return FLOAT * (channels + 2 * states * (count - 1) + (halo if count > 1 else 0))
+
+
+def sent_in_a_ring(length: int, count: int) -> float:
+    """Return the same of softmax attention whose keys and values go round, with their gradients in the backward pass."""
+    return FLOAT * 6 * length / count * WIDTH * (count - 1)
