@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, overload
 
 import torch
@@ -119,14 +120,13 @@ def linear_attention(
     state = None if initial_state is None else torch.cat([initial_state.S, initial_state.z[..., None]], dim=-1)
     ones = normalize or return_state or state is not None
     call = Call(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk_size or 0)
-    with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
-        piece = current()
-        if piece is None:
-            out, end = run(call)
-        elif return_state or state is not None:
+    piece = current()
+    if piece is not None:
+        if return_state or state is not None:
             raise ValueError("linear_attention: expected no state inside sequence_parallel; each piece has its own")
-        else:
-            return attend_in_pieces(call, run, piece)
+        run = functools.partial(attend_in_pieces, run=run, piece=piece)
+    with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
+        out, end = run(call)
     if out.dtype == torch.float16 and not normalize and not torch.compiler.is_compiling():
         _expect_finite(out)
     return (out, LinearAttentionState(end[..., :-1], end[..., -1])) if return_state else out

@@ -22,14 +22,19 @@ from chela.ops.precision import accumulation_dtype
 from chela.ops.sequence_parallel import Piece
 
 
-def attend_in_pieces(c: Call, run: Callable[[Call], tuple[Tensor, Tensor]], piece: Piece) -> Tensor:
-    """Return the output ``(B, L, H, E)`` of this process's tokens, with ``run`` for what stays inside the piece."""
+def attend_in_pieces(
+    c: Call, run: Callable[[Call], tuple[Tensor, Tensor]], piece: Piece
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output ``(B, L, H, E)`` of this process's tokens, and for causal attention the state after them.
+
+    ``run`` does what stays inside the piece.
+    """
     c = c._replace(ones=c.normalize or c.causal)
     if c.undecayed:
         state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
         sums = _again(_received, c.q, state, None, c.mask, False)
     elif c.causal:
-        return run(c._replace(state=_arriving(c, piece)[0]))[0]
+        return run(c._replace(state=_arriving(c, piece)[0]))
     else:
         left, right = _arriving(c, piece)
         if c.normalize:  # the sums of weights are one more column, until the states from both sides are added
@@ -40,7 +45,7 @@ def attend_in_pieces(c: Call, run: Callable[[Call], tuple[Tensor, Tensor]], piec
         sums = run(inside)[0]
         sums = sums + _again(_received, c.q, left, c.log_decay, c.mask, False)
         sums = sums + _again(_received, c.q, right, c.log_decay_back, c.mask, True)
-    return divided(sums.transpose(1, 2), c)
+    return divided(sums.transpose(1, 2), c), None
 
 
 def _arriving(c: Call, piece: Piece) -> list[Tensor]:
