@@ -48,7 +48,7 @@ class LongKernel(nn.Module):
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
-    def build(self, length: int, channels: slice) -> Sequence[Tensor] | Tensor:
+    def build(self, length: int, channels: slice = ALL) -> Sequence[Tensor] | Tensor:
         """Return the kernels of all directions, each ``(C, length)``; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
 
@@ -70,7 +70,7 @@ class LongKernel(nn.Module):
             kernels = self.build(length, channels)
         else:
             longest = max(length, self.l_max)
-            kernels = self._kept.of(self, lambda: self.build(longest, ALL), lambda kept: kept[0].shape[1] >= length)
+            kernels = self._kept.of(self, lambda: self.build(longest), lambda kept: kept[0].shape[1] >= length)
         return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
 
     def train(self, mode: bool = True) -> LongKernel:
@@ -140,7 +140,7 @@ class MultiscaleKernel(LongKernel):
         for direction, norm in enumerate(self.norm):
             norm.copy_(self._joined(direction, self.stretch.shape[1]).norm(dim=1)[:, None, None])
 
-    def build(self, length: int, channels: slice) -> list[Tensor]:
+    def build(self, length: int, channels: slice = ALL) -> list[Tensor]:
         """Build each direction at its own length: cutting the last lag off would copy the whole gradient."""
         return [self._joined(direction, length - direction, channels) for direction in range(self.directions)]
 
@@ -196,6 +196,6 @@ class FreeKernel(LongKernel):
         nn.init.normal_(self.weight)
         self.weight.mul_(self.get_buffer("deviation")[:, None])
 
-    def build(self, length: int, channels: slice) -> Tensor:
+    def build(self, length: int, channels: slice = ALL) -> Tensor:
         """Apply the window to the first ``length`` lags."""
         return self.weight[:, channels, :length] * self.window[channels, :length]
