@@ -18,7 +18,7 @@ def in_processes(count: int, folder: Path, function: Callable[..., Any], *given:
     for process in all_of_them:
         process.start()
     for process in all_of_them:
-        process.join(120)
+        process.join(300)
     ended = [process.exitcode for process in all_of_them]
     for process in all_of_them:
         process.kill()
