@@ -61,9 +61,11 @@ def pairwise(*axes: tuple) -> Iterator[tuple]:
         yield tuple(axis[i] for axis, i in zip(axes, best, strict=True))
 
 
-def cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
+def cases(
+    dtypes: tuple[torch.dtype, ...], lengths: tuple[int, ...] = LENGTHS, widths: tuple[int, ...] = WIDTHS
+) -> list[Case]:
     flags = (False, True)
-    rows = pairwise(LENGTHS, WIDTHS, WIDTHS, flags, ("none", "head", "token"), flags, flags, dtypes)
+    rows = pairwise(lengths, widths, widths, flags, ("none", "head", "token"), flags, flags, dtypes)
     return [Case(*row) for row in rows]
 
 
