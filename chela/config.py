@@ -8,6 +8,7 @@ key: ``model=softmax model.depth=2``.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
@@ -60,7 +61,7 @@ def resolve(words: list[str]) -> Config:
             _merge(cfg, layer, "preset", preset)
     for group, layers in files.items():
         for layer in layers:
-            for section in sections(layer, preset, mixer):
+            for section in filter(None, sections(layer, preset, mixer)):
                 _merge(cfg, section, group, chosen[group])
     for layer in files["task"]:
         of_models = layer.get("presets", {}).get(preset, {}).get("models", {})
@@ -278,6 +279,12 @@ def _split(word: str) -> tuple[str, str]:
 
 def _empty(task: str, mixer: str) -> DictConfig:
     """Return a configuration of the defaults, in which nothing but the options of this task and system can be set."""
+    return copy.deepcopy(_defaults(task, mixer)[0])
+
+
+@functools.cache  # made once: omegaconf takes 30 ms
+def _defaults(task: str, mixer: str) -> tuple[DictConfig, dict[str, str]]:
+    """Return the configuration of the defaults, to be copied, and the type of each option by its dotted key."""
     try:
         options = task_options(task)
     except ValueError as error:
@@ -286,7 +293,11 @@ def _empty(task: str, mixer: str) -> DictConfig:
     cfg.task = OmegaConf.structured(options)
     cfg.model.mixer = OmegaConf.structured(mixer_options(mixer))
     OmegaConf.set_struct(cfg, True)
-    return cfg
+    return cfg, {key: type_name(item) for key, _, item in fields(OmegaConf.to_object(cfg))}
+
+
+def _types(cfg: DictConfig) -> dict[str, str]:
+    return _defaults(cfg.task.name, cfg.model.mixer.name)[1]
 
 
 def _merge(cfg: DictConfig, layer: Layer, group: str, name: str) -> None:
@@ -294,7 +305,7 @@ def _merge(cfg: DictConfig, layer: Layer, group: str, name: str) -> None:
 
     A task's file gives sizes for several systems; each takes those that it has. A key that no system has is an error.
     """
-    known = [key for key, _, _ in fields(OmegaConf.to_object(cfg))]
+    known = _types(cfg)
     every = {f"model.mixer.{option}" for option in _options_of_all()} if group in ("task", "preset") else set()
     for key in flat(layer):
         if key not in known and key not in every:
@@ -315,7 +326,7 @@ def _options_of_all() -> frozenset[str]:
 
 
 def _set(cfg: DictConfig, key: str, value: str) -> None:
-    keys = {name: type_name(item) for name, _, item in fields(OmegaConf.to_object(cfg))}
+    keys = _types(cfg)
     if key not in keys:
         if any(name.startswith(f"{key}.") for name in keys):
             raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {shown(value)}; see --help")

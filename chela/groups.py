@@ -59,7 +59,7 @@ def read_group(group: str, name: str) -> list[Layer]:
         return [_read(path)]
     for path in (configs_folder() / group).glob("*.yaml"):
         if name in _names_in(path):
-            base, variants = _split(_read(path))
+            base, variants = _shipped(path)
             return [base] if name == path.stem else [base, variants[name.removeprefix(f"{path.stem}_")]]
     listed = names(group)
     raise UsageError(
@@ -72,7 +72,8 @@ def sections(layer: Layer, preset: str, mixer: str) -> Iterator[Layer]:
     yield {key: value for key, value in layer.items() if key != "presets"}
     special = layer.get("presets", {}).get(preset, {})
     yield {key: value for key, value in special.items() if key not in ("mixers", "models")}
-    yield {"model": {"mixer": special.get("mixers", {}).get(mixer, {})}}
+    if own := special.get("mixers", {}).get(mixer):
+        yield {"model": {"mixer": own}}
 
 
 def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -87,13 +88,15 @@ def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-@functools.cache
 def _names_in(path: Path) -> tuple[str, ...]:
-    base, variants = _split(_read(path))
+    base, variants = _shipped(path)
     return (*([path.stem] if base or not variants else []), *(f"{path.stem}_{variant}" for variant in variants))
 
 
-def _split(layer: Layer) -> tuple[Layer, dict[str, Layer]]:
+@functools.cache
+def _shipped(path: Path) -> tuple[Layer, dict[str, Layer]]:
+    """Return a file of this package, which is read once, and its variants; callers change neither."""
+    layer = _read(path)
     return {key: value for key, value in layer.items() if key != "variants"}, layer.get("variants", {})
 
 

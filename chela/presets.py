@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import sys
 
 from chela.errors import UsageError
@@ -29,6 +28,8 @@ def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Laye
 
 def cuda_devices() -> int:
     """Count the CUDA devices by asking the driver: importing torch for it would take 1.5 s."""
+    import importlib.metadata  # here: slow, and needed only where no preset is asked for
+
     if importlib.metadata.version("torch").endswith("+cpu") or sys.platform != "linux":
         return 0
     try:

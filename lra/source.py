@@ -12,8 +12,6 @@ import logging
 import lzma
 import os
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -156,6 +154,8 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, prog
         raise DataError(f"{task}: {remote.file} is not at {target} and data.download is false: {by_hand}")
     folder.mkdir(parents=True, exist_ok=True)
     part = target.with_name(remote.file + ".part")
+    import urllib.error  # here and below: few fetch, and --help need not wait for it
+
     log.warning("fetching %s (%.0f MB) from %s to %s", remote.file, remote.size / 1e6, remote.url, folder)
     try:
         _download(remote, part, progress)
@@ -178,6 +178,8 @@ def _download(remote: Remote, part: Path, progress: Progress | None) -> None:
     done = part.stat().st_size if part.exists() else 0
     if done >= remote.size:
         return
+    import urllib.request
+
     request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
         if done and response.status != 206:  # the server sends all of it again

@@ -86,6 +86,18 @@ def test_later_layers_win() -> None:
     assert resolve(["model=softmax", "preset=tiny"]).model.d_model == 16
 
 
+def test_no_configuration_changes_the_next_one(tmp_path: Path) -> None:
+    """Defaults and shipped files are read once; a file of one's own is read each time."""
+    before = resolve(["task=pathfinder", "preset=tiny"])
+    other = resolve(["task=pathfinder", "preset=tiny", "model.depth=7", "task.paddle_margins=[1]", "optimizer.lr=0.5"])
+    other.task.paddle_margins.append(3)
+    other.model.mixer.heads = 0
+    assert resolve(["task=pathfinder", "preset=tiny"]) == before
+    for depth in (3, 4):
+        (tmp_path / "mine.yaml").write_text(f"model: {{mixer: {{name: linear}}, depth: {depth}}}")
+        assert resolve([f"model={tmp_path / 'mine.yaml'}", "preset=mini"]).model.depth == depth
+
+
 def test_a_preset_may_size_one_mixer_apart() -> None:
     """CHELA's values are narrower at mini, whatever the file that names it; a word still wins."""
 

@@ -88,12 +88,18 @@ def in_folder(folder: Path) -> None:
     sleep_in_a_step()
 
 
-def test_a_second_ctrl_c_does_not_wait(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    process = fork(tiny, tmp_path / "log", in_folder, tmp_path)
+def fall_asleep(words: tuple[str, ...], folder: Path) -> Any:
+    """Start a launch that sleeps in its third step, and return its process once it does."""
+    process = fork(words, folder / "log", in_folder, folder)
     end = time.monotonic() + 60
-    while not (tmp_path / "asleep").exists():
-        assert time.monotonic() < end and process.is_alive(), (tmp_path / "log").read_text()
+    while not (folder / "asleep").exists():
+        assert time.monotonic() < end and process.is_alive(), (folder / "log").read_text()
         time.sleep(0.02)
+    return process
+
+
+def test_a_second_ctrl_c_does_not_wait(tiny: tuple[str, ...], tmp_path: Path) -> None:
+    process = fall_asleep(tiny, tmp_path)
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGINT)  # passed on by a launcher: not a second one
     process.join(Signals.SECOND_AFTER + 0.3)
@@ -144,11 +150,7 @@ def test_checkpoints_by_the_minute(tiny: tuple[str, ...], tmp_path: Path, at_ste
 
 
 def test_two_launches_of_one_run(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    first = fork(tiny, tmp_path / "log", in_folder, tmp_path)
-    end = time.monotonic() + 60
-    while not (tmp_path / "asleep").exists():
-        assert time.monotonic() < end and first.is_alive(), (tmp_path / "log").read_text()
-        time.sleep(0.02)
+    first = fall_asleep(tiny, tmp_path)
     run = only_run(tmp_path)
     for words in ((*tiny, "resume=auto"), (f"resume={run}",)):
         second = fork(words, tmp_path / "second.log")

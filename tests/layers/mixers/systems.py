@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tests.layers.mixers import definitions
 D_MODEL, L_MAX = 16, 160
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # each is itself: the cache tells them apart
 class System:
     """One row: the mixer, its options, and the dense statement of it."""
 
@@ -39,7 +40,7 @@ class System:
         more = (stream,) if self.definition in (definitions.mega, definitions.chela) else ()
         return self.definition(layer, x, real, *more)
 
-    def build(self, causal: bool) -> nn.Module:
+    def build_anew(self, causal: bool) -> nn.Module:
         """A float64 layer whose parameters are all away from special values."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
@@ -55,6 +56,15 @@ class System:
         finally:
             torch.set_default_dtype(before)
         return mixer
+
+    def build(self, causal: bool) -> nn.Module:
+        """The same, drawn once and copied, which is far quicker."""
+        return copy.deepcopy(_built(self, causal))
+
+
+@functools.cache
+def _built(system: System, causal: bool) -> nn.Module:
+    return system.build_anew(causal)
 
 
 def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
@@ -95,6 +105,9 @@ SYSTEMS: dict[str, System] = {
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
     "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),
     "chela-short": System("chela", _CHELA | {"conv": "short"}, definitions.chela),
+    "chela-no-decay": System("chela", _CHELA | {"decay": "none"}, definitions.chela),
+    "chela-free": System("chela", _CHELA | {"long_kernel": "free"}, definitions.chela),
+    "chela-ema": System("chela", _CHELA | {"long_kernel": "ema"}, definitions.chela),
     "chela-long": System("chela", _CHELA | {"conv": "long", "long_kernel": "ema"}, definitions.chela),
 }
 

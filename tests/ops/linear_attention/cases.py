@@ -61,9 +61,11 @@ def pairwise(*axes: tuple) -> Iterator[tuple]:
         yield tuple(axis[i] for axis, i in zip(axes, best, strict=True))
 
 
-def cases(dtypes: tuple[torch.dtype, ...]) -> list[Case]:
+def cases(
+    dtypes: tuple[torch.dtype, ...], lengths: tuple[int, ...] = LENGTHS, widths: tuple[int, ...] = WIDTHS
+) -> list[Case]:
     flags = (False, True)
-    rows = pairwise(LENGTHS, WIDTHS, WIDTHS, flags, ("none", "head", "token"), flags, flags, dtypes)
+    rows = pairwise(lengths, widths, widths, flags, ("none", "head", "token"), flags, flags, dtypes)
     return [Case(*row) for row in rows]
 
 
@@ -124,13 +126,18 @@ def sizes(case: Case, drawn: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"out": out.detach(), **{f"d_{n}": g for n, g in zip((*leaves, *decays), grads, strict=True)}}
 
 
-def error_ratios(case: Case, drawn: dict[str, Tensor], backend: str, chunk_size: int | None = None) -> dict[str, float]:
-    """Return, for the output and each gradient, the norm of the error over the norm of ``sizes``."""
+def error_ratios(
+    case: Case, drawn: dict[str, Tensor], *backends: str, chunk_size: int | None = None
+) -> dict[tuple[str, str], float]:
+    """Return, for the output and each gradient of each backend, the norm of the error over that of ``sizes``.
+
+    The float64 definition, which takes longest, is computed once for all backends.
+    """
     exact = run(case, {n: x.double() if x.is_floating_point() else x for n, x in drawn.items()}, "reference")
-    got, scale = run(case, drawn, backend, chunk_size), sizes(case, drawn)
-    ratios = {}
-    for name, value in got.items():
-        assert value.dtype == (drawn["v"].dtype if name in ("out", "d_q", "d_k", "d_v") else torch.float32), name
-        error = (value.double() - exact[name]).norm()
-        ratios[name] = (error / scale[name].norm()).item() if error != 0 else 0.0
+    scale, ratios = sizes(case, drawn), {}
+    for backend in backends:
+        for name, value in run(case, drawn, backend, chunk_size).items():
+            assert value.dtype == (drawn["v"].dtype if name in ("out", "d_q", "d_k", "d_v") else torch.float32), name
+            error = (value.double() - exact[name]).norm()
+            ratios[backend, name] = (error / scale[name].norm()).item() if error != 0 else 0.0
     return ratios

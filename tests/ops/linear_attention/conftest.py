@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from chela.ops.memory import Workspace
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which is when its backend is first used
 
 
 @pytest.fixture(autouse=True)
