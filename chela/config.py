@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from chela.checks import check_together
 from chela.errors import UsageError
 from chela.groups import Layer, flat, is_file, label, names, read_group, sections
 from chela.identity import fields, identity_of
@@ -29,7 +30,6 @@ from chela.schema import Config
 from lra.options import check_value, closest, shown
 from lra.tasks import get_task, task_options
 
-MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
 BOOLS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")  # omegaconf takes any integer for true
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
 
@@ -199,71 +199,8 @@ def check(cfg: Any) -> Config:
     seconds(config.trainer.max_time)
     if not config.runs:
         raise UsageError("runs: expected a folder, got ''")
-    if task.objective == "tokens" and config.model.causal and config.model.norm == "batch":
-        raise UsageError(
-            f"model.norm: expected layer, rms or scale for task={config.task.name} with model.causal=true, got batch: "
-            "in training its statistics over positions tell each token of later ones"
-        )
-    if task.objective == "tokens" and task.in_order and not config.model.causal:
-        raise UsageError(
-            f"model.causal: expected true for task={config.task.name}, got false: each target is the next input"
-        )
-    _check_processes(config, task)
-    _check_sizes(config)
+    check_together(config, task)
     return config
-
-
-def _check_processes(config: Config, task: Any) -> None:
-    if config.trainer.checkpoint_activations and config.trainer.compile:
-        raise UsageError("trainer.compile: expected false with trainer.checkpoint_activations=true, got true")
-    processes = config.trainer.devices * config.trainer.num_nodes
-    if config.data.carry and not task.in_order:
-        raise UsageError(f"data.carry: expected false for task={config.task.name}, got true: it is no text to go on in")
-    if config.data.carry and processes > 1:
-        raise UsageError(
-            f"data.carry: expected one process, got {processes}: states are kept of one only; use trainer.accumulate"
-        )
-    pieces = config.trainer.sequence_parallel
-    if processes % pieces:
-        raise UsageError(
-            f"trainer.sequence_parallel: expected a divisor of trainer.devices x trainer.num_nodes = {processes}, the "
-            f"processes, got {pieces}"
-        )
-    if pieces > 1 and config.trainer.compile:
-        raise UsageError("trainer.compile: expected false with trainer.sequence_parallel, got true")
-    processes //= pieces  # those of different records
-    shares, got = processes * config.trainer.accumulate, config.trainer.batch_size
-    if got % shares:
-        what = f"the {shares} processes" if shares == processes else f"{shares}, processes times trainer.accumulate"
-        raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {got}")
-    if config.trainer.eval_batch_size < processes:
-        got = config.trainer.eval_batch_size
-        raise UsageError(f"trainer.eval_batch_size: expected at least one for each of {processes} processes, got {got}")
-
-
-def _check_sizes(config: Config) -> None:
-    model = config.model
-    heads = getattr(model.mixer, "heads", 1)
-    width = _value_width(config)
-    if width % heads:
-        key = "model.mixer.d_value" if hasattr(model.mixer, "d_value") else "model.d_model"
-        raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
-    at_least = parameters_at_least(config)
-    if at_least > MOST_PARAMETERS:
-        raise UsageError(
-            f"model: expected at most {MOST_PARAMETERS:,} parameters, depth={model.depth} d_model={model.d_model} "
-            f"d_ff={model.d_ff} has {at_least:,} or more; make one of them smaller"
-        )
-
-
-def parameters_at_least(config: Config) -> int:
-    """Return a lower bound of the model's parameters, from the matrices that every system has."""
-    model = config.model
-    return model.depth * model.d_model * (model.d_model + 2 * model.d_ff + _value_width(config))
-
-
-def _value_width(config: Config) -> int:
-    return int(getattr(config.model.mixer, "d_value", None) or config.model.d_model)
 
 
 def _split(word: str) -> tuple[str, str]:

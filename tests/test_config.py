@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from chela import config as configuration
 from chela import presets
-from chela.config import load, parameters_at_least, resolve, seconds, to_yaml
+from chela.checks import parameters_at_least
+from chela.config import load, resolve, seconds, to_yaml
 from chela.errors import UsageError
 from chela.groups import configs_folder, flat, names
 from chela.identity import fields, fingerprint, identities, identity_of

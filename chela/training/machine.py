@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from chela.config import parameters_at_least
+from chela.checks import parameters_at_least
 from chela.errors import UsageError
 from chela.schema import Config
 

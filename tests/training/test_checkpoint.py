@@ -282,21 +282,6 @@ def test_lines_that_are_none(tail: bytes, run: RunFolder) -> None:
     assert path.read_bytes() == b"".join([lines[0], *(x for x in lines[1:] if int(x.split(b",")[0]) <= 6)])
 
 
-def test_a_file_without_the_last_column_goes_on(tmp_path: Path) -> None:
-    """As version 0.1 wrote it: every line stays, with nothing in the new column."""
-    path = tmp_path / "metrics.csv"
-    older = [
-        "step,split,loss,accuracy,lr,tokens_per_second,seconds",
-        "1,train,2.0,0.5,0.1,900,0.5",
-        "1,validation,2.1,0.4,,,0.5",
-    ]
-    path.write_text("\n".join([*older, "2,trai"]))
-    cut_after(path, 9, COLUMNS)
-    assert path.read_text() == "".join(
-        line + end for line, end in zip(older, (",evaluation\n", ",\n", ",\n"), strict=True)
-    )
-
-
 @pytest.mark.parametrize("content", [b"", b"step,split,lo", None])
 def test_a_torn_metrics_file(content: bytes | None, run: RunFolder, straight: dict[str, Any]) -> None:
     lines = run.metrics.read_bytes()
