@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from chela.layers.expect import checked
 from chela.layers.padding import zero_padding
 from chela.layers.state import Stepwise
+from chela.ops.sequence_parallel import first_position
 
 
 class Attended(nn.Identity):
@@ -71,6 +72,7 @@ class MultiHead(Stepwise):
         ``start`` is the position of the first token; x is ``(B, L, D)`` if it is turned.
         """
         q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
+        start += first_position()
         return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:

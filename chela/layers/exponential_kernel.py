@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.kept import Kept
-from chela.layers.long_kernel import LongKernel
+from chela.layers.long_kernel import ALL, LongKernel
 from chela.layers.state import State, settled
 from chela.ops.fft_conv import fft_conv
 from chela.ops.precision import accumulation_dtype
@@ -44,10 +44,11 @@ class ExponentialKernel(LongKernel):
         """Return log_base ``(D or 1, C, N)`` and weight ``(D, C, N)``, real or complex."""
         raise NotImplementedError
 
-    def build(self, length: int) -> Tensor:
+    def build(self, length: int, channels: slice = ALL) -> Tensor:
         """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
-            return self.sum_of_powers(*self.exponentials(), length)
+            log_base, weight = self.exponentials()
+            return self.sum_of_powers(log_base[:, channels], weight[:, channels], length)
 
     def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
         """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.

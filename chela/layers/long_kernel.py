@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from chela.layers.kept import Kept
 from chela.layers.param_groups import mark
 
+ALL = slice(None)
 KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
 
@@ -47,12 +48,14 @@ class LongKernel(nn.Module):
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
-    def build(self, length: int) -> Sequence[Tensor] | Tensor:
+    def build(self, length: int, channels: slice = ALL) -> Sequence[Tensor] | Tensor:
         """Return the kernels of all directions, each ``(C, length)``; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
 
-    def forward(self, length: int) -> tuple[Tensor, Tensor | None]:
+    def forward(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
         """Return the forward kernel ``(C, length)`` and the back one ``(C, length - 1)``, or None when causal.
+
+        Of the ``channels`` alone, if not of all: one process's, where a sequence is spread over several.
 
         Raises:
             ValueError: ``length`` is beyond ``l_max`` and the variant declares no extension.
@@ -63,8 +66,8 @@ class LongKernel(nn.Module):
                 "build the layer with a larger l_max or cut the sequence"
             )
         fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if fresh:
-            kernels = self.build(length)
+        if fresh or channels != ALL:
+            kernels = self.build(length, channels)
         else:
             longest = max(length, self.l_max)
             kernels = self._kept.of(self, lambda: self.build(longest), lambda kept: kept[0].shape[1] >= length)
@@ -137,14 +140,15 @@ class MultiscaleKernel(LongKernel):
         for direction, norm in enumerate(self.norm):
             norm.copy_(self._joined(direction, self.stretch.shape[1]).norm(dim=1)[:, None, None])
 
-    def build(self, length: int) -> list[Tensor]:
+    def build(self, length: int, channels: slice = ALL) -> list[Tensor]:
         """Build each direction at its own length: cutting the last lag off would copy the whole gradient."""
-        return [self._joined(direction, length - direction) for direction in range(self.directions)]
+        return [self._joined(direction, length - direction, channels) for direction in range(self.directions)]
 
-    def _joined(self, direction: int, length: int) -> Tensor:
+    def _joined(self, direction: int, length: int, channels: slice = ALL) -> Tensor:
         """Stretch, scale and join the pieces of one direction that ``length`` needs: ``(C, length)``."""
         with torch.autocast(self.weight.device.type, enabled=False):
-            pieces = (self.weight[direction] * (self.weaker / self.norm[direction])).unbind(1)
+            weaker = self.weaker[channels] / self.norm[direction, channels]
+            pieces = (self.weight[direction, channels] * weaker).unbind(1)
             first = self.stretch.shape[1] >> (len(pieces) - 1)
             bounds = [0, *(first << i for i in range(len(pieces)))]
             needed = [
@@ -192,6 +196,6 @@ class FreeKernel(LongKernel):
         nn.init.normal_(self.weight)
         self.weight.mul_(self.get_buffer("deviation")[:, None])
 
-    def build(self, length: int) -> Tensor:
+    def build(self, length: int, channels: slice = ALL) -> Tensor:
         """Apply the window to the first ``length`` lags."""
-        return self.weight[:, :, :length] * self.window[:, :length]
+        return self.weight[:, channels, :length] * self.window[channels, :length]

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from chela.layers.expect import checked, expect_causal
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.kept import Kept
-from chela.layers.long_kernel import FreeKernel, LongKernel, MultiscaleKernel
+from chela.layers.long_kernel import ALL, FreeKernel, LongKernel, MultiscaleKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, nested, part, settled
 from chela.ops.fft_conv import FFTConvState, StepKernel, fft_conv, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
 from chela.ops.precision import accumulation_dtype
+from chela.ops.sequence_parallel import extent
 from chela.ops.short_conv import short_conv, short_conv_step
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}
@@ -112,24 +113,28 @@ class LongConv(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
-        forward, back = self.sum(u.shape[1])
+        forward, back = self.sum(*extent(u))
         return fft_conv(u, forward, kernel_back=back).add_(self.bias.to(u.dtype))
 
-    def sum(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
-        forward, back = self._long(length)
-        forward, back = forward * self.gain[0, :, None], None if back is None else back * self.gain[0, :, None]
-        for taps, gain in zip(self.branches, self.gain[1:], strict=True):
+    def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
+        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None.
+
+        Of the ``channels`` alone, if not of all.
+        """
+        forward, back = self._long(length, channels)
+        gains = self.gain[:, channels, None]
+        forward, back = forward * gains[0], None if back is None else back * gains[0]
+        for taps, gain in zip(self.branches, gains[1:], strict=True):
             size = taps.shape[1]
             left = size - 1 if back is None else (size - 1) // 2
-            scaled = taps * gain[:, None]
+            scaled = taps[channels] * gain
             forward = _added(forward, scaled[:, : left + 1].flip(1))
             back = None if back is None else _added(back, scaled[:, left + 1 :])
         return forward, back
 
-    def _long(self, length: int) -> tuple[Tensor, Tensor | None]:
-        forward, back = self.kernel(length)
-        return _added(forward, self.skip[:, None]), back
+    def _long(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
+        forward, back = self.kernel(length, channels)
+        return _added(forward, self.skip[channels, None]), back
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""

@@ -20,6 +20,7 @@ from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
 from chela.layers.remade import with_remade
 from chela.layers.state import State, beginning, nested, part
+from chela.ops.sequence_parallel import current, first_position
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts
@@ -156,19 +157,38 @@ class Backbone(nn.Module):
             return "learned positions"
         return next((type(mixer).__name__ for mixer in self.mixers() if getattr(mixer, "ends", False)), "")
 
+    def expect_pieces(self) -> None:
+        """Expect a system that mixes positions by the ops alone, so that processes can hold pieces of a sequence.
+
+        Raises:
+            UsageError: It does not.
+        """
+        for mixer in self.mixers():
+            if not getattr(mixer, "in_pieces", False):
+                raise UsageError(
+                    "trainer.sequence_parallel: expected a system that can spread a sequence over processes (chela, "
+                    f"hedgehog, lightning, linear, lion, s4d), {type(mixer).__name__} cannot; set it to 1"
+                )
+
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Encode ``inputs``; ``mask: (B, L)`` bool, True = real token.
 
         Raises:
             ValueError: A sequence longer than ``l_max``.
+            UsageError: Inputs that are a piece of a sequence, for a system that takes none.
         """
-        if inputs.shape[1] > self.l_max:
-            raise ValueError(f"expected at most l_max={self.l_max} tokens, got {inputs.shape[1]}; {self._way_on()}")
+        piece = current()
+        if piece is not None:
+            self.expect_pieces()
+        length = inputs.shape[1] if piece is None else piece.length
+        if length > self.l_max:
+            raise ValueError(f"expected at most l_max={self.l_max} tokens, got {length}; {self._way_on()}")
         if inputs.is_floating_point():
             inputs = zero_padding(inputs, mask)  # NaN there would reach the gradient of the embedding
         x: Tensor = self.embedding(inputs)
         if self.positions is not None:
-            x = x + self.positions.weight[: x.shape[1]]
+            start = first_position()
+            x = x + self.positions.weight[start : start + x.shape[1]]
         x = zero_padding(x, mask)
         for block in self.blocks:
             x = block(x, mask)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from chela.layers.expect import expect_causal
 from chela.layers.state import State
 from chela.models.backbone import Backbone
+from chela.ops.sequence_parallel import current
 from lra.options import check_value
 
 if TYPE_CHECKING:
@@ -19,11 +20,19 @@ if TYPE_CHECKING:
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Average ``x: (B, L, D)`` over the real tokens of ``mask: (B, L)``: ``(B, D)``; a row with none gives zeros."""
-    if mask is None:
+    """Average ``x: (B, L, D)`` over the real tokens of ``mask: (B, L)``: ``(B, D)``; a row with none gives zeros.
+
+    Of a piece of the sequence, the average is over all of it.
+    """
+    piece = current()
+    if mask is None and piece is None:
         return x.mean(1)
-    weight = mask.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+    weight = x.new_ones(*x.shape[:2], 1) if mask is None else mask.unsqueeze(-1).to(x.dtype)
+    total, count = (x * weight).sum(1), weight.sum(1)
+    if piece is not None:
+        sums = piece.gather(torch.cat([total, count], dim=-1)).sum(0)
+        total, count = sums[:, :-1], sums[:, -1:]
+    return total / count.clamp(min=1)
 
 
 class ClassifierHead(nn.Module):

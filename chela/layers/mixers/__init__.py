@@ -7,6 +7,9 @@ with a highway gate g returns ``g ⊙ (candidate − stream)``; without a ``stre
 A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state, stream=None)`` for ``(B, L, D)`` and
 ``step(x, state, stream=None)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
 
+``in_pieces = True`` on the class says that ``forward`` mixes positions by the ops of ``chela.ops`` alone, so that a
+sequence may be spread over processes (``chela.ops.sequence_parallel``).
+
 The file ``NAME.py`` ends with ``MIXER = Class``. Its options are the keyword arguments of the constructor, but for what
 the backbone hands over: ``l_max``, ``causal``, ``layer``, ``depth`` and ``dropout``.
 """

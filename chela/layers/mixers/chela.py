@@ -76,6 +76,8 @@ class ChelaLayer(nn.Module):
     torch.Size([2, 100, 16])
     """
 
+    in_pieces = True
+
     @checked
     def __init__(
         self,

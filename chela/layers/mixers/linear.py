@@ -33,6 +33,7 @@ class LinearAttention(MultiHead):
 
     feature_map: Callable[[Tensor], Tensor] = staticmethod(elu_plus_one)
     features_per_width = 1
+    in_pieces = True
     normalize = True
 
     def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:

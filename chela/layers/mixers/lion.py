@@ -12,6 +12,7 @@ from chela.layers.attention import FEATURE_MAPS, HeadDecay, TokenDecay
 from chela.layers.expect import checked
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.state import State, settled
+from chela.ops.sequence_parallel import current
 
 
 class LION(LinearAttention):
@@ -94,12 +95,21 @@ def from_previous(log_decay: Tensor, mask: Tensor | None = None) -> Tensor:
     Returns:
         ``(B, L, H)``; 0 where there is no token before.
     """
-    if mask is None:
+    length, piece = log_decay.shape[1], current()
+    if mask is None and piece is None:
         return F.pad(log_decay[:, :-1], (0, 0, 1, 0))
-    place = torch.arange(mask.shape[1], device=mask.device).masked_fill(~mask, -1)
-    before = F.pad(place.cummax(1).values[:, :-1], (1, 0), value=-1)[..., None]
-    found = log_decay.gather(1, before.clamp(min=0).expand_as(log_decay))
-    return found.masked_fill(before < 0, 0.0)
+    place = torch.arange(1, 1 + length, device=log_decay.device).expand(len(log_decay), -1)
+    place = place if mask is None else place.masked_fill(~mask, 0)
+    latest = F.pad(place, (1, 0)).cummax(1).values[..., None].expand(-1, -1, log_decay.shape[2])  # 0: none
+    known = F.pad(log_decay, (0, 0, 1, 0))
+    if piece is not None:
+        last = torch.cat([known.gather(1, latest[:, -1:]), (latest[:, -1:, :1] > 0).to(known)], dim=-1)
+        before = piece.gather(last)[: piece.rank]  # of the pieces before, (p, B, 1, H + 1)
+        first = before.sum(0)[..., :-1] * 0
+        for row in before:
+            first = torch.where(row[..., -1:] > 0, row[..., :-1], first)
+        known = torch.cat([first, log_decay], dim=1)
+    return known.gather(1, latest[:, :length])
 
 
 MIXER = LION

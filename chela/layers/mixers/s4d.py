@@ -19,6 +19,7 @@ from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, Stepwise
 from chela.ops.fft_conv import fft_conv
+from chela.ops.sequence_parallel import extent
 
 
 class S4D(Stepwise):
@@ -44,6 +45,8 @@ class S4D(Stepwise):
     torch.Size([2, 50, 16])
     """
 
+    in_pieces = True
+
     @checked
     def __init__(
         self,
@@ -68,8 +71,9 @@ class S4D(Stepwise):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``; ``stream`` is not needed."""
-        forward, back = self.kernel(x.shape[1])
-        y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip)
+        length, channels = extent(x)
+        forward, back = self.kernel(length, channels)
+        y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip[channels])
         return zero_padding(self._out(y), mask)
 
     def start(self, batch: int) -> State:

@@ -9,6 +9,7 @@ from chela.ops.fft_conv.cpu import convolve
 from chela.ops.fft_conv.plain import fft_conv_plain
 from chela.ops.fft_conv.reference import fft_conv_reference
 from chela.ops.fft_conv.step import FFTConvState, StepKernel, fft_conv_prefill, fft_conv_step
+from chela.ops.sequence_parallel import current
 
 __all__ = ["FFTConvState", "StepKernel", "fft_conv", "fft_conv_prefill", "fft_conv_step"]
 
@@ -28,6 +29,10 @@ def fft_conv(
     ``y_t = skip·u_t + Σ_{s=0}^{K−1} kernel[s]·u_{t−s} + Σ_{s=0}^{K_back−1} kernel_back[s]·u_{t+1+s}``, u being 0
     outside. Lag 0 is in ``kernel`` alone, and lags beyond the sequence are ignored. O(B·C·L log L) time; the memory
     beside inputs and outputs is that of one block of channels. The backward keeps u and the kernels, nothing else.
+
+    Inside ``sequence_parallel`` u is a piece and the kernels those of the channels that ``extent`` names. An all-to-all
+    makes whole sequences of these channels, another one pieces of all: of length/P tokens of C channels each process
+    sends 2·B·(length/P)·C·(P − 1)/P numbers forward and as many backward, so O(B·length·C/P).
 
     Args:
         u: ``(B, L, C)``, any floating dtype; at least float32 is computed in, also under autocast.
@@ -51,6 +56,9 @@ def fft_conv(
 
     Source: the kernel as long as the sequence is SGConv's (arXiv 2210.09298) and MEGA's (arXiv 2209.10655, section 3).
     """
+    piece, whole = current(), u
+    if piece is not None:
+        u = piece.to_channels(u)
     channels = {"u": (u, "B L C"), "kernel": (kernel, "C K"), "kernel_back": (kernel_back, "C K_back")}
     check_tensors("fft_conv", {**channels, "skip": (skip, "C")})
     if not kernel.shape[1]:
@@ -58,4 +66,4 @@ def fft_conv(
     if kernel_back is None:
         kernel_back = kernel.new_empty(kernel.shape[0], 0)
     y: Tensor = choose("fft_conv", backend, Problem(u.device, u.dtype, (u.shape[2],))).run(u, kernel, kernel_back, skip)
-    return y
+    return y if piece is None else piece.to_tokens(y, whole.shape[2])

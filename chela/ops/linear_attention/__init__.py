@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, overload
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor
 from chela.ops.backend import Backend, Problem, check_tensors, choose, register
 from chela.ops.linear_attention.cpu import linear_attention_chunked
 from chela.ops.linear_attention.operator import Call
+from chela.ops.linear_attention.pieces import attend_in_pieces
 from chela.ops.linear_attention.plain import linear_attention_plain
 from chela.ops.linear_attention.reference import linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
 from chela.ops.precision import accumulation_dtype
+from chela.ops.sequence_parallel import current
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
 
@@ -66,7 +69,7 @@ def linear_attention(
     o_i = Σ_j M_ij (q_i·k_j) v_j, divided by eps + Σ_j M_ij (q_i·k_j) when ``normalize``. M_ij is the product of the
     decays of the edges between j and i, exp(Σ_{t=j+1..i} log_decay_t) for j < i; M_ii = 1; for j > i it is 0 when
     ``causal`` and else exp(Σ_{t=i+1..j} log_decay_back_t). A masked token is absent: it adds nothing, its edge does not
-    decay, its output is 0.
+    decay, its output is 0. Inside ``sequence_parallel`` the tokens are a piece of the sequence, and hear all of it.
 
     Lightning Attention-2 (arXiv 2401.04658, section 3.2) is ``causal=True`` with one decay per head; LION (arXiv
     2502.16249, section 3) is ``causal=False, normalize=True`` with none, one per head, or one per token.
@@ -117,6 +120,11 @@ def linear_attention(
     state = None if initial_state is None else torch.cat([initial_state.S, initial_state.z[..., None]], dim=-1)
     ones = normalize or return_state or state is not None
     call = Call(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk_size or 0)
+    piece = current()
+    if piece is not None:
+        if return_state or state is not None:
+            raise ValueError("linear_attention: expected no state inside sequence_parallel; each piece has its own")
+        run = functools.partial(attend_in_pieces, run=run, piece=piece)
     with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
         out, end = run(call)
     if out.dtype == torch.float16 and not normalize and not torch.compiler.is_compiling():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from chela.ops.backend import Backend, Problem, check_tensors, choose, register, why_no_triton
+from chela.ops.sequence_parallel import current
 from chela.ops.short_conv.cpu import short_conv_torch
 from chela.ops.short_conv.plain import short_conv_plain
 from chela.ops.short_conv.reference import short_conv_reference
@@ -28,7 +29,8 @@ def short_conv(x: Tensor, weight: Tensor, *, causal: bool = False, silu: bool = 
     """Convolve every channel with its own few taps.
 
     ``y_t = Σ_{j=0}^{K−1} weight[j]·x_{t+j−left}``, x being 0 outside, with left = K − 1 (causal) or (K − 1)//2
-    (same); then SiLU when asked for. As in ``torch.nn.Conv1d``, the taps run forward in time. O(B·L·C·K).
+    (same); then SiLU when asked for. As in ``torch.nn.Conv1d``, the taps run forward in time. O(B·L·C·K). Inside
+    ``sequence_parallel`` the K − 1 tokens around a piece come from its neighbours.
 
     Args:
         x: ``(B, L, C)``, any floating dtype; at least float32 is computed in, also under autocast.
@@ -56,5 +58,10 @@ def short_conv(x: Tensor, weight: Tensor, *, causal: bool = False, silu: bool = 
     if 0 in x.shape:
         run = short_conv_reference  # no tokens or channels: nothing to launch
     left = taps - 1 if causal else (taps - 1) // 2
-    y: Tensor = run(x, weight, left, silu)
-    return y
+    piece = current()
+    if piece is None:
+        y: Tensor = run(x, weight, left, silu)
+        return y
+    around = piece.with_neighbours(x, left, taps - 1 - left)
+    before = min(left, piece.start) if x.shape[1] else 0
+    return run(around, weight, left, silu).narrow(1, before, x.shape[1])  # type: ignore[no-any-return]

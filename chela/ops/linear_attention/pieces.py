@@ -1,0 +1,142 @@
+"""Linear attention where each process has a piece of the sequence: what the pieces tell each other is their states.
+
+Each works out the state that its own tokens send to the border, ``Σ_j w_j k_j [v_j, 1]ᵀ`` ``(B, H, D, E + 1)`` with w_j
+the decay on the way, and the decay over the whole piece. One all-gather makes both known, whatever the length; what
+arrives at a piece is then the decayed sum of the states on that side of it. The sums over tokens are made again in the
+backward pass, so that nothing but their inputs is kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from chela.ops.linear_attention.operator import Call
+from chela.ops.linear_attention.reference import divided, log_decays
+from chela.ops.precision import accumulation_dtype
+from chela.ops.sequence_parallel import Piece
+
+
+def attend_in_pieces(
+    c: Call, run: Callable[[Call], tuple[Tensor, Tensor]], piece: Piece
+) -> tuple[Tensor, Tensor | None]:
+    """Return the output ``(B, L, H, E)`` of this process's tokens, and for causal attention the state after them.
+
+    ``run`` does what stays inside the piece.
+    """
+    c = c._replace(ones=c.normalize or c.causal)
+    if c.undecayed:
+        state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
+        sums = _again(functools.partial(_received, leftward=False), c.q, state, None, c.mask)
+    elif c.causal:
+        return run(c._replace(state=_arriving(c, piece)[0]))
+    else:
+        left, right = _arriving(c, piece)
+        if c.normalize:  # the sums of weights are one more column, until the states from both sides are added
+            q, k, v = (x.to(c.sum_dtype) for x in (c.q, c.k, c.v))
+            inside = c._replace(q=q, k=k, v=F.pad(v, (0, 1), value=1.0), normalize=False, ones=False)
+        else:
+            inside = c
+        sums = run(inside)[0]
+        for state, log_decay, leftward in ((left, c.log_decay, False), (right, c.log_decay_back, True)):
+            received = functools.partial(_received, leftward=leftward)
+            sums = sums + _again(received, c.q, state, log_decay, c.mask)
+    return divided(sums.transpose(1, 2), c), None
+
+
+def _arriving(c: Call, piece: Piece) -> list[Tensor]:
+    """Return the state that arrives from the left, and from the right unless causal; in one all-gather."""
+    sent = [_sent(c, leftward=leftward) for leftward in ((False,) if c.causal else (False, True))]
+    packed = [torch.cat([state.flatten(2), over[..., None]], dim=-1) for state, over in sent]
+    arriving = []
+    for leftward, of_all in enumerate(piece.gather(torch.stack(packed)).unbind(1)):
+        states, over = of_all[..., :-1], of_all[..., -1:].exp()
+        arrived = states[:0].sum(0)  # zeros, of which the first piece too has a gradient: all must exchange it
+        way = range(piece.count - 1, piece.rank, -1) if leftward else range(piece.rank)
+        for p in way:
+            arrived = arrived * over[p] + states[p]
+        arriving.append(arrived.view(c.state_shape))
+    return arriving
+
+
+def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
+    """Return the state that the piece's own tokens send over its border, and its whole log decay ``(B, H)``."""
+    leaving = functools.partial(_leaving, leftward=leftward, ones=c.ones)
+    return _again(leaving, c.k, c.v, c.log_decay_back if leftward else c.log_decay, c.mask)  # type: ignore[no-any-return]
+
+
+def _again(function: Callable[..., Any], *inputs: Tensor | None) -> Any:
+    return _Again.apply(function, *inputs)  # type: ignore[no-untyped-call]
+
+
+class _Again(torch.autograd.Function):
+    """``function(*inputs)``, which saves its inputs alone, so that hooks on saved tensors see them.
+
+    ``torch.utils.checkpoint`` would hold them past such hooks: those by which layers hold less than q, k and v.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        inputs = [
+            None if x is None else x.detach().requires_grad_(wanted)
+            for x, wanted in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        wanted = [x for x in inputs if x is not None and x.requires_grad]
+        with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
+            made = ctx.function(*inputs)
+        outputs = made if isinstance(made, tuple) else (made,)
+        reached = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad]
+        made, of_made = zip(*reached, strict=True)
+        found = iter(torch.autograd.grad(made, wanted, of_made, materialize_grads=True))
+        return None, *(next(found) if x is not None and x.requires_grad else None for x in inputs)
+
+
+def _leaving(
+    k: Tensor, v: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, leftward: bool, ones: bool
+) -> tuple[Tensor, Tensor]:
+    """See ``_sent``."""
+    dtype = accumulation_dtype(v.dtype)
+    weighted, over = _weighted(k.to(dtype), log_decay, mask, to_right=not leftward)
+    v = F.pad(v.to(dtype), (0, 1), value=1.0) if ones else v.to(dtype)
+    if mask is not None:
+        v = v.masked_fill(~mask[:, :, None, None], 0)
+    return torch.einsum("blhd,blhe->bhde", weighted, v), over
+
+
+def _received(q: Tensor, state: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, leftward: bool) -> Tensor:
+    """Return what an arriving state adds to the sums of each token, ``(B, L, H, E + ones)``."""
+    weighted, _ = _weighted(q.to(state.dtype), log_decay, mask, to_right=leftward)
+    return torch.einsum("blhd,bhde->blhe", weighted, state)
+
+
+def _weighted(x: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, to_right: bool) -> tuple[Tensor, Tensor]:
+    """Weight ``x: (B, L, H, D)`` by the way to a border of the piece, 0 where absent; return also the whole log decay.
+
+    The edge that belongs to the first token is the one to the piece before. No sum is the difference of two others, so
+    the decay's gradient keeps its digits.
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask[:, :, None, None], 0)
+    if log_decay is None:
+        return x, x.new_zeros(x.shape[0], x.shape[2])
+    edges = log_decays(log_decay, x, mask)  # (B, H, L)
+    if to_right:
+        after = edges[..., 1:].flip(-1).cumsum(-1).flip(-1)
+        way = F.pad(after, (0, edges.shape[-1] - after.shape[-1]))
+    else:
+        way = edges.cumsum(-1)
+    return x * way.exp().to(x.dtype).transpose(1, 2)[..., None], edges.sum(-1).to(x.dtype)

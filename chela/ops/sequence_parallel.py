@@ -1,0 +1,234 @@
+"""One sequence over many processes: which piece this one holds, and what the pieces tell each other.
+
+Inside ``sequence_parallel(length)`` the tensors ``(B, L, …)`` of each process are its piece of sequences of ``length``
+tokens, one piece after another by rank. The ops of this package, and what is built on them, then give each piece what
+one process would give it. Outside, nothing is different. Here are the collectives; each is its own transpose's
+gradient, so every process must run the same operations in the same order, forward and backward.
+
+A gradient that comes out is that of the sum of all processes' losses. Shapes: P pieces, B batch, L tokens of a piece,
+C channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd.function import once_differentiable
+
+_piece: Piece | None = None
+
+
+@contextlib.contextmanager
+def sequence_parallel(length: int, group: Any = None) -> Iterator[Piece]:
+    """Take what runs inside as the work on this process's piece of sequences of ``length`` tokens.
+
+    Only the forward pass must be inside. Pieces differ by at most one token, also empty ones are allowed.
+
+    Args:
+        length: Tokens of the whole sequence, padding included; the same in all processes.
+        group: The ``torch.distributed`` group over whose P processes sequences are spread; None is all processes.
+
+    Yields:
+        The piece: ``piece.cut(x)`` takes it from a whole ``(B, length, …)``; ``piece.sent`` counts the bytes sent.
+
+    >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    >>> with sequence_parallel(10) as piece:
+    ...     piece.cut(torch.zeros(2, 10, 3)).shape
+    torch.Size([2, 10, 3])
+    >>> dist.destroy_process_group()
+    """
+    global _piece
+    outer, _piece = _piece, Piece(length, group)
+    try:
+        yield _piece
+    finally:
+        _piece = outer
+
+
+def current() -> Piece | None:
+    """Return the piece that the code around works on; None outside of ``sequence_parallel``."""
+    return _piece
+
+
+def extent(x: Tensor) -> tuple[int, slice]:
+    """Return the tokens of the whole sequence that ``x: (B, L, C)`` is of, and the channels this process convolves."""
+    return (x.shape[1], slice(None)) if _piece is None else (_piece.length, _piece.channels(x.shape[2]))
+
+
+def first_position() -> int:
+    """Return the place in the whole sequence of the first token at hand."""
+    return 0 if _piece is None else _piece.start
+
+
+class Piece:
+    """Piece ``rank`` of P = ``count``, of sequences of ``length`` tokens.
+
+    Attributes:
+        sent: Bytes that this process sent to others, forward and backward, by collective.
+    """
+
+    def __init__(self, length: int, group: Any) -> None:
+        self.length, self.group = length, group
+        self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
+        self.others = [p for p in range(self.count) if p != self.rank]
+        self.sent: Counter[str] = Counter()
+
+    @property
+    def start(self) -> int:
+        """The place of its first token."""
+        return self.tokens().start
+
+    def tokens(self, piece: int | None = None) -> range:
+        """Return the places of the tokens of a piece; None is this one."""
+        return self._share(self.length, piece)
+
+    def channels(self, channels: int, piece: int | None = None) -> slice:
+        """Return the channels, of so many, that the process of a piece convolves; None is this one."""
+        share = self._share(channels, piece)
+        return slice(share.start, share.stop)
+
+    def _share(self, total: int, piece: int | None) -> range:
+        p = self.rank if piece is None else piece
+        return range(total * p // self.count, total * (p + 1) // self.count)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Return this process's tokens of a whole ``(B, length, …)``."""
+        return x[:, self.start : self.tokens().stop]
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return every process's x, ``(P, …)``, equal in shape; each sends (P − 1)·|x| both ways."""
+        return _Gather.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+
+    def with_neighbours(self, x: Tensor, before: int, after: int) -> Tensor:
+        """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends.
+
+        They are of several pieces, where pieces are short. A process sends B·C numbers for each, both ways.
+        """
+        return _WithNeighbours.apply(x, before, after, self)  # type: ignore[no-untyped-call, no-any-return]
+
+    def to_channels(self, x: Tensor) -> Tensor:
+        """Exchange all channels of a piece ``(B, L, C)`` for all tokens of some channels ``(B, length, C/P)``.
+
+        A process sends B·L·C·(P − 1)/P numbers, L being length/P; the gradient as many.
+        """
+        return _ToChannels.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+
+    def to_tokens(self, x: Tensor, channels: int) -> Tensor:
+        """Undo ``to_channels`` of so many channels."""
+        return _ToTokens.apply(x, channels, self)  # type: ignore[no-untyped-call, no-any-return]
+
+    def exchange(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Send ``parts[p]`` to process p; return what each one sent here, of ``shapes[p]``.
+
+        As bytes, which gloo and NCCL both know, whatever the dtype.
+        """
+        like = parts[0]
+        out = torch.cat([part.reshape(-1) for part in parts]).view(torch.uint8)
+        into = like.new_empty(sum(map(math.prod, shapes))).view(torch.uint8)
+        sizes = [part.nbytes for part in parts]
+        dist.all_to_all_single(into, out, [like.itemsize * math.prod(s) for s in shapes], sizes, group=self.group)
+        self.sent[name] += sum(sizes[p] for p in self.others)
+        arrived = torch.split(into.view(like.dtype), [math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(arrived, shapes, strict=True)]
+
+    def lent(self, before: int, after: int) -> list[range]:
+        """Return, for each process, the tokens of this piece that it needs, counted from this piece's first one."""
+        return [self._overlap(self.rank, p, before, after) for p in range(self.count)]
+
+    def borrowed(self, before: int, after: int) -> list[int]:
+        """Return how many tokens of each other piece this one needs."""
+        return [len(self._overlap(p, self.rank, before, after)) for p in range(self.count)]
+
+    def _overlap(self, owner: int, reader: int, before: int, after: int) -> range:
+        mine, theirs = self.tokens(owner), self.tokens(reader)
+        if owner == reader or not theirs:
+            return range(0)
+        if owner < reader:
+            return range(max(0, theirs.start - before - mine.start), len(mine))
+        return range(max(0, min(theirs.stop + after - mine.start, len(mine))))
+
+
+class _Gather(torch.autograd.Function):
+    """The gradient of what one process sent is the sum over all that received it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, piece: Piece) -> Tensor:
+        ctx.piece = piece
+        x = x.contiguous()
+        everyone = [torch.empty_like(x) for _ in range(piece.count)]
+        dist.all_gather(everyone, x, group=piece.group)
+        piece.sent["gather"] += x.nbytes * len(piece.others)
+        return torch.stack(everyone)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        shape = tuple(grad.shape[1:])
+        return torch.stack(ctx.piece.exchange("gather", grad.unbind(), [shape] * ctx.piece.count)).sum(0), None
+
+
+class _WithNeighbours(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, before: int, after: int, piece: Piece) -> Tensor:
+        ctx.lent, ctx.borrowed, ctx.piece = piece.lent(before, after), piece.borrowed(before, after), piece
+        shapes = [(len(x), size, *x.shape[2:]) for size in ctx.borrowed]
+        got = piece.exchange("halo", [x[:, part.start : part.stop] for part in ctx.lent], shapes)
+        got[piece.rank] = x
+        return torch.cat(got, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        piece, sizes = ctx.piece, list(ctx.borrowed)
+        sizes[piece.rank] = grad.shape[1] - sum(sizes)
+        parts = list(torch.split(grad, sizes, dim=1))
+        d_x = parts[piece.rank].clone()
+        parts[piece.rank] = d_x[:, :0]
+        shapes = [(len(grad), len(part), *grad.shape[2:]) for part in ctx.lent]
+        for part, back in zip(ctx.lent, piece.exchange("halo", parts, shapes), strict=True):
+            d_x[:, part.start : part.stop] += back
+        return d_x, None, None, None
+
+
+class _ToChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, piece: Piece) -> Tensor:
+        ctx.piece, ctx.channels = piece, x.shape[2]
+        return _to_channels(x, piece)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _to_tokens(grad, ctx.channels, ctx.piece), None
+
+
+class _ToTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, channels: int, piece: Piece) -> Tensor:
+        ctx.piece = piece
+        return _to_tokens(x, channels, piece)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _to_channels(grad, ctx.piece), None, None
+
+
+def _to_channels(x: Tensor, piece: Piece) -> Tensor:
+    batch, _, channels = x.shape
+    parts = [x[:, :, piece.channels(channels, p)] for p in range(piece.count)]
+    shapes = [(batch, len(piece.tokens(p)), parts[piece.rank].shape[2]) for p in range(piece.count)]
+    return torch.cat(piece.exchange("channels", parts, shapes), dim=1)
+
+
+def _to_tokens(x: Tensor, channels: int, piece: Piece) -> Tensor:
+    parts = torch.split(x, [len(piece.tokens(p)) for p in range(piece.count)], dim=1)
+    widths = [len(piece._share(channels, p)) for p in range(piece.count)]
+    return torch.cat(piece.exchange("channels", parts, [(*parts[piece.rank].shape[:2], w) for w in widths]), dim=2)
