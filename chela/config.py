@@ -209,6 +209,15 @@ def _check_processes(config: Config, task: Any) -> None:
         raise UsageError(
             f"data.carry: expected one process, got {processes}: states are kept of one only; use trainer.accumulate"
         )
+    pieces = config.trainer.sequence_parallel
+    if processes % pieces:
+        raise UsageError(
+            f"trainer.sequence_parallel: expected a divisor of trainer.devices x trainer.num_nodes = {processes}, the "
+            f"processes, got {pieces}"
+        )
+    if pieces > 1 and config.trainer.compile:
+        raise UsageError("trainer.compile: expected false with trainer.sequence_parallel, got true")
+    processes //= pieces  # those of different records
     shares, got = processes * config.trainer.accumulate, config.trainer.batch_size
     if got % shares:
         what = f"the {shares} processes" if shares == processes else f"{shares}, processes times trainer.accumulate"

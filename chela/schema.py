@@ -95,6 +95,9 @@ class TrainerConfig:
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
+    sequence_parallel: int = option(
+        1, "processes that share each sequence, a piece each (docs/scale.md)", neutral=1, ge=1, le=4096
+    )
     test: bool = option(
         True, "score the best checkpoint on the test set at the end; false keeps it unseen", identity=False
     )

@@ -88,6 +88,7 @@ class LRADataModule(lightning.LightningDataModule):
         world_size: Number of processes; the trainer's once attached.
         accumulate: Parts of a training batch that a process takes one by one, for
             ``Trainer(accumulate_grad_batches=...)``; each has its number as ``part``.
+        pieces: Neighbouring processes that get the same records, each to work on a piece of every sequence.
         progress: Called with (what, done, total) while records are made.
 
     With several processes, ``Trainer(use_distributed_sampler=False)`` is needed: the parts are cut here.
@@ -110,6 +111,7 @@ class LRADataModule(lightning.LightningDataModule):
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        pieces: int = 1,
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -118,13 +120,18 @@ class LRADataModule(lightning.LightningDataModule):
         self.data = data_config
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.seed, self.first_step, self.max_steps = seed, first_step, max_steps
-        self.accumulate = accumulate
+        self.accumulate, self.pieces = accumulate, pieces
         self._share, self._progress, self._prepared = (rank, world_size), progress, False
         self.share()
 
     def share(self) -> tuple[int, int]:
-        """Return this process's number and how many share a batch. Raises ``ValueError`` where they cannot evenly."""
-        rank, world_size = self._share if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        """Return this process's number and how many share a batch. Raises ``ValueError`` where they cannot evenly.
+
+        Those that work on pieces of the same records have one number.
+        """
+        rank, world_size = self._share
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank // self.pieces, self.trainer.world_size // self.pieces
         shares = world_size * self.accumulate
         if self.batch_size < 1 or self.batch_size % shares:
             what = f"the {shares} processes" if shares == world_size else f"{shares}, processes times accumulate"

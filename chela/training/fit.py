@@ -143,6 +143,8 @@ def assemble(
     """Build trainer and module; the callbacks' order is the order in which they see a step."""
     objective = objective_of(data.task)
     module = LitModel(build_model(config.model, data.task, config.seed), objective, config)
+    if config.trainer.sequence_parallel > 1:
+        module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
     if config.data.carry:
         expect_bounded(module.model, data.task.l_max, "data.carry=true")
     if not config.model.causal:
@@ -207,6 +209,7 @@ class TrainingData(LRADataModule):
     def __init__(self, config: Config, console: Console) -> None:
         names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
         sizes = {name: getattr(config.trainer, name) for name in names}
+        sizes["pieces"] = config.trainer.sequence_parallel
         super().__init__(config.task, config.data, seed=config.seed, progress=DataProgress(console), **sizes)
         self.run_config = config
 
@@ -232,9 +235,9 @@ def evaluate(
         ``of_text`` tells.
     """
     quiet_lightning()
-    trained = config
+    trained, config = config, copy.deepcopy(config)
+    config.trainer.sequence_parallel = 1
     if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
-        config = copy.deepcopy(config)
         config.trainer.accelerator = "auto"
     data = TrainingData(config, stdout_console())
     data.prepare_data()

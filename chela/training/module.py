@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from chela.errors import DivergedError
 from chela.layers.param_groups import param_groups
+from chela.ops.sequence_parallel import sequence_parallel
 from chela.schema import Config, OptimizerConfig
 from chela.training.objectives import Objective, Totals
 
@@ -39,6 +43,7 @@ class LitModel(L.LightningModule):
         self.of_groups = nn.ModuleDict()  # of the test set, by the number that tells its records apart
         self.evaluated_groups: dict[int, dict[str, float]] = {}
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
+        self._sharers: Any = None  # the group of the processes that have a piece each of this one's sequences
         self.register_buffer("bad_step", torch.tensor(-1), persistent=False)  # the first that was not finite
         if config.trainer.compile:
             self.model.compile()
@@ -54,6 +59,24 @@ class LitModel(L.LightningModule):
         """Return scores."""
         scores: Tensor = self.model(inputs, mask)
         return scores
+
+    def setup(self, stage: str) -> None:
+        """Make the groups of processes that share sequences: P neighbours each, of N × P in all."""
+        pieces = self.config.trainer.sequence_parallel
+        if pieces > 1 and self._sharers is None:
+            shape = self.trainer.world_size // pieces, pieces
+            mesh = init_device_mesh(self.trainer.strategy.root_device.type, shape, mesh_dim_names=("data", "sequence"))
+            self._sharers = mesh["sequence"].get_group()
+
+    @contextlib.contextmanager
+    def own_piece(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Work on this process's piece of the sequences of a batch; on the whole of them where none are shared."""
+        if self._sharers is None:
+            yield batch
+            return
+        with sequence_parallel(batch["inputs"].shape[1], self._sharers) as piece:
+            long = {name: batch[name] for name in ("inputs", "mask", "labels") if batch[name] is not None}
+            yield batch | {name: piece.cut(x) for name, x in long.items() if x.ndim > 1}
 
     def scores(self, batch: dict[str, Any]) -> Tensor:
         """Score a batch; one that is of a text read in order goes on from the state that the one before left.
@@ -86,10 +109,11 @@ class LitModel(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss, and count."""
-        mask, labels = batch["mask"], batch["labels"]
-        scores = self.scores(batch)
-        loss = self.objective.loss(scores, labels)
-        counts = self.objective.count(scores, labels, loss.detach())
+        with self.own_piece(batch) as batch:
+            mask, labels = batch["mask"], batch["labels"]
+            scores = self.scores(batch)
+            loss = self.objective.loss(scores, labels)
+            counts = self.objective.count(scores, labels, loss.detach())
         if int(batch["part"]) == 0:
             self.of_step.reset()
         self.of_step.update(counts)
@@ -150,7 +174,8 @@ class LitModel(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch."""
-        self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
+        with self.own_piece(batch) as batch:
+            self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
 
     def on_validation_epoch_end(self) -> None:
         """Sum over the processes; ``evaluated`` holds the objective's columns and the number of targets."""
@@ -168,12 +193,13 @@ class LitModel(L.LightningModule):
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch, and each of its groups."""
-        scores, labels, groups = self.scores(batch), batch["labels"], batch["groups"]
-        self.of_split.update(self.objective.count(scores, labels))
-        for group in set(groups or ()):
-            rows, totals = [row for row, its in enumerate(groups) if its == group], self.of_groups[str(group)]
-            assert isinstance(totals, Totals)
-            totals.update(self.objective.count(scores[rows], labels[rows]))
+        with self.own_piece(batch) as batch:
+            scores, labels, groups = self.scores(batch), batch["labels"], batch["groups"]
+            self.of_split.update(self.objective.count(scores, labels))
+            for group in set(groups or ()):
+                rows, totals = [row for row, its in enumerate(groups) if its == group], self.of_groups[str(group)]
+                assert isinstance(totals, Totals)
+                totals.update(self.objective.count(scores[rows], labels[rows]))
 
     def on_test_epoch_end(self) -> None:
         """Sum over the processes."""

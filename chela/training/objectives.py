@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
 
+from chela.ops.sequence_parallel import current
 from lra.tasks.base import IGNORED
 
 
@@ -100,19 +101,29 @@ class Objective:
         self.columns, self.score = columns, SCORES[score]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """Average over the targets of ``scores: (B, K)`` or ``(B, L, K)`` and ``labels: (B,)`` or ``(B, L)``."""
-        return F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED)
+        """Average over the targets of ``scores: (B, K)`` or ``(B, L, K)`` and ``labels: (B,)`` or ``(B, L)``.
+
+        Where P processes have a piece of each sequence, the average of their P losses is that over all targets, as that
+        of their gradients is.
+        """
+        if current() is None or labels.ndim == 1:
+            return F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED)
+        total = F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED, reduction="sum")
+        return total / _targets_of_share(labels).to(total.dtype)
 
     @torch.no_grad()
     def count(self, scores: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:
         """Return the sum of the losses, the targets hit and the targets, as ``(3,)`` float64."""
-        scores, labels = self._flat(scores, labels)
-        targets = (labels != IGNORED).sum().double()
+        piece = current()
+        if piece is not None and labels.ndim == 1 and piece.rank:
+            return labels.new_zeros(3, dtype=torch.float64)  # the first of those that share a sequence counts it
         if loss is None:
-            total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORED, reduction="sum").double()
+            flat = self._flat(scores.float(), labels)
+            total = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum").double()
         else:
-            total = loss.double() * targets
-        return torch.stack([total, (scores.argmax(-1) == labels).sum().double(), targets])
+            total = loss.double() * _targets_of_share(labels)
+        found = (scores.argmax(-1) == labels).sum().double()
+        return torch.stack([total, found, (labels != IGNORED).sum().double()])
 
     def values(self, totals: dict[str, float]) -> dict[str, float]:
         """Return the columns from what was counted."""
@@ -123,6 +134,12 @@ class Objective:
 
     def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return scores.flatten(0, -2), labels.flatten()
+
+
+def _targets_of_share(labels: Tensor) -> Tensor:
+    """Return the targets of ``labels``; where they are a piece of sequences, a piece's equal share of all targets."""
+    piece, targets = current(), (labels != IGNORED).sum().double()
+    return targets if piece is None or labels.ndim == 1 else piece.gather(targets).sum() / piece.count
 
 
 # Where each position has a label, the loss in bits stands beside that in nats.
