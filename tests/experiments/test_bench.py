@@ -13,7 +13,7 @@ import torch
 
 from chela.config import resolve
 from chela.models import build_model
-from experiments.bench import Row, __main__, timing, train
+from experiments.bench import Row, __main__, sequence, timing, train
 from experiments.bench.__main__ import main
 from lra.tasks import get_task
 
@@ -202,6 +202,13 @@ def test_a_label_for_each_position_is_learned_too(monkeypatch: pytest.MonkeyPatc
     inputs, labels = train.random_records(about, 2, "cpu")
     assert labels.shape == inputs.shape == (2, 64)
     train.shortened(train.training_step(resolve([]), about, "cpu", "32-true"), inputs, labels, 32)
+
+
+def test_a_sequence_over_two_processes_takes_half_of_the_memory_and_sends_what_the_model_says() -> None:
+    alone, half = (sequence.row(8192, count, limit=0).values for count in (1, 2))
+    assert half["held [MiB held]"] == pytest.approx(alone["held [MiB held]"] / 2, rel=0.2)
+    assert half["sent [MiB sent]"] == pytest.approx(half["by the model [MiB sent]"], rel=0.01)
+    assert half["forward GFLOPs, softmax"] == pytest.approx(alone["forward GFLOPs, softmax"] / 2)
 
 
 def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
