@@ -27,7 +27,7 @@ from experiments.bench import Row
 from experiments.runs import write
 from lra.options import option
 
-BENCHMARKS = ("convolution", "data", "generate", "layers", "linear_attention", "train")
+BENCHMARKS = ("convolution", "data", "generate", "layers", "linear_attention", "sequence", "train")
 RESULTS = Path("experiments/results/bench")
 
 
