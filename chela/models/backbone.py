@@ -23,7 +23,7 @@ from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
 from chela.layers.remade import plain_calls, with_remade
 from chela.layers.state import State, beginning, nested, part
-from chela.ops.sequence_parallel import current, first_position
+from chela.ops.sequence_parallel import Piece, current, first_position, within
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def _once_more() -> Iterator[None]:
-    with computed_again(), plain_calls():
+def _once_more(piece: Piece | None) -> Iterator[None]:
+    with computed_again(), plain_calls(), within(piece):
         yield
 
 
@@ -209,7 +209,9 @@ class Backbone(nn.Module):
     @staticmethod
     def _again(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same again."""
-        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=lambda: (plain_calls(), _once_more()))
+        piece = current()  # by the backward pass it has been left
+        contexts = lambda: (plain_calls(), _once_more(piece))  # noqa: E731
+        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=contexts)
         return out
 
     def start(self, batch: int) -> State:

@@ -44,10 +44,18 @@ def sequence_parallel(length: int, group: Any = None) -> Iterator[Piece]:
     torch.Size([2, 10, 3])
     >>> dist.destroy_process_group()
     """
+    piece = Piece(length, group)
+    with within(piece):
+        yield piece
+
+
+@contextlib.contextmanager
+def within(piece: Piece | None) -> Iterator[None]:
+    """Work on a piece again, as where a forward pass is computed once more."""
     global _piece
-    outer, _piece = _piece, Piece(length, group)
+    outer, _piece = _piece, piece
     try:
-        yield _piece
+        yield
     finally:
         _piece = outer
 

@@ -193,7 +193,7 @@ class LitModel(L.LightningModule):
         self.eval()
         for batch in self.trainer.datamodule.tenth_dataloader():  # type: ignore[attr-defined]
             batch = self.trainer.strategy.batch_to_device(batch)
-            with self.trainer.precision_plugin.val_step_context():
+            with self.trainer.precision_plugin.val_step_context(), self.own_piece(batch) as batch:
                 self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
         for module, mode in modes.items():
             module.training = mode
