@@ -105,8 +105,8 @@ def test_a_preset_may_size_one_mixer_apart() -> None:
     def d_value(*words: str) -> int:
         return resolve(["task=listops", *words]).model.mixer.d_value
 
-    assert d_value("model=chela", "preset=mini") == d_value("model=chela_conv_only", "preset=mini") == 72
-    assert d_value("model=softmax", "preset=mini") == d_value("preset=mini", "model.mixer.d_value=128") == 128
+    assert d_value("model=chela", "preset=mini") == d_value("model=chela_conv_only", "preset=mini") == 64
+    assert d_value("model=softmax", "preset=mini") == d_value("preset=mini", "model.mixer.d_value=152") == 152
     assert d_value("model=chela", "preset=full") == d_value("model=softmax", "preset=full")
 
 

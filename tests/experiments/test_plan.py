@@ -173,5 +173,6 @@ def test_the_sweeps_of_this_repository_can_be_planned(path: Path, folder: Path) 
     assert pairs and len({job.name for job in jobs}) == len(jobs)
     steps: dict[str, set[int]] = {}
     for pair in pairs:
-        steps.setdefault(pair.config.task.name, set()).add(pair.config.trainer.max_steps)
+        if pair.config.preset != "full":  # there each system has its own paper's schedule
+            steps.setdefault(pair.config.task.name, set()).add(pair.config.trainer.max_steps)
     assert all(len(found) == 1 for found in steps.values()), f"expected equal steps within a task, got {steps}"
