@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -88,6 +89,11 @@ def outcome(number: int, pieces: bool) -> dict[str, torch.Tensor]:
     return found | {f"buffer {name}": buffer for name, buffer in model.named_buffers() if "running" in name}
 
 
+@functools.cache
+def whole(number: int) -> dict[str, torch.Tensor]:
+    return outcome(number, pieces=False)
+
+
 def every_outcome() -> list[dict[str, torch.Tensor]]:
     return [outcome(number, pieces=True) for number in range(len(NETWORKS))]
 
@@ -98,7 +104,7 @@ def test_every_system_in_pieces_is_the_whole(count: int, tmp_path: Path) -> None
     results = in_processes(count, tmp_path, every_outcome)
     with mock.patch.object(norm, "_several_processes", lambda: False):
         for number, of in enumerate(NETWORKS):
-            for name, expected in outcome(number, pieces=False).items():
+            for name, expected in whole(number).items():
                 of_all = torch.stack([of_one[number][name] for of_one in results])
                 found = of_all.sum(0) if name in ("counts", "evaluated") else of_all.mean(0)
                 scale = float(expected.abs().max())
