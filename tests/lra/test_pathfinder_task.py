@@ -67,6 +67,7 @@ def test_every_option_reaches_the_generator() -> None:
         marker_radius=2.0,
         seed_distance=6,
         contour_length=5,
+        contour_lengths=[4, 5],
         distractor_length=2,
         distractors=3,
         continuity=1.5,

@@ -61,7 +61,13 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
 
 
 def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, shared: Path) -> None:
-    words = ("task=retrieval", "data.source=scisumm", f"data.root={shared / 'retrieval'}", "preset=mini")
+    words = (
+        "task=retrieval",
+        "task.words=false",
+        "data.source=scisumm",
+        f"data.root={shared / 'retrieval'}",
+        "preset=mini",
+    )
     status, out, _ = run(*words, "--show", "1")
     assert status == 0 and "note: the scisumm pairs, not LRA's" in out
     assert "the scisumm pairs, not LRA&#x27;s" in (here / "retrieval.html").read_text()

@@ -15,7 +15,7 @@ TASK = SimpleNamespace(num_classes=10, l_max=200, vocab_size=17, input_dim=1, pa
 
 
 def _config(name: str, *words: str):
-    return resolve([f"model={name}", "preset=mini", *words]).model
+    return resolve([f"model={name}", "preset=mini", "model.mixer.d_value=128", *words]).model
 
 
 def test_flops_of_softmax_by_hand():

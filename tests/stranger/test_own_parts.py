@@ -53,7 +53,7 @@ def test_trained_killed_resumed_scored_and_in_a_table(folder: Path) -> None:
     result = json.loads((straight / "result.json").read_text())
     assert (result["objective"], result["task_title"], result["model"]) == ("tokens", "Repeat", "mixer")
     heading = (straight / "metrics.csv").read_text().splitlines()[0]
-    assert heading == "step,split,loss,bits,accuracy,lr,tokens_per_second,seconds"
+    assert heading == "step,split,loss,bits,accuracy,lr,tokens_per_second,seconds,evaluation"
     said = chela(folder, "evaluate", f"run={straight}", "trust=own_parts")
     assert f"test accuracy {result['test']['accuracy']!r} of " in said
     table = chela(folder, "table", "straight", "compact=true", "published=false")

@@ -60,7 +60,7 @@ def test_a_test_set_left_unseen_can_be_scored_later(
     assert (later["test"]["accuracy"], later["test"]["count"], later["test"]["loss"]) == score(
         capsys, f"run={run.path}"
     )
-    untested = {"test", "majority_accuracy"}
+    untested = {"test", "test_by_depth", "majority_accuracy"}
     clocks = {"wall_seconds", "peak_memory_bytes"}
     assert {key: later[key] for key in later.keys() - untested - clocks} == {
         key: result[key] for key in result.keys() - untested - clocks
