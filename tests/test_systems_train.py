@@ -47,7 +47,7 @@ def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
     """Where the task's data comes from."""
     if task == "image":
         return [f"data.root={request.getfixturevalue('cifar')}"]
-    if task == "text":
+    if task in ("text", "select"):
         return [f"data.root={request.getfixturevalue('shared') / 'text'}"]
     if task == "retrieval":
         return ["data.source=scisumm", f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
