@@ -9,7 +9,7 @@ from lra.errors import DataError
 from lra.generators.pathfinder import apart, generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig
-from lra.tasks.pathfinder import Pathfinder, number
+from lra.tasks.pathfinder import BLOCK, Pathfinder, number
 
 from .pathfinder_geometry import _along
 
@@ -32,11 +32,17 @@ def counts() -> list[tuple[str, int]]:
     return [("train", 600), ("validation", 100), ("test", 200)]
 
 
-def test_the_options_without_it_give_pictures_twice() -> None:
-    """What the test above would see."""
-    options = Pathfinder(**{**SMALL, "contour_lengths": [2]}).options()  # type: ignore[arg-type]
-    images = generate(options, 0, 0, 20_000).images
-    assert len({image.tobytes() for image in images}) < 19_900
+def test_a_picture_that_came_before_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator is made to draw the first block of images twice; labels and all else are as they were."""
+    monkeypatch.setattr(
+        "lra.generators.pathfinder.generate",
+        lambda options, seed, start, count: generate(options, seed, 0 if start == BLOCK else start, count),
+    )
+    task = Pathfinder(**{**SMALL, "train": 200, "validation": 50, "test": 80}, distinct=True)
+    task.prepare(DataConfig(dir=str(tmp_path), processes=1))
+    records = [task.records(split).read(range(n)) for split, n in (("train", 200), ("validation", 50), ("test", 80))]
+    pictures = [record["pixels"].tobytes() for part in records for record in part]
+    assert len(set(pictures)) == 330 and max(number(record) for record in records[2]) >= 2 * BLOCK
 
 
 def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
