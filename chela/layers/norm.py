@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,19 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from chela.layers.padding import check_mask, may_look, zero_padding
+from chela.layers.remade import is_computed_again
 from lra.options import check_value
-
-_thread = threading.local()
-
-
-@contextlib.contextmanager
-def computed_again() -> Iterator[None]:
-    """Leave running statistics alone: what is computed here, in this thread, is a forward pass made once more."""
-    before, _thread.again = getattr(_thread, "again", False), True
-    try:
-        yield
-    finally:
-        _thread.again = before
 
 
 class LayerNorm(nn.LayerNorm):
@@ -105,7 +91,7 @@ class MaskedBatchNorm(nn.Module):
         if mask is None and x.numel() > len(self.weight) and x.dtype == self.weight.dtype and not _several_processes():
             return self._by_torch(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, mask, self.eps)  # type: ignore[no-untyped-call]
-        if getattr(_thread, "again", False):
+        if is_computed_again():
             return y  # type: ignore[no-any-return]
         with torch.no_grad():
             unbiased = var * (count / (count - 1).clamp(min=1))
@@ -121,7 +107,7 @@ class MaskedBatchNorm(nn.Module):
     def _by_torch(self, x: Tensor) -> Tensor:
         """Normalise by PyTorch's own batch norm: it takes half the time, but knows no padding and no other process."""
         moments = (self.running_mean, self.running_var)
-        if getattr(_thread, "again", False):
+        if is_computed_again():
             moments = (self.running_mean.clone(), self.running_var.clone())  # autograd keeps as many tensors as before
         tokens, on = x.flatten(0, -2), torch.backends.cudnn.enabled
         y = torch.batch_norm(tokens, self.weight, self.bias, *moments, True, self.momentum, self.eps, on)

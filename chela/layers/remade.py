@@ -9,20 +9,44 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from chela.ops.again import Recipe
 
 T = TypeVar("T")
-_thread = threading.local()
+
+
+class _Marks(threading.local):
+    """What is known of the forward pass at hand, in this thread."""
+
+    plain = again = False
+
+
+_marks = _Marks()
 
 
 @contextlib.contextmanager
-def plain_calls() -> Iterator[None]:
-    """Make nothing again here, in this thread: where a whole block is, its hooks must see all that is held."""
-    before, _thread.plain = getattr(_thread, "plain", False), True
+def _marked(name: str) -> Iterator[None]:
+    before = getattr(_marks, name)
+    setattr(_marks, name, True)
     try:
         yield
     finally:
-        _thread.plain = before
+        setattr(_marks, name, before)
+
+
+def plain_calls() -> contextlib.AbstractContextManager[None]:
+    """Make nothing again here: where a whole block is computed again, its hooks must see all that is held."""
+    return _marked("plain")
+
+
+def computed_again() -> contextlib.AbstractContextManager[None]:
+    """Say that what is computed here is a forward pass made once more, which no running statistics count."""
+    return _marked("again")
+
+
+def is_computed_again() -> bool:
+    """Return whether it is."""
+    return _marks.again
 
 
 def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
@@ -41,13 +65,13 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
     >>> tuple(y.shape), y.requires_grad
     ((4, 2), True)
     """
-    plain = torch.compiler.is_compiling() or getattr(_thread, "plain", False)  # others decide what to hold
+    plain = torch.compiler.is_compiling() or _marks.plain  # others decide what to hold
     if plain or not torch.is_grad_enabled():
         return use(*(make(*inputs) for make, *inputs in arguments))
     made, of_storage = [], {}
     for make, *inputs in arguments:
-        recipe = _Recipe(make, inputs[0].device.type)
-        made.append(_Make.apply(recipe, *inputs))  # type: ignore[no-untyped-call]
+        recipe = Recipe(make)
+        made.append(recipe(*inputs))
         if made[-1].requires_grad:
             of_storage[made[-1].untyped_storage()._cdata] = recipe
 
@@ -61,40 +85,7 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
             return held
         recipe, *geometry = held
         with torch.no_grad():
-            return recipe.remake(recipe.context.saved_tensors).as_strided(*geometry)  # type: ignore[no-any-return]
+            return recipe.once_more().as_strided(*geometry)  # type: ignore[no-any-return]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return use(*made)
-
-
-class _Recipe:
-    """How to make a tensor again, under the autocast that it was first made under."""
-
-    def __init__(self, make: Callable[..., Tensor], device: str) -> None:
-        self.make, self.device = make, device
-        self.enabled, self.dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self.context: Any = None
-
-    def remake(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        with torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled):
-            return self.make(*inputs)
-
-
-class _Make(torch.autograd.Function):
-    """``make(*inputs)``, which saves its inputs alone."""
-
-    @staticmethod
-    def forward(ctx: Any, recipe: _Recipe, *inputs: Tensor) -> Tensor:
-        ctx.recipe, recipe.context = recipe, ctx
-        ctx.save_for_backward(*inputs)
-        return recipe.make(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        inputs = tuple(x.detach().requires_grad_(g) for x, g in zip(ctx.saved_tensors, needed, strict=True))
-        with torch.enable_grad():
-            made = ctx.recipe.remake(inputs)
-        found = iter(torch.autograd.grad(made, [x for x in inputs if x.requires_grad], grad))
-        return None, *(next(found) if x.requires_grad else None for x in inputs)

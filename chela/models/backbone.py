@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from chela.errors import UsageError
 from chela.layers.mixers import build_mixer
-from chela.layers.norm import computed_again, make_norm
+from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
-from chela.layers.remade import plain_calls, with_remade
+from chela.layers.remade import computed_again, plain_calls, with_remade
 from chela.layers.state import State, beginning, nested, part
 from chela.ops.sequence_parallel import Piece, current, first_position, within
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from chela.ops.again import Recipe
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.reference import divided, log_decays
 from chela.ops.precision import accumulation_dtype
@@ -33,7 +32,7 @@ def attend_in_pieces(
     c = c._replace(ones=c.normalize or c.causal)
     if c.undecayed:
         state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
-        sums = _again(functools.partial(_received, leftward=False), c.q, state, None, c.mask)
+        sums = Recipe(functools.partial(_received, leftward=False))(c.q, state, None, c.mask)
     elif c.causal:
         return run(c._replace(state=_arriving(c, piece)[0]))
     else:
@@ -46,7 +45,7 @@ def attend_in_pieces(
         sums = run(inside)[0]
         for state, log_decay, leftward in ((left, c.log_decay, False), (right, c.log_decay_back, True)):
             received = functools.partial(_received, leftward=leftward)
-            sums = sums + _again(received, c.q, state, log_decay, c.mask)
+            sums = sums + Recipe(received)(c.q, state, log_decay, c.mask)
     return divided(sums.transpose(1, 2), c), None
 
 
@@ -68,41 +67,7 @@ def _arriving(c: Call, piece: Piece) -> list[Tensor]:
 def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
     """Return the state that the piece's own tokens send over its border, and its whole log decay ``(B, H)``."""
     leaving = functools.partial(_leaving, leftward=leftward, ones=c.ones)
-    return _again(leaving, c.k, c.v, c.log_decay_back if leftward else c.log_decay, c.mask)  # type: ignore[no-any-return]
-
-
-def _again(function: Callable[..., Any], *inputs: Tensor | None) -> Any:
-    return _Again.apply(function, *inputs)  # type: ignore[no-untyped-call]
-
-
-class _Again(torch.autograd.Function):
-    """``function(*inputs)``, which saves its inputs alone, so that hooks on saved tensors see them.
-
-    ``torch.utils.checkpoint`` would hold them past such hooks: those by which layers hold less than q, k and v.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, function: Callable[..., Any], *inputs: Tensor | None) -> Any:
-        ctx.function = function
-        ctx.save_for_backward(*inputs)
-        return function(*inputs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        inputs = [
-            None if x is None else x.detach().requires_grad_(wanted)
-            for x, wanted in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        wanted = [x for x in inputs if x is not None and x.requires_grad]
-        with torch.enable_grad(), torch.autocast(grads[0].device.type, enabled=False):
-            made = ctx.function(*inputs)
-        outputs = made if isinstance(made, tuple) else (made,)
-        reached = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad]
-        made, of_made = zip(*reached, strict=True)
-        found = iter(torch.autograd.grad(made, wanted, of_made, materialize_grads=True))
-        return None, *(next(found) if x is not None and x.requires_grad else None for x in inputs)
+    return Recipe(leaving)(c.k, c.v, c.log_decay_back if leftward else c.log_decay, c.mask)  # type: ignore[no-any-return]
 
 
 def _leaving(
