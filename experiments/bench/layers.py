@@ -1,7 +1,7 @@
 """The whole CHELA layer, forward + backward per sequence: against a softmax layer, and its own products and FFTs.
 
-Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, output gate; with parallel short branches
-and batch norms, and without them. On a CPU the allocator keeps its memory, unless the environment says otherwise.
+Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, output gate; with parallel short branches,
+and without them. On a CPU the allocator keeps its memory, unless the environment says otherwise.
 """
 
 from __future__ import annotations
