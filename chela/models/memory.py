@@ -5,6 +5,7 @@ Nothing is allocated: forward and backward run with fake tensors, and what is al
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import weakref
 from typing import Any
@@ -63,8 +64,10 @@ def step_memory(config: Config, task: Any) -> StepMemory:
         config: The resolved configuration.
         task: As for ``build_model``.
     """
-    trainer = config.trainer
-    size = trainer.batch_size // (trainer.accumulate * trainer.devices * trainer.num_nodes)
+    trainer, task = config.trainer, copy.copy(task)
+    pieces = trainer.sequence_parallel
+    size = pieces * trainer.batch_size // (trainer.accumulate * trainer.devices * trainer.num_nodes)
+    task.l_max = -(-task.l_max // pieces)  # and kernels as long, for 1/P of the channels, are as large as these
     one, two = (_counted(config, task, size, depth) for depth in (1, 2))
     more = config.model.depth - 1
     parameters, buffers, peak = (a + more * (b - a) for a, b in zip(one, two, strict=True))

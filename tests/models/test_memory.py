@@ -59,6 +59,16 @@ def test_parts_of_a_batch_take_a_part_of_the_memory() -> None:
     assert part.optimizer == whole.optimizer * 3 / 2  # the gradients stay from part to part
 
 
+def test_a_piece_of_a_sequence_takes_its_share_of_the_memory() -> None:
+    words = ["task=image", "preset=mini", "model=chela", "trainer.batch_size=2"]
+    about = get_task(resolve(words).task)
+    spread = resolve([*words, "trainer.devices=4", "trainer.sequence_parallel=4"])
+    assert step_memory(spread, about).activations == pytest.approx(
+        step_memory(resolve(words), about).activations / 4, rel=0.2
+    )
+    assert about.l_max == 256
+
+
 def test_what_fits_leaves_a_tenth() -> None:
     assert StepMemory(0, 0, int(21.6 * 2**30)).fits == "24 40 80"
     assert StepMemory(0, 0, 22 * 2**30).fits == "40 80"
