@@ -10,6 +10,9 @@ Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 
@@ -31,29 +34,18 @@ def accumulate(a: Tensor, b: Tensor, to: Tensor) -> None:
 
 
 class Walk:
-    """The buffers, and the loaded tensors and the edges of the segment at hand."""
+    """The buffers, and what belongs to the segment at hand, each made when it is first asked for."""
 
     def __init__(self, call: Call, buffer: Workspace, *results: Tensor) -> None:
         self.call, self.buffer = call, buffer
         self.results = results  # the gradient of the output, the output, the normaliser: for a backward pass
+        self._shared: dict[Any, Any] = {}  # decays of segments that have no edges of their own
 
     def enter(self, s: Segment) -> None:
-        """Go to a segment and load q, k, v and, given ``results``, the gradient of the sums before division."""
+        """Go to a segment."""
         self.s = s
         self.lead = (s.n, s.rows.stop - s.rows.start, self.call.q.shape[2])
-        self.q = self.load("q", self.call.q)
-        self.k = self.load("k", self.call.k)
-        self.v = self.load("v", self.call.v, ones=self.call.ones)
-        if not self.results:
-            return
-        d_out, out, total = self.results
-        self.do = self.load("do", d_out, ones=self.call.ones)
-        if self.call.normalize:
-            dot = self.load("o", out).mul_(self.do[..., :-1]).sum(-1, keepdim=True)
-            self.do[..., -1:] = dot.neg_()
-            self.do /= s.fill(self.load("total", total.mT[..., None]).add_(self.call.eps), 1)
-        elif self.call.ones:
-            self.do[..., -1] = 0
+        self._own: dict[Any, Any] = {}
 
     def tokens(self, name: str, width: int) -> Tensor:
         """Return the buffer of that name as ``(n, B, H, C, width)``."""
@@ -63,26 +55,100 @@ class Walk:
         """Load the segment of x ``(B, L, H, ·)``."""
         return self.s.load(x, self.tokens(name, x.shape[-1] + ones))
 
-    def states(
-        self, name: str, e: Edges, x: Tensor, y: Tensor, carry: Tensor, *, leftward: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the states Σ x yᵀ that reach each chunk over edges e, and the one that leaves the segment.
+    @property
+    def q(self) -> Tensor:
+        """Queries ``(n, B, H, C, D)``."""
+        return _once(self._own, "q", lambda: self.load("q", self.call.q))
 
-        x ``(n, B, H, C, D)``, y ``(n, B, H, C, E)``; ``carry`` ``(B, H, D, E)`` is the state that enters the segment.
+    @property
+    def k(self) -> Tensor:
+        """Keys ``(n, B, H, C, D)``."""
+        return _once(self._own, "k", lambda: self.load("k", self.call.k))
+
+    @property
+    def v(self) -> Tensor:
+        """Values ``(n, B, H, C, E)``; one more column is ones, where sums of weights are kept."""
+        return _once(self._own, "v", lambda: self.load("v", self.call.v, ones=self.call.ones))
+
+    @property
+    def g(self) -> Tensor:
+        """The gradient of the sums before division, in the shape of v."""
+        return _once(self._own, "g", self._before_division)
+
+    def _before_division(self) -> Tensor:
+        d_out, out, total = self.results
+        g = self.load("g", d_out, ones=self.call.ones)
+        if self.call.normalize:
+            g[..., -1:] = self.load("out", out).mul_(g[..., :-1]).sum(-1, keepdim=True).neg_()
+            g /= self.s.fill(self.load("total", total.mT[..., None]).add_(self.call.eps), 1)
+        elif self.call.ones:
+            g[..., -1] = 0
+        return g
+
+    def edges(self) -> list[Edges]:
+        """Return the decays of what travels rightward and, unless causal, of what travels leftward."""
+        return [self.edge(leftward) for leftward in ((False,) if self.call.causal else (False, True))]
+
+    def edge(self, leftward: bool) -> Edges:
+        """Return the decays of one direction."""
+        return _once(*self._kept(leftward), lambda: self.s.edges(self.call, leftward=leftward))
+
+    def within(self) -> Tensor:
+        """Return M inside the chunks, ``(n, B, H, C, C)`` or one that broadcasts to it."""
+        return _once(*self._kept("within"), self._within)
+
+    def _within(self) -> Tensor:
+        M, *back = (e.within(self.q) for e in self.edges())
+        # The diagonal is 1 in both directions and counts once: it is taken from the first.
+        return M + back[0].tril(-1).mT if back else M
+
+    def _kept(self, key: Any) -> tuple[dict[Any, Any], Any]:
+        return (self._own, key) if self.s.own_edges else (self._shared, (key, self.s.C))
+
+    def sent(self, e: Edges) -> Tensor:
+        """Return v weighted by the way from each token to the border over which it leaves its chunk."""
+        return self._weighted(f"sent {e.leftward}", self.v, e.sending)
+
+    def received(self, e: Edges) -> Tensor:
+        """Return g weighted by the way to each token from the border over which states come in."""
+        return self._weighted(f"received {e.leftward}", self.g, e.receiving)
+
+    def _weighted(self, name: str, x: Tensor, weight: Tensor | None) -> Tensor:
+        if weight is None:
+            return x
+        return _once(self._own, name, lambda: torch.mul(x, weight, out=self.tokens(name, x.shape[-1])))
+
+    def states(self, e: Edges, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the states Σ k vᵀ that reach each chunk, and the one that leaves the segment.
+
+        ``carry`` ``(B, H, D, E)`` is the one that enters it.
         """
+        return self._carried(f"states {e.leftward}", e, e.leftward, product_of=(self.k, self.sent(e)), carry=carry)
+
+    def gradients(self, e: Edges, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients Σ q gᵀ of the states that leave each chunk; they run the other way."""
+        name = f"gradients {e.leftward}"
+        return self._carried(name, e, not e.leftward, product_of=(self.q, self.received(e)), carry=carry)
+
+    def _carried(
+        self, name: str, e: Edges, leftward: bool, *, product_of: tuple[Tensor, Tensor], carry: Tensor
+    ) -> tuple[Tensor, Tensor]:
         borders = self.buffer(name, self.lead[0] + 1, *carry.shape)
         first, last = (-1, 0) if leftward else (0, -1)
         reached, added = (borders[1:], borders[:-1]) if leftward else (borders[:-1], borders[1:])
         borders[first] = carry
-        product(e.sent(x, self.tokens("weighted", x.shape[-1]), leftward=leftward).mT, y, added)
+        product(product_of[0].mT, product_of[1], added)
         e.carry(borders, leftward=leftward)
         return reached, borders[last]
 
-    def within(self, a: Edges, z: Edges | None) -> Tensor:
-        """Return M inside the chunks, ``(n, B, H, C, C)`` or one that broadcasts to it; z is None when causal."""
-        M = a.within(self.q)
-        # The diagonal is 1 in both directions and counts once: it is taken from the first.
-        return M if z is None else M + z.within(self.q).tril(-1).mT
+
+Made = TypeVar("Made", Tensor, Edges)
+
+
+def _once(made: dict[Any, Any], key: Any, make: Callable[[], Made]) -> Made:
+    """Return what was made under that key, or make it."""
+    found: Made = made[key] if key in made else made.setdefault(key, make())
+    return found
 
 
 def saved_shape(c: Call) -> tuple[int, ...]:
@@ -131,14 +197,14 @@ def _forward(c: Call, w: Walk) -> Outputs:
             for s in reversed(block):
                 saved[1, s.index, rows] = carry
                 w.enter(s)
-                carry = w.states("states", w.s.edges(c, leftward=True), w.k, w.v, carry, leftward=True)[1].clone()
+                carry = w.states(w.edge(True), carry)[1].clone()
             carry = carry.zero_()
         if c.state is not None:
             carry = c.state[rows].to(saved.dtype)
         for s in block:
             saved[0, s.index, rows] = carry
             w.enter(s)
-            o, carry = _segment_output(w, carry, None if c.causal else saved[1, s.index, rows])
+            o, carry = _segment_output(w, saved[:, s.index, rows])
             if c.normalize:
                 s.store(o[..., E:], total.mT[..., None])
                 o[..., :E] /= s.fill(o[..., E:] + c.eps, 1)
@@ -148,18 +214,29 @@ def _forward(c: Call, w: Walk) -> Outputs:
     return out, total, end, saved
 
 
-def _segment_output(w: Walk, left: Tensor, right: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sums of the segment at hand ``(n, B, H, C, E + ones)``, and the state that leaves it to the right."""
-    a, z = w.s.edges(w.call), None if right is None else w.s.edges(w.call, leftward=True)
-    P = product(w.q, w.k.mT, w.tokens("P", w.s.C)).mul_(w.within(a, z))
+def _segment_output(w: Walk, carries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of the segment at hand ``(n, B, H, C, E)``, and the state that leaves it to the right.
+
+    ``carries`` are the states that enter it, one a direction.
+    """
+    P = product(w.q, w.k.mT, w.tokens("P", w.s.C)).mul_(w.within())
     o = product(P, w.v, w.tokens("o", w.v.shape[-1]))
-    x = w.tokens("weighted", w.q.shape[-1])
-    states, end = w.states("states", a, w.k, w.v, left, leftward=False)
-    accumulate(a.received(w.q, x, leftward=False), states, o)
-    if z is not None and right is not None:
-        states, _ = w.states("states back", z, w.k, w.v, right, leftward=True)
-        accumulate(z.received(w.q, x, leftward=True), states, o)
-    return o, end
+    ends = []
+    for e, carry in zip(w.edges(), carries, strict=True):
+        states, end = w.states(e, carry)
+        _add(w, o, w.q, states, e.receiving)
+        ends.append(end)
+    return o, ends[0]
+
+
+def _add(w: Walk, to: Tensor, x: Tensor, states: Tensor, weight: Tensor | None) -> Tensor | None:
+    """Add x @ states ``(n, B, H, C, E)``, weighted; return the product if there is a weight."""
+    if weight is None:
+        accumulate(x, states, to)
+        return None
+    through = product(x, states, w.tokens("through", to.shape[-1]))
+    to.addcmul_(through, weight)
+    return through
 
 
 def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) -> Gradients:
@@ -175,14 +252,14 @@ def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) ->
             for s in block:
                 lefts.append(carry)
                 w.enter(s)
-                carry = w.states("gradients", w.s.edges(c, leftward=True), w.q, w.do, carry, leftward=False)[1].clone()
+                carry = w.gradients(w.edge(True), carry)[1].clone()
             carry = torch.zeros_like(carry)
         if d_end is not None:
             carry = d_end[rows].to(saved.dtype)
         for s in reversed(block):
             w.enter(s)
-            right = None if c.causal else (saved[1, s.index, rows], lefts[s.index])
-            carry = _segment_gradient(w, (saved[0, s.index, rows], carry), right, decays if decay_grad else None)
+            ends = [carry, *lefts[s.index : s.index + 1]]
+            carry = _segment_gradient(w, saved[:, s.index, rows], ends, decays if decay_grad else None)
             s.store(w.tokens("dq", c.q.shape[-1]), dq)
             s.store(w.tokens("dk", c.q.shape[-1]), dk)
             s.store(w.tokens("dv", E + c.ones)[..., :E], dv)
@@ -191,65 +268,51 @@ def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) ->
     return dq, dk, dv, decays[0], decays[1], d_state
 
 
-Carries = tuple[Tensor, Tensor]
-
-
-def _segment_gradient(w: Walk, left: Carries, right: Carries | None, decays: list[Tensor] | None) -> Tensor:
+def _segment_gradient(w: Walk, carries: Tensor, ends: list[Tensor], decays: list[Tensor] | None) -> Tensor:
     """Write the gradients of the segment at hand to the buffers dq, dk, dv; return that of the state from the left.
 
-    ``left`` and ``right`` are the state that enters from that side, and the gradient of the one that leaves on the
-    other. Gradients of the log decays go to ``decays``, where somebody asks for them.
+    ``carries`` are the states that enter it, and ``ends`` the gradients of those that leave it, one a direction.
+    Gradients of the log decays go to ``decays``, where somebody asks for them.
     """
     C, D, E = w.s.C, w.q.shape[-1], w.v.shape[-1]
-    a, z = w.s.edges(w.call), None if right is None else w.s.edges(w.call, leftward=True)
-    M = w.within(a, z)
-    P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(M)
-    G = product(w.do, w.v.mT, w.tokens("G", C))
+    P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(w.within())
+    G = product(w.g, w.v.mT, w.tokens("G", C))
     flow = None if decays is None else torch.mul(P, G, out=w.tokens("flow", C))
-    G.mul_(M)
-    product(G, w.k, w.tokens("dq", D))
-    product(G.mT, w.q, w.tokens("dk", D))
-    product(P.mT, w.do, w.tokens("dv", E))
-    d_first = _gradient_through_states(w, a, left, flow, decays)
-    if z is not None and right is not None:
-        _gradient_through_states(w, z, right, flow, decays)
-    return d_first
+    G.mul_(w.within())
+    dq = product(G, w.k, w.tokens("dq", D))
+    dk = product(G.mT, w.q, w.tokens("dk", D))
+    dv = product(P.mT, w.g, w.tokens("dv", E))
+    firsts = []
+    for e, carry, end in zip(w.edges(), carries, ends, strict=True):
+        (states, _), (gradients, first) = w.states(e, carry), w.gradients(e, end)
+        firsts.append(first)
+        accumulate(w.received(e), states.mT, dq)
+        accumulate(w.sent(e), gradients.mT, dk)
+        leaving = _add(w, dv, w.k, gradients, e.sending)
+        if flow is not None and decays is not None and leaving is not None:
+            _add_decay_gradient(w, e, decays[e.leftward], flow, leaving, states, gradients)
+    return firsts[0]
 
 
-def _gradient_through_states(
-    w: Walk, e: Edges, carries: Carries, flow: Tensor | None, decays: list[Tensor] | None
-) -> Tensor:
-    """Add what reaches the gradients through the states of one direction; return that of the state that enters.
+def _add_decay_gradient(
+    w: Walk, e: Edges, to: Tensor, flow: Tensor, leaving: Tensor, states: Tensor, gradients: Tensor
+) -> None:
+    """Add the gradient of one direction's log decays.
 
-    ``flow`` ``(n, B, H, C, C)`` is what flows from token j to token i inside the chunks.
+    ``flow`` ``(n, B, H, C, C)`` is what flows from token j to token i inside the chunks, ``leaving``
+    ``(n, B, H, C, E)`` what each key meets outside its own.
     """
-    D, E = w.q.shape[-1], w.v.shape[-1]
-    there, back = e.leftward, not e.leftward  # gradients run against the states
-    name = "leftward" if there else "rightward"
-    states, _ = w.states(f"states {name}", e, w.k, w.v, carries[0], leftward=there)
-    gradients, d_first = w.states(f"gradients {name}", e, w.q, w.do, carries[1], leftward=back)
-    accumulate(e.received(w.k, w.tokens("weighted", D), leftward=back), gradients, w.tokens("dv", E))
-    dq, dk = w.tokens("dq", D), w.tokens("dk", D)
-    if flow is None and e.enter is None:
-        accumulate(w.do, states.mT, dq)
-        accumulate(w.v, gradients.mT, dk)
-        return d_first
-    own_dq = product(w.do, states.mT, w.tokens("own dq", D))
-    own_dk = product(w.v, gradients.mT, w.tokens("own dk", D))
-    dq += e.received(own_dq, own_dq, leftward=there)
-    dk += e.received(own_dk, own_dk, leftward=back)
-    if flow is not None and decays is not None:
-        through = e.across((states * gradients).sum((-1, -2)))
-        exchanged = (w.q * own_dq).sum(-1), (w.k * own_dk).sum(-1)
-        inside = crossing((flow.mT if there else flow).tril(-1))
-        gradient = edge_gradient(inside, *(exchanged[::-1] if there else exchanged), through)
-        if w.s.absent is not None:
-            gradient = gradient.masked_fill(w.s.absent, 0)
-        if decays[there].ndim == 1:
-            decays[there] += gradient.sum((0, 1, 3))
-        else:
-            w.s.store(gradient[..., None], decays[there][..., None])
-    return d_first
+    sent = (w.sent(e) * leaving).sum(-1)
+    received = (w.received(e) * product(w.q, states, w.tokens("through", states.shape[-1]))).sum(-1)
+    exchanged = (sent, received) if e.leftward else (received, sent)
+    inside = crossing((flow.mT if e.leftward else flow).tril(-1))
+    gradient = edge_gradient(inside, *exchanged, e.across((states * gradients).sum((-1, -2))))
+    if w.s.absent is not None:
+        gradient = gradient.masked_fill(w.s.absent, 0)
+    if to.ndim == 1:
+        to += gradient.sum((0, 1, 3))
+    else:
+        w.s.store(gradient[..., None], to[..., None])
 
 
 linear_attention_chunked = define("linear_attention_chunked", forward, backward, saved_shape)

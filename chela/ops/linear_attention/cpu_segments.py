@@ -46,18 +46,20 @@ class Edges:
     leftward: bool  # whether what crosses these edges travels from right to left
     # (n, B, H, C) float64: Σ of log decays from the chunk's first edge to token i's own edge.
     sums: Tensor | None = None
-    # (n, B, H, C, 1): exp(sums_i), from the chunk's left border to i; exp(sums_last − sums_i), from i to the last one.
+    # exp(sums_i), from the chunk's left border to i, and exp(sums_last − sums_i), from i to the last one:
+    # (n, B, H, C, 1), or as wide as values, so that a product by element is one long loop.
     enter: Tensor | None = None
     leave: Tensor | None = None
 
-    def sent(self, x: Tensor, out: Tensor, *, leftward: bool) -> Tensor:
-        """Return x ``(n, B, H, C, ·)`` weighted by the way from each token to the border where it leaves the chunk."""
-        weight = self.enter if leftward else self.leave
-        return x if weight is None else torch.mul(x, weight, out=out)
+    @property
+    def sending(self) -> Tensor | None:
+        """The way from each token to the border over which it leaves its chunk."""
+        return self.enter if self.leftward else self.leave
 
-    def received(self, x: Tensor, out: Tensor, *, leftward: bool) -> Tensor:
-        """Return x weighted by the way to each token from the border where states come in."""
-        return self.sent(x, out, leftward=not leftward)
+    @property
+    def receiving(self) -> Tensor | None:
+        """The way to each token from the border over which states come in."""
+        return self.leave if self.leftward else self.enter
 
     def across(self, x: Tensor) -> Tensor:
         """Return x ``(n, B, H)`` weighted by the decay over each whole chunk."""
@@ -89,7 +91,7 @@ class Edges:
             for source, target in steps:
                 rows[target].add_(rows[source])
             return
-        over = self.enter[..., -1, :, None].expand(len(rows) - 1, -1, -1, -1, -1).unbind()
+        over = self.enter[..., -1, :1, None].expand(len(rows) - 1, -1, -1, -1, -1).unbind()
         for source, target in steps:
             rows[target].addcmul_(rows[source], over[min(source, target)])
 
@@ -104,6 +106,7 @@ class Segment:
     n: int
     C: int
     absent: Tensor | None  # (n, B, 1, C) bool, True where masked or beyond the end; None when all tokens are real
+    own_edges: bool  # whether its decays are its own, not those of every other segment
     gone: Tensor  # the same as indices of the rows of an (n, B, H, C, ·); empty when all are real
 
     def load(self, x: Tensor, into: Tensor) -> Tensor:
@@ -143,13 +146,15 @@ class Segment:
             B, H = self.rows.stop - self.rows.start, log_decay.shape[-1]
             steps = torch.empty(self.n, B, H, self.C, 1, dtype=torch.float64, device=device)
             sums = self.load(log_decay[..., None], steps)[..., 0].cumsum(-1)
-        elif self.absent is None:
+        elif self.own_edges and self.absent is not None:
+            sums = (~self.absent).double().cumsum(-1) * log_decay.double()[:, None]
+        else:
             steps = torch.arange(1, self.C + 1, dtype=torch.float64, device=device)
             sums = (log_decay.double()[:, None] * steps)[None, None]
-        else:
-            sums = (~self.absent).double().cumsum(-1) * log_decay.double()[:, None]
-        enter, leave = sums.exp().to(dtype), (sums[..., -1:] - sums).exp().to(dtype)
-        return Edges(leftward, sums, enter[..., None], leave[..., None])
+        enter, leave = (x.exp().to(dtype)[..., None] for x in (sums, sums[..., -1:] - sums))
+        if not self.own_edges:
+            enter, leave = (x.repeat_interleave(c.v.shape[-1] + c.ones, dim=-1) for x in (enter, leave))
+        return Edges(leftward, sums, enter, leave)
 
 
 def segments(c: Call) -> list[list[Segment]]:
@@ -161,7 +166,7 @@ def segments(c: Call) -> list[list[Segment]]:
 
 def _along(c: Call, rows: slice) -> Iterator[Segment]:
     L, H, chunk = c.q.shape[1], c.q.shape[2], tokens_per_chunk(c)
-    length = tokens_per_segment(c)
+    length, own = tokens_per_segment(c), _own_edges(c)
     for index, start in enumerate(range(0, L, length)):
         tokens = slice(start, min(start + length, L))
         T = tokens.stop - tokens.start
@@ -173,7 +178,18 @@ def _along(c: Call, rows: slice) -> Iterator[Segment]:
             real[:, :T] = True if c.mask is None else c.mask[rows, tokens]
             absent = ~real.view(-1, chunks, C).transpose(0, 1)[:, :, None]
             gone = rows_where(absent.expand(-1, -1, H, -1))
-        yield Segment(index, rows, tokens, chunks, C, absent, gone)
+        pauses = own or (c.causal and c.log_decay is not None and absent is not None)
+        yield Segment(index, rows, tokens, chunks, C, absent, pauses, gone)
+
+
+def _own_edges(c: Call) -> bool:
+    """Return whether decays differ from segment to segment: they are the tokens', or absent ones lie in between.
+
+    Absent tokens at the end may decay like others where nobody asks what comes after them.
+    """
+    if c.log_decay is None:
+        return False
+    return c.log_decay.ndim == 3 or (c.mask is not None and not bool((c.mask[:, 1:] <= c.mask[:, :-1]).all()))
 
 
 def crossing(flow: Tensor) -> Tensor:

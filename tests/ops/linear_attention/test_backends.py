@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios
+from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios, run
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -26,15 +26,27 @@ def test_short_sequences_in_chunks_agree_with_the_definition(case: Case) -> None
     check(case, "chunked", chunk_size=16)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decay", ["head", "token"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_padding_at_the_end_agrees_with_the_definition(causal: bool, decay: str, normalize: bool) -> None:
+    case = Case(61, 8, 6, causal, decay, True, normalize, torch.float64)
+    drawn = draw(case)
+    drawn["mask"] = torch.arange(61) < torch.tensor([[23], [50]])
+    expected = run(case, drawn, "reference")
+    for name, x in run(case, drawn, "chunked", chunk_size=16).items():
+        torch.testing.assert_close(x, expected[name], msg=name)
+
+
 @pytest.mark.parametrize("case", cases(DTYPES)[::5], ids=str)
 def test_reference_keeps_its_dtype_and_gradients(case: Case) -> None:
     check(case, "reference")
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chela.ops.linear_attention.cpu_segments import Edges
+    from chela.ops.linear_attention.cpu import Walk
 
-    sent = Edges.sent
-    monkeypatch.setattr(Edges, "sent", lambda self, x, out, *, leftward: sent(self, x, out, leftward=leftward) * 1.001)
+    sent = Walk.sent
+    monkeypatch.setattr(Walk, "sent", lambda self, edges: sent(self, edges) * 1.001)
     with pytest.raises(AssertionError, match="'d_k'"):
         check(Case(500, 16, 16, True, "head", False, False), "chunked")
