@@ -14,6 +14,11 @@ from chela.layers.remade import with_remade
 from experiments.bench.timing import peak_memory
 
 
+@pytest.fixture(autouse=True)
+def _whatever_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chela.layers.remade.SMALL_ELEMENTS", 0)
+
+
 def gated(x: Tensor, gate: Tensor) -> Tensor:
     return x * F.silu(gate)
 
@@ -30,6 +35,17 @@ def test_results_and_gradients_are_those_of_the_plain_call() -> None:
     assert torch.equal(plain, made_again)
     pairs = zip(*(torch.autograd.grad(y.square().sum(), wanted) for y in (plain, made_again)), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_once_more_each_and_never_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, gate, linear = leaves()
+    calls = []
+    for small, expected in ((0, 2), (x.numel() + gate.numel() + 1, 1)):
+        monkeypatch.setattr("chela.layers.remade.SMALL_ELEMENTS", small)
+        y = with_remade(linear, (lambda *inputs: calls.append(1) or gated(*inputs), x, gate))
+        y.sum().backward()
+        assert len(calls) == expected
+        calls.clear()
 
 
 def test_gradients_twice_over_one_graph() -> None:
