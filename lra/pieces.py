@@ -24,7 +24,7 @@ from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text
 
 IDS = 2048  # of hashed words, padding 0 included
-_WORD = re.compile(rb"[a-z0-9']+")
+WORD = re.compile(rb"[a-z0-9']+")
 BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind it: further words are cut off
 _READ_AT_ONCE = 1000
 _WHOLE = 1_000_000  # bytes, more than any review has
@@ -45,7 +45,7 @@ def hashed(text: bytes) -> np.ndarray:
     >>> len(hashed(b"It's good -- it's GOOD")), len(set(hashed(b"It's good -- it's GOOD").tolist()))
     (4, 2)
     """
-    return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in _WORD.findall(text.lower()) or [b""]], np.uint16)
+    return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in WORD.findall(text.lower()) or [b""]], np.uint16)
 
 
 class Drawn(Records):
@@ -176,7 +176,7 @@ def cosine_accuracy(train: Pairs, test: Pairs, most: int = 5_000) -> float:
     Document frequencies and threshold come from at most ``most`` training pairs.
     """
     bags = {
-        split: [[Counter(_WORD.findall(text.lower())) for text in pairs.texts(i)] for i in range(number)]
+        split: [[Counter(WORD.findall(text.lower())) for text in pairs.texts(i)] for i in range(number)]
         for split, pairs, number in (("train", train, min(most, len(train))), ("test", test, len(test)))
     }
     documents = Counter(word for pair in bags["train"] for bag in pair for word in bag)

@@ -1,26 +1,28 @@
-"""Select: four pieces of movie reviews in a row, one marked; is its review positive? Not a task of LRA's.
+"""Select: four movie reviews told by turns; at each turn, does its teller say a certain word anywhere? Not of LRA's.
 
-Each piece is the end of a review of IMDb, 100 to 300 bytes of it, and has one symbol in front: the marker, or the same
-other one for the three that are not asked for. Their lengths vary, so that no fixed distance from the marker tells
-what belongs to it. A training record is drawn from (seed, step), one to validate or test on from its number
-(``lra.pieces``).
+Each piece is the end of a review of IMDb, 40 to 120 bytes of it. It is cut into five turns, the turns of all four are
+mixed, and each has the name of its piece in front, one of 256 symbols. There is asked whether the piece has the word
+"the", as nearly half of them do. It may be in any turn of that name, and in those of others too. Names, order and
+lengths are drawn anew, so neither a fixed distance nor a symbol tells which turns count: names must be compared. A
+training record is drawn from (seed, step), one to validate or test on from its number (``lra.pieces``).
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lra.builder import Progress
 from lra.errors import DataError
 from lra.options import option
-from lra.pieces import BYTES_OF_A_WORD, IDS, Drawn, below, hashed, reviews_of
+from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, reviews_of
 from lra.schema import DataConfig
-from lra.tasks.base import SPLITS, Encoded, Label, Task
+from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
 from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text
 
@@ -29,19 +31,24 @@ BYTES = 257  # ids of bytes, padding 0 included
 
 @dataclass
 class Select(Task):
-    """Two classes, negative 0 and positive 1; ids byte + 1 or of words, then the marker and the other symbol."""
+    """Two classes, without the word 0 and with it 1; ids byte + 1 or of words, then those of names."""
 
     pieces: int = option(4, "pieces in a row", ge=1, le=1000)
-    shortest: int = option(100, "bytes of the shortest piece", ge=1, le=100_000)
-    longest: int = option(300, "bytes of the longest piece", ge=1, le=100_000)
+    shortest: int = option(40, "bytes of the shortest piece", ge=1, le=100_000)
+    longest: int = option(120, "bytes of the longest piece", ge=1, le=100_000)
+    turns: int = option(5, "parts of a piece, between those of others", ge=1, le=1000)
+    names: int = option(256, "names that a piece may have", ge=2, le=10_000)
+    word: str = option("the", "the word that is asked for, in small letters")
     words: bool = option(False, "words hashed to 2,048 ids, in place of bytes")
     train: int = option(20_000, "records that count as an epoch; each step draws new ones", ge=1)
     validation: int = option(1_000, "records to validate on", ge=1)
     test: int = option(5_000, "records to test on", ge=1)
 
     title = "Select"
+    version = "2.0.0"  # of version 1 a convolution alone could tell the piece, by a marker in front
+    objective = "tokens"
     num_classes = 2
-    note = "not a task of LRA's: which of four pieces of IMDb reviews is marked, and is it positive?"
+    note = "not a task of LRA's: pieces of four IMDb reviews by turns, each with a name; does it have a certain word?"
     input_help = "token ids with spaces between"
 
     def __post_init__(self) -> None:
@@ -49,9 +56,11 @@ class Select(Task):
         self._reviews: Text | None = None
         if self.longest < self.shortest:
             raise ValueError(f"task.longest: expected shortest={self.shortest} or more, got {self.longest}")
-        self.marker = IDS if self.words else BYTES
-        self.vocab_size = self.marker + 2
-        self.l_max = self.pieces * (1 + self.longest // (BYTES_OF_A_WORD if self.words else 1))
+        if self.names < self.pieces:
+            raise ValueError(f"task.names: expected pieces={self.pieces} or more, got {self.names}")
+        self.first_name = IDS if self.words else BYTES
+        self.vocab_size = self.first_name + self.names
+        self.l_max = self.pieces * (self.turns + self.longest // (BYTES_OF_A_WORD if self.words else 1))
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Get IMDb ready."""
@@ -66,13 +75,42 @@ class Select(Task):
             raise DataError("select: call prepare() before asking for records")
         return Selections(self, self._reviews.dataset(split), split)
 
+    def baseline(self) -> str:
+        """Return what the best answer scores that looks at no name: to the turn at hand, and how many have the word."""
+        if not self.words:
+            return ""
+        votes = Counter[tuple[bool, int]]()
+        for case, label in self._turns("train"):
+            votes[case] += 2 * label - 1
+        hits = [(votes[case] > 0) == label for case, label in self._turns("test")]
+        return f"{np.mean(hits):.2%} by whether the turn at hand has the word, and how many turns have it"
+
+    def _turns(self, split: str) -> Iterator[tuple[tuple[bool, int], int]]:
+        """Yield of each turn whether it has the word, how many turns of its record have, and the target."""
+        (word,), records = hashed(self.word.encode()), self.dataset(split)
+        for ids, targets in records.read(range(min(5_000, len(records)))):
+            places = np.flatnonzero(np.asarray(targets) != IGNORED)
+            has = np.add.reduceat(np.asarray(ids) == word, places) > 0
+            for own, target in zip(has.tolist(), np.asarray(targets)[places].tolist(), strict=True):
+                yield (own, int(has.sum())), target
+
     def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return the pieces, the marked one bold."""
+        """Return the pieces, each with its name, and whether it has the word."""
         body = ""
-        for i, text in enumerate(record["texts"]):
+        for name, text in zip(record["names"], record["texts"], strict=True):
             words = html.escape(text.decode("utf-8", "replace"))
-            body += f'<p class="text">{f"<b>{words}</b>" if i == record["marked"] else words}</p>'
-        return body, f"the marked piece is of a {('negative', 'positive')[int(label)]} review"
+            has = self.word.encode() in WORD.findall(text.lower())
+            body += f'<p class="text"><b>{name}</b>, {"with" if has else "without"} “{self.word}”: {words}</p>'
+        return body, f"by turns: {' '.join(str(record['names'][piece]) for piece in record['order'])}"
+
+
+class Plan(NamedTuple):
+    """What N records are made of; P pieces, T turns of each."""
+
+    reviews: np.ndarray  # (N, P)
+    sizes: np.ndarray  # bytes of each, (N, P)
+    names: np.ndarray  # (N, P)
+    order: np.ndarray  # whose turn it is, (N, P·T)
 
 
 class Selections(Drawn):
@@ -82,39 +120,67 @@ class Selections(Drawn):
         super().__init__(reviews, task.longest, getattr(task, split), f"select {split}")
         self._task = task
 
-    def _plan(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return which reviews (N, P), how many bytes of each (N, P), and which is marked (N,)."""
+    def _plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
         task = self._task
-        words = self.draws(numbers, 2 * task.pieces + 1)
-        reviews, lengths = words[:, : task.pieces], words[:, task.pieces : -1]
-        sizes = task.shortest + below(lengths, task.longest - task.shortest + 1)
-        return below(reviews, len(self._usable)), sizes, below(words[:, -1], task.pieces)
+        words = self.draws(numbers, (3 + task.turns) * task.pieces)
+        reviews, lengths, names, *turns = np.split(words, 3 + task.turns, axis=1)
+        return Plan(
+            below(reviews, len(self._usable)),
+            task.shortest + below(lengths, task.longest - task.shortest + 1),
+            _apart(names, task.names),
+            np.argsort(np.concatenate(turns, axis=1), axis=1) % task.pieces,
+        )
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records."""
         return [self._encoded(self.stored(int(i))) for i in indices]
 
-    def _encoded(self, record: dict[str, Any]) -> tuple[np.ndarray, int]:
-        parts: list[Any] = []
-        for place, text in enumerate(record["texts"]):
-            parts.append([self._task.marker + (place != record["marked"])])
-            if self._task.words:
-                parts.append(hashed(text)[: len(text) // BYTES_OF_A_WORD])
-            else:
-                parts.append(np.frombuffer(text, np.uint8).astype(np.uint16) + 1)
-        return np.concatenate(parts).astype(np.uint16), record["label"]
+    def _encoded(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        task = self._task
+        pieces = [self._ids(text) for text in record["texts"]]
+        names = [task.first_name + name for name in record["names"]]
+        left = [iter(np.array_split(ids, task.turns)) for ids in pieces]
+        turns = [np.concatenate([[names[piece]], next(left[piece])]) for piece in record["order"]]
+        ids = np.concatenate(turns).astype(np.uint16)
+        has = [self._has_word(text, of) for text, of in zip(record["texts"], pieces, strict=True)]
+        targets = np.full(len(ids), IGNORED)
+        targets[np.cumsum([0, *map(len, turns[:-1])])] = [has[piece] for piece in record["order"]]
+        return ids, targets
+
+    def _ids(self, text: bytes) -> np.ndarray:
+        if self._task.words:
+            return hashed(text)[: len(text) // BYTES_OF_A_WORD]
+        return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
+
+    def _has_word(self, text: bytes, ids: np.ndarray) -> bool:
+        word = self._task.word.encode()
+        return bool((ids == hashed(word)).any()) if self._task.words else word in WORD.findall(text.lower())
 
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return the length of each record, of words what it is at most; int64 ``(N,)``."""
-        _, sizes, _ = self._plan(numbers)
-        return (sizes // (BYTES_OF_A_WORD if self._task.words else 1)).sum(1) + self._task.pieces
+        task = self._task
+        sizes = self._plan(numbers).sizes // (BYTES_OF_A_WORD if task.words else 1)
+        return np.asarray(sizes.sum(1) + task.pieces * task.turns)
 
     def stored(self, i: int) -> dict[str, Any]:
-        """Return the pieces as bytes, which is marked, and the label."""
-        ((reviews,), (sizes,), (marked,)) = self._plan([i])
-        pairs = zip(reviews.tolist(), sizes.tolist(), strict=True)
-        texts = [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs]
-        return {"texts": texts, "marked": int(marked), "label": int(self._classes[reviews[marked]])}
+        """Return the pieces as bytes, their names, and whose turn it is."""
+        plan = self._plan([i])
+        pairs = zip(plan.reviews[0].tolist(), plan.sizes[0].tolist(), strict=True)
+        return {
+            "texts": [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs],
+            "names": plan.names[0].tolist(),
+            "order": plan.order[0].tolist(),
+        }
+
+
+def _apart(words: np.ndarray, bound: int) -> np.ndarray:
+    """Turn 32-bit words (N, P) into integers in [0, bound) of which no two in a row are equal."""
+    P = words.shape[1]
+    drawn = below(words, bound - np.arange(P))
+    for i in range(1, P):  # the i-th of those that are left
+        for earlier in np.sort(drawn[:, :i], axis=1).T:
+            drawn[:, i] += drawn[:, i] >= earlier
+    return drawn
 
 
 TASK = Select

@@ -1,6 +1,7 @@
 """Pieces of reviews: pairs of one or of two, and rows of which one is asked for."""
 
 import pickle
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -94,24 +95,35 @@ def test_validation_and_test_are_drawn_apart() -> None:
     assert [one.texts(i) for i in range(9)] != [other.texts(i) for i in range(9)]
 
 
-SMALL = Select(shortest=10, longest=30, train=50, validation=20, test=400)
+SMALL = Select(shortest=10, longest=30, names=5, turns=3, word="bipw", train=50, validation=20, test=400)
 
 
-def test_a_selection_is_ends_of_reviews_with_one_marked() -> None:
+def test_a_selection_is_ends_of_reviews_by_turns() -> None:
     reviews = Reviews()
     records = Selections(SMALL, reviews, "test")  # type: ignore[arg-type]
     ends = [(ids - 1).astype(np.uint8).tobytes() for ids, _ in reviews.read(range(12))]
-    places, sizes = Counter[int](), []
-    for i, (ids, label) in enumerate(records.read(range(400))):
-        SMALL.check(ids, label)
+    first, names, found, sizes = Counter[int](), Counter[int](), Counter[bool](), []
+    for i, (ids, targets) in enumerate(records.read(range(400))):
+        SMALL.check(ids, targets)
+        stored = records.stored(i)
+        own = [257 + name for name in stored["names"]]
         starts = np.flatnonzero(ids >= 257)
-        assert len(starts) == 4 and starts[0] == 0 and Counter(ids[starts].tolist()) == {257: 1, 258: 3}
-        pieces = [(part[1:] - 1).astype(np.uint8).tobytes() for part in np.split(ids, starts[1:])]
-        assert pieces == records.stored(i)["texts"] and len(ids) == records.lengths()[i]
-        sizes += [len(piece) for piece in pieces]
-        places[marked := int(np.flatnonzero(ids[starts] == 257)[0])] += 1
-        assert label in {n % 2 for n, end in enumerate(ends) if end.endswith(pieces[marked])}
-    assert min(sizes) == 10 and max(sizes) == 30 and len(places) == 4 and min(places.values()) > 70
+        assert len(ids) == records.lengths()[i] and len(set(own)) == 4
+        assert starts[0] == 0 and len(starts) == 12 and np.array_equal(np.flatnonzero(targets != -100), starts)
+        told = dict.fromkeys(own, b"")
+        for part in np.split(ids, starts[1:]):
+            told[int(part[0])] += (part[1:] - 1).astype(np.uint8).tobytes()
+        assert list(told.values()) == stored["texts"]
+        for name, target in zip(ids[starts].tolist(), targets[starts].tolist(), strict=True):
+            assert any(end.endswith(told[name]) for end in ends)
+            assert target == bool(re.search(rb"(?<![a-z0-9'])bipw(?![a-z0-9'])", told[name].lower()))
+            found[target] += 1
+        sizes += [len(piece) for piece in told.values()]
+        first[own.index(ids[0])] += 1
+        names.update(own)
+    assert min(sizes) == 10 and max(sizes) == 30
+    assert len(first) == 4 and min(first.values()) > 70 and len(found) == 2 and min(found.values()) > 100
+    assert set(names) == set(range(257, 262)) and min(names.values()) > 270  # of 320 in the mean
 
 
 def test_words_are_ids_of_their_own() -> None:
@@ -120,13 +132,23 @@ def test_words_are_ids_of_their_own() -> None:
     assert len(hashed(b"... --- ...")) == 1  # a piece may hold no word, a sequence must not be empty
     task = Select(shortest=10, longest=30, words=True)
     record = Selections(task, Reviews(), "test").read([0])[0][0]  # type: ignore[arg-type]
-    assert task.vocab_size == 2050 and sorted(record[record >= 2048].tolist()) == [2048, 2049, 2049, 2049]
+    assert task.vocab_size == 2048 + 256 and (record >= 2048).sum() == 5 * 4
+
+
+def test_what_is_to_beat_in_select_knows_the_turn_at_hand_and_a_number() -> None:
+    task = Select(shortest=10, longest=30, names=5, turns=3, word="bipw", words=True, train=300, test=300)
+    task.dataset = lambda split: Selections(task, Reviews(), split)  # type: ignore[method-assign,arg-type]
+    share = float(task.baseline().split("%")[0]) / 100
+    targets = [target for _, target in task._turns("test")]
+    assert max(np.mean(targets), 1 - np.mean(targets)) + 0.01 < share < 0.99
+    assert Select().baseline() == ""
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
     [
         (lambda: Select(shortest=5, longest=4), r"task\.longest: expected shortest=5 or more, got 4"),
+        (lambda: Select(names=3), r"task\.names: expected pieces=4 or more, got 3"),
         (lambda: Select(pieces=0), r"task\.pieces: expected at least 1, got 0"),
         (lambda: Select().dataset("train"), r"call prepare\(\) before"),
         (lambda: Select().dataset("trian"), "expected one of train, validation, test"),
@@ -174,7 +196,7 @@ def test_real_reviews(real_text: DataConfig) -> None:
         Select(), DataConfig(dir=real_text.dir, root=real_text.root), batch_size=4, seed=0, max_steps=2
     )
     for batch in selection.train_dataloader():
-        assert batch["inputs"].shape[0] == 4 and 404 <= batch["inputs"].shape[1] <= 1204 == selection.task.l_max
+        assert batch["inputs"].shape[0] == 4 and 180 <= batch["inputs"].shape[1] <= 500 == selection.task.l_max
     assert "not a task of LRA's" in selection.task.note
 
 
@@ -184,7 +206,7 @@ def test_a_page_shows_them(real_text: DataConfig) -> None:
     task = Select()
     task.prepare(DataConfig(dir=real_text.dir, root=real_text.root))
     shown = page(task, task.dataset("test"), "test", 2)
-    assert shown.count("<b>") == 2 and shown.count("the marked piece is of a") == 2
+    assert shown.count("</b>, with") == 8 and shown.count("by turns: ") == 2
     pairs = Retrieval(max_length=256)
     pairs.prepare(DataConfig(dir=real_text.dir, root=real_text.root, source="imdb"))
     assert page(pairs, pairs.dataset("test"), "test", 2).count("<article>") == 2
