@@ -1,4 +1,4 @@
-"""The host side of the Triton backend: which tiles (by a table, no tuning at run time), which kernels in which order.
+"""The host side of the Triton backend: which kernels run in which order, cut as ``tiles.py`` says.
 
 Triton is imported when the backend is first used, never before.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from chela.ops.backend import Problem, interpreted, why_no_triton
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.linear_attention.reference import lowest_log_decay
+from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded
 
 MAX_WIDTH = 256
 
@@ -34,59 +35,6 @@ def why_not(problem: Problem) -> str | None:
     if max(problem.widths, default=0) > MAX_WIDTH:
         return f"the kernels take widths up to {MAX_WIDTH}, got {max(problem.widths)}"
     return None
-
-
-def padded(width: int) -> int:
-    """Return the power of two, at least 16, that a tile of this width is padded to."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-class Launch(NamedTuple):
-    """How the kernels are cut."""
-
-    BT: int  # tokens per tile
-    BK: int  # columns of a product's width at a time
-    BC: int  # columns of the output per program
-    BS: int  # rows and columns of a state per program
-    NB: int  # tiles per chunk: more of them write fewer states and multiply more inside chunks
-    warps: int  # per program
-    stages: int  # of the software pipeline
-
-
-# (dtype, widest tile) → (KiB of shared memory the device must have, launch), best first.
-# Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
-_TABLE = {
-    (torch.bfloat16, 64): (
-        (90, Launch(64, 64, 64, 64, 4, 8, 2)),
-        (48, Launch(32, 64, 32, 32, 8, 4, 1)),
-        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
-    ),
-    (torch.bfloat16, 128): (
-        (200, Launch(64, 128, 64, 64, 4, 8, 2)),
-        (90, Launch(64, 128, 32, 64, 4, 8, 2)),
-        (48, Launch(32, 128, 32, 32, 8, 4, 1)),
-        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
-    ),
-    (torch.bfloat16, 256): (
-        (200, Launch(64, 256, 32, 64, 4, 8, 1)),
-        (90, Launch(32, 256, 32, 64, 8, 8, 1)),
-        (0, Launch(16, 64, 16, 16, 16, 4, 1)),
-    ),
-    (torch.float16, 64): ((90, Launch(64, 64, 32, 64, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float16, 128): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float16, 256): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float32, 64): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (torch.float32, 128): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (torch.float32, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-}
-# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
-INTERPRETED = Launch(64, 128, 128, 128, 2, 4, 1)
-
-
-def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
-    """Return the launches worth trying where a program may use so many bytes, best first; the last one always fits."""
-    wide = max(64, padded(max(D, E)))
-    return tuple(launch for least, launch in _TABLE[dtype, wide] if least * 1024 <= shared_memory)
 
 
 class Sums(NamedTuple):
@@ -139,13 +87,20 @@ class States(NamedTuple):
         return (self.S * other.S).sum((-1, -2)) + (self.z * other.z).sum(-1)
 
 
-class Run:
-    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient."""
+def load_kernels() -> Any:
+    """Import the kernels: late, as Triton is not always there and decides then whether it compiles or interprets."""
+    return importlib.import_module("chela.ops.linear_attention.kernels")
 
-    def __init__(self, p: Call, launch: Launch, *, flow: bool = False) -> None:
-        # Imported here: Triton decides at import whether it compiles or interprets, and is not always there.
-        self.kernels = importlib.import_module("chela.ops.linear_attention.kernels")
+
+class Run:
+    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient.
+
+    ``kernels`` may stand in for the module, to count what would be launched.
+    """
+
+    def __init__(self, p: Call, launch: Launch, kernels: Any = None, *, flow: bool = False) -> None:
         self.p, self.launch, self.flow = p, launch, flow
+        self.kernels = kernels or load_kernels()
         self.decay = p.log_decay is not None
         self.q, self.k, self.v = (x.contiguous() for x in (p.q, p.k, p.v))
         self.B, self.L, self.H, self.D = p.q.shape
@@ -254,8 +209,9 @@ class Run:
         )  # fmt: skip
 
 
-def _forward(p: Call, launch: Launch) -> Outputs:
-    run = Run(p, launch)
+def forward(p: Call, launch: Launch, kernels: Any = None) -> Outputs:
+    """Compute the output, the normaliser and the last state."""
+    run = Run(p, launch, kernels)
     out, total, end = p.new_outputs()
     left, right = _states(run)
     run.attend("out", run.q, run.k, run.v, out, left, right, total)
@@ -272,11 +228,12 @@ def _states(run: Run) -> tuple[States, States | None]:
     return left, run.states(run.k, run.v, run.back, suffix=True, with_z=p.normalize) if both else None
 
 
-def _backward(
+def backward(
     p: Call, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, _: Tensor, decay_grad: bool,
-    launch: Launch,
+    launch: Launch, kernels: Any = None,
 ) -> Gradients:  # fmt: skip
-    run = Run(p, launch, flow=decay_grad and p.log_decay is not None)
+    """Compute the gradients of q, k, v, the log decays and the first state."""
+    run = Run(p, launch, kernels, flow=decay_grad and p.log_decay is not None)
     d_out, d_left = d_out.contiguous(), None
     dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(decay_grad)
     if p.normalize:
@@ -344,7 +301,7 @@ def table(p: Call) -> tuple[Launch, ...]:
 
 linear_attention_triton = define(
     "linear_attention_triton",
-    lambda p: first_that_fits(p, functools.partial(_forward, p)),
-    lambda p, *given: first_that_fits(p, functools.partial(_backward, p, *given)),
+    lambda p: first_that_fits(p, functools.partial(forward, p)),
+    lambda p, *given: first_that_fits(p, functools.partial(backward, p, *given)),
     lambda p: (0,),
 )
