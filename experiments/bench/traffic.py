@@ -98,12 +98,10 @@ class Kernel:
         self.launches.append(Launched(self.name, grid, SimpleNamespace(**named, **constants)))
 
 
-class Between(TorchDispatchMode):
+class Between(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes that torch's own operations read and write; views and memory that is only asked for are none."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -150,40 +148,76 @@ def delta(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
     return Count(heads * g.L * (2 * g.E * g.d_out_ptr.element_size() + 12 + g.MASKED))
 
 
-def pairs(g: SimpleNamespace) -> tuple[int, int]:
-    """Return how many pairs of blocks are multiplied inside chunks, and how many tokens their second blocks have."""
-    found = [
-        min(g.BT, g.L - other * g.BT)
-        for block in range(g.blocks)
-        for other in range(
-            block // g.NB * g.NB if g.LOWER else block,
-            min(block // g.NB * g.NB + g.NB, g.blocks) if g.UPPER else block + 1,
-        )
-    ]
-    return (len(found), sum(found)) if g.INTRA else (0, 0)
+class Inside:
+    """What is added up inside chunks: each block of BT tokens hears tiles of its own chunk."""
+
+    def __init__(self, g: SimpleNamespace, tile: int) -> None:
+        self.g, self.tile, self.sides = g, tile, g.LOWER + g.UPPER
+        self.heard = [range(0)] * g.blocks  # first tokens of the tiles that each block hears
+        if g.INTRA:
+            chunks = [(block // g.NB * g.NB, min(block // g.NB * g.NB + g.NB, g.blocks)) for block in range(g.blocks)]
+            self.heard = [
+                range((first if g.LOWER else block) * g.BT, (end if g.UPPER else block + 1) * g.BT, tile)
+                for block, (first, end) in enumerate(chunks)
+            ]
+        self.tiles = sum(len(tiles) for tiles in self.heard)
+        self.tokens = sum(max(0, min(tile, g.L - start)) for tiles in self.heard for start in tiles)
+
+    def product(self, width: int, padded: int, BK: int) -> int:
+        """Return the elements that one product loads, and a block's own tokens for what states give.
+
+        Of its own tokens a block loads BK columns once, others again for each tile; all, if a state comes in parts.
+        """
+        g, first = self.g, min(BK, width)
+        own = [min(g.BT, g.L - block * g.BT) for block in range(g.blocks)]
+        again = sum(tokens * len(tiles) for tokens, tiles in zip(own, self.heard, strict=True))
+        from_states = self.sides * width * g.L * (padded > g.BR)
+        return first * g.L + (width - first) * again + width * self.tokens + from_states
+
+    def numbers(self) -> int:
+        """Return the bytes of masks and decays."""
+        decays = self.sides * (self.g.blocks * self.g.BT + self.tiles * self.tile) + self.g.UPPER * self.g.blocks
+        return self.g.MASKED * (self.g.L + self.tokens) + 8 * self.g.DECAY * decays
 
 
 def attend(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
     """Count ``attend_kernel``: its own tokens, those of its chunk and the states, for each tile of columns."""
-    heads, columns, item = grid[0] // g.blocks, grid[1], g.a_ptr.element_size()
-    count, others = pairs(g)
-    sides, gradient = g.LOWER + g.UPPER, g.KIND in ("dk", "dv")
-    own = g.L * (1 if g.BK >= g.BA else sides) + (0 if g.BK >= g.BA else others)  # a is loaded again for each product
-    loaded = item * (columns * g.WA * (own + others) + g.WC * (others + g.L * g.FLOW))
-    loaded += 4 * g.blocks * sides * g.WA * g.WC
-    loaded += g.WITH_Z * 4 * g.blocks * sides * (columns * g.WA if g.KIND == "out" else g.WC)
-    loaded += columns * (g.L + others) * g.MASKED + columns * 8 * g.DECAY * sides * g.BT * (g.blocks + count)
-    loaded += columns * 8 * g.DECAY * g.UPPER * g.blocks
-    if g.NORMALIZE and g.KIND != "out":
-        loaded += columns * (8 if g.KIND != "dv" else 4) * (others if gradient else g.L)
-    stored = item * g.L * g.WC + 4 * g.L * (g.NORMALIZE and g.KIND == "out")
-    if g.FLOW:
-        stored += columns * 4 * sides * g.blocks * (g.BT + (g.BT - 1) * (g.KIND == "dq"))
-    products = g.blocks * sides * g.BA * g.BC + count * g.BT * (g.BA + g.BC * (1 + (g.FLOW and g.KIND == "dq")))
+    heads, columns, item, dq = grid[0] // g.blocks, grid[1], g.a_ptr.element_size(), g.KIND == "dq"
+    inside = Inside(g, g.BT)
+    states = inside.sides * g.blocks
+    loaded = columns * (item * inside.product(g.WA, g.BA, g.BK) + inside.numbers() + 8 * g.L * (g.NORMALIZE and dq))
+    loaded += item * g.WC * (inside.tokens + g.L * g.FLOW)
+    loaded += 4 * states * (g.WA * g.WC + g.WITH_Z * (g.WC if dq else columns * g.WA))
+    stored = item * g.L * g.WC + 4 * g.L * (g.NORMALIZE and not dq)
+    if g.FLOW:  # a chunk's last token has no edge after it that what it gives could cross
+        last = sum(start // g.BT % g.NB == g.NB - 1 for tiles in inside.heard for start in tiles)
+        stored += columns * 4 * (states * g.BT + inside.sides * inside.tiles * g.BT - last)
+    products = states * g.BA * g.BC + inside.tiles * g.BT * (g.BA + g.BC * (1 + g.FLOW))
     return Count(heads * (loaded + stored), 0, heads * columns * 2 * g.BT * products)
 
 
-COUNTS = {"states_kernel": states, "scan_kernel": scan, "delta_kernel": delta, "attend_kernel": attend}
+def keys(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
+    """Count ``keys_kernel``: all four inputs and each state twice."""
+    heads, columns, item = grid[0] // g.blocks, grid[1], g.q_ptr.element_size()
+    inside = Inside(g, g.BU)
+    states = inside.sides * g.blocks
+    parts_D, parts_E = not g.KD == g.CD == g.BD, not g.KE == g.CE == g.BE  # then outputs need tiles of their own
+    products = inside.product(g.D, g.BD, g.KD) + inside.product(g.E, g.BE, g.KE)
+    loaded = columns * (item * products + inside.numbers() + 8 * inside.tokens * g.NORMALIZE)
+    loaded += item * (inside.tokens * (g.D * parts_D + g.E * parts_E) + inside.sides * g.L * g.D * (g.FLOW and parts_D))
+    loaded += 4 * states * g.D * (2 * g.E + g.WITH_Z)
+    stored = item * g.L * (g.D + g.E) + columns * 4 * states * g.BT * g.FLOW
+    multiplied = states * (g.BE * g.CD + g.BD * g.CE) + inside.tiles * g.BU * (g.BD + g.BE + g.CD + g.CE)
+    return Count(heads * (loaded + stored), 0, heads * columns * 2 * g.BT * multiplied)
+
+
+COUNTS = {
+    "states_kernel": states,
+    "scan_kernel": scan,
+    "delta_kernel": delta,
+    "attend_kernel": attend,
+    "keys_kernel": keys,
+}
 
 
 def count(launched: Launched) -> Count:
@@ -251,15 +285,13 @@ def theirs(o: Options) -> dict[str, Count]:
 
 def run(quick: bool, options: Options) -> list[Row]:
     """Count one problem; ``quick`` changes nothing, as nothing takes long."""
-    q = options
-    launch = launches(q.width, q.values or q.width, torch.bfloat16, SHARED)[0]
-    key = {"B": q.batch, "L": q.length, "H": q.heads, "D": q.width, "E": q.values or q.width, "causal": q.causal}
-    key |= {"decay": q.decay, "learned": q.learned, "normalize": q.normalize, "dtype": "bfloat16"}
-    key |= {"": "arithmetic, not measured"}
-    counted = ours(q, launch)
-    rows = columns(key, with_total("total", counted))
-    comparable = q.causal and not q.normalize
-    return rows + (columns(key, with_total("fla total", theirs(q)))[1:] if comparable else [])
+    D, E = options.width, options.values or options.width
+    key: dict[str, Any] = {"B": options.batch, "L": options.length, "H": options.heads, "D": D, "E": E}
+    key |= {name: getattr(options, name) for name in ("causal", "decay", "learned", "normalize")}
+    key |= {"dtype": "bfloat16", "": "arithmetic, not measured"}
+    rows = columns(key, with_total("total", ours(options, launches(D, E, torch.bfloat16, SHARED)[0])))
+    comparable = options.causal and not options.normalize
+    return rows + (columns(key, with_total("fla total", theirs(options)))[1:] if comparable else [])
 
 
 def with_total(name: str, counted: dict[str, Count]) -> dict[str, Count]:

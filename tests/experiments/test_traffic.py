@@ -16,7 +16,8 @@ from experiments.bench.traffic import Options, ours, problem, theirs
 
 pytest.importorskip("triton")
 
-TILES = Launch(16, 32, 16, 16, 2, 4, 1)
+TILES = Launch(16, 32, 16, 32, 16, 16, 2, 4, 1)
+PARTS = Launch(32, 16, 32, 16, 16, 16, 2, 4, 1)
 
 
 def test_the_sum_of_one_small_problem_by_hand() -> None:
@@ -30,14 +31,16 @@ def test_the_sum_of_one_small_problem_by_hand() -> None:
     assert counted["forward attend out"].flops == 2 * 16**3 * (4 + 2 * (1 + 2) * 2)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("causal", "tiles"), [(True, TILES), (False, PARTS)], ids=["causal", "both"])
 @pytest.mark.parametrize(
     "options",
     [{"decay": "none", "normalize": True}, {"decay": "head"}]
     + [{"decay": "token", "learned": True, "normalize": normalize} for normalize in (False, True)],
     ids=str,
 )
-def test_it_counts_what_the_interpreter_sees(options: dict, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_counts_what_the_interpreter_sees(
+    options: dict, causal: bool, tiles: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("the kernels are compiled here, not interpreted")
     from triton.runtime.interpreter import InterpreterBuilder as Builder
@@ -65,9 +68,9 @@ def test_it_counts_what_the_interpreter_sees(options: dict, causal: bool, monkey
             for name in ("log_decay", "log_decay_back")
         },
     )
-    out, total, end, _ = forward(call, TILES)
-    backward(call, out, None, out, total, end, asked.learned, TILES)
-    kernels = [count for name, count in ours(asked, TILES).items() if "torch" not in name]
+    out, total, end, _ = forward(call, tiles)
+    backward(call, out, None, out, total, end, asked.learned, tiles)
+    kernels = [count for name, count in ours(asked, tiles).items() if "torch" not in name]
     assert seen["flops"] == sum(count.flops for count in kernels)
     assert seen["moved"] == sum(count.moved for count in kernels)
     assert sum(count.least for count in kernels) < seen["moved"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from chela.ops.backend import Problem, interpreted, why_no_triton
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.linear_attention.reference import lowest_log_decay
-from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded
+from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded, precision
 
 MAX_WIDTH = 256
 
@@ -109,11 +109,9 @@ class Run:
         self.NB = min(self.blocks, max(1, p.chunk // launch.BT) if p.chunk else launch.NB)
         if p.undecayed:  # nothing is computed inside chunks, and fewer chunks make fewer states to add
             self.NB = min(16, self.blocks)
-        if flow:  # what flows over edges is counted tile by tile
-            self.NB = 1
         self.chunks = -(-self.blocks // self.NB)
-        C = self.NB * launch.BT
-        self.ahead, self.back = sums_of(p, p.log_decay, C), sums_of(p, p.log_decay_back, C)
+        self.C = self.NB * launch.BT
+        self.ahead, self.back = sums_of(p, p.log_decay, self.C), sums_of(p, p.log_decay_back, self.C)
         # Stands in for pointers that are not read.
         self.nothing = self.scale = self.delta = torch.empty(1, dtype=torch.float32, device=p.q.device)
         self.mask = self.nothing if p.mask is None else p.mask.contiguous().view(torch.uint8)
@@ -129,7 +127,7 @@ class Run:
             "MASKED": self.p.mask is not None,
             # Products with sums: float16 would overflow there; in tf32 they keep as many digits as float16 has.
             "DOT": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+            "PRECISION": precision(dtype),
             "num_warps": self.launch.warps,
             "num_stages": self.launch.stages,
         }
@@ -165,38 +163,69 @@ class Run:
         BM = min(512, padded(M))
         self.kernels.scan_kernel[(self.B * self.H, -(-M // BM))](
             states, self.nothing if start is None else start.float().contiguous(), end, sums.data,
-            self.H, M, self.chunks, *sums.strides, self.NB * self.launch.BT - 1,
+            self.H, M, self.chunks, *sums.strides, self.C - 1,
             BM=BM, SUFFIX=suffix, DECAY=self.decay, STARTED=start is not None,
         )  # fmt: skip
         return end
 
     def attend(
-        self, kind: str, a: Tensor, b: Tensor, c: Tensor, out: Tensor, left: States | None, right: States | None,
+        self, kind: str, a: Tensor, b: Tensor, c: Tensor, out: Tensor, left: States, right: States | None,
         total: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run ``attend_kernel`` and return what flowed over edges, ``(4, B, H, n, BT)``, where that is counted."""
+        """Run ``attend_kernel``, for the output or the gradient of q; return what flowed over edges."""
         WA, WC = a.shape[-1], c.shape[-1]
         BC = min(self.launch.BC, padded(WC))
         columns = -(-WC // BC)
-        across = (self.E, 1) if kind in ("out", "dv") else (1, self.E)
-        ahead, back = (self.back, self.ahead) if kind in ("dk", "dv") else (self.ahead, self.back)  # over Mᵀ
-        own = {"dq": self.q, "dk": self.k}.get(kind) if self.flow else None
-        flow_part = self.B * self.H * self.blocks * self.launch.BT
-        flow = self.nothing if own is None else torch.zeros(columns, 4, flow_part, device=self.q.device)
+        state_a, state_c = (self.E, 1) if kind == "out" else (1, self.E)
+        flow = self.new_flow(columns, 2 * self.NB) if self.flow and kind == "dq" else None
+        shared = self.inside(left, right, self.ahead, self.back, flow)
+        self.kernels.attend_kernel[(self.blocks * self.B * self.H, columns)](
+            a, b, c, out, self.nothing if total is None else total, own_ptr=self.nothing if flow is None else self.q,
+            WA=WA, WC=WC, state_a=state_a, state_c=state_c, eps=self.p.eps, KIND=kind, WITH_Z=self.p.normalize,
+            BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC, BR=min(self.launch.BR, padded(WA)), **shared,
+        )  # fmt: skip
+        return shared["flow_ptr"]  # type: ignore[no-any-return]
+
+    def keys(self, d_out: Tensor, dk: Tensor, dv: Tensor, left: States | None, right: States | None) -> Tensor:
+        """Run ``keys_kernel``, over Mᵀ, where the decays of both directions change places; return what flowed."""
+        BD, BE = padded(self.D), padded(self.E)
+        KD, KE = min(self.launch.BK, BD), min(self.launch.BK, BE)
+        CD, CE = min(self.launch.BC, BD), min(self.launch.BC, BE)
+        columns = max(-(-self.D // CD), -(-self.E // CE))
+        shared = self.inside(left, right, self.back, self.ahead, self.new_flow(columns, 0) if self.flow else None)
+        self.kernels.keys_kernel[(self.blocks * self.B * self.H, columns)](
+            self.q, self.k, self.v, d_out, dk, dv, D=self.D, E=self.E,
+            BD=BD, BE=BE, KD=KD, KE=KE, CD=CD, CE=CE,
+            BR=min(self.launch.BU, KD, KE), BU=self.launch.BU, WITH_Z=self.p.ones, **shared,
+        )  # fmt: skip
+        return shared["flow_ptr"]  # type: ignore[no-any-return]
+
+    def new_flow(self, columns: int, lanes: int) -> Tensor:
+        """Return zeros ``(columns, 2 + lanes, B, H, n, C)`` for what flows over edges, see ``attend_kernel``."""
+        return torch.zeros(columns, 2 + lanes, self.B, self.H, self.chunks, self.C, device=self.q.device)
+
+    def inside(
+        self, left: States | None, right: States | None, ahead: Sums, back: Sums, flow: Tensor | None
+    ) -> dict[str, Any]:
+        """Return what both kernels that work inside chunks take."""
         given = left or right
         assert given is not None
         left_, right_ = left or given, right or given
-        self.kernels.attend_kernel[(self.blocks * self.B * self.H, columns)](
-            a, b, c, out, self.nothing if total is None else total, self.mask, self.scale, self.delta,
-            left_.S, right_.S, left_.z, right_.z, ahead.data, back.data, self.nothing if own is None else own, flow,
-            self.L, self.H, WA, WC, self.blocks, 1 if self.p.undecayed else self.chunks, *across,
-            *max(ahead.strides, back.strides), flow_part, self.p.eps,  # both are alike, or one is a stand-in
-            KIND=kind, BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC,
-            LOWER=left is not None, UPPER=right is not None, INTRA=not self.p.undecayed, FLOW=own is not None,
-            NORMALIZE=self.p.normalize, WITH_Z={"dk": self.p.ones, "dv": False}.get(kind, self.p.normalize),
-            **self.common,
-        )  # fmt: skip
-        return flow.sum(0).view(4, self.B, self.H, self.blocks, self.launch.BT) if own is not None else flow
+        return {
+            "mask_ptr": self.mask, "scale_ptr": self.scale, "delta_ptr": self.delta,
+            "left_ptr": left_.S, "right_ptr": right_.S, "z_left_ptr": left_.z, "z_right_ptr": right_.z,
+            "ahead_ptr": ahead.data, "back_ptr": back.data, "flow_ptr": self.nothing if flow is None else flow,
+            "L": self.L, "H": self.H, "blocks": self.blocks, "states": 1 if self.p.undecayed else self.chunks,
+            # Both have the same strides, or one is a stand-in.
+            **dict(zip(("sum_part", "sum_b", "sum_h", "sum_n"), max(ahead.strides, back.strides), strict=True)),
+            "flow_rows": 0 if flow is None else flow.shape[1], "flow_part": self.B * self.H * self.chunks * self.C,
+            "LOWER": left is not None, "UPPER": right is not None, "FLOW": flow is not None,
+            "INTRA": not self.p.undecayed, "NORMALIZE": self.p.normalize, **self.common,
+        }  # fmt: skip
+
+    def crossing(self, flow: Tensor, side: int) -> Tensor:
+        """Return what crosses each edge on its way rightward (side 0) or leftward inside a chunk, ``(B, H, n, C)``."""
+        return flow[:, 2 + side * self.NB :][:, : self.NB].sum((0, 1))
 
     def divide(self, d_out: Tensor, out: Tensor, total: Tensor) -> None:
         """Work out scale = 1 / (eps + total) and delta = d_out · out of each token, both ``(B, H, L)``."""
@@ -248,16 +277,21 @@ def backward(
 
     flow_q = run.attend("dq", d_out, run.v, run.k, dq, left, right)
     # Over Mᵀ left and right change places; where all tokens share one state there is but one.
-    d_first, d_second = (d_right, None) if p.undecayed else (d_left, d_right)
-    flow_k = run.attend("dk", run.v, d_out, run.q, dk, d_first, d_second)
-    run.attend("dv", run.k, run.q, d_out, dv, d_first, d_second)
+    flow_k = run.keys(d_out, dk, dv, *((d_right, None) if p.undecayed else (d_left, d_right)))
     if run.flow:
         through = run.ahead.across(left.dot(d_right))
-        put_edge_gradient(p, edge_gradient(flow_q[2], flow_q[0], flow_k[1], through), d_decay)
+        gradient = edge_gradient(run.crossing(flow_q, 0), exchanged(flow_q, 0), exchanged(flow_k, 1), through)
+        put_edge_gradient(p, gradient, d_decay)
     if run.flow and right is not None and d_left is not None:
         through = run.back.across(right.dot(d_left))
-        put_edge_gradient(p, edge_gradient(flow_q[3], flow_k[0], flow_q[1], through), d_back)
+        gradient = edge_gradient(run.crossing(flow_q, 1), exchanged(flow_k, 0), exchanged(flow_q, 1), through)
+        put_edge_gradient(p, gradient, d_back)
     return dq, dk, dv, d_decay, d_back, d_state
+
+
+def exchanged(flow: Tensor, side: int) -> Tensor:
+    """Return what each token exchanges with the state on its left (side 0) or right, ``(B, H, n, C)``."""
+    return flow[:, side].sum(0)
 
 
 def put_edge_gradient(p: Call, gradient: Tensor, to: Tensor) -> None:
