@@ -137,8 +137,8 @@ def states(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
 
 
 def scan(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
-    """Count ``scan_kernel``: every state is read and written."""
-    numbers = 2 * g.chunks * g.M + g.M * (1 + g.STARTED) + 2 * grid[1] * g.chunks * g.DECAY
+    """Count ``scan_kernel``: every state is read and written, and those it meets are read."""
+    numbers = (2 + g.MEETS) * g.chunks * g.M + g.M * (1 + g.STARTED) + grid[1] * g.chunks * (2 * g.DECAY + g.MEETS)
     return Count(grid[0] * 4 * numbers)
 
 
@@ -172,12 +172,12 @@ class Inside:
         own = [min(g.BT, g.L - block * g.BT) for block in range(g.blocks)]
         again = sum(tokens * len(tiles) for tokens, tiles in zip(own, self.heard, strict=True))
         from_states = self.sides * width * g.L * (padded > g.BR)
-        return first * g.L + (width - first) * again + width * self.tokens + from_states
+        return int(first * g.L + (width - first) * again + width * self.tokens + from_states)
 
     def numbers(self) -> int:
         """Return the bytes of masks and decays."""
         decays = self.sides * (self.g.blocks * self.g.BT + self.tiles * self.tile) + self.g.UPPER * self.g.blocks
-        return self.g.MASKED * (self.g.L + self.tokens) + 8 * self.g.DECAY * decays
+        return int(self.g.MASKED * (self.g.L + self.tokens) + 8 * self.g.DECAY * decays)
 
 
 def attend(grid: tuple[int, ...], g: SimpleNamespace) -> Count:
@@ -242,7 +242,7 @@ def ours(o: Options, launch: Launch) -> dict[str, Count]:
         ("backward", partial(backward, call, out, None, out.clone(), total, end, o.learned, launch)),
     ):
         recorder = Recorder()
-        with torch.no_grad(), Between() as between:
+        with torch.no_grad(), Between() as between:  # type: ignore[no-untyped-call]
             run(recorder)
         for launched in recorder.launches:
             kind = getattr(launched.given, "KIND", "")

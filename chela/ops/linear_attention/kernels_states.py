@@ -112,11 +112,14 @@ def states_kernel(
 
 @triton.jit
 def scan_kernel(
-    states_ptr, start_ptr, end_ptr, sums_ptr,
+    states_ptr, start_ptr, end_ptr, sums_ptr, met_ptr, through_ptr,
     H, M, chunks, sum_part, sum_b, sum_h, sum_n, last,
-    BM: tl.constexpr, SUFFIX: tl.constexpr, DECAY: tl.constexpr, STARTED: tl.constexpr,
+    BM: tl.constexpr, SUFFIX: tl.constexpr, DECAY: tl.constexpr, STARTED: tl.constexpr, MEETS: tl.constexpr,
 ):  # fmt: skip
-    """Turn what each chunk adds, ``(B, H, n, M)``, into the state that reaches it, in place; write the last."""
+    """Turn what each chunk adds, ``(B, H, n, M)``, into the state that reaches it, in place; write the last.
+
+    MEETS also writes its inner product with the state that comes the other way, a part for each program along axis 1.
+    """
     bh = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     sums_base = sums_ptr + (bh // H) * sum_b + (bh % H) * sum_h
@@ -128,6 +131,10 @@ def scan_kernel(
         place = states_ptr + at * M + m
         own = tl.load(place, mask=m < M, other=0.0)
         tl.store(place, carry, mask=m < M)
+        if MEETS:
+            met = tl.load(met_ptr + at * M + m, mask=m < M, other=0.0)
+            part = tl.program_id(1).to(tl.int64) * tl.num_programs(0) * chunks
+            tl.store(through_ptr + part + at, tl.sum(carry * met, 0))
         if DECAY:
             end = sums_base + (at - bh * chunks) * sum_n + last
             carry = carry * tl.exp(tl.load(end) + tl.load(end + sum_part))

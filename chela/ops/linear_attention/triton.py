@@ -68,12 +68,16 @@ def sums_of(p: Call, log_decay: Tensor | None, C: int) -> Sums:
 
 
 class States(NamedTuple):
-    """The states that reach each chunk, S ``(B, H, n, D, E)`` and z ``(B, H, n, D)``, and those after the last."""
+    """The states that reach each chunk, S ``(B, H, n, D, E)`` and z ``(B, H, n, D)``, and those after the last.
+
+    ``through`` ``(B, H, n)`` are their inner products with the states that come the other way, where asked for.
+    """
 
     S: Tensor
     z: Tensor
     S_end: Tensor
     z_end: Tensor
+    through: Tensor
 
     def write_end(self, to: Tensor) -> None:
         """Write those after the last to ``(B, H, D, E)`` or, with z as the last column, ``(B, H, D, E + 1)``."""
@@ -81,10 +85,6 @@ class States(NamedTuple):
         to[..., :E] = self.S_end
         if to.shape[-1] > E:
             to[..., E] = self.z_end
-
-    def dot(self, other: States) -> Tensor:
-        """Return the inner products of the states of each chunk, ``(B, H, n)``."""
-        return (self.S * other.S).sum((-1, -2)) + (self.z * other.z).sum(-1)
 
 
 def load_kernels() -> Any:
@@ -134,12 +134,12 @@ class Run:
 
     def states(
         self, x: Tensor, y: Tensor, sums: Sums, *, suffix: bool, with_z: bool, start: Tensor | None = None,
-        scaled: bool = False,
+        scaled: bool = False, meets: States | None = None,
     ) -> States:  # fmt: skip
         """Compute the states of x yᵀ over edges of these sums, from the left, or from the right when ``suffix``.
 
         ``start`` ``(B, H, D, E + 1)`` is the state before the first token, zeros unless given; ``scaled`` says that y
-        is a gradient that is still to be divided by the normaliser.
+        is a gradient that is still to be divided by the normaliser; ``meets`` are the states that come the other way.
         """
         n, D, E = self.chunks, self.D, self.E
         S, z = self.p.new(self.B, self.H, n, D, E), self.p.new(self.B, self.H, n, D)
@@ -152,21 +152,29 @@ class Run:
             BD=BD, BE=BE, SUFFIX=suffix, SCALED=scaled, WITH_Z=with_z, **self.common,
         )  # fmt: skip
         if self.p.undecayed:
-            return States(S.sum(2), z.sum(2), self.nothing, self.nothing)
+            return States(S.sum(2), z.sum(2), self.nothing, self.nothing, self.nothing)
         first = (None, None) if start is None else (start[..., :-1], start[..., -1])
-        return States(S, z, *(self.scan(s, sums, f, suffix=suffix) for s, f in zip((S, z), first, strict=True)))
+        met = (None, None) if meets is None else (meets.S, meets.z)
+        S_end, S_through = self.scan(S, sums, first[0], met[0], suffix=suffix)
+        z_end, z_through = self.scan(z, sums, first[1], met[1], suffix=suffix)
+        return States(S, z, S_end, z_end, S_through + z_through)
 
-    def scan(self, states: Tensor, sums: Sums, start: Tensor | None, *, suffix: bool) -> Tensor:
-        """Carry states ``(B, H, n, ·)`` from chunk to chunk, in place, and return those that leave at the end."""
+    def scan(
+        self, states: Tensor, sums: Sums, start: Tensor | None, met: Tensor | None, *, suffix: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Carry states ``(B, H, n, ·)`` from chunk to chunk, in place; return those that leave, and ``through``."""
         M = states[0, 0, 0].numel()
         end = self.p.new(self.B, self.H, *states.shape[3:])
         BM = min(512, padded(M))
-        self.kernels.scan_kernel[(self.B * self.H, -(-M // BM))](
+        tiles = -(-M // BM)
+        through = self.nothing if met is None else self.p.new(tiles, self.B, self.H, self.chunks)
+        self.kernels.scan_kernel[(self.B * self.H, tiles)](
             states, self.nothing if start is None else start.float().contiguous(), end, sums.data,
+            self.nothing if met is None else met, through,
             self.H, M, self.chunks, *sums.strides, self.C - 1,
-            BM=BM, SUFFIX=suffix, DECAY=self.decay, STARTED=start is not None,
+            BM=BM, SUFFIX=suffix, DECAY=self.decay, STARTED=start is not None, MEETS=met is not None,
         )  # fmt: skip
-        return end
+        return end, through.sum(0)
 
     def attend(
         self, kind: str, a: Tensor, b: Tensor, c: Tensor, out: Tensor, left: States, right: States | None,
@@ -269,9 +277,10 @@ def backward(
         run.divide(d_out, out, total)
     left, right = _states(run)
     options: dict[str, Any] = {"with_z": p.normalize, "scaled": p.normalize}
-    d_right = run.states(run.q, d_out, run.ahead, suffix=True, start=d_end if p.ones else None, **options)
+    start, met = d_end if p.ones else None, left if run.flow else None
+    d_right = run.states(run.q, d_out, run.ahead, suffix=True, start=start, meets=met, **options)
     if right is not None:
-        d_left = run.states(run.q, d_out, run.back, suffix=False, **options)
+        d_left = run.states(run.q, d_out, run.back, suffix=False, meets=right if run.flow else None, **options)
     if p.causal:
         d_right.write_end(d_state)
 
@@ -279,11 +288,11 @@ def backward(
     # Over Mᵀ left and right change places; where all tokens share one state there is but one.
     flow_k = run.keys(d_out, dk, dv, *((d_right, None) if p.undecayed else (d_left, d_right)))
     if run.flow:
-        through = run.ahead.across(left.dot(d_right))
+        through = run.ahead.across(d_right.through)
         gradient = edge_gradient(run.crossing(flow_q, 0), exchanged(flow_q, 0), exchanged(flow_k, 1), through)
         put_edge_gradient(p, gradient, d_decay)
     if run.flow and right is not None and d_left is not None:
-        through = run.back.across(right.dot(d_left))
+        through = run.back.across(d_left.through)
         gradient = edge_gradient(run.crossing(flow_q, 1), exchanged(flow_k, 0), exchanged(flow_q, 1), through)
         put_edge_gradient(p, gradient, d_back)
     return dq, dk, dv, d_decay, d_back, d_state
