@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from chela.errors import UsageError
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.tiles import Launch, launches
 from chela.ops.linear_attention.triton import backward, forward, load_kernels
@@ -73,7 +74,10 @@ class Recorder:
     """Stands in for the module of the kernels: keeps every launch and runs none."""
 
     def __init__(self) -> None:
-        self.kernels = load_kernels()
+        try:
+            self.kernels = load_kernels()
+        except ImportError as error:
+            raise UsageError(f"traffic: expected Triton, whose kernels are counted, got {error}") from None
         self.tl = self.kernels.tl
         self.launches: list[Launched] = []
 
@@ -288,7 +292,7 @@ def run(quick: bool, options: Options) -> list[Row]:
     D, E = options.width, options.values or options.width
     key: dict[str, Any] = {"B": options.batch, "L": options.length, "H": options.heads, "D": D, "E": E}
     key |= {name: getattr(options, name) for name in ("causal", "decay", "learned", "normalize")}
-    key |= {"dtype": "bfloat16", "": "arithmetic, not measured"}
+    key |= {"dtype": "bfloat16", "figures": "arithmetic, not measured"}
     rows = columns(key, with_total("total", ours(options, launches(D, E, torch.bfloat16, SHARED)[0])))
     comparable = options.causal and not options.normalize
     return rows + (columns(key, with_total("fla total", theirs(options)))[1:] if comparable else [])

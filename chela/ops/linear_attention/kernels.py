@@ -182,9 +182,8 @@ def attend_kernel(
                 exchanged = tl.sum(own.to(tl.float32) * y, 1)
                 if NORMALIZE:
                     exchanged = exchanged * scale
-                store_flow(
-                    flow_ptr, side, flow_rows, flow_part, chunk_at + mine, tl.where(real, exchanged, 0.0), here < BT
-                )
+                exchanged = tl.where(real, exchanged, 0.0)
+                store_flow(flow_ptr, side, flow_rows, flow_part, chunk_at + mine, exchanged, here < BT)
             acc += y
             total += part
 
@@ -222,17 +221,9 @@ def attend_kernel(
                 edges, lane = chunk_at + position, 2 + block % NB
                 if LOWER:
                     from_left = store_crossing(
-                        flow_ptr,
-                        lane,
-                        flow_rows,
-                        flow_part,
-                        edges + 1,
-                        position + 1 < NB * BT,
-                        w,
-                        from_left,
-                        after,
-                        True,
-                    )
+                        flow_ptr, lane, flow_rows, flow_part, edges + 1, position + 1 < NB * BT, w, from_left,
+                        after, True,
+                    )  # fmt: skip
                 if UPPER:
                     from_right = store_crossing(
                         flow_ptr, lane + NB, flow_rows, flow_part, edges, here < BT, w, from_right, before, False
