@@ -27,7 +27,17 @@ from experiments.bench import Row
 from experiments.runs import write
 from lra.options import option
 
-BENCHMARKS = ("convolution", "data", "generate", "layers", "linear_attention", "profile", "sequence", "train")
+BENCHMARKS = (
+    "convolution",
+    "data",
+    "generate",
+    "layers",
+    "linear_attention",
+    "profile",
+    "sequence",
+    "traffic",
+    "train",
+)
 RESULTS = Path("experiments/results/bench")
 
 

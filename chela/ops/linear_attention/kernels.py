@@ -1,11 +1,7 @@
 # mypy: ignore-errors
-"""Triton kernels of linear attention: states of chunks, their scan, one kernel for the output and every gradient.
+"""Triton kernels of linear attention: one for the output and the gradient of q, one for the gradients of k and v.
 
-Shape legend: B batch, L tokens, H heads, D and E widths, n chunks of NB blocks of BT tokens. Tokens ``(B, L, H, ·)``,
-states ``(B, H, n, D, E)`` float32, per-token numbers ``(B, H, L)`` float32. README.md derives what is computed here.
-
-Every sum has one owner, so there are no atomics and two runs agree bit by bit. Whatever grows with B, L or H is
-multiplied in int64: program ids are widened first, and every product begins with one.
+``kernels_states.py`` has the shape legend, the rules that all kernels keep, and the kernels of the states.
 """
 
 from __future__ import annotations
@@ -13,212 +9,84 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from chela.ops.linear_attention.kernels_states import (
+    border_decay,
+    delta_kernel,
+    load_real,
+    load_sums,
+    load_tile,
+    load_tokens,
+    scan_kernel,
+    states_kernel,
+)
 
-@triton.jit
-def load_tile(base, tokens, columns, H, W, real):
-    """Load rows ``tokens`` and ``columns`` of one head of ``(L, H, W)``; zero where not real or beyond W."""
-    offsets = tokens[:, None] * (H * W) + columns[None, :]
-    return tl.load(base + offsets, mask=real[:, None] & (columns < W)[None, :], other=0.0)
-
-
-@triton.jit
-def load_real(mask_ptr, b, tokens, L, MASKED: tl.constexpr):
-    """Return which tokens exist and are not masked."""
-    real = tokens < L
-    if MASKED:
-        real = real & (tl.load(mask_ptr + b * L + tokens, mask=real, other=0) != 0)
-    return real
+__all__ = ["attend_kernel", "delta_kernel", "keys_kernel", "scan_kernel", "states_kernel"]
 
 
 @triton.jit
-def load_tokens(ptr, start, tokens, real, WANTED: tl.constexpr):
-    """Load a number per token, 0 where not real; zeros when not wanted."""
-    if WANTED:
-        numbers = tl.load(ptr + start + tokens, mask=real, other=0.0)
-    else:
-        numbers = tl.zeros_like(tokens).to(tl.float32)
-    return numbers
-
-
-@triton.jit
-def load_sums(base, sum_part, position, WANTED: tl.constexpr):
-    """Load both floats of the sums of log decays at positions of a chunk; zeros when not wanted."""
-    if WANTED:
-        high, low = tl.load(base + position), tl.load(base + sum_part + position)
-    else:
-        high, low = tl.zeros_like(position).to(tl.float32), tl.zeros_like(position).to(tl.float32)
-    return high, low
-
-
-@triton.jit
-def border_decay(base, sum_part, last, high, low, LEFT: tl.constexpr):
-    """Return the decay between tokens and the left border of their chunk (LEFT) or its last token."""
-    if LEFT:
-        decay = tl.exp(high + low)
-    else:
-        decay = tl.exp(tl.load(base + last) - high + (tl.load(base + sum_part + last) - low))
-    return decay
-
-
-@triton.jit
-def states_kernel(
-    x_ptr, y_ptr, out_ptr, z_ptr, mask_ptr, scale_ptr, delta_ptr, sums_ptr,
-    L, H, D, E, chunks, sum_part, sum_b, sum_h, sum_n,
-    BT: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SUFFIX: tl.constexpr,
-    DECAY: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr, WITH_Z: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+def product(
+    a, b, a_base, b_base, t, u, real, real_u, H, W, BW: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write what each chunk adds to a state: Σ_t w_t x_t y_tᵀ, and Σ_t w_t g_t x_t to z.
-
-    w_t is the decay to the border where the state leaves the chunk, times ``scale`` when SCALED; g_t is 1, or −delta_t.
-    """
-    pid = tl.program_id(0).to(tl.int64)
-    chunk, bh = pid % chunks, pid // chunks
-    b, h = bh // H, bh % H
-    e_blocks = tl.cdiv(E, BE)
-    d = (tl.program_id(1) // e_blocks) * BD + tl.arange(0, BD)
-    e = (tl.program_id(1) % e_blocks) * BE + tl.arange(0, BE)
-    x_base, y_base = x_ptr + (b * L * H + h) * D, y_ptr + (b * L * H + h) * E
-    sums_base = sums_ptr + b * sum_b + h * sum_h + chunk * sum_n
-    state = tl.zeros((BD, BE), dtype=tl.float32)
-    z = tl.zeros((BD,), dtype=tl.float32)
-    for block in range(NB):
-        position = block * BT + tl.arange(0, BT)
-        t = chunk * (NB * BT) + position
-        real = load_real(mask_ptr, b, t, L, MASKED)
-        x = load_tile(x_base, t, d, H, D, real)
-        y = load_tile(y_base, t, e, H, E, real)
-        if DECAY or SCALED:
-            w = tl.full((BT,), 1.0, dtype=tl.float32)
-            if DECAY:
-                high, low = load_sums(sums_base, sum_part, position, True)
-                w = border_decay(sums_base, sum_part, NB * BT - 1, high, low, SUFFIX)
-            if SCALED:
-                w = w * tl.load(scale_ptr + bh * L + t, mask=real, other=0.0)
-            x = (x.to(tl.float32) * w[:, None]).to(DOT)
-        state = tl.dot(tl.trans(x.to(DOT)), y.to(DOT), state, input_precision=PRECISION)
-        if WITH_Z:
-            if SCALED:
-                g = -tl.load(delta_ptr + bh * L + t, mask=real, other=0.0)
-                z += tl.sum(x.to(tl.float32) * g[:, None], 0)
-            else:
-                z += tl.sum(x.to(tl.float32), 0)
-    inside = (d < D)[:, None] & (e < E)[None, :]
-    offsets = d[:, None].to(tl.int64) * E + e[None, :]
-    tl.store(out_ptr + (bh * chunks + chunk) * D * E + offsets, state, mask=inside)
-    if WITH_Z and tl.program_id(1) % e_blocks == 0:
-        tl.store(z_ptr + (bh * chunks + chunk) * D + d, z, mask=d < D)
-
-
-@triton.jit
-def scan_kernel(
-    states_ptr, start_ptr, end_ptr, sums_ptr,
-    H, M, chunks, sum_part, sum_b, sum_h, sum_n, last,
-    BM: tl.constexpr, SUFFIX: tl.constexpr, DECAY: tl.constexpr, STARTED: tl.constexpr,
-):  # fmt: skip
-    """Turn what each chunk adds, ``(B, H, n, M)``, into the state that reaches it, in place; write the last."""
-    bh = tl.program_id(0).to(tl.int64)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
-    sums_base = sums_ptr + (bh // H) * sum_b + (bh % H) * sum_h
-    carry = tl.zeros((BM,), dtype=tl.float32)
-    if STARTED:
-        carry = tl.load(start_ptr + bh * M + m, mask=m < M, other=0.0)
-    for step in range(chunks):
-        at = bh * chunks + (chunks - 1 - step if SUFFIX else step)
-        place = states_ptr + at * M + m
-        own = tl.load(place, mask=m < M, other=0.0)
-        tl.store(place, carry, mask=m < M)
-        if DECAY:
-            end = sums_base + (at - bh * chunks) * sum_n + last
-            carry = carry * tl.exp(tl.load(end) + tl.load(end + sum_part))
-        carry += own
-    tl.store(end_ptr + bh * M + m, carry, mask=m < M)
-
-
-@triton.jit
-def delta_kernel(
-    d_out_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr, L, H, E, eps, blocks,
-    BT: tl.constexpr, BE: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    """Write scale = 1 / (eps + total) and delta = d_out · out per token: what division adds."""
-    pid = tl.program_id(0).to(tl.int64)
-    block, bh = pid % blocks, pid // blocks
-    b, h = bh // H, bh % H
-    t = block * BT + tl.arange(0, BT)
-    e = tl.arange(0, BE)
-    real = load_real(mask_ptr, b, t, L, MASKED)
-    base = (b * L * H + h) * E
-    d_out = load_tile(d_out_ptr + base, t, e, H, E, real).to(tl.float32)
-    out = load_tile(out_ptr + base, t, e, H, E, real).to(tl.float32)
-    total = tl.load(total_ptr + bh * L + t, mask=real, other=0.0)
-    tl.store(scale_ptr + bh * L + t, 1.0 / tl.where(real, eps + total, 1.0), mask=t < L)
-    tl.store(delta_ptr + bh * L + t, tl.sum(d_out * out, 1), mask=t < L)
-
-
-@triton.jit
-def from_state(
-    a, a_base, state_ptr, z_ptr, delta, t, real, wc, H, WA, WC, state_a, state_c,
-    KIND: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, WITH_Z: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return what one state gives to the tokens, ``(BT, BC)``, and to their normaliser, ``(BT,)`` (only "out")."""
-    y = tl.zeros((t.shape[0], wc.shape[0]), dtype=tl.float32)
-    total = tl.zeros((t.shape[0],), dtype=tl.float32)
-    for k in range(0, BA, BK):
-        row = k + tl.arange(0, BK)
-        a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
-        inside = (row < WA)[:, None] & (wc < WC)[None, :]
-        state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
-        y = tl.dot(a_k.to(DOT), state.to(DOT), y, input_precision=PRECISION)
-        if WITH_Z and KIND == "out":
-            z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
-            total += tl.sum(a_k.to(tl.float32) * z[None, :], 1)
-    if WITH_Z and KIND != "out":
-        z = tl.load(z_ptr + wc, mask=wc < WC, other=0.0)
-        if KIND == "dk":
-            y += z[None, :]
-        else:
-            y -= delta[:, None] * z[None, :]
-    return y, total
-
-
-@triton.jit
-def scores(
-    a, a_base, b_base, delta, scale_ptr, delta_ptr, start, t, u, real, real_u, H, WA,
-    KIND: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, NORMALIZE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return f(a_i·b_j) for tokens t (rows) and u (columns); "dq" and "out" are scaled by row later."""
-    s = tl.zeros((t.shape[0], u.shape[0]), dtype=tl.float32)
-    for k in range(0, BA, BK):
-        row = k + tl.arange(0, BK)
-        a_k = load_tile(a_base, t, row, H, WA, real) if BK < BA else a
-        s = tl.dot(a_k, tl.trans(load_tile(b_base, u, row, H, WA, real_u)), s, input_precision=PRECISION)
-    if NORMALIZE and KIND == "dq":
-        s = s - delta[:, None]
-    if NORMALIZE and (KIND == "dk" or KIND == "dv"):
-        if KIND == "dk":
-            s = s - load_tokens(delta_ptr, start, u, real_u, True)[None, :]
-        s = s * load_tokens(scale_ptr, start, u, real_u, True)[None, :]
+    """Return a_i·b_j for tokens t (rows) and u (columns); a and b are their first BK columns, the others are loaded."""
+    s = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    for k in range(BK, BW, BK):
+        column = k + tl.arange(0, BK)
+        a_k, b_k = load_tile(a_base, t, column, H, W, real), load_tile(b_base, u, column, H, W, real_u)
+        s = tl.dot(a_k, tl.trans(b_k), s, input_precision=PRECISION)
     return s
 
 
 @triton.jit
-def weighted(
-    s, after, before, position, ahead_base, back_base, sum_part, ahead_high, ahead_low, back_high, back_low,
-    LOWER: tl.constexpr, UPPER: tl.constexpr, DECAY: tl.constexpr,
+def from_state(
+    a, a_base, state_ptr, z_ptr, t, real, wc, H, WA, WC, state_a, state_c,
+    BA: tl.constexpr, BR: tl.constexpr, WITH_TOTAL: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return s M for two blocks of one chunk; ``after`` says where i > j, ``position`` where the tokens j are."""
-    if DECAY:
-        exponent = tl.zeros_like(s)
-        if LOWER:
-            high, low = load_sums(ahead_base, sum_part, position, True)
-            d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
-            exponent = tl.where(after, d, exponent)
-        if UPPER:
-            high, low = load_sums(back_base, sum_part, position, True)
-            d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
-            exponent = tl.where(before, d, exponent)
-        s = s * tl.exp(exponent)
+    """Return what one state gives to the tokens, ``(BT, BC)``, and z to their normaliser, ``(BT,)``, WITH_TOTAL."""
+    y = tl.zeros((t.shape[0], wc.shape[0]), dtype=tl.float32)
+    total = tl.zeros((t.shape[0],), dtype=tl.float32)
+    for r in range(0, BA, BR):
+        row = r + tl.arange(0, BR)
+        a_r = load_tile(a_base, t, row, H, WA, real) if BR < BA else a
+        inside = (row < WA)[:, None] & (wc < WC)[None, :]
+        state = tl.load(state_ptr + row[:, None] * state_a + wc[None, :] * state_c, mask=inside, other=0.0)
+        y = tl.dot(a_r.to(DOT), state.to(DOT), y, input_precision=PRECISION)
+        if WITH_TOTAL:
+            z = tl.load(z_ptr + row, mask=row < WA, other=0.0)
+            total += tl.sum(a_r.to(tl.float32) * z[None, :], 1)
+    return y, total
+
+
+@triton.jit
+def side_decay(side: tl.constexpr, ahead_base, back_base, sum_part, last, ahead_high, ahead_low, back_high, back_low):
+    """Return the decay between tokens and the state that reaches their chunk from the left (side 0) or the right."""
+    if side == 0:
+        decay = border_decay(ahead_base, sum_part, last, ahead_high, ahead_low, True)
+    else:
+        decay = border_decay(back_base, sum_part, last, back_high, back_low, False)
+    return decay
+
+
+@triton.jit
+def decay_between(
+    after, before, position, ahead_base, back_base, sum_part, ahead_high, ahead_low, back_high, back_low,
+    LOWER: tl.constexpr, UPPER: tl.constexpr,
+):  # fmt: skip
+    """Return M for two blocks of one chunk; ``after`` says where i > j, ``position`` where the tokens j are."""
+    exponent = tl.zeros(after.shape, dtype=tl.float32)
+    if LOWER:
+        high, low = load_sums(ahead_base, sum_part, position, True)
+        d = ahead_high[:, None] - high[None, :] + (ahead_low[:, None] - low[None, :])
+        exponent = tl.where(after, d, exponent)
+    if UPPER:
+        high, low = load_sums(back_base, sum_part, position, True)
+        d = high[None, :] - back_high[:, None] + (low[None, :] - back_low[:, None])
+        exponent = tl.where(before, d, exponent)
+    return tl.exp(exponent)
+
+
+@triton.jit
+def kept(s, after, before, LOWER: tl.constexpr, UPPER: tl.constexpr):
+    """Return s with zeros on the side that is not heard."""
     if not UPPER:
         s = tl.where(before, 0.0, s)
     if not LOWER:
@@ -227,20 +95,34 @@ def weighted(
 
 
 @triton.jit
-def store_flow(flow_ptr, row, flow_part, place, numbers, mask):
-    """Store numbers, one per token, in a row of ``flow``; each program along axis 1 has four rows of its own."""
-    row = tl.program_id(1).to(tl.int64) * 4 + row
+def store_flow(flow_ptr, row, flow_rows, flow_part, place, numbers, mask):
+    """Store numbers, one per token, in a row of ``flow``; each program along axis 1 has rows of its own."""
+    row = tl.program_id(1).to(tl.int64) * flow_rows + row
     tl.store(flow_ptr + row * flow_part + place, numbers, mask=mask)
+
+
+@triton.jit
+def store_crossing(flow_ptr, row, flow_rows, flow_part, edges, mask, w, gone, heard, RIGHTWARD: tl.constexpr):
+    """Store what flows over edges at block j on its way to block i; return ``gone`` and what block j gives to each i.
+
+    ``gone`` is what the blocks of the chunk beyond j give to each i. Over the edge into token x goes what tokens j < x
+    give to i ≥ x, or j ≥ x to i < x: a sum of what crosses, no difference.
+    """
+    w = tl.where(heard, w, 0.0)
+    crossing = tl.where(heard, gone[:, None] + tl.cumsum(w, 1, reverse=not RIGHTWARD), 0.0)
+    store_flow(flow_ptr, row, flow_rows, flow_part, edges, tl.sum(crossing, 0), mask)
+    return gone + tl.sum(w, 1)
 
 
 @triton.jit
 def attend_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, own_ptr, flow_ptr,
-    L, H, WA, WC, blocks, states, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_part, eps,
+    L, H, WA, WC, blocks, states, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part, eps,
     KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    LOWER: tl.constexpr, UPPER: tl.constexpr, INTRA: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr,
-    NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, INTRA: tl.constexpr, DECAY: tl.constexpr,
+    MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write Σ_j f(a_i·b_j) M_ij c_j for one block of tokens i and one block of columns of c.
 
@@ -250,32 +132,31 @@ def attend_kernel(
         KIND   a     b     c     f(s)                       what
         "out"  q     k     v     s, then / (eps + total)    output, and total
         "dq"   d_out v     k     scale_i (s − delta_i)      gradient of q
-        "dk"   v     d_out q     scale_j (s − delta_j)      gradient of k, over Mᵀ
-        "dv"   k     q     d_out scale_j s                  gradient of v, over Mᵀ
 
-    FLOW (dq and dk, one block per chunk) also writes what flows over the edges of the chunk, for the gradient of
-    the log decays. Rows 0, 1 of ``flow``: what each token exchanges with the left and the right state; rows 2, 3
-    (dq): what crosses each edge inside the chunk, rightward and leftward.
+    FLOW (dq, where ``own`` is q) also writes what flows over edges of the chunk, for the gradient of the log decays.
+    Rows 0, 1 of ``flow``: what each token exchanges with the left and the right state. From row 2 on, one row for each
+    block of the chunk: what crosses each edge of the chunk on its way rightward to that block; then as many, leftward.
     """
     pid = tl.program_id(0).to(tl.int64)
     block, bh = pid % blocks, pid // blocks
     b, h = bh // H, bh % H
     chunk = block // NB
     here = tl.arange(0, BT)
-    t = block * BT + here
+    t = (block * BT + here).to(tl.int32)
+    mine = (block % NB).to(tl.int32) * BT + here  # where tokens are in their chunk
     wc = tl.program_id(1) * BC + tl.arange(0, BC)
     head = b * L * H + h
     a_base, b_base, c_base = a_ptr + head * WA, b_ptr + head * WA, c_ptr + head * WC
     sums_at = b * sum_b + h * sum_h + chunk * sum_n
     ahead_base, back_base = ahead_ptr + sums_at, back_ptr + sums_at
-    ahead_high, ahead_low = load_sums(ahead_base, sum_part, (block % NB) * BT + here, DECAY and LOWER)
-    back_high, back_low = load_sums(back_base, sum_part, (block % NB) * BT + here, DECAY and UPPER)
+    ahead_high, ahead_low = load_sums(ahead_base, sum_part, mine, DECAY and LOWER)
+    back_high, back_low = load_sums(back_base, sum_part, mine, DECAY and UPPER)
     real = load_real(mask_ptr, b, t, L, MASKED)
     # Products over the width of a take BK columns at a time; where that is all of them, a is loaded once, here.
     a = load_tile(a_base, t, tl.arange(0, BK), H, WA, real)
     scale = load_tokens(scale_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
     delta = load_tokens(delta_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
-    flow_at = (bh * blocks + block) * BT + here
+    chunk_at = (bh * tl.cdiv(blocks, NB) + chunk) * (NB * BT)
     if FLOW:
         own = load_tile(own_ptr + head * WC, t, wc, H, WC, real)
 
@@ -284,55 +165,69 @@ def attend_kernel(
     state_at = bh * states + tl.minimum(chunk, states - 1)
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
+            state_ptr, z_ptr = (left_ptr, z_left_ptr) if side == 0 else (right_ptr, z_right_ptr)
+            z_base = z_ptr + state_at * (WA if KIND == "out" else WC)
             y, part = from_state(
-                a, a_base, (left_ptr if side == 0 else right_ptr) + state_at * WA * WC,
-                (z_left_ptr if side == 0 else z_right_ptr) + state_at * (WA if KIND == "out" else WC),
-                delta, t, real, wc, H, WA, WC, state_a, state_c, KIND, BA, BK, WITH_Z, DOT, PRECISION,
+                a, a_base, state_ptr + state_at * WA * WC, z_base, t, real, wc, H, WA, WC, state_a, state_c,
+                BA, BR, WITH_Z and KIND == "out", DOT, PRECISION,
             )  # fmt: skip
+            if WITH_Z and KIND == "dq":
+                y -= delta[:, None] * tl.load(z_base + wc, mask=wc < WC, other=0.0)[None, :]
             if DECAY:
-                if side == 0:
-                    weight = border_decay(ahead_base, sum_part, NB * BT - 1, ahead_high, ahead_low, True)
-                else:
-                    weight = border_decay(back_base, sum_part, NB * BT - 1, back_high, back_low, False)
+                weight = side_decay(
+                    side, ahead_base, back_base, sum_part, NB * BT - 1, ahead_high, ahead_low, back_high, back_low
+                )
                 y, part = y * weight[:, None], part * weight
             if FLOW:
                 exchanged = tl.sum(own.to(tl.float32) * y, 1)
-                if KIND == "dq" and NORMALIZE:
+                if NORMALIZE:
                     exchanged = exchanged * scale
-                store_flow(flow_ptr, side, flow_part, flow_at, tl.where(real, exchanged, 0.0), here < BT)
+                exchanged = tl.where(real, exchanged, 0.0)
+                store_flow(flow_ptr, side, flow_rows, flow_part, chunk_at + mine, exchanged, here < BT)
             acc += y
             total += part
 
     if INTRA:
+        from_left, from_right = tl.zeros((BT,), dtype=tl.float32), tl.zeros((BT,), dtype=tl.float32)
         first = chunk * NB if LOWER else block
         end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
-        for other in range(first, end):
-            u = other * BT + here
+        for step in range(first, end):
+            other = step
+            if FLOW and UPPER:  # towards the block from both ends of the chunk, itself last
+                other = tl.where(step < block, step, block + end - 1 - step)
+            u = (other * BT + here).to(tl.int32)
             real_u = load_real(mask_ptr, b, u, L, MASKED)
             c_tile = load_tile(c_base, u, wc, H, WC, real_u)
-            s = scores(
-                a, a_base, b_base, delta, scale_ptr, delta_ptr, bh * L, t, u, real, real_u, H, WA,
-                KIND, BA, BK, NORMALIZE, PRECISION,
-            )  # fmt: skip
-            after, before = t[:, None] > u[None, :], t[:, None] < u[None, :]
-            s = weighted(
-                s, after, before, (other % NB) * BT + here, ahead_base, back_base, sum_part,
-                ahead_high, ahead_low, back_high, back_low, LOWER, UPPER, DECAY,
-            )  # fmt: skip
+            b_tile = load_tile(b_base, u, tl.arange(0, BK), H, WA, real_u)
+            s = product(a, b_tile, a_base, b_base, t, u, real, real_u, H, WA, BA, BK, PRECISION)
+            if NORMALIZE and KIND == "dq":
+                s = s - delta[:, None]
+            position = (other % NB) * BT + here
+            after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
+            if DECAY:
+                s = s * decay_between(
+                    after, before, position, ahead_base, back_base, sum_part,
+                    ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
+                )  # fmt: skip
+            s = kept(s, after, before, LOWER, UPPER)
             if KIND == "out":
                 total += tl.sum(s, 1)
-            if FLOW and KIND == "dq":
+            if FLOW:
                 w = s * tl.dot(own, tl.trans(c_tile), input_precision=PRECISION)
                 if NORMALIZE:
                     w = w * scale[:, None]
-                # Over the edge x + 1 goes what token j ≤ x gives to i > x: a sum of what crosses, no difference.
-                if LOWER:
-                    crossing = tl.where(after, tl.cumsum(tl.where(after, w, 0.0), 1), 0.0)
-                    store_flow(flow_ptr, 2, flow_part, flow_at + 1, tl.sum(crossing, 0), here + 1 < BT)
-                if UPPER:
-                    crossing = tl.where(before, tl.cumsum(tl.where(before, w, 0.0), 0), 0.0)
-                    store_flow(flow_ptr, 3, flow_part, flow_at + 1, tl.sum(crossing, 1), here + 1 < BT)
             acc = tl.dot(s.to(DOT), c_tile.to(DOT), acc, input_precision=PRECISION)
+            if FLOW:
+                edges, lane = chunk_at + position, 2 + block % NB
+                if LOWER:
+                    from_left = store_crossing(
+                        flow_ptr, lane, flow_rows, flow_part, edges + 1, position + 1 < NB * BT, w, from_left,
+                        after, True,
+                    )  # fmt: skip
+                if UPPER:
+                    from_right = store_crossing(
+                        flow_ptr, lane + NB, flow_rows, flow_part, edges, here < BT, w, from_right, before, False
+                    )
 
     if KIND == "out" and NORMALIZE:
         acc = acc / tl.where(real, eps + total, 1.0)[:, None]
@@ -341,6 +236,102 @@ def attend_kernel(
     if KIND == "dq" and NORMALIZE:
         acc = acc * scale[:, None]
     acc = tl.where(real[:, None], acc, 0.0)
-    offsets = t[:, None] * (H * WC) + wc[None, :]
+    offsets = t[:, None].to(tl.int64) * (H * WC) + wc[None, :]
     inside = (t < L)[:, None] & (wc < WC)[None, :]
     tl.store(out_ptr + head * WC + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def keys_kernel(
+    q_ptr, k_ptr, v_ptr, d_out_ptr, dk_ptr, dv_ptr, mask_ptr, scale_ptr, delta_ptr,
+    left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, flow_ptr,
+    L, H, D, E, blocks, states, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part,
+    BT: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, KD: tl.constexpr, KE: tl.constexpr,
+    CD: tl.constexpr, CE: tl.constexpr, BR: tl.constexpr, BU: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr,
+    INTRA: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr,
+    FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write the gradients of k and v for one block of tokens j, CD columns of the one and CE of the other.
+
+        dk_j = Σ_i M_ij scale_i (d_out_i·v_j − delta_i) q_i        dv_j = Σ_i M_ij scale_i (q_i·k_j) d_out_i
+
+    Rows are tokens j, so all is over Mᵀ: LOWER is i ≤ j, and states and decays of the two sides have changed places.
+    Products over a width take KD or KE columns at a time. FLOW writes rows 0, 1 of ``flow``, as in ``attend_kernel``.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    block, bh = pid % blocks, pid // blocks
+    b, h = bh // H, bh % H
+    chunk = block // NB
+    here = tl.arange(0, BT)
+    t = (block * BT + here).to(tl.int32)
+    mine = (block % NB).to(tl.int32) * BT + here  # where tokens are in their chunk
+    d, e = tl.program_id(1) * CD + tl.arange(0, CD), tl.program_id(1) * CE + tl.arange(0, CE)
+    first_d, first_e = tl.arange(0, KD), tl.arange(0, KE)
+    head = b * L * H + h
+    q_base, k_base = q_ptr + head * D, k_ptr + head * D
+    v_base, d_out_base = v_ptr + head * E, d_out_ptr + head * E
+    sums_at = b * sum_b + h * sum_h + chunk * sum_n
+    ahead_base, back_base = ahead_ptr + sums_at, back_ptr + sums_at
+    ahead_high, ahead_low = load_sums(ahead_base, sum_part, mine, DECAY and LOWER)
+    back_high, back_low = load_sums(back_base, sum_part, mine, DECAY and UPPER)
+    real = load_real(mask_ptr, b, t, L, MASKED)
+    k, v = load_tile(k_base, t, first_d, H, D, real), load_tile(v_base, t, first_e, H, E, real)
+    chunk_at = (bh * tl.cdiv(blocks, NB) + chunk) * (NB * BT)
+
+    dk, dv = tl.zeros((BT, CD), dtype=tl.float32), tl.zeros((BT, CE), dtype=tl.float32)
+    state_at = bh * states + tl.minimum(chunk, states - 1)
+    for side in tl.static_range(2):
+        if (side == 0 and LOWER) or (side == 1 and UPPER):
+            state_ptr, z_ptr = (left_ptr, z_left_ptr) if side == 0 else (right_ptr, z_right_ptr)
+            state = state_ptr + state_at * D * E
+            y, _ = from_state(v, v_base, state, z_ptr, t, real, d, H, E, D, 1, E, BE, BR, False, DOT, PRECISION)
+            if WITH_Z:
+                y += tl.load(z_ptr + state_at * D + d, mask=d < D, other=0.0)[None, :]
+            if DECAY:
+                weight = side_decay(
+                    side, ahead_base, back_base, sum_part, NB * BT - 1, ahead_high, ahead_low, back_high, back_low
+                )
+                y = y * weight[:, None]
+            if FLOW:
+                own = k if KD == CD and CD == BD else load_tile(k_base, t, d, H, D, real)
+                exchanged = tl.where(real, tl.sum(own.to(tl.float32) * y, 1), 0.0)
+                store_flow(flow_ptr, side, flow_rows, flow_part, chunk_at + mine, exchanged, here < BT)
+            dk += y
+            y, _ = from_state(k, k_base, state, z_ptr, t, real, e, H, D, E, E, 1, BD, BR, False, DOT, PRECISION)
+            if DECAY:
+                y = y * weight[:, None]
+            dv += y
+
+    if INTRA:
+        first = chunk * NB if LOWER else block
+        end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
+        for start in range(first * BT, end * BT, BU):
+            u = (start + tl.arange(0, BU)).to(tl.int32)
+            real_u = load_real(mask_ptr, b, u, L, MASKED)
+            q, d_out = load_tile(q_base, u, first_d, H, D, real_u), load_tile(d_out_base, u, first_e, H, E, real_u)
+            position = start - chunk * (NB * BT) + tl.arange(0, BU)
+            after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
+            M = tl.full((BT, BU), 1.0, dtype=tl.float32)
+            if DECAY:
+                M = decay_between(
+                    after, before, position, ahead_base, back_base, sum_part,
+                    ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
+                )  # fmt: skip
+            if NORMALIZE:
+                M = M * load_tokens(scale_ptr, bh * L, u, real_u, True)[None, :]
+            M = kept(M, after, before, LOWER, UPPER)
+            s = product(k, q, k_base, q_base, t, u, real, real_u, H, D, BD, KD, PRECISION) * M
+            d_out_e = d_out if KE == CE and CE == BE else load_tile(d_out_base, u, e, H, E, real_u)
+            dv = tl.dot(s.to(DOT), d_out_e.to(DOT), dv, input_precision=PRECISION)
+            p = product(v, d_out, v_base, d_out_base, t, u, real, real_u, H, E, BE, KE, PRECISION)
+            if NORMALIZE:
+                p = p - load_tokens(delta_ptr, bh * L, u, real_u, True)[None, :]
+            q_d = q if KD == CD and CD == BD else load_tile(q_base, u, d, H, D, real_u)
+            dk = tl.dot((p * M).to(DOT), q_d.to(DOT), dk, input_precision=PRECISION)
+
+    at = t[:, None].to(tl.int64)
+    d_at, e_at = at * (H * D) + d[None, :], at * (H * E) + e[None, :]
+    dk, dv = tl.where(real[:, None], dk, 0.0), tl.where(real[:, None], dv, 0.0)
+    mask = (t < L)[:, None]
+    tl.store(dk_ptr + head * D + d_at, dk.to(dk_ptr.dtype.element_ty), mask=mask & (d < D)[None, :])
+    tl.store(dv_ptr + head * E + e_at, dv.to(dv_ptr.dtype.element_ty), mask=mask & (e < E)[None, :])

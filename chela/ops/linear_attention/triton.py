@@ -1,4 +1,4 @@
-"""The host side of the Triton backend: which tiles (by a table, no tuning at run time), which kernels in which order.
+"""The host side of the Triton backend: which kernels run in which order, cut as ``tiles.py`` says.
 
 Triton is imported when the backend is first used, never before.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from chela.ops.backend import Problem, interpreted, why_no_triton
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.linear_attention.reference import lowest_log_decay
+from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded, precision
 
 MAX_WIDTH = 256
 
@@ -34,59 +35,6 @@ def why_not(problem: Problem) -> str | None:
     if max(problem.widths, default=0) > MAX_WIDTH:
         return f"the kernels take widths up to {MAX_WIDTH}, got {max(problem.widths)}"
     return None
-
-
-def padded(width: int) -> int:
-    """Return the power of two, at least 16, that a tile of this width is padded to."""
-    return max(16, 1 << (width - 1).bit_length())
-
-
-class Launch(NamedTuple):
-    """How the kernels are cut."""
-
-    BT: int  # tokens per tile
-    BK: int  # columns of a product's width at a time
-    BC: int  # columns of the output per program
-    BS: int  # rows and columns of a state per program
-    NB: int  # tiles per chunk: more of them write fewer states and multiply more inside chunks
-    warps: int  # per program
-    stages: int  # of the software pipeline
-
-
-# (dtype, widest tile) → (KiB of shared memory the device must have, launch), best first.
-# Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
-_TABLE = {
-    (torch.bfloat16, 64): (
-        (90, Launch(64, 64, 64, 64, 4, 8, 2)),
-        (48, Launch(32, 64, 32, 32, 8, 4, 1)),
-        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
-    ),
-    (torch.bfloat16, 128): (
-        (200, Launch(64, 128, 64, 64, 4, 8, 2)),
-        (90, Launch(64, 128, 32, 64, 4, 8, 2)),
-        (48, Launch(32, 128, 32, 32, 8, 4, 1)),
-        (0, Launch(16, 32, 16, 16, 16, 4, 1)),
-    ),
-    (torch.bfloat16, 256): (
-        (200, Launch(64, 256, 32, 64, 4, 8, 1)),
-        (90, Launch(32, 256, 32, 64, 8, 8, 1)),
-        (0, Launch(16, 64, 16, 16, 16, 4, 1)),
-    ),
-    (torch.float16, 64): ((90, Launch(64, 64, 32, 64, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float16, 128): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float16, 256): ((90, Launch(32, 128, 32, 64, 8, 8, 1)), (0, Launch(16, 32, 16, 16, 16, 4, 1))),
-    (torch.float32, 64): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (torch.float32, 128): ((48, Launch(32, 16, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-    (torch.float32, 256): ((48, Launch(32, 32, 32, 32, 4, 8, 1)), (0, Launch(16, 32, 16, 16, 8, 4, 1))),
-}
-# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
-INTERPRETED = Launch(64, 128, 128, 128, 2, 4, 1)
-
-
-def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
-    """Return the launches worth trying where a program may use so many bytes, best first; the last one always fits."""
-    wide = max(64, padded(max(D, E)))
-    return tuple(launch for least, launch in _TABLE[dtype, wide] if least * 1024 <= shared_memory)
 
 
 class Sums(NamedTuple):
@@ -120,12 +68,16 @@ def sums_of(p: Call, log_decay: Tensor | None, C: int) -> Sums:
 
 
 class States(NamedTuple):
-    """The states that reach each chunk, S ``(B, H, n, D, E)`` and z ``(B, H, n, D)``, and those after the last."""
+    """The states that reach each chunk, S ``(B, H, n, D, E)`` and z ``(B, H, n, D)``, and those after the last.
+
+    ``through`` ``(B, H, n)`` are their inner products with the states that come the other way, where asked for.
+    """
 
     S: Tensor
     z: Tensor
     S_end: Tensor
     z_end: Tensor
+    through: Tensor
 
     def write_end(self, to: Tensor) -> None:
         """Write those after the last to ``(B, H, D, E)`` or, with z as the last column, ``(B, H, D, E + 1)``."""
@@ -134,18 +86,21 @@ class States(NamedTuple):
         if to.shape[-1] > E:
             to[..., E] = self.z_end
 
-    def dot(self, other: States) -> Tensor:
-        """Return the inner products of the states of each chunk, ``(B, H, n)``."""
-        return (self.S * other.S).sum((-1, -2)) + (self.z * other.z).sum(-1)
+
+def load_kernels() -> Any:
+    """Import the kernels: late, as Triton is not always there and decides then whether it compiles or interprets."""
+    return importlib.import_module("chela.ops.linear_attention.kernels")
 
 
 class Run:
-    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient."""
+    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient.
 
-    def __init__(self, p: Call, launch: Launch, *, flow: bool = False) -> None:
-        # Imported here: Triton decides at import whether it compiles or interprets, and is not always there.
-        self.kernels = importlib.import_module("chela.ops.linear_attention.kernels")
+    ``kernels`` may stand in for the module, to count what would be launched.
+    """
+
+    def __init__(self, p: Call, launch: Launch, kernels: Any = None, *, flow: bool = False) -> None:
         self.p, self.launch, self.flow = p, launch, flow
+        self.kernels = kernels or load_kernels()
         self.decay = p.log_decay is not None
         self.q, self.k, self.v = (x.contiguous() for x in (p.q, p.k, p.v))
         self.B, self.L, self.H, self.D = p.q.shape
@@ -154,11 +109,9 @@ class Run:
         self.NB = min(self.blocks, max(1, p.chunk // launch.BT) if p.chunk else launch.NB)
         if p.undecayed:  # nothing is computed inside chunks, and fewer chunks make fewer states to add
             self.NB = min(16, self.blocks)
-        if flow:  # what flows over edges is counted tile by tile
-            self.NB = 1
         self.chunks = -(-self.blocks // self.NB)
-        C = self.NB * launch.BT
-        self.ahead, self.back = sums_of(p, p.log_decay, C), sums_of(p, p.log_decay_back, C)
+        self.C = self.NB * launch.BT
+        self.ahead, self.back = sums_of(p, p.log_decay, self.C), sums_of(p, p.log_decay_back, self.C)
         # Stands in for pointers that are not read.
         self.nothing = self.scale = self.delta = torch.empty(1, dtype=torch.float32, device=p.q.device)
         self.mask = self.nothing if p.mask is None else p.mask.contiguous().view(torch.uint8)
@@ -174,19 +127,19 @@ class Run:
             "MASKED": self.p.mask is not None,
             # Products with sums: float16 would overflow there; in tf32 they keep as many digits as float16 has.
             "DOT": tl.bfloat16 if dtype == torch.bfloat16 else tl.float32,
-            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+            "PRECISION": precision(dtype),
             "num_warps": self.launch.warps,
             "num_stages": self.launch.stages,
         }
 
     def states(
         self, x: Tensor, y: Tensor, sums: Sums, *, suffix: bool, with_z: bool, start: Tensor | None = None,
-        scaled: bool = False,
+        scaled: bool = False, meets: States | None = None,
     ) -> States:  # fmt: skip
         """Compute the states of x yᵀ over edges of these sums, from the left, or from the right when ``suffix``.
 
         ``start`` ``(B, H, D, E + 1)`` is the state before the first token, zeros unless given; ``scaled`` says that y
-        is a gradient that is still to be divided by the normaliser.
+        is a gradient that is still to be divided by the normaliser; ``meets`` are the states that come the other way.
         """
         n, D, E = self.chunks, self.D, self.E
         S, z = self.p.new(self.B, self.H, n, D, E), self.p.new(self.B, self.H, n, D)
@@ -199,49 +152,88 @@ class Run:
             BD=BD, BE=BE, SUFFIX=suffix, SCALED=scaled, WITH_Z=with_z, **self.common,
         )  # fmt: skip
         if self.p.undecayed:
-            return States(S.sum(2), z.sum(2), self.nothing, self.nothing)
+            return States(S.sum(2), z.sum(2), self.nothing, self.nothing, self.nothing)
         first = (None, None) if start is None else (start[..., :-1], start[..., -1])
-        return States(S, z, *(self.scan(s, sums, f, suffix=suffix) for s, f in zip((S, z), first, strict=True)))
+        met = (None, None) if meets is None else (meets.S, meets.z)
+        S_end, S_through = self.scan(S, sums, first[0], met[0], suffix=suffix)
+        z_end, z_through = self.scan(z, sums, first[1], met[1], suffix=suffix)
+        return States(S, z, S_end, z_end, S_through + z_through)
 
-    def scan(self, states: Tensor, sums: Sums, start: Tensor | None, *, suffix: bool) -> Tensor:
-        """Carry states ``(B, H, n, ·)`` from chunk to chunk, in place, and return those that leave at the end."""
+    def scan(
+        self, states: Tensor, sums: Sums, start: Tensor | None, met: Tensor | None, *, suffix: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Carry states ``(B, H, n, ·)`` from chunk to chunk, in place; return those that leave, and ``through``."""
         M = states[0, 0, 0].numel()
         end = self.p.new(self.B, self.H, *states.shape[3:])
         BM = min(512, padded(M))
-        self.kernels.scan_kernel[(self.B * self.H, -(-M // BM))](
+        tiles = -(-M // BM)
+        through = self.nothing if met is None else self.p.new(tiles, self.B, self.H, self.chunks)
+        self.kernels.scan_kernel[(self.B * self.H, tiles)](
             states, self.nothing if start is None else start.float().contiguous(), end, sums.data,
-            self.H, M, self.chunks, *sums.strides, self.NB * self.launch.BT - 1,
-            BM=BM, SUFFIX=suffix, DECAY=self.decay, STARTED=start is not None,
+            self.nothing if met is None else met, through,
+            self.H, M, self.chunks, *sums.strides, self.C - 1,
+            BM=BM, SUFFIX=suffix, DECAY=self.decay, STARTED=start is not None, MEETS=met is not None,
         )  # fmt: skip
-        return end
+        return end, through.sum(0)
 
     def attend(
-        self, kind: str, a: Tensor, b: Tensor, c: Tensor, out: Tensor, left: States | None, right: States | None,
+        self, kind: str, a: Tensor, b: Tensor, c: Tensor, out: Tensor, left: States, right: States | None,
         total: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Run ``attend_kernel`` and return what flowed over edges, ``(4, B, H, n, BT)``, where that is counted."""
+        """Run ``attend_kernel``, for the output or the gradient of q; return what flowed over edges."""
         WA, WC = a.shape[-1], c.shape[-1]
         BC = min(self.launch.BC, padded(WC))
         columns = -(-WC // BC)
-        across = (self.E, 1) if kind in ("out", "dv") else (1, self.E)
-        ahead, back = (self.back, self.ahead) if kind in ("dk", "dv") else (self.ahead, self.back)  # over Mᵀ
-        own = {"dq": self.q, "dk": self.k}.get(kind) if self.flow else None
-        flow_part = self.B * self.H * self.blocks * self.launch.BT
-        flow = self.nothing if own is None else torch.zeros(columns, 4, flow_part, device=self.q.device)
+        state_a, state_c = (self.E, 1) if kind == "out" else (1, self.E)
+        flow = self.new_flow(columns, 2 * self.NB) if self.flow and kind == "dq" else None
+        shared = self.inside(left, right, self.ahead, self.back, flow)
+        self.kernels.attend_kernel[(self.blocks * self.B * self.H, columns)](
+            a, b, c, out, self.nothing if total is None else total, own_ptr=self.nothing if flow is None else self.q,
+            WA=WA, WC=WC, state_a=state_a, state_c=state_c, eps=self.p.eps, KIND=kind, WITH_Z=self.p.normalize,
+            BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC, BR=min(self.launch.BR, padded(WA)), **shared,
+        )  # fmt: skip
+        return shared["flow_ptr"]  # type: ignore[no-any-return]
+
+    def keys(self, d_out: Tensor, dk: Tensor, dv: Tensor, left: States | None, right: States | None) -> Tensor:
+        """Run ``keys_kernel``, over Mᵀ, where the decays of both directions change places; return what flowed."""
+        BD, BE = padded(self.D), padded(self.E)
+        KD, KE = min(self.launch.BK, BD), min(self.launch.BK, BE)
+        CD, CE = min(self.launch.BC, BD), min(self.launch.BC, BE)
+        columns = max(-(-self.D // CD), -(-self.E // CE))
+        shared = self.inside(left, right, self.back, self.ahead, self.new_flow(columns, 0) if self.flow else None)
+        self.kernels.keys_kernel[(self.blocks * self.B * self.H, columns)](
+            self.q, self.k, self.v, d_out, dk, dv, D=self.D, E=self.E,
+            BD=BD, BE=BE, KD=KD, KE=KE, CD=CD, CE=CE,
+            BR=min(self.launch.BU, KD, KE), BU=self.launch.BU, WITH_Z=self.p.ones, **shared,
+        )  # fmt: skip
+        return shared["flow_ptr"]  # type: ignore[no-any-return]
+
+    def new_flow(self, columns: int, lanes: int) -> Tensor:
+        """Return zeros ``(columns, 2 + lanes, B, H, n, C)`` for what flows over edges, see ``attend_kernel``."""
+        return torch.zeros(columns, 2 + lanes, self.B, self.H, self.chunks, self.C, device=self.q.device)
+
+    def inside(
+        self, left: States | None, right: States | None, ahead: Sums, back: Sums, flow: Tensor | None
+    ) -> dict[str, Any]:
+        """Return what both kernels that work inside chunks take."""
         given = left or right
         assert given is not None
         left_, right_ = left or given, right or given
-        self.kernels.attend_kernel[(self.blocks * self.B * self.H, columns)](
-            a, b, c, out, self.nothing if total is None else total, self.mask, self.scale, self.delta,
-            left_.S, right_.S, left_.z, right_.z, ahead.data, back.data, self.nothing if own is None else own, flow,
-            self.L, self.H, WA, WC, self.blocks, 1 if self.p.undecayed else self.chunks, *across,
-            *max(ahead.strides, back.strides), flow_part, self.p.eps,  # both are alike, or one is a stand-in
-            KIND=kind, BA=padded(WA), BK=min(self.launch.BK, padded(WA)), BC=BC,
-            LOWER=left is not None, UPPER=right is not None, INTRA=not self.p.undecayed, FLOW=own is not None,
-            NORMALIZE=self.p.normalize, WITH_Z={"dk": self.p.ones, "dv": False}.get(kind, self.p.normalize),
-            **self.common,
-        )  # fmt: skip
-        return flow.sum(0).view(4, self.B, self.H, self.blocks, self.launch.BT) if own is not None else flow
+        return {
+            "mask_ptr": self.mask, "scale_ptr": self.scale, "delta_ptr": self.delta,
+            "left_ptr": left_.S, "right_ptr": right_.S, "z_left_ptr": left_.z, "z_right_ptr": right_.z,
+            "ahead_ptr": ahead.data, "back_ptr": back.data, "flow_ptr": self.nothing if flow is None else flow,
+            "L": self.L, "H": self.H, "blocks": self.blocks, "states": 1 if self.p.undecayed else self.chunks,
+            # Both have the same strides, or one is a stand-in.
+            **dict(zip(("sum_part", "sum_b", "sum_h", "sum_n"), max(ahead.strides, back.strides), strict=True)),
+            "flow_rows": 0 if flow is None else flow.shape[1], "flow_part": self.B * self.H * self.chunks * self.C,
+            "LOWER": left is not None, "UPPER": right is not None, "FLOW": flow is not None,
+            "INTRA": not self.p.undecayed, "NORMALIZE": self.p.normalize, **self.common,
+        }  # fmt: skip
+
+    def crossing(self, flow: Tensor, side: int) -> Tensor:
+        """Return what crosses each edge on its way rightward (side 0) or leftward inside a chunk, ``(B, H, n, C)``."""
+        return flow[:, 2 + side * self.NB :][:, : self.NB].sum((0, 1))
 
     def divide(self, d_out: Tensor, out: Tensor, total: Tensor) -> None:
         """Work out scale = 1 / (eps + total) and delta = d_out · out of each token, both ``(B, H, L)``."""
@@ -254,8 +246,9 @@ class Run:
         )  # fmt: skip
 
 
-def _forward(p: Call, launch: Launch) -> Outputs:
-    run = Run(p, launch)
+def forward(p: Call, launch: Launch, kernels: Any = None) -> Outputs:
+    """Compute the output, the normaliser and the last state."""
+    run = Run(p, launch, kernels)
     out, total, end = p.new_outputs()
     left, right = _states(run)
     run.attend("out", run.q, run.k, run.v, out, left, right, total)
@@ -272,35 +265,42 @@ def _states(run: Run) -> tuple[States, States | None]:
     return left, run.states(run.k, run.v, run.back, suffix=True, with_z=p.normalize) if both else None
 
 
-def _backward(
+def backward(
     p: Call, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, _: Tensor, decay_grad: bool,
-    launch: Launch,
+    launch: Launch, kernels: Any = None,
 ) -> Gradients:  # fmt: skip
-    run = Run(p, launch, flow=decay_grad and p.log_decay is not None)
+    """Compute the gradients of q, k, v, the log decays and the first state."""
+    run = Run(p, launch, kernels, flow=decay_grad and p.log_decay is not None)
     d_out, d_left = d_out.contiguous(), None
     dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(decay_grad)
     if p.normalize:
         run.divide(d_out, out, total)
     left, right = _states(run)
     options: dict[str, Any] = {"with_z": p.normalize, "scaled": p.normalize}
-    d_right = run.states(run.q, d_out, run.ahead, suffix=True, start=d_end if p.ones else None, **options)
+    start, met = d_end if p.ones else None, left if run.flow else None
+    d_right = run.states(run.q, d_out, run.ahead, suffix=True, start=start, meets=met, **options)
     if right is not None:
-        d_left = run.states(run.q, d_out, run.back, suffix=False, **options)
+        d_left = run.states(run.q, d_out, run.back, suffix=False, meets=right if run.flow else None, **options)
     if p.causal:
         d_right.write_end(d_state)
 
     flow_q = run.attend("dq", d_out, run.v, run.k, dq, left, right)
     # Over Mᵀ left and right change places; where all tokens share one state there is but one.
-    d_first, d_second = (d_right, None) if p.undecayed else (d_left, d_right)
-    flow_k = run.attend("dk", run.v, d_out, run.q, dk, d_first, d_second)
-    run.attend("dv", run.k, run.q, d_out, dv, d_first, d_second)
+    flow_k = run.keys(d_out, dk, dv, *((d_right, None) if p.undecayed else (d_left, d_right)))
     if run.flow:
-        through = run.ahead.across(left.dot(d_right))
-        put_edge_gradient(p, edge_gradient(flow_q[2], flow_q[0], flow_k[1], through), d_decay)
+        through = run.ahead.across(d_right.through)
+        gradient = edge_gradient(run.crossing(flow_q, 0), exchanged(flow_q, 0), exchanged(flow_k, 1), through)
+        put_edge_gradient(p, gradient, d_decay)
     if run.flow and right is not None and d_left is not None:
-        through = run.back.across(right.dot(d_left))
-        put_edge_gradient(p, edge_gradient(flow_q[3], flow_k[0], flow_q[1], through), d_back)
+        through = run.back.across(d_left.through)
+        gradient = edge_gradient(run.crossing(flow_q, 1), exchanged(flow_k, 0), exchanged(flow_q, 1), through)
+        put_edge_gradient(p, gradient, d_back)
     return dq, dk, dv, d_decay, d_back, d_state
+
+
+def exchanged(flow: Tensor, side: int) -> Tensor:
+    """Return what each token exchanges with the state on its left (side 0) or right, ``(B, H, n, C)``."""
+    return flow[:, side].sum(0)
 
 
 def put_edge_gradient(p: Call, gradient: Tensor, to: Tensor) -> None:
@@ -344,7 +344,7 @@ def table(p: Call) -> tuple[Launch, ...]:
 
 linear_attention_triton = define(
     "linear_attention_triton",
-    lambda p: first_that_fits(p, functools.partial(_forward, p)),
-    lambda p, *given: first_that_fits(p, functools.partial(_backward, p, *given)),
+    lambda p: first_that_fits(p, functools.partial(forward, p)),
+    lambda p, *given: first_that_fits(p, functools.partial(backward, p, *given)),
     lambda p: (0,),
 )

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from chela.ops.linear_attention import kernels
-from chela.ops.linear_attention.triton import launches, padded
+from chela.ops.linear_attention.tiles import launches, padded, precision
 
 # Bytes a program may use: A100, H100, B200.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -36,9 +36,9 @@ class Configuration:
 
 
 CONFIGURATIONS = [
-    *(Configuration(kind, "bf16", width) for width in (64, 128, 256) for kind in ("out", "dq", "dk")),
-    Configuration("dq", "fp32", 128),
-    Configuration("dq", "fp16", 128),
+    *(Configuration(kind, "bf16", width) for width in (64, 128, 256) for kind in ("out", "dq", "keys")),
+    *(Configuration(kind, dtype, 128) for dtype in ("fp32", "fp16") for kind in ("dq", "keys")),
+    *(Configuration(kind, "fp32", 64) for kind in ("out", "dq", "keys")),
     Configuration("states", "bf16", 256),
     Configuration("states", "fp32", 128),
 ]
@@ -53,23 +53,22 @@ def compile_one(c: Configuration, arch: int) -> dict:
         "DECAY": True,
         "WITH_Z": True,
         "DOT": kernels.tl.bfloat16 if c.dtype == "bf16" else kernels.tl.float32,
-        "PRECISION": "ieee" if c.dtype == "fp32" else "tf32",
+        "PRECISION": precision(DTYPES[c.dtype]),
     }
     if c.kernel == "states":
         tile = min(launch.BS, padded(c.width))
         function, constants = kernels.states_kernel, {"NB": launch.NB, "BD": tile, "BE": tile}
         constants |= {"SUFFIX": True, "SCALED": True}
     else:
-        flow = c.kernel != "out"
-        function, constants = kernels.attend_kernel, {"KIND": c.kernel, "NB": 1 if flow else launch.NB}
-        constants |= {
-            "BA": padded(c.width),
-            "BK": min(launch.BK, padded(c.width)),
-            "BC": min(launch.BC, padded(c.width)),
-            "NORMALIZE": True,
-            "FLOW": flow,
-        }
-        constants |= {"LOWER": True, "UPPER": True, "INTRA": True}
+        width, BK, BC = padded(c.width), min(launch.BK, padded(c.width)), min(launch.BC, padded(c.width))
+        constants = {"NB": launch.NB, "LOWER": True, "UPPER": True, "INTRA": True, "NORMALIZE": True}
+        if c.kernel == "keys":
+            function = kernels.keys_kernel
+            constants |= {"BD": width, "BE": width, "KD": BK, "KE": BK, "CD": BC, "CE": BC, "FLOW": True}
+            constants |= {"BR": min(launch.BU, BK), "BU": launch.BU}
+        else:
+            function = kernels.attend_kernel
+            constants |= {"KIND": c.kernel, "BA": width, "BK": BK, "BC": BC, "BR": launch.BR, "FLOW": c.kernel == "dq"}
     constants |= common
     signature, attrs = {}, {}
     for index, name in enumerate(function.arg_names):

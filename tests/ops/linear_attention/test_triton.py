@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,19 @@ def test_bfloat16_agrees_with_the_definition(case: Case) -> None:
     check(case, "triton")
 
 
+@pytest.mark.parametrize("causal", (True, False))
+@pytest.mark.parametrize("decay", ("none", "head", "token"))
+def test_small_tiles_take_everything_in_parts(causal: bool, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths, columns, states and the tokens that are heard; decays are learned in chunks of several blocks."""
+    monkeypatch.setattr(triton_backend, "table", lambda p: (Launch(32, 16, 16, 16, 16, 16, 3, 4, 1),))
+    check(Case(110, 24, 40, causal, decay, decay == "head", decay != "head"), "triton")
+
+
+def test_decay_gradients_hold_in_chunks_of_any_number_of_blocks() -> None:
+    for chunk_size in (64, 192, 320):
+        check(Case(300, 8, 16, False, "token", True, True), "triton", chunk_size=chunk_size)
+
+
 def test_a_wide_value_takes_several_programs() -> None:
     check(Case(70, 8, 200, True, "token", False, True), "triton")
 
@@ -60,6 +74,34 @@ def test_two_runs_are_equal_bit_by_bit() -> None:
     x = draw(case)
     first, second = run(case, x, "triton"), run(case, x, "triton")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a CUDA device multiplies as it does")
+@pytest.mark.parametrize("products", (1, 3))
+def test_three_products_in_tf32_hold_float32s_tolerance_and_one_does_not(
+    products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter multiplies in float32; here factors are cut into the 10 bits tensor cores take and a rest."""
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def cut(x: np.ndarray) -> np.ndarray:
+        return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+    def dot(self, a, b, d, precision, *rest) -> TensorHandle:
+        assert "TF32x3" in str(precision)
+        a_high, b_high = cut(a.data), cut(b.data)
+        total = a_high @ b_high
+        if products == 3:
+            total += a_high @ cut(b.data - b_high) + cut(a.data - a_high) @ b_high
+        return TensorHandle(total + d.data, d.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+    case = Case(70, 64, 64, False, "token", True, True)
+    if products == 3:
+        check(case, "triton")
+    else:
+        with pytest.raises(AssertionError, match="d_k"):
+            check(case, "triton")
 
 
 def test_opcheck() -> None:
@@ -87,7 +129,7 @@ def test_compiles_to_one_graph() -> None:
 def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.errors import OutOfResources
 
-    tiles = (Launch(64, 64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 16, 2, 4, 1))
+    tiles = (Launch(64, 64, 64, 64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 16, 16, 16, 2, 4, 1))
     monkeypatch.setattr(triton_backend, "table", lambda p: tiles)
     monkeypatch.setattr(triton_backend, "_fitting", {})
     tried = []
@@ -116,7 +158,8 @@ def test_there_is_a_tile_for_every_device(dtype: torch.dtype, shared: int) -> No
     for width in (1, 16, 64, 65, 128, 200, 256):
         found = launches(width, 8, dtype, shared * 1024)
         assert [x.BT for x in found] == sorted((x.BT for x in found), reverse=True)
-        assert min(min(x.BT, x.BK, x.BC, x.BS) for x in found) >= 16  # what a product on tensor cores takes at least
+        assert min(min(x[:6]) for x in found) >= 16  # what a product on tensor cores takes at least
+        assert all(x.BR <= x.BK and x.BT % x.BU == 0 for x in found)
 
 
 def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:
@@ -143,7 +186,7 @@ def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == 13
+    assert len(results) == 18
     for r in results:
         assert r["shared"] <= r["limit"], r
         assert r["spills"] <= (256 if r["width"] > 128 else 0), r

@@ -1,0 +1,93 @@
+"""How the Triton kernels are cut: a table of tiles by dtype, width and shared memory, no tuning at run time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+def padded(width: int) -> int:
+    """Return the power of two, at least 16, that a tile of this width is padded to."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+class Launch(NamedTuple):
+    """How the kernels are cut."""
+
+    BT: int  # tokens per tile
+    BK: int  # columns of a product's width at a time
+    BC: int  # columns of the output per program
+    BR: int  # rows of a state at a time, for the output and the gradient of q
+    BU: int  # tokens i, and rows of a state, at a time, for the gradients of k and v
+    BS: int  # rows and columns of a state per program
+    NB: int  # tiles per chunk: more of them write fewer states and multiply more inside chunks
+    warps: int  # per program
+    stages: int  # of the software pipeline
+
+
+# (dtype, widest tile) → (KiB of shared memory the device must have, launch), best first.
+# Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).
+_TABLE = {
+    (torch.bfloat16, 64): (
+        (200, Launch(64, 64, 64, 64, 64, 64, 4, 8, 2)),
+        (90, Launch(32, 64, 64, 64, 32, 64, 8, 4, 2)),
+        (48, Launch(32, 64, 32, 32, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.bfloat16, 128): (
+        (200, Launch(64, 128, 128, 16, 32, 64, 4, 8, 2)),
+        (90, Launch(32, 128, 128, 32, 32, 64, 8, 8, 2)),
+        (48, Launch(32, 128, 32, 32, 32, 32, 8, 4, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.bfloat16, 256): (
+        (200, Launch(64, 64, 128, 32, 32, 64, 4, 8, 1)),
+        (90, Launch(32, 64, 128, 32, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 64, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.float16, 64): (
+        (90, Launch(32, 64, 64, 32, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.float16, 128): (
+        (90, Launch(32, 128, 64, 32, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.float16, 256): (
+        (90, Launch(32, 128, 64, 32, 32, 64, 8, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 16, 4, 1)),
+    ),
+    (torch.float32, 64): (
+        (48, Launch(32, 16, 64, 16, 16, 32, 4, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 8, 4, 1)),
+    ),
+    (torch.float32, 128): (
+        (48, Launch(32, 16, 64, 16, 16, 32, 4, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 8, 4, 1)),
+    ),
+    (torch.float32, 256): (
+        (48, Launch(32, 16, 64, 16, 16, 32, 4, 8, 1)),
+        (0, Launch(16, 32, 16, 16, 16, 16, 8, 4, 1)),
+    ),
+}
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Return how products on tensor cores keep the digits of their inputs: float32 takes three products in TF32.
+
+    Products with sums of float16 inputs run in TF32 too, which has as many digits; on AMD float32 is plain FMA.
+    """
+    if dtype != torch.float32:
+        return "tf32"
+    return "ieee" if torch.version.hip else "tf32x3"
+
+
+# Interpreted, each program costs milliseconds whatever its size: fewer, larger ones.
+INTERPRETED = Launch(64, 128, 128, 64, 32, 128, 2, 4, 1)
+
+
+def launches(D: int, E: int, dtype: torch.dtype, shared_memory: int) -> tuple[Launch, ...]:
+    """Return the launches worth trying where a program may use so many bytes, best first; the last one always fits."""
+    wide = max(64, padded(max(D, E)))
+    return tuple(launch for least, launch in _TABLE[dtype, wide] if least * 1024 <= shared_memory)
