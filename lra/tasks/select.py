@@ -1,8 +1,8 @@
 """Select: four movie reviews told by turns; at each turn, does its teller say a certain word anywhere? Not of LRA's.
 
-Each piece is the end of a review of IMDb, 40 to 120 bytes of it. It is cut into five turns, the turns of all four are
+Each piece is the end of a review of IMDb, 100 to 300 bytes of it. It is cut into six turns, the turns of all four are
 mixed, and each has the name of its piece in front, one of 256 symbols. There is asked whether the piece has the word
-"the", as nearly half of them do. It may be in any turn of that name, and in those of others too. Names, order and
+"this", as nearly half of them do. It may be in any turn of that name, and in those of others too. Names, order and
 lengths are drawn anew, so neither a fixed distance nor a symbol tells which turns count: names must be compared. A
 training record is drawn from (seed, step), one to validate or test on from its number (``lra.pieces``).
 """
@@ -34,11 +34,11 @@ class Select(Task):
     """Two classes, without the word 0 and with it 1; ids byte + 1 or of words, then those of names."""
 
     pieces: int = option(4, "pieces in a row", ge=1, le=1000)
-    shortest: int = option(40, "bytes of the shortest piece", ge=1, le=100_000)
-    longest: int = option(120, "bytes of the longest piece", ge=1, le=100_000)
-    turns: int = option(5, "parts of a piece, between those of others", ge=1, le=1000)
+    shortest: int = option(100, "bytes of the shortest piece", ge=1, le=100_000)
+    longest: int = option(300, "bytes of the longest piece", ge=1, le=100_000)
+    turns: int = option(6, "parts of a piece, between those of others", ge=1, le=1000)
     names: int = option(256, "names that a piece may have", ge=2, le=10_000)
-    word: str = option("the", "the word that is asked for, in small letters")
+    word: str = option("this", "the word that is asked for, in small letters")
     words: bool = option(False, "words hashed to 2,048 ids, in place of bytes")
     train: int = option(20_000, "records that count as an epoch; each step draws new ones", ge=1)
     validation: int = option(1_000, "records to validate on", ge=1)

@@ -132,7 +132,7 @@ def test_words_are_ids_of_their_own() -> None:
     assert len(hashed(b"... --- ...")) == 1  # a piece may hold no word, a sequence must not be empty
     task = Select(shortest=10, longest=30, words=True)
     record = Selections(task, Reviews(), "test").read([0])[0][0]  # type: ignore[arg-type]
-    assert task.vocab_size == 2048 + 256 and (record >= 2048).sum() == 5 * 4
+    assert task.vocab_size == 2048 + 256 and (record >= 2048).sum() == 6 * 4
 
 
 def test_what_is_to_beat_in_select_knows_the_turn_at_hand_and_a_number() -> None:
@@ -196,7 +196,7 @@ def test_real_reviews(real_text: DataConfig) -> None:
         Select(), DataConfig(dir=real_text.dir, root=real_text.root), batch_size=4, seed=0, max_steps=2
     )
     for batch in selection.train_dataloader():
-        assert batch["inputs"].shape[0] == 4 and 180 <= batch["inputs"].shape[1] <= 500 == selection.task.l_max
+        assert batch["inputs"].shape[0] == 4 and 424 <= batch["inputs"].shape[1] <= 1224 == selection.task.l_max
     assert "not a task of LRA's" in selection.task.note
 
 
