@@ -75,10 +75,13 @@ def resolve(words: list[str]) -> Config:
 
 def _named(layers: list[Layer], group: str, name: str, wanted: str) -> Layer:
     """Return a group's own section, joined over its layers; it must say which class is meant."""
-    section: Any = OmegaConf.to_container(OmegaConf.merge(*(layer.get(group, {}) for layer in layers)))
+    found = [layer.get(group, {}) for layer in layers]
+    section: Any = OmegaConf.to_container(OmegaConf.merge({}, *(part for part in found if isinstance(part, dict))))
     named = section.get("mixer", {}) if group == "model" else section
-    if not isinstance(named.get("name"), str):
-        raise UsageError(f"{group}={name}: expected {wanted} in the file, which says what is built; there is none")
+    given = next((part for part in [*found, named] if not isinstance(part, dict)), None)
+    if given is not None or not isinstance(named.get("name"), str):
+        got = "there is none" if given is None else f"got {shown(given)}"
+        raise UsageError(f"{group}={name}: expected {wanted} in the file, which says what is built; {got}")
     return dict(section)
 
 

@@ -155,7 +155,25 @@ class Backbone(nn.Module):
             with seeded(torch.initial_seed(), f"blocks.{layer}.mixer"):
                 mixer = build_mixer(name, d_model, options, layer=layer, **context)
             self.blocks.append(Block(mixer, config))
+        if config.causal and ":" in name and task.l_max > 1:  # ours have tests
+            self._expect_no_look_ahead(min(task.l_max, 8), d_model)
         self.norm = make_norm(config.norm, d_model) if config.prenorm else None
+
+    @torch.no_grad()
+    def _expect_no_look_ahead(self, length: int, d_model: int) -> None:
+        """Change the last of some tokens: a causal system of somebody's own must say the same of those before it."""
+        own = self.blocks[0].get_submodule("mixer").eval()
+        like = self.embedding.weight
+        x = torch.randn(1, length, d_model, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+        changed = torch.cat([x[:, :-1], -x[:, -1:]], dim=1)
+        before, after = own(x)[:, :-1], own(changed)[:, :-1]
+        own.train()
+        known = type(before) is Tensor and not before.is_meta  # else only shapes are asked for
+        if known and not torch.allclose(before, after, rtol=1e-3, atol=1e-4):
+            raise UsageError(
+                f"{type(own.layer).__name__}: expected a layer that looks back only, as model.causal=true wants, got "
+                "one whose output changes with a later token"
+            )
 
     def mixers(self) -> list[nn.Module]:
         """Return the mixer of each block."""

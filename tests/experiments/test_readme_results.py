@@ -13,7 +13,8 @@ from experiments.table import main_grid, render
 
 ROOT = Path(__file__).parents[2]
 MADE = re.compile(
-    r"<!-- python -m experiments\.table (?P<folder>\S+)(?P<compact> --compact)? -->\n(?P<table>(?:\|.*\n)+)"
+    r"<!-- python -m experiments\.table (?P<folder>\S+)(?P<compact> --compact)?(?: bench=(?P<bench>\S+))? -->\n"
+    r"(?P<table>(?:\|.*\n)+)"
 )
 PAGES = ("README.md", "docs/results.md")
 TABLES = [found for page in PAGES for found in MADE.findall((ROOT / page).read_text())]
@@ -24,8 +25,8 @@ def test_there_is_a_table(page: str) -> None:
     assert MADE.search((ROOT / page).read_text())
 
 
-@pytest.mark.parametrize(("folder", "compact", "table"), TABLES, ids=[folder for folder, *_ in TABLES])
-def test_the_table_is_what_the_command_prints(folder: str, compact: str, table: str) -> None:
-    (found,) = result_tables(read_runs([ROOT / folder]))
+@pytest.mark.parametrize(("folder", "compact", "bench", "table"), TABLES, ids=[folder for folder, *_ in TABLES])
+def test_the_table_is_what_the_command_prints(folder: str, compact: str, bench: str, table: str) -> None:
+    (found,) = result_tables(read_runs([ROOT / folder]), ROOT / bench if bench else None)
     grid = main_grid(found).compact() if compact else main_grid(found)
     assert table.strip() == render([grid], "md").strip(), f"make the table of {folder} again"

@@ -86,6 +86,37 @@ def test_options_are_the_arguments(folder: Path) -> None:
     assert chela(folder, "models", "task=./task.yaml", "model=./mixer.yaml", "preset=mini").count("mixer ") >= 1
 
 
+AHEAD = """
+import torch
+
+class Ahead(torch.nn.Module):
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("model: {mixer: {name: ahead:Ahead}}", "Ahead: expected a layer that looks back only"),
+        (
+            "model: ahead:Ahead",
+            "expected model: {mixer: {name: …}} in the file, which says what is built; got 'ahead:A",
+        ),
+        ("model: {mixer: ahead:Ahead}", "expected model: {mixer: {name: …}} in the file"),
+    ],
+)
+def test_what_a_newcomer_gets_wrong_is_told_in_a_line(folder: Path, model: str, told: str) -> None:
+    (folder / "ahead.py").write_text(AHEAD)
+    (folder / "ahead.yaml").write_text(model)
+    words = [word.replace("mixer.yaml", "ahead.yaml") for word in WORDS]
+    error = chela(folder, "train", *words, status=2)
+    assert told in error and "Traceback" not in error
+
+
 def test_a_run_from_elsewhere_names_no_code_unasked(folder: Path) -> None:
     """The module leaves a trace when it is imported; a run folder that names it must not get so far."""
     with open(folder / "own_parts.py", "a") as file:
