@@ -13,8 +13,8 @@ from torch import Tensor
 from chela.ops.again import Recipe
 
 T = TypeVar("T")
-SMALL_ELEMENTS = 2**22
-"""Of less than this, 16 MiB of float32, what is made is held: to make it again takes 5 to 20 % of a small step."""
+SMALL_ELEMENTS = 2**21
+"""Of less than this, 8 MiB of float32, what is made is held: to make it again takes 5 to 20 % of a small step."""
 
 
 class _Marks(threading.local):
