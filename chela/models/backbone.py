@@ -156,7 +156,7 @@ class Backbone(nn.Module):
                 mixer = build_mixer(name, d_model, options, layer=layer, **context)
             self.blocks.append(Block(mixer, config))
         if config.causal and ":" in name and task.l_max > 1:  # ours have tests
-            self._expect_no_look_ahead(min(task.l_max, 8), d_model)
+            self._expect_no_look_ahead(min(task.l_max, 1024), d_model)
         self.norm = make_norm(config.norm, d_model) if config.prenorm else None
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ import numpy as np
 
 from lra.builder import Progress
 from lra.errors import DataError
-from lra.options import option
+from lra.options import option, shown
 from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, reviews_of
 from lra.schema import DataConfig
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
@@ -33,7 +33,7 @@ BYTES = 257  # ids of bytes, padding 0 included
 class Select(Task):
     """Two classes, without the word 0 and with it 1; ids byte + 1 or of words, then those of names."""
 
-    pieces: int = option(4, "pieces in a row", ge=1, le=1000)
+    pieces: int = option(4, "pieces of a record", ge=1, le=1000)
     shortest: int = option(100, "bytes of the shortest piece", ge=1, le=100_000)
     longest: int = option(300, "bytes of the longest piece", ge=1, le=100_000)
     turns: int = option(6, "parts of a piece, between those of others", ge=1, le=1000)
@@ -56,6 +56,8 @@ class Select(Task):
         self._reviews: Text | None = None
         if self.longest < self.shortest:
             raise ValueError(f"task.longest: expected shortest={self.shortest} or more, got {self.longest}")
+        if not WORD.fullmatch(self.word.encode()):
+            raise ValueError(f"task.word: expected one word of small letters, digits or ', got {shown(self.word)}")
         if self.names < self.pieces:
             raise ValueError(f"task.names: expected pieces={self.pieces} or more, got {self.names}")
         self.first_name = IDS if self.words else BYTES
@@ -96,11 +98,12 @@ class Select(Task):
 
     def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
         """Return the pieces, each with its name, and whether it has the word."""
+        targets = np.asarray(label)
+        has = dict(zip(record["order"], targets[targets != IGNORED].tolist(), strict=True))
         body = ""
-        for name, text in zip(record["names"], record["texts"], strict=True):
+        for piece, (name, text) in enumerate(zip(record["names"], record["texts"], strict=True)):
             words = html.escape(text.decode("utf-8", "replace"))
-            has = self.word.encode() in WORD.findall(text.lower())
-            body += f'<p class="text"><b>{name}</b>, {"with" if has else "without"} “{self.word}”: {words}</p>'
+            body += f'<p class="text"><b>{name}</b>, {"with" if has[piece] else "without"} “{self.word}”: {words}</p>'
         return body, f"by turns: {' '.join(str(record['names'][piece]) for piece in record['order'])}"
 
 

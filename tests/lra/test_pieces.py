@@ -148,6 +148,7 @@ def test_what_is_to_beat_in_select_knows_the_turn_at_hand_and_a_number() -> None
     ("made", "message"),
     [
         (lambda: Select(shortest=5, longest=4), r"task\.longest: expected shortest=5 or more, got 4"),
+        (lambda: Select(word="the film"), r"task\.word: expected one word .*, got 'the film'"),
         (lambda: Select(names=3), r"task\.names: expected pieces=4 or more, got 3"),
         (lambda: Select(pieces=0), r"task\.pieces: expected at least 1, got 0"),
         (lambda: Select().dataset("train"), r"call prepare\(\) before"),
