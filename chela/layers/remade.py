@@ -56,7 +56,8 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
 
     Until the backward pass the inputs are held, not what is made of them, unless they are small. Feature maps and gates
     are a pass over memory each, and what they give is nearly half of what a layer would hold. The result and the
-    gradients are those of the plain call, to the last bit. The backward pass calls each ``make`` once more.
+    gradients are those of the plain call, to the last bit. The backward pass calls each ``make`` twice more: once to
+    be read, and then, when that is gone, for its gradients.
 
     Args:
         use: Any differentiable function, such as a product.
@@ -87,7 +88,8 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
         if isinstance(held, Tensor):
             return held
         recipe, *geometry = held
-        return recipe.once_more().detach().as_strided(*geometry)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            return recipe.once_more().as_strided(*geometry)  # type: ignore[no-any-return]
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         return use(*made)

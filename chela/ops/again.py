@@ -24,7 +24,6 @@ class Recipe:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function, self.device, self.autocast = function, "cpu", (False, torch.bfloat16)
         self.context: Any = None
-        self._again: tuple[list[Tensor | None], Any] | None = None
 
     def __call__(self, *inputs: Tensor | None) -> Any:
         """Return ``function(*inputs)``, a tensor or a tuple of some; gradients flow to ``inputs`` and no further."""
@@ -32,35 +31,29 @@ class Recipe:
         self.autocast = torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
         return _Again.apply(self, *inputs)  # type: ignore[no-untyped-call]
 
-    def once_more(self) -> Any:
-        """Compute it again of the inputs that are held; the backward pass will use the same."""
-        if self._again is None:
-            held, needed = self.context.saved_tensors, self.context.needed
-            inputs = [x if x is None else x.detach().requires_grad_(n) for x, n in zip(held, needed, strict=True)]
-            enabled, dtype = self.autocast
-            with torch.enable_grad(), torch.autocast(self.device, dtype=dtype, enabled=enabled):
-                self._again = inputs, self.function(*inputs)
-        return self._again[1]
-
-    def take(self) -> tuple[list[Tensor | None], Any]:
-        """Return the inputs and what was made of them again, and forget both."""
-        made = self.once_more()
-        inputs, self._again = self._again[0] if self._again else [], None
-        return inputs, made
+    def once_more(self, inputs: tuple[Tensor | None, ...] | None = None) -> Any:
+        """Compute it again, of the inputs that are held if of no others."""
+        enabled, dtype = self.autocast
+        with torch.autocast(self.device, dtype=dtype, enabled=enabled):
+            return self.function(*(self.context.saved_tensors if inputs is None else inputs))
 
 
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, *inputs: Tensor | None) -> Any:
         ctx.recipe, recipe.context = recipe, ctx
-        ctx.needed = ctx.needs_input_grad[1:]
         ctx.save_for_backward(*inputs)
         return recipe.function(*inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, made = ctx.recipe.take()
+        held, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        inputs = tuple(
+            x if x is None else x.detach().requires_grad_(wanted) for x, wanted in zip(held, needed, strict=True)
+        )
+        with torch.enable_grad():
+            made = ctx.recipe.once_more(inputs)
         outputs = made if isinstance(made, tuple) else (made,)
         reached = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad]
         wanted = [x for x in inputs if x is not None and x.requires_grad]

@@ -37,10 +37,10 @@ def test_results_and_gradients_are_those_of_the_plain_call() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_once_more_each_and_never_what_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_small_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, gate, linear = leaves()
     calls = []
-    for small, expected in ((0, 2), (x.numel() + gate.numel() + 1, 1)):
+    for small, expected in ((0, 3), (x.numel() + gate.numel() + 1, 1)):
         monkeypatch.setattr("chela.layers.remade.SMALL_ELEMENTS", small)
         y = with_remade(linear, (lambda *inputs: calls.append(1) or gated(*inputs), x, gate))
         y.sum().backward()
