@@ -34,6 +34,7 @@ BENCHMARKS = (
     "layers",
     "linear_attention",
     "profile",
+    "published",
     "sequence",
     "traffic",
     "train",
