@@ -19,6 +19,7 @@ from chela.errors import UsageError
 from chela.options import code_of, mixer_options
 from chela.schema import Config
 from lra.tasks import task_class, task_options
+from lra.tasks.base import Task
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
@@ -69,7 +70,7 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return, of a configuration by dotted key, what makes a run's numbers.
 
     Where data lies does not; but data that can be generated or released is other data with a folder of its own, and
-    a text of one's own is told by its file's name.
+    a text of one's own is told by its file's name. A task's first version, 1.0.0, is left out.
     """
     task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
     kinds = _kinds(task, mixer)
@@ -82,7 +83,9 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     root = options.get("data.root")
     released = _fact(task, "generated") and root is not None
     text = {"data.text": Path(root).name} if root is not None and _fact(task, "own_text") else {}
-    return kept | ({"data.released": True} if released else {}) | text
+    version = _fact(task, "version")
+    later = {"task.version": version} if version not in (None, Task.version) else {}
+    return kept | ({"data.released": True} if released else {}) | text | later
 
 
 @functools.cache
@@ -99,8 +102,9 @@ def _kinds(task: str, mixer: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _fact(task: str, fact: str) -> bool:
+def _fact(task: str, fact: str) -> Any:
+    """Return what a task of this package says of itself; None where it is not one, or says nothing."""
     try:
-        return ":" not in task and bool(getattr(task_class(task), fact, False))
+        return None if ":" in task else getattr(task_class(task), fact, None)
     except ValueError:
-        return False
+        return None

@@ -15,10 +15,10 @@ from chela.checks import parameters_at_least
 from chela.config import load, resolve, seconds, to_yaml
 from chela.errors import UsageError
 from chela.groups import configs_folder, flat, names
-from chela.identity import fields, fingerprint, identities, identity_of
+from chela.identity import _fact, fields, fingerprint, identities, identity_of
 from chela.options import CONTEXT, mixer_options, systems
 from chela.presets import PRESETS, resolve_preset
-from lra.tasks import get_task, task_options
+from lra.tasks import get_task, task_class, task_options
 
 ROOT = Path(__file__).parents[1]
 FIXED = [preset for preset in PRESETS if preset != "auto"]
@@ -137,7 +137,7 @@ def test_a_list_is_written_as_yaml_writes_it(tmp_path: Path) -> None:
         *((text, "expected a list of numbers such as") for text in ("[a]", "[true]", "[[1]]", "[null]", "&a [*a]")),
         ("[1, .nan]", "expected a finite number, got nan"),
         ("[-.inf]", "expected a finite number, got -inf"),
-        ("[1" + "0" * 400 + "]", "int too large"),
+        ("[1" + "0" * 400 + "]", "expected a list of numbers"),
         ("[0]", "snake_contrasts must be positive numbers"),
     ],
 )
@@ -147,7 +147,9 @@ def test_what_is_no_list_of_numbers(text: str, message: str) -> None:
 
 
 def test_a_list_of_whole_numbers_takes_no_others() -> None:
-    with pytest.raises(UsageError, match=r"task.paddle_margins: Value '1.5' of type 'float' could not"):
+    with pytest.raises(
+        UsageError, match=r"task.paddle_margins: expected a list of whole numbers or null, got '\[1.5\]'"
+    ):
         resolve(["task=pathfinder", "preset=tiny", "task.paddle_margins=[1.5]"])
 
 
@@ -185,6 +187,17 @@ def test_a_release_in_place_of_generated_data_changes_the_fingerprint(task: str,
     words = ([], ["data.root=a"], ["data.root=b"])
     plain, mine, moved = (fingerprint(resolve(["preset=tiny", f"task={task}", *more])) for more in words)
     assert (mine != plain) is other and moved == mine
+
+
+def test_another_version_of_a_task_is_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(["preset=tiny"])
+    plain = fingerprint(config)
+    monkeypatch.setattr(task_class("listops"), "version", "1.0.1")
+    _fact.cache_clear()
+    assert fingerprint(config) != plain
+    monkeypatch.undo()
+    _fact.cache_clear()
+    assert fingerprint(config) == plain
 
 
 def test_a_newer_option_leaves_older_fingerprints() -> None:
