@@ -16,7 +16,7 @@ from typing import IO, Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chela.config import first_line, resolve, to_yaml, type_name
+from chela.config import first_line, resolve, to_yaml, type_name, unfit
 from chela.errors import UsageError
 from chela.groups import names
 from chela.identity import fields
@@ -27,7 +27,6 @@ from lra.options import check_options, closest, shown
 
 T = TypeVar("T")
 Field = dataclasses.Field[Any]
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def command(
@@ -82,8 +81,7 @@ def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
         try:
             OmegaConf.update(cfg, field.name, texts if _is_list(field) else texts[0])
         except OmegaConfBaseException:
-            expected = _KINDS.get(type_name(field), "another")
-            raise UsageError(f"{key}: expected {expected}, got {shown(texts[0])}") from None
+            raise UsageError(unfit(key, type_name(field), texts[0])) from None
     for key, field in known.items():
         if OmegaConf.is_missing(cfg, field.name):
             raise UsageError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")

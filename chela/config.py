@@ -257,7 +257,10 @@ def _merge(cfg: DictConfig, layer: Layer, group: str, name: str) -> None:
     try:
         cfg.merge_with(taken)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{group}={name}: {first_line(error)}") from None
+        key = str(error.full_key)
+        if key not in known:
+            raise UsageError(f"{group}={name}: {first_line(error)}") from None
+        raise UsageError(f"{group}={name}: {unfit(key, known[key], flat(layer).get(key))}") from None
 
 
 @functools.cache
@@ -282,8 +285,20 @@ def _set(cfg: DictConfig, key: str, value: str) -> None:
         read = _numbers(key, value)
     try:
         OmegaConf.update(cfg, key, read)
-    except (OmegaConfBaseException, OverflowError) as error:  # a number with hundreds of digits overflows
-        raise UsageError(f"{key}: {first_line(error)}") from None
+    except (OmegaConfBaseException, OverflowError):  # a number with hundreds of digits overflows
+        raise UsageError(unfit(key, keys[key], value)) from None
+
+
+def unfit(key: str, kind: str, value: Any) -> str:
+    """Say that a value is not of an option's type.
+
+    >>> unfit("model.depth", "int", "deep")
+    "model.depth: expected a whole number, got 'deep'"
+    """
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    wanted |= {"None": "null", "list[int]": "a list of whole numbers", "list[float]": "a list of numbers"}
+    words = " or ".join(wanted.get(part, part) for part in kind.split(" | "))
+    return f"{key}: expected {words}, got {shown(value)}"
 
 
 def type_name(item: dataclasses.Field[Any]) -> str:

@@ -107,4 +107,8 @@ def _read(path: Path) -> Layer:
         raise UsageError(f"{path}: expected YAML, could not read it ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(found, dict) and found is not None:
         raise UsageError(f"{path}: expected sections such as model: {{…}}, got a {type(found).__name__}")
+    presets = (found or {}).get("presets", {})
+    for given in presets.values() if isinstance(presets, dict) else [presets]:
+        if not isinstance(given, dict):
+            raise UsageError(f"{path}: expected presets: {{mini: {{trainer: …}}}}, got {shown(given)} for a preset")
     return found or {}

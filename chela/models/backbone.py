@@ -94,6 +94,8 @@ class Residual(nn.Module):
         if getattr(update, "shape", None) != x.shape:
             got = f"shape {tuple(update.shape)}" if isinstance(update, Tensor) else f"a {type(update).__name__}"
             raise UsageError(f"{type(self.layer).__name__}: expected an update of shape {tuple(x.shape)}, got {got}")
+        if update.dtype is torch.float64 is not x.dtype:  # the next layer would fail, far from the cause
+            raise UsageError(f"{type(self.layer).__name__}: expected an update of {x.dtype}, got {update.dtype}")
         x = x + self.dropout(update)
         return x if self.prenorm else self.norm(x, mask)
 

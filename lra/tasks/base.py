@@ -218,12 +218,12 @@ class InMemory(Records):
     """Records that fit into memory.
 
     Args:
-        records: (input, label) of each, as ``Encoded`` and ``Label`` say.
+        records: (input, label) of each, as ``Encoded`` and ``Label`` say; lists stand for arrays.
     """
 
     def __init__(self, records: Sequence[tuple[Encoded, Label]]) -> None:
-        self._records = records
-        self._lengths = np.array([max(map(len, sequences(encoded))) for encoded, _ in records], np.int64)
+        self._records = [(_arrays(encoded), _arrays(label)) for encoded, label in records]
+        self._lengths = np.array([max(map(len, sequences(encoded))) for encoded, _ in self._records], np.int64)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -235,6 +235,13 @@ class InMemory(Records):
     def lengths(self) -> np.ndarray:
         """Return the length of every record, int64 ``(N,)``."""
         return self._lengths
+
+
+def _arrays(given: Any) -> Any:
+    """Turn lists into arrays, those of a pair too."""
+    if isinstance(given, tuple):
+        return tuple(map(_arrays, given))
+    return np.asarray(given) if isinstance(given, list) else given
 
 
 def sequences(encoded: Encoded) -> tuple[np.ndarray, ...]:

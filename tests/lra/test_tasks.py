@@ -74,6 +74,13 @@ class Values(Task):
 COPYING, VALUES = f"{__name__}:Copying", f"{__name__}:Values"
 
 
+def test_lists_stand_for_arrays() -> None:
+    records = InMemory([([1, 2, 3], [0, IGNORED, 1]), (([1, 2], [3]), 1)])
+    tokens, labels = records[0]
+    assert isinstance(tokens, np.ndarray) and isinstance(labels, np.ndarray)
+    assert isinstance(records[1][0][1], np.ndarray) and records.lengths().tolist() == [3, 2]
+
+
 def test_the_tasks_and_their_titles() -> None:
     titles = {
         "corpus": "Corpus",

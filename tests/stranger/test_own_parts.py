@@ -95,6 +95,14 @@ class Ahead(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.pad(x[:, 1:], (0, 0, 0, 1))
+
+class Wide(Ahead):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+class Named(torch.nn.Module):
+    def __init__(self, d_model: int, *, name: str = "me") -> None:
+        super().__init__()
 """
 
 
@@ -107,6 +115,9 @@ class Ahead(torch.nn.Module):
             "expected model: {mixer: {name: …}} in the file, which says what is built; got 'ahead:A",
         ),
         ("model: {mixer: ahead:Ahead}", "expected model: {mixer: {name: …}} in the file"),
+        ("model: {mixer: {name: ahead:Wide}}", "Wide: expected an update of torch.float32, got torch.float64"),
+        ("model: {mixer: {name: ahead:Named}}", "the argument name of its constructor: expected another word"),
+        ("model: {mixer: {name: ahead:Ahead}}\npresets: {mini: 4}", "expected presets: {mini: {trainer: …}}, got 4"),
     ],
 )
 def test_what_a_newcomer_gets_wrong_is_told_in_a_line(folder: Path, model: str, told: str) -> None:
