@@ -66,6 +66,7 @@ def main(asked: Options, words: list[str]) -> int:
             sys.stdout.write(f"{name}: {about(module)}\n")
             sys.stdout.writelines(f"    {field.name}=…  {field.metadata['help']}\n" for field in known)
         return 0
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines stay away
     module, given = find(asked.name), []
     if hasattr(module, "Options"):
         options, words = read_words(module.Options, words)
