@@ -32,19 +32,13 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasse
             yield f"{prefix}{item.name}", value, item
 
 
-def fingerprint(config: Config, also: tuple[str, ...] = ()) -> str:
-    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers.
-
-    Args:
-        config: The run's configuration.
-        also: Options that count although they change no number.
-    """
-    return _mark({key: value for key, value, _ in fields(config)}, own_code(config), also)
+def fingerprint(config: Config) -> str:
+    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
+    return _mark(identity_of({key: value for key, value, _ in fields(config)}), own_code(config))
 
 
-def _mark(options: dict[str, Any], own_code: dict[str, str], also: tuple[str, ...]) -> str:
-    identity = identity_of(options) | {key: options[key] for key in also if key in options}
-    identity |= {f"code of {name}": mark for name, mark in own_code.items()}
+def _mark(identity: dict[str, Any], own_code: dict[str, str]) -> str:
+    identity = identity | {f"code of {name}": mark for name, mark in own_code.items()}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -55,15 +49,23 @@ def own_code(config: Config) -> dict[str, str]:
 
 
 def identities(config: Config, saved: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """Return the fingerprints that a run of this configuration may have: today's, and that of version 0.1.
+    """Return the fingerprints that a run of this configuration may have: today's, and those of older versions.
+
+    Version 0.1 counted two options more; versions of a task were not counted before there was a second one of any.
 
     Args:
         config: The run's configuration.
         saved: The same by dotted key, as the run wrote it down, where options may have had other names.
     """
     ways = [{key: value for key, value, _ in fields(config)}, *([] if saved is None else [saved])]
-    older = ("trainer.log_every", "trainer.chance_steps")
-    return tuple(_mark(options, own_code(config), also) for options in ways for also in ((), older))
+    more = ("trainer.log_every", "trainer.chance_steps")
+    marks = []
+    for options in ways:
+        today = identity_of(options)
+        unversioned = {key: value for key, value in today.items() if key != "task.version"}
+        first = today | {key: options[key] for key in more if key in options}
+        marks += [_mark(identity, own_code(config)) for identity in (today, unversioned, first)]
+    return tuple(marks)
 
 
 def identity_of(options: dict[str, Any]) -> dict[str, Any]:
