@@ -255,7 +255,7 @@ def help_text(about: str, words: list[str]) -> str:
         "Words are key=value. Groups are chosen by name:",
         f"  task=    {', '.join(names('task'))}",
         f"  model=   {', '.join(names('model'))}",
-        f"  preset=  {', '.join(PRESETS)}",
+        f"  preset=  {', '.join(PRESETS)}; of some tasks also lite, hard, nano",
         "  --cfg    print the resolved configuration and stop",
         "",
         f"Keys, with their values for task={config.task.name} model={config.model.name} preset={config.preset}:",
