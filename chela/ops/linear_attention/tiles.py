@@ -25,6 +25,21 @@ class Launch(NamedTuple):
     warps: int  # per program
     stages: int  # of the software pipeline
 
+    def filling(self, length: int, rows: int, processors: int) -> Launch:
+        """Return this with a half, a quarter, … of NB where the states' programs would leave processors idle.
+
+        A program works on one chunk of one of so many ``rows``, batch rows times heads. A chunk keeps two tiles: with
+        one the gradient of k and v spills in bfloat16 at a width of 128.
+
+        >>> wide = Launch(64, 64, 64, 64, 64, 64, NB=4, warps=8, stages=2)
+        >>> wide.filling(32_768, 128, 132).NB, wide.filling(4_096, 4, 132).NB
+        (4, 2)
+        """
+        NB = self.NB
+        while NB > 2 and rows * -(-length // (self.BT * NB)) < processors:
+            NB //= 2
+        return self._replace(NB=NB)
+
 
 # (dtype, widest tile) → (KiB of shared memory the device must have, launch), best first.
 # Chosen so that compiled for such devices with everything on nothing spills (at 256, next to nothing).

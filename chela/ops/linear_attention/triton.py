@@ -1,7 +1,4 @@
-"""The host side of the Triton backend: which kernels run in which order, cut as ``tiles.py`` says.
-
-Triton is imported when the backend is first used, never before.
-"""
+"""The host side of the Triton backend: which kernels run in which order, cut as ``tiles.py`` says."""
 
 from __future__ import annotations
 
@@ -337,9 +334,10 @@ def table(p: Call) -> tuple[Launch, ...]:
     """Return the launches worth trying for a problem, best first."""
     if p.q.device.type != "cuda":
         return (INTERPRETED,)
-    device = torch.cuda.get_device_properties(p.q.device)
-    shared = int(getattr(device, "shared_memory_per_block_optin"))  # noqa: B009 (the stubs do not know it)
-    return launches(p.q.shape[-1], p.v.shape[-1], p.q.dtype, shared)
+    device: Any = torch.cuda.get_device_properties(p.q.device)
+    found = launches(p.q.shape[-1], p.v.shape[-1], p.q.dtype, device.shared_memory_per_block_optin)
+    B, L, H, _ = p.q.shape
+    return tuple(launch.filling(L, B * H, device.multi_processor_count) for launch in found)
 
 
 linear_attention_triton = define(

@@ -60,6 +60,14 @@ def test_small_tiles_take_everything_in_parts(causal: bool, decay: str, monkeypa
     check(Case(110, 24, 40, causal, decay, decay == "head", decay != "head"), "triton")
 
 
+def test_chunks_are_shorter_where_processors_would_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU of so many, and the numbers stay."""
+    wide = Launch(16, 16, 16, 16, 16, 16, 8, 4, 1)
+    assert [wide.filling(256, rows, 132).NB for rows in (2, 10, 20, 40, 70, 1000)] == [2, 2, 2, 4, 8, 8]
+    monkeypatch.setattr(triton_backend, "table", lambda p: (wide.filling(p.q.shape[1], 10, 132),))
+    check(Case(110, 16, 16, True, "head", True, False), "triton")
+
+
 def test_decay_gradients_hold_in_chunks_of_any_number_of_blocks() -> None:
     for chunk_size in (64, 192, 320):
         check(Case(300, 8, 16, False, "token", True, True), "triton", chunk_size=chunk_size)
