@@ -97,12 +97,12 @@ class Piece:
         """Return the places of the tokens of a piece; None is this one."""
         return self._share(self.length, piece)
 
-    def channels(self, channels: int, piece: int | None = None) -> slice:
-        """Return the channels, of so many, that the process of a piece convolves; None is this one."""
-        share = self._share(channels, piece)
+    def channels(self, channels: int) -> slice:
+        """Return the channels, of so many, that this process convolves."""
+        share = self._share(channels)
         return slice(share.start, share.stop)
 
-    def _share(self, total: int, piece: int | None) -> range:
+    def _share(self, total: int, piece: int | None = None) -> range:
         p = self.rank if piece is None else piece
         return range(total * p // self.count, total * (p + 1) // self.count)
 
@@ -126,11 +126,20 @@ class Piece:
 
         A process sends B·L·C·(P − 1)/P numbers, L being length/P; the gradient as many.
         """
-        return _ToChannels.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+        shapes = [(len(x), len(self.tokens(p)), len(self._share(x.shape[2]))) for p in range(self.count)]
+        return torch.cat(self._exchanged(torch.split(x, self._widths(x.shape[2]), dim=2), shapes), dim=1)
 
     def to_tokens(self, x: Tensor, channels: int) -> Tensor:
         """Undo ``to_channels`` of so many channels."""
-        return _ToTokens.apply(x, channels, self)  # type: ignore[no-untyped-call, no-any-return]
+        parts = torch.split(x, [len(self.tokens(p)) for p in range(self.count)], dim=1)
+        shapes = [(*parts[self.rank].shape[:2], width) for width in self._widths(channels)]
+        return torch.cat(self._exchanged(parts, shapes), dim=2)
+
+    def _widths(self, channels: int) -> list[int]:
+        return [len(self._share(channels, p)) for p in range(self.count)]
+
+    def _exchanged(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        return _Exchange.apply(self, shapes, *parts)  # type: ignore[no-untyped-call, no-any-return]
 
     def exchange(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Send ``parts[p]`` to process p; return what each one sent here, of ``shapes[p]``.
@@ -146,15 +155,8 @@ class Piece:
         arrived = torch.split(into.view(like.dtype), [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(arrived, shapes, strict=True)]
 
-    def lent(self, before: int, after: int) -> list[range]:
-        """Return, for each process, the tokens of this piece that it needs, counted from this piece's first one."""
-        return [self._overlap(self.rank, p, before, after) for p in range(self.count)]
-
-    def borrowed(self, before: int, after: int) -> list[int]:
-        """Return how many tokens of each other piece this one needs."""
-        return [len(self._overlap(p, self.rank, before, after)) for p in range(self.count)]
-
-    def _overlap(self, owner: int, reader: int, before: int, after: int) -> range:
+    def overlap(self, owner: int, reader: int, before: int, after: int) -> range:
+        """Return the tokens of one piece that another one needs, counted from the owner's first one."""
         mine, theirs = self.tokens(owner), self.tokens(reader)
         if owner == reader or not theirs:
             return range(0)
@@ -185,7 +187,9 @@ class _Gather(torch.autograd.Function):
 class _WithNeighbours(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, before: int, after: int, piece: Piece) -> Tensor:
-        ctx.lent, ctx.borrowed, ctx.piece = piece.lent(before, after), piece.borrowed(before, after), piece
+        ctx.piece, ranks = piece, range(piece.count)
+        ctx.lent = [piece.overlap(piece.rank, p, before, after) for p in ranks]
+        ctx.borrowed = [len(piece.overlap(p, piece.rank, before, after)) for p in ranks]
         shapes = [(len(x), size, *x.shape[2:]) for size in ctx.borrowed]
         got = piece.exchange("halo", [x[:, part.start : part.stop] for part in ctx.lent], shapes)
         got[piece.rank] = x
@@ -205,38 +209,15 @@ class _WithNeighbours(torch.autograd.Function):
         return d_x, None, None, None
 
 
-class _ToChannels(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, piece: Piece) -> Tensor:
-        ctx.piece, ctx.channels = piece, x.shape[2]
-        return _to_channels(x, piece)
+class _Exchange(torch.autograd.Function):
+    """The gradients go back where the parts came from."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _to_tokens(grad, ctx.channels, ctx.piece), None
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, channels: int, piece: Piece) -> Tensor:
-        ctx.piece = piece
-        return _to_tokens(x, channels, piece)
+    def forward(ctx: Any, piece: Piece, shapes: Sequence[tuple[int, ...]], *parts: Tensor) -> tuple[Tensor, ...]:
+        ctx.piece, ctx.shapes = piece, [tuple(part.shape) for part in parts]
+        return tuple(piece.exchange("channels", parts, shapes))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _to_channels(grad, ctx.piece), None, None
-
-
-def _to_channels(x: Tensor, piece: Piece) -> Tensor:
-    batch, _, channels = x.shape
-    parts = [x[:, :, piece.channels(channels, p)] for p in range(piece.count)]
-    shapes = [(batch, len(piece.tokens(p)), parts[piece.rank].shape[2]) for p in range(piece.count)]
-    return torch.cat(piece.exchange("channels", parts, shapes), dim=1)
-
-
-def _to_tokens(x: Tensor, channels: int, piece: Piece) -> Tensor:
-    parts = torch.split(x, [len(piece.tokens(p)) for p in range(piece.count)], dim=1)
-    widths = [len(piece._share(channels, p)) for p in range(piece.count)]
-    return torch.cat(piece.exchange("channels", parts, [(*parts[piece.rank].shape[:2], w) for w in widths]), dim=2)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.piece.exchange("channels", grads, ctx.shapes)
