@@ -163,7 +163,6 @@ def _meanings(docstring: str) -> dict[str, str]:
 
 
 def _field(owner: str, argument: ast.arg, default: ast.expr | None, meaning: str) -> tuple[str, Any, Any]:
-    """Make one field of the dataclass."""
     where = f"{owner}: the argument {argument.arg} of its constructor"
     if argument.arg == "name":
         raise UsageError(f"{where}: expected another word, model.mixer.name says which system it is")

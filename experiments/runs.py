@@ -226,7 +226,6 @@ def main(options: Options) -> int:
 
 
 def _collect(paths: list[str], to: Path) -> int:
-    """Copy the small files of the finished and the failed runs."""
     runs = read_runs(paths)
     for path in (*map(Path, paths), *(run.path for run in runs)):
         if path.resolve().is_relative_to(to.resolve()):  # a copy would overwrite what it is made from

@@ -61,7 +61,7 @@ class Drawn(Records):
     def __init__(self, reviews: StoredRecords, least: int, number: int, name: str) -> None:
         self._reviews, self._number, self._key = reviews, number, key(name)
         self._usable = np.flatnonzero(reviews.lengths() >= least)
-        self._bytes, self._classes = reviews.lengths()[self._usable], reviews.labels()[self._usable]
+        self._bytes = reviews.lengths()[self._usable]
 
     def __len__(self) -> int:
         return self._number
@@ -161,9 +161,8 @@ class Pairs(Drawn):
 
     def stored(self, i: int) -> dict[str, Any]:
         """Return the pieces as bytes."""
-        return {
-            name: np.frombuffer(text, np.uint8) for name, text in zip(("first", "second"), self.texts(i), strict=True)
-        }
+        first, second = (np.frombuffer(text, np.uint8) for text in self.texts(i))
+        return {"first": first, "second": second}
 
     def majority_accuracy(self) -> float:
         """Return a half: every second record is of one review."""

@@ -34,12 +34,6 @@ class ExponentialKernel(LongKernel):
         super().__init__(d_model, l_max, causal=causal)
         self._kept_powers = Kept()
 
-    def train(self, mode: bool = True) -> ExponentialKernel:
-        """Set the mode, and drop what was cached."""
-        self._kept_powers.drop()
-        super().train(mode)
-        return self
-
     def exponentials(self) -> tuple[Tensor, Tensor]:
         """Return log_base ``(D or 1, C, N)`` and weight ``(D, C, N)``, real or complex."""
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import nn
 
@@ -33,3 +33,14 @@ class Kept:
         if self._made_of != made_of or not fits(self._value):
             self._value, self._made_of = make(), made_of
         return self._value  # type: ignore[no-any-return]
+
+
+class Keeping(nn.Module):
+    """A module with ``Kept`` among its attributes."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and drop what is kept, since not every write to a parameter can be seen."""
+        for value in vars(self).values():
+            if isinstance(value, Kept):
+                value.drop()
+        return super().train(mode)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.kept import Kept
+from chela.layers.kept import Keeping, Kept
 from chela.layers.param_groups import mark
 
 ALL = slice(None)
@@ -21,7 +21,7 @@ KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
 
 
-class LongKernel(nn.Module):
+class LongKernel(Keeping):
     """What the variants share: the crop, the length check and the cache.
 
     A variant marks the learning rate and weight decay of its parameters for ``chela.param_groups``. In eval mode
@@ -72,11 +72,6 @@ class LongKernel(nn.Module):
             longest = max(length, self.l_max)
             kernels = self._kept.of(self, lambda: self.build(longest), lambda kept: kept[0].shape[1] >= length)
         return _crop(kernels[0], length), _crop(kernels[1], max(length - 1, 0)) if self.directions == 2 else None
-
-    def train(self, mode: bool = True) -> LongKernel:
-        """Set the mode, and drop the cached kernel, since not every write to a parameter can be seen."""
-        self._kept.drop()
-        return super().train(mode)
 
     def extra_repr(self) -> str:
         """Show the sizes."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from chela.layers.expect import checked, expect_causal
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
-from chela.layers.kept import Kept
+from chela.layers.kept import Keeping, Kept
 from chela.layers.long_kernel import ALL, FreeKernel, LongKernel, MultiscaleKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
@@ -71,7 +71,7 @@ class ShortConv(nn.Module):
         return x, {"recent": recent}
 
 
-class LongConv(nn.Module):
+class LongConv(Keeping):
     """Parallel convolutions of one input: a long kernel with a skip, and short ones.
 
     ``y = Σ_j g_j ⊙ (w_j * u) + b``, where w_0 is the long kernel with the skip on lag 0. This is structural
@@ -174,11 +174,6 @@ class LongConv(nn.Module):
         if isinstance(self.kernel, ExponentialKernel):
             return sum(tensor.numel() for tensor in self.kernel.start(1, self._heard()).values())
         return 2 * self.kernel.d_model * room(length, self.kernel.l_max)
-
-    def train(self, mode: bool = True) -> LongConv:
-        """Set the mode, and drop the kernel that is ready for steps."""
-        self._kept.drop()
-        return super().train(mode)
 
     def _ready(self) -> StepKernel | Tensor:
         """Return what a step needs: the whole kernel, or beside a sum of exponentials the first lags."""

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -133,14 +134,10 @@ def attention_distillation_loss(
 def _heard(teacher: nn.Module, inputs: Tensor, mask: Tensor | None) -> list[tuple[str, SoftmaxAttention, Tensor]]:
     """Run the teacher; return the name of each softmax layer, the layer, and what it was given."""
     heard: list[tuple[str, SoftmaxAttention, Tensor]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: heard.append((name, layer, args[0])))
-        for name, layer in teacher.named_modules()
-        if isinstance(layer, SoftmaxAttention)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in teacher.named_modules():
+            if isinstance(layer, SoftmaxAttention):
+                hear = lambda layer, args, name=name: heard.append((name, layer, args[0]))  # noqa: E731
+                hooks.enter_context(layer.register_forward_pre_hook(hear))
         teacher(inputs, mask)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return heard

@@ -27,18 +27,7 @@ from experiments.bench import Row
 from experiments.runs import write
 from lra.options import option
 
-BENCHMARKS = (
-    "convolution",
-    "data",
-    "generate",
-    "layers",
-    "linear_attention",
-    "profile",
-    "published",
-    "sequence",
-    "traffic",
-    "train",
-)
+BENCHMARKS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "timing")
 RESULTS = Path("experiments/results/bench")
 
 

@@ -73,9 +73,8 @@ def row(length: int, count: int, limit: float) -> Row:
         for process in started:
             process.join()
         ended = [process.exitcode for process in started]
-        found = (
-            [torch.load(Path(folder) / str(rank), weights_only=True) for rank in range(count)] if not any(ended) else []
-        )
+        saved = [] if any(ended) else [Path(folder) / str(rank) for rank in range(count)]
+        found = [torch.load(path, weights_only=True) for path in saved]
     key = {"L": length, "over": f"P={count}"}
     if not found and limit:  # each has said why on its way out
         return Row(key, {}, f"L {length:,}, P={count}: not within {limit:g} GiB of address space a process")

@@ -88,7 +88,6 @@ def _clashes(taken, stamp, row, column, unit):
 
 @njit(nogil=True, cache=True)
 def _put(paddles, n, row, column, direction, path, pivot_row, pivot_column):
-    """Write down dash ``n``."""
     paddles[n, 0], paddles[n, 1], paddles[n, 2], paddles[n, 3] = row, column, direction, path
     paddles[n, 4], paddles[n, 5] = pivot_row, pivot_column
 
@@ -227,7 +226,6 @@ def _begin_distractor(scratch, setup, n, path):
 
 @njit(nogil=True, cache=True)
 def _pick(values, state):
-    """Draw one of the values."""
     return values[below(state, values.shape[0])]
 
 

@@ -73,7 +73,6 @@ def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
 def _leaving(
     k: Tensor, v: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, leftward: bool, ones: bool
 ) -> tuple[Tensor, Tensor]:
-    """See ``_sent``."""
     dtype = accumulation_dtype(v.dtype)
     weighted, over = _weighted(k.to(dtype), log_decay, mask, to_right=not leftward)
     v = F.pad(v.to(dtype), (0, 1), value=1.0) if ones else v.to(dtype)
