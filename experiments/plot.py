@@ -102,12 +102,11 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     colour = colours([name for table, _ in groups for name in table.cells])
     for (table, task), shown, panels in zip(groups, scores, axes, strict=True):
         for axis, score in _panels(panels, shown):
-            for name, row in table.cells.items():
-                members = row[task].runs if task in row else ()
+            for name, cell in table.column(task).items():
                 if training:
-                    _band(axis, [run.metrics("train") for run in members], score, colour[name], SMOOTHING)
-                title = f"{name} seed {members[0].seed}" if len(members) == 1 else name
-                _band(axis, [run.metrics("validation") for run in members], score, colour[name], 1, title)
+                    _band(axis, [run.metrics("train") for run in cell.runs], score, colour[name], SMOOTHING)
+                title = f"{name} seed {cell.runs[0].seed}" if len(cell.runs) == 1 else name
+                _band(axis, [run.metrics("validation") for run in cell.runs], score, colour[name], 1, title)
             axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
             if score["name"] == "accuracy":
                 _majority_line(axis, table.majority(task))
@@ -167,15 +166,13 @@ def score_against(table: ResultTable, key: str, title: str) -> Figure:
     """Draw the test score (mean, ± deviation over seeds) against a number of ``result.json``, a panel for each task."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    tasks = [task for task in table.tasks if any(task in row for row in table.cells.values())]
+    tasks = [task for task in table.tasks if table.column(task)]
     figure, axes = new_figure(len(tasks), 3, 4.0, 3.0)
     colour = colours(list(table.cells))
     for axis, task in _panels(axes, tasks):
-        for name, row in table.cells.items():
-            cost, mean = (row[task].cost(key), row[task].mean) if task in row else (None, None)
-            if cost is None or mean is None:
-                continue
-            axis.errorbar(cost, mean, yerr=row[task].sd, fmt="o", color=colour[name], capsize=2, label=name)
+        for name, cell in table.column(task).items():
+            if (cost := cell.cost(key)) is not None and cell.mean is not None:
+                axis.errorbar(cost, cell.mean, yerr=cell.sd, fmt="o", color=colour[name], capsize=2, label=name)
         _majority_line(axis, table.majority(task))
         axis.margins(x=0.1)
         axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -192,14 +189,14 @@ def score_against_state(table: ResultTable) -> Figure:
     """
     from experiments.probe import state_size
 
-    tasks = [task for task in table.tasks if any(task in row for row in table.cells.values())]
+    tasks = [task for task in table.tasks if table.column(task)]
     figure, axes = new_figure(len(tasks), 3, 4.8, 3.4)
     colour = colours([run.model for run in table.runs])
     for axis, task in _panels(axes, tasks):
         points: dict[str, list[tuple[int, float, float]]] = {}
-        for cell in (row[task] for row in table.cells.values() if task in row and row[task].mean is not None):
-            if size := state_size(cell.finished[0]):
-                points.setdefault(cell.finished[0].model, []).append((size, cell.mean or 0.0, cell.sd or 0.0))
+        for cell in table.column(task).values():
+            if cell.mean is not None and (size := state_size(cell.finished[0])):
+                points.setdefault(cell.finished[0].model, []).append((size, cell.mean, cell.sd or 0.0))
         for name, at in points.items():
             sizes, means, spreads = zip(*sorted(at), strict=True)
             axis.errorbar(sizes, means, yerr=spreads, fmt="o-", color=colour[name], capsize=2, label=name)

@@ -64,8 +64,7 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
                 yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
     probed = {}
     for task in table.tasks:
-        cells = {name: row[task] for name, row in table.cells.items() if task in row}
-        if adds := {name: cell.adds for name, cell in cells.items() if cell.adds is not None}:
+        if adds := {name: cell.adds for name, cell in table.column(task).items() if cell.adds is not None}:
             probed[table.runs_of(task)[0].title] = adds
     if probed:
         caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
@@ -79,7 +78,7 @@ def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
     lacking = 0
     for task in table.tasks:
         fields = {}
-        for name, cell in ((name, row[task]) for name, row in table.cells.items() if task in row):
+        for name, cell in table.column(task).items():
             run = next((run for run in cell.finished if has_weights(run)), None)
             if run is None:
                 lacking += 1

@@ -137,6 +137,10 @@ class ResultTable:
         """Return all runs of the table."""
         return [run for row in self.cells.values() for cell in row.values() for run in cell.runs]
 
+    def column(self, task: str) -> dict[str, Cell]:
+        """Return the cells of a task by row, where it was run."""
+        return {row: cells[task] for row, cells in self.cells.items() if task in cells}
+
     def runs_of(self, task: str) -> list[Run]:
         """Return the runs of a task, finished ones first: those tell its title and its score."""
         return sorted((run for run in self.runs if run.task == task), key=lambda run: not run.result)
@@ -167,7 +171,7 @@ class ResultTable:
         The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
         column's, the root mean square over the rows that have one. What never left chance is nowhere first.
         """
-        column = {row: cells[task] for row, cells in self.cells.items() if task in cells}
+        column = self.column(task)
         learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
         means = {row: cell.mean for row, cell in learned.items() if cell.mean is not None}
         if not means:

@@ -193,9 +193,7 @@ def main_grid(table: ResultTable) -> Grid:
         header += [task_heading(table, task) for task in tasks]
         header += [f"average of {group}"] if group in averaged else []
     header += [f"{title} ×" for title in COST_TITLES.values()]
-    ran = {
-        task: sum(task in row and row[task].mean is not None for row in table.cells.values()) for task in table.tasks
-    }
+    ran = {task: sum(cell.mean is not None for cell in table.column(task).values()) for task in table.tasks}
     first = {task: table.leaders(task) if ran[task] > 1 else [] for task in table.tasks}
     rows = []
     for name, row in table.cells.items():
@@ -254,7 +252,7 @@ def group_grids(table: ResultTable) -> list[Block]:
     """Return, of each task whose results tell records apart, the scores by group, the mean over the seeds."""
     out: list[Block] = []
     for task in table.tasks:
-        found = {name: row[task].by_group for name, row in table.cells.items() if task in row and row[task].by_group}
+        found = {name: cell.by_group for name, cell in table.column(task).items() if cell.by_group}
         if found:
             columns = list(dict.fromkeys(heading for values in found.values() for heading in values))
             rows = [[name, *(number(values.get(heading)) for heading in columns)] for name, values in found.items()]
