@@ -48,6 +48,13 @@ def hashed(text: bytes) -> np.ndarray:
     return np.array([zlib.crc32(word) % (IDS - 1) + 1 for word in WORD.findall(text.lower()) or [b""]], np.uint16)
 
 
+def ids_of(text: bytes, words: bool) -> np.ndarray:
+    """Return the ids of a piece, uint16: of its words, hashed and cut, or of its bytes, each plus 1."""
+    if words:
+        return hashed(text)[: len(text) // BYTES_OF_A_WORD]
+    return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
+
+
 class Drawn(Records):
     """Records drawn from reviews. Training takes new ones at every step, validation and test those of 0 … N − 1.
 
@@ -146,13 +153,10 @@ class Pairs(Drawn):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (two sequences, label) of several records."""
-        return [(self._encoded(*self.texts(int(i))), int(i) & 1) for i in indices]
+        return [(self._encoded(int(i)), int(i) & 1) for i in indices]
 
-    def _encoded(self, *texts: bytes) -> tuple[np.ndarray, np.ndarray]:
-        if self._words:
-            first, second = (hashed(text)[: self._longest] for text in texts)
-        else:
-            first, second = (np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1) for text in texts)
+    def _encoded(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        first, second = (ids_of(text, self._words) for text in self.texts(i))
         return first, second
 
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 from lra.builder import Progress
 from lra.errors import DataError
 from lra.options import option, shown
-from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, reviews_of
+from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, ids_of, reviews_of
 from lra.schema import DataConfig
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
 from lra.tasks.stored import StoredRecords
@@ -140,7 +140,7 @@ class Selections(Drawn):
 
     def _encoded(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         task = self._task
-        pieces = [self._ids(text) for text in record["texts"]]
+        pieces = [ids_of(text, task.words) for text in record["texts"]]
         names = [task.first_name + name for name in record["names"]]
         left = [iter(np.array_split(ids, task.turns)) for ids in pieces]
         turns = [np.concatenate([[names[piece]], next(left[piece])]) for piece in record["order"]]
@@ -149,11 +149,6 @@ class Selections(Drawn):
         targets = np.full(len(ids), IGNORED)
         targets[np.cumsum([0, *map(len, turns[:-1])])] = [has[piece] for piece in record["order"]]
         return ids, targets
-
-    def _ids(self, text: bytes) -> np.ndarray:
-        if self._task.words:
-            return hashed(text)[: len(text) // BYTES_OF_A_WORD]
-        return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
 
     def _has_word(self, text: bytes, ids: np.ndarray) -> bool:
         word = self._task.word.encode()
