@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from chela.layers.padding import check_mask, may_look, zero_padding
 from chela.layers.remade import is_computed_again
+from chela.ops.precision import accumulation_dtype
 from lra.options import check_value
 
 
@@ -45,7 +46,7 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise each token of ``x: (B, L, C)``."""
-        square = _at_least_float32(x).square()  # a square in fp16 overflows from 256 on
+        square = x.to(accumulation_dtype(x.dtype)).square()  # one in fp16 overflows from 256 on
         return (x * torch.rsqrt(square.mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
@@ -126,7 +127,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y like x, mean ``(C,)``, biased variance ``(C,)`` and the count of real tokens."""
-        tokens = _at_least_float32(x).flatten(0, -2)
+        tokens = x.to(accumulation_dtype(x.dtype)).flatten(0, -2)
         real = None if mask is None else mask.flatten().to(tokens.dtype)
         tokens, total = _summed(tokens, real)
         count = tokens.new_tensor([len(tokens)]) if real is None else real.sum().view(1)
@@ -157,10 +158,6 @@ class _Normalise(torch.autograd.Function):
             d_x *= real[:, None]
         d_x = d_x.addcmul_(grad, scale).view_as(d_y).to(d_y.dtype)
         return d_x, (d_scale * deviation).to(weight.dtype), d_bias.to(weight.dtype), None, None
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _summed(tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
