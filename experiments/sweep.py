@@ -50,6 +50,7 @@ class Sweep:
     poll_seconds: float = 0.5  # between two looks
 
     def __post_init__(self) -> None:
+        """Begin with nothing known."""
         self.waiting: deque[Job] = deque()
         self.known: set[Job] = set()
         self.before = self.done = 0  # runs that were finished before, and in all
@@ -99,7 +100,7 @@ class Sweep:
         self._start()
         if not self._progress.disable:
             self.show()
-        return bool(self._news or self.waiting or self.launcher.handles)
+        return bool(self._news or self.waiting or self.launcher.running())
 
     def _decide(self) -> None:
         """Queue the grids of rates, and the seeds of the pairs whose rate is known."""
@@ -182,7 +183,7 @@ class Sweep:
 
     def show(self) -> None:
         """Draw how far the sweep and its runs are."""
-        running = list(self.launcher.handles)
+        running = self.launcher.running()
         whole = f"{len(running)} running, {len(self.waiting)} waiting, {len(self.failed)} failed"
         if self.undecided:
             whole += f", {len(self.undecided)} systems without a learning rate yet"

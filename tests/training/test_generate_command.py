@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,11 @@ def test_bad_words_are_one_line(run, words, message, capsys):
 
 def _generating(run: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "chela", "generate", f"run={run}", "tokens=1000000", "prompt=the "]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ))
+    heed = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # who runs the tests may be in the background, deaf to it
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=dict(os.environ), preexec_fn=heed)
 
 
 @pytest.mark.parametrize("end", ["interrupt", "closed pipe"])
