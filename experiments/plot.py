@@ -187,6 +187,8 @@ def score_against_state(table: ResultTable) -> Figure:
 
     Runs of one system at several sizes are joined by a line.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     from experiments.probe import state_size
 
     tasks = [task for task in table.tasks if table.column(task)]
@@ -203,6 +205,8 @@ def score_against_state(table: ResultTable) -> Figure:
         _majority_line(axis, table.majority(task))
         score = score_heading(table.score(task))
         axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure)
     return figure
 
