@@ -21,6 +21,9 @@ from chela.schema import Config
 from lra.tasks import task_class, task_options
 from lra.tasks.base import Task
 
+UNCOUNTED = ("task.version", "2.0.0")
+"""Select's, of which there are runs from before a task's version counted; any later version is told apart."""
+
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
     """Walk over ``(dotted key, value, field)`` of a configuration's leaves."""
@@ -51,7 +54,7 @@ def own_code(config: Config) -> dict[str, str]:
 def identities(config: Config, saved: dict[str, Any] | None = None) -> tuple[str, ...]:
     """Return the fingerprints that a run of this configuration may have: today's, and those of older versions.
 
-    Version 0.1 counted two options more; versions of a task were not counted before there was a second one of any.
+    Version 0.1 counted two options more, and a task's version did not count at first.
 
     Args:
         config: The run's configuration.
@@ -62,7 +65,7 @@ def identities(config: Config, saved: dict[str, Any] | None = None) -> tuple[str
     marks = []
     for options in ways:
         today = identity_of(options)
-        unversioned = {key: value for key, value in today.items() if key != "task.version"}
+        unversioned = {key: value for key, value in today.items() if (key, value) != UNCOUNTED}
         first = today | {key: options[key] for key in more if key in options}
         marks += [_mark(identity, own_code(config)) for identity in (today, unversioned, first)]
     return tuple(marks)
