@@ -91,9 +91,7 @@ def test_bad_words_are_one_line(run, words, message, capsys):
 
 def _generating(run: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "chela", "generate", f"run={run}", "tokens=1000000", "prompt=the "]
-    heed = partial(
-        signal.signal, signal.SIGINT, signal.SIG_DFL
-    )  # who runs the tests may be in the background, deaf to it
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in the background are deaf to it
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, env=dict(os.environ), preexec_fn=heed)
 
