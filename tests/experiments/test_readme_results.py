@@ -1,4 +1,4 @@
-"""A table of results in the README or in docs/results.md is the first that the command named above it prints."""
+"""A table of results in the README or in docs/results*.md is the first that the command named above it prints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MADE = re.compile(
     r"<!-- python -m experiments\.table (?P<folder>\S+)(?P<compact> --compact)?(?: bench=(?P<bench>\S+))? -->\n"
     r"(?P<table>(?:\|.*\n)+)"
 )
-PAGES = ("README.md", "docs/results.md")
+PAGES = ("README.md", "docs/results.md", "docs/results-v1.md")
 TABLES = [found for page in PAGES for found in MADE.findall((ROOT / page).read_text())]
 
 
