@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from chela.layers.param_groups import initialise, param_groups
+from chela.layers.param_groups import initialise
 
 
 def net(width: int) -> nn.Module:
@@ -34,30 +34,3 @@ def test_a_module_that_cannot_be_reset_is_named() -> None:
 
     with pytest.raises(TypeError, match=r"inner: expected reset_parameters\(\) on Bare"):
         initialise(nn.ModuleDict({"inner": Bare()}), seed=0)
-
-
-def test_param_groups_hold_every_parameter_once() -> None:
-    from chela import ChelaLayer
-
-    layer = ChelaLayer(16, l_max=64)
-    layer.out.weight.requires_grad_(False)
-    groups = {group["name"]: group for group in param_groups(layer, lr=2e-3, weight_decay=0.1)}
-    found = [parameter for group in groups.values() for parameter in group["params"]]
-    assert len(found) == len({id(p) for p in found}) == sum(p.requires_grad for p in layer.parameters())
-    where = {id(p): name for name, group in groups.items() for p in group["params"]}
-    assert groups[where[id(layer.conv.long.kernel.weight)]]["lr"] == 1e-3
-    assert groups[where[id(layer.conv.long.kernel.weight)]]["weight_decay"] == 0.1
-    assert groups[where[id(layer.conv.long.gain)]]["weight_decay"] == 0
-    assert groups[where[id(layer.cores[0].gamma)]]["weight_decay"] == 0
-    assert groups[where[id(layer.cores[0].gamma)]]["lr"] == 2e-3
-    assert groups[where[id(layer.cores[0].norm.weight)]]["weight_decay"] == 0
-    assert groups[where[id(layer.value.weight)]]["weight_decay"] == 0.1
-
-
-def test_param_groups_take_another_rate_and_decay_for_kernels() -> None:
-    from chela import ChelaLayer
-
-    layer = ChelaLayer(16, l_max=64)
-    groups = param_groups(layer, lr=2e-3, weight_decay=0.1, kernel_lr=5e-4, kernel_weight_decay=0.3)
-    assert {group["lr"] for group in groups} == {2e-3, 5e-4}
-    assert {group["weight_decay"] for group in groups if group["lr"] == 5e-4} == {0.3}

@@ -32,7 +32,7 @@ def test_what_a_layer_asks_for_is_what_it_gets(network):
     rates = _rates(network)
     assert rates["a.conv.long.kernel.weight"] == (1e-3, 0.5)
     assert rates["a.conv.long.gain"] == (0.1, 0.0)
-    assert rates["a.cores.0.gamma"] == (0.1, 0.0)
+    assert rates["a.cores.0.gamma"] == rates["a.cores.0.norm.weight"] == (0.1, 0.0)
     assert rates["a.value.weight"] == (0.1, 0.5)
     assert rates["a.value.bias"] == (0.1, 0.0)
     assert rates["b.kernel.frequency"] == (1e-3, 0.0)
@@ -52,9 +52,14 @@ def test_another_rate_for_the_kernels(network):
     groups = {g["name"]: g["lr"] for g in param_groups(network, lr=0.1, weight_decay=0.5, kernel_lr=3e-4)}
     assert groups["marked(lr=0.0003, weight_decay=0)"] == groups["marked(lr=0.0003, weight_decay=0.5)"] == 3e-4
     assert groups["decay"] == 0.1
+    groups = param_groups(network["a"], lr=0.1, weight_decay=0.5, kernel_lr=3e-4, kernel_weight_decay=0.3)
+    assert {group["weight_decay"] for group in groups if group["lr"] == 3e-4} == {0.3}
 
 
 def test_frozen_parameters_are_left_out(network):
+    everything = _rates(network)
+    network["a"].out.weight.requires_grad_(False)
+    assert everything.keys() - _rates(network).keys() == {"a.out.weight"}
     network["a"].requires_grad_(False)
     assert not any(name.startswith("a.") for name in _rates(network))
 
