@@ -34,6 +34,7 @@ def test_padding_does_not_matter(name: str, prenorm: str, norm: str) -> None:
         other = torch.where(mask, tokens, 7)
         padded = F.pad(other, (0, 6), value=3), F.pad(mask, (0, 6))
         torch.testing.assert_close(net(*padded), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(net(tokens[:1]), expected[:1], rtol=0, atol=1e-10)  # a whole row needs no mask
 
 
 @pytest.mark.parametrize("name", ["chela", "softmax", "mega"])
