@@ -227,20 +227,3 @@ def test_the_state_after_no_tokens_is_the_first(backend: str, first: bool) -> No
     if first:
         for gradient in torch.autograd.grad(end.S.sum() + end.z.sum(), [S, z]):
             assert (gradient == 1).all()
-
-
-@pytest.mark.parametrize("causal", (True, False))
-def test_padding_at_the_end_is_as_if_it_were_not_there(causal: bool) -> None:
-    x = {name: torch.randn(3, 40, 2, 4, dtype=torch.float64, requires_grad=True) for name in "qkv"}
-    lengths = (40, 25, 7)
-    mask = torch.arange(40) < torch.tensor(lengths)[:, None]
-    options = {"causal": causal, "log_decay": torch.tensor([-0.1, -0.5])}
-    padded = linear_attention(**x, mask=mask, **options)
-    alone = [linear_attention(**{k: t[i : i + 1, :n] for k, t in x.items()}, **options) for i, n in enumerate(lengths)]
-    close(padded[mask], torch.cat([o[0] for o in alone]))
-    assert not padded[~mask].any()
-    leaves = list(x.values())
-    of_padded = torch.autograd.grad(padded.square().sum(), leaves)
-    of_alone = torch.autograd.grad(sum(o.square().sum() for o in alone), leaves)
-    for a, b in zip(of_padded, of_alone, strict=True):
-        close(a, b)

@@ -55,10 +55,6 @@ def test_one_decay_of_each_kind() -> None:
     torch.testing.assert_close(a, linear_attention(Q, Q, V, causal=False, log_decay=head))
 
 
-def test_empty_batch() -> None:
-    assert linear_attention(Q[:0], Q[:0], V[:0], causal=True).shape == (0, 10, 3, 5)
-
-
 def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="'triton' cannot run on cuda .*is not installed.*trying the next one"):
