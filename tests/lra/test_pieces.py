@@ -13,6 +13,7 @@ from lra.datamodule import LRADataModule
 from lra.errors import DataError
 from lra.pieces import Drawn, Pairs, cosine_accuracy, hashed
 from lra.schema import DataConfig
+from lra.show import page
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.select import Select, Selections
@@ -201,16 +202,11 @@ def test_real_reviews(real_text: DataConfig) -> None:
     assert "not a task of LRA's" in selection.task.note
 
 
-def test_a_page_shows_them(real_text: DataConfig) -> None:
-    from lra.show import page
-
-    task = Select()
-    task.prepare(DataConfig(dir=real_text.dir, root=real_text.root))
-    shown = page(task, task.dataset("test"), "test", 2)
+def test_a_page_shows_them() -> None:
+    shown = page(SMALL, Selections(SMALL, Reviews(), "test"), "test", 2)  # type: ignore[arg-type]
     assert shown.count("</b>, with") == 8 and shown.count("by turns: ") == 2
-    pairs = Retrieval(max_length=256)
-    pairs.prepare(DataConfig(dir=real_text.dir, root=real_text.root, source="imdb"))
-    assert page(pairs, pairs.dataset("test"), "test", 2).count("<article>") == 2
+    pairs = Pairs(Reviews(), 20, 9, "test", words=False)  # type: ignore[arg-type]
+    assert page(Retrieval(max_length=20), pairs, "test", 2).count("<article>") == 2
 
 
 def test_without_reviews_it_says_what_is_missing(tmp_path: Path) -> None:
