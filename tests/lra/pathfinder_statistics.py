@@ -140,15 +140,23 @@ def rejected(p_values: Mapping[str, float], level: float) -> list[str]:
     return names
 
 
-def compare(ours: tuple[np.ndarray, np.ndarray], theirs: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """Return the p-value of each test that two sets of (images, labels) have one distribution.
+Measured = tuple[dict[str, np.ndarray], np.ndarray]
+"""The statistics of a set of images, and the labels."""
+
+
+def measured(images: np.ndarray, labels: np.ndarray) -> Measured:
+    """Return what ``compare`` takes."""
+    return measure(images), labels
+
+
+def compare(ours: Measured, theirs: Measured) -> dict[str, float]:
+    """Return the p-value of each test that two sets have one distribution.
 
     Each statistic is compared over all images, path length also within each label, and the labels' balance.
     """
-    a, b = measure(ours[0]), measure(theirs[0])
-    p_values = {name: kolmogorov_smirnov(a[name], b[name])[1] for name in a}
+    p_values = {name: kolmogorov_smirnov(values, theirs[0][name])[1] for name, values in ours[0].items()}
     for label in (0, 1):
-        lengths = [m["path length"][labels == label] for m, (_, labels) in ((a, ours), (b, theirs))]
+        lengths = [statistics["path length"][labels == label] for statistics, labels in (ours, theirs)]
         p_values[f"path length, label {label}"] = kolmogorov_smirnov(*lengths)[1]
     p_values["label"] = two_proportions(ours[1], theirs[1])
     return p_values

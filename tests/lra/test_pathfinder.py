@@ -12,7 +12,7 @@ from lra.errors import DataError
 from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker, shrink
-from tests.lra.pathfinder_statistics import INK, compare, components, rejected
+from tests.lra.pathfinder_statistics import INK, Measured, compare, components, measured, rejected
 from tests.lra.two_sample import held_out_accuracy
 
 LEVEL = 0.01  # chance that any of the tests of one comparison rejects though the distributions are equal
@@ -29,6 +29,11 @@ def reference(shared: Path, size: int) -> Labelled:
 def ours() -> Labelled:
     made = generate(PathfinderOptions.preset(32), seed=2, start=0, count=2000)
     return made.images, made.labels
+
+
+@pytest.fixture(scope="module")
+def theirs(shared: Path) -> Measured:
+    return measured(*reference(shared, 32))
 
 
 def dimmed(images: np.ndarray) -> np.ndarray:
@@ -57,21 +62,21 @@ CORRUPTIONS = {
 }
 
 
-def test_statistics_match_the_reference_at_32_pixels(shared: Path, ours: Labelled) -> None:
-    p_values = compare(ours, reference(shared, 32))
+def test_statistics_match_the_reference_at_32_pixels(theirs: Measured, ours: Labelled) -> None:
+    p_values = compare(measured(*ours), theirs)
     assert rejected(p_values, LEVEL) == [], p_values
 
 
 def test_statistics_match_the_reference_at_128_pixels(shared: Path) -> None:
     made = generate(PathfinderOptions.preset(128), seed=2, start=0, count=200)
-    p_values = compare((made.images, made.labels), reference(shared, 128))
+    p_values = compare(measured(made.images, made.labels), measured(*reference(shared, 128)))
     assert rejected(p_values, LEVEL) == [], p_values
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
-def test_statistics_catch_a_corruption(shared: Path, ours: Labelled, corruption: str) -> None:
+def test_statistics_catch_a_corruption(theirs: Measured, ours: Labelled, corruption: str) -> None:
     images, labels = ours
-    assert rejected(compare((CORRUPTIONS[corruption](images), labels), reference(shared, 32)), LEVEL)
+    assert rejected(compare(measured(CORRUPTIONS[corruption](images), labels), theirs), LEVEL)
 
 
 def test_a_network_cannot_tell_ours_from_the_reference(shared: Path, ours: Labelled) -> None:
@@ -86,10 +91,10 @@ def test_a_network_catches_a_corruption(shared: Path, ours: Labelled, corruption
     assert accuracy > 0.55
 
 
-def test_statistics_catch_a_distractor_less(shared: Path) -> None:
+def test_statistics_catch_a_distractor_less(theirs: Measured) -> None:
     options = dataclasses.replace(PathfinderOptions.preset(32), distractors=4)
     made = generate(options, seed=2, start=0, count=2000)
-    assert rejected(compare((made.images, made.labels), reference(shared, 32)), LEVEL)
+    assert rejected(compare(measured(made.images, made.labels), theirs), LEVEL)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128, 256])
