@@ -43,9 +43,9 @@ class Case:
         return f"L{self.L}-D{self.D}-E{self.E}-{direction}-{self.decay}{extras}-{str(self.dtype)[6:]}"
 
 
-def pairwise(*axes: tuple) -> Iterator[tuple]:
+def pairwise(*axes: tuple, seed: int) -> Iterator[tuple]:
     """Yield rows, one value per axis, until every pair of values of every two axes has been in one (greedy, seeded)."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     pairs = itertools.combinations(range(len(axes)), 2)
     missing = {(a, x, b, y) for a, b in pairs for x in range(len(axes[a])) for y in range(len(axes[b]))}
     while missing:
@@ -62,10 +62,13 @@ def pairwise(*axes: tuple) -> Iterator[tuple]:
 
 
 def cases(
-    dtypes: tuple[torch.dtype, ...], lengths: tuple[int, ...] = LENGTHS, widths: tuple[int, ...] = WIDTHS
+    dtypes: tuple[torch.dtype, ...],
+    lengths: tuple[int, ...] = LENGTHS,
+    widths: tuple[int, ...] = WIDTHS,
+    seed: int = 0,
 ) -> list[Case]:
     flags = (False, True)
-    rows = pairwise(lengths, widths, widths, flags, ("none", "head", "token"), flags, flags, dtypes)
+    rows = pairwise(lengths, widths, widths, flags, ("none", "head", "token"), flags, flags, dtypes, seed=seed)
     return [Case(*row) for row in rows]
 
 

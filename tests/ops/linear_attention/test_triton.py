@@ -25,8 +25,9 @@ INTERPRETED = not torch.cuda.is_available()
 NO_BF16 = pytest.mark.skipif(INTERPRETED, reason="bfloat16 is silently wrong under the Triton interpreter")
 DTYPES = (torch.float32, torch.float16)
 # A program of the interpreter takes milliseconds; its tiles are of 64 tokens and up to 128 columns. One value stands
-# for each way in which a tile can be filled: in part, wholly, twice. The whole table is for -m slow.
-FAST = cases(DTYPES, lengths=(1, 17, 64), widths=(8, 24, 128, 256))
+# for each way in which a tile can be filled: in part, wholly, twice; no seed has much fewer rows than this one. The
+# whole table is for -m slow.
+FAST = cases(DTYPES, lengths=(1, 17, 64), widths=(8, 24, 256), seed=4)
 
 
 @pytest.mark.parametrize("case", FAST, ids=str)
@@ -40,9 +41,11 @@ def test_every_length_and_width_agrees_with_the_definition(case: Case) -> None:
     check(case, "triton")
 
 
-@pytest.mark.parametrize("causal", (True, False))
-@pytest.mark.parametrize("decay", ("none", "head", "token"))
-def test_several_chunks_and_a_ragged_end(causal: bool, decay: str) -> None:
+# Decays of each token in both directions are below, in chunks of any number of blocks.
+@pytest.mark.parametrize(
+    ("decay", "causal"), [("none", True), ("none", False), ("head", True), ("head", False), ("token", True)]
+)
+def test_several_chunks_and_a_ragged_end(decay: str, causal: bool) -> None:
     check(Case(300, 16, 24, causal, decay, decay == "head", decay != "token"), "triton")
 
 
@@ -52,12 +55,12 @@ def test_bfloat16_agrees_with_the_definition(case: Case) -> None:
     check(case, "triton")
 
 
-@pytest.mark.parametrize("causal", (True, False))
-@pytest.mark.parametrize("decay", ("none", "head", "token"))
-def test_small_tiles_take_everything_in_parts(causal: bool, decay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# The kernels are the same for both kinds of decay, which differ in strides: one kind for each direction.
+@pytest.mark.parametrize(("decay", "causal"), [("none", True), ("none", False), ("head", False), ("token", True)])
+def test_small_tiles_take_everything_in_parts(decay: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widths, columns, states and the tokens that are heard; decays are learned in chunks of several blocks."""
     monkeypatch.setattr(triton_backend, "table", lambda p: (Launch(32, 16, 16, 16, 16, 16, 3, 4, 1),))
-    check(Case(110, 24, 40, causal, decay, decay == "head", decay != "head"), "triton")
+    check(Case(110, 24, 40, causal, decay, decay != "none", decay != "token"), "triton")
 
 
 def test_chunks_are_shorter_where_processors_would_be_idle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +72,7 @@ def test_chunks_are_shorter_where_processors_would_be_idle(monkeypatch: pytest.M
 
 
 def test_decay_gradients_hold_in_chunks_of_any_number_of_blocks() -> None:
-    for chunk_size in (64, 192, 320):
+    for chunk_size in (64, 320):  # one block and five; three are in the small tiles above
         check(Case(300, 8, 16, False, "token", True, True), "triton", chunk_size=chunk_size)
 
 
@@ -113,9 +116,9 @@ def test_three_products_in_tf32_hold_float32s_tolerance_and_one_does_not(
 
 
 def test_opcheck() -> None:
-    x = draw(Case(20, 4, 3, True, "token", True, True))
+    x = {name: t[:1] for name, t in draw(Case(20, 4, 3, True, "token", True, True)).items()}
     leaves = [x[name].requires_grad_() for name in ("q", "k", "v", "log_decay")]
-    state = torch.randn(2, 2, 4, 4, requires_grad=True)
+    state = torch.randn(1, 2, 4, 4, requires_grad=True)
     args = (*leaves, None, x["mask"], state, True, True, True, 1e-6, 0)
     torch.library.opcheck(torch.ops.chela.linear_attention_triton, args)
 
