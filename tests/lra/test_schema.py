@@ -1,10 +1,12 @@
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -42,10 +44,19 @@ def test_lra_stands_without_chela() -> None:
             found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             found += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in found if name and name.split(".")[0] == "chela"], file
-    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
-    code = f"import sys; sys.modules['chela'] = None\nfor name in {modules}: __import__(name)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    kept = taken_out()
+    sys.modules["chela"] = None  # type: ignore[assignment]
+    try:
+        for file in files:
+            importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    finally:
+        taken_out()
+        sys.modules.update(kept)
+
+
+def taken_out() -> dict[str, ModuleType]:
+    """Forget the modules of both packages, so that they are imported anew, and return them."""
+    return {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] in ("chela", "lra")}
 
 
 @pytest.mark.parametrize(
