@@ -60,15 +60,9 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
     assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
 
 
-def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, shared: Path) -> None:
-    words = (
-        "task=retrieval",
-        "task.words=false",
-        "data.source=scisumm",
-        f"data.root={shared / 'retrieval'}",
-        "preset=mini",
-    )
-    status, out, _ = run(*words, "--show", "1")
+def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, real_retrieval) -> None:  # type: ignore[no-untyped-def]
+    where = ("data.source=scisumm", f"data.dir={real_retrieval.dir}", f"data.root={real_retrieval.root}")
+    status, out, _ = run("task=retrieval", "task.words=false", *where, "preset=mini", "--show", "1")
     assert status == 0 and "note: the scisumm pairs, not LRA's" in out
     assert "the scisumm pairs, not LRA&#x27;s" in (here / "retrieval.html").read_text()
 

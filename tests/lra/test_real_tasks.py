@@ -1,4 +1,7 @@
-"""Every task trains, stops, goes on and is scored again from real data, by the commands that a person types."""
+"""Every task of real data trains, stops, goes on and is scored again, by the commands that a person types.
+
+ListOps, which is generated, does so in ``tests/training``, and Pathfinder in ``test_pathfinder_train.py``.
+"""
 
 import json
 from pathlib import Path
@@ -17,19 +20,13 @@ def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]
     return json.loads(results[0].read_text()) if results else {}
 
 
-@pytest.mark.parametrize("task", ["text", "image", "retrieval", "listops"])
+@pytest.mark.parametrize("task", ["text", "image", "retrieval"])
 def test_it_trains_resumes_and_evaluates(
     task: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    real: DataConfig = request.getfixturevalue(f"real_{task}")
     words = [f"task={task}", "preset=tiny", "trainer.max_steps=5", "trainer.val_every=5", "allocator=false"]
-    if task in ("text", "image"):
-        real: DataConfig = request.getfixturevalue(f"real_{task}")
-        words += [f"data.dir={real.dir}", f"data.root={real.root}"]
-    elif task == "retrieval":
-        shared: Path = request.getfixturevalue("shared")
-        words += ["data.source=scisumm", f"data.dir={tmp_path / 'data'}", f"data.root={shared / 'retrieval'}"]
-    else:
-        words += [f"data.dir={tmp_path / 'data'}"]
+    words += [f"data.{name}={getattr(real, name)}" for name in ("source", "dir", "root")]
     straight = run_train(tmp_path / "straight", words)
     assert straight["task"] == task and straight["preset"] == "tiny" and straight["validation_policy"] == "holdout"
     assert 0 < straight["majority_accuracy"] < 0.6

@@ -107,9 +107,8 @@ def test_only_the_first_bytes_are_kept(aan: Path, tmp_path: Path) -> None:
     assert task.dataset("train").lengths().max() == 4000
 
 
-def test_the_real_small_set(shared: Path, tmp_path: Path) -> None:
-    data = DataConfig(dir=str(tmp_path), root=str(shared / "retrieval"), source="scisumm")
-    made = LRADataModule(Retrieval(max_length=100, train=64), data, batch_size=8, seed=0, max_steps=3)
+def test_the_real_small_set(real_retrieval: DataConfig) -> None:
+    made = LRADataModule(Retrieval(max_length=100, train=64), real_retrieval, batch_size=8, seed=0, max_steps=3)
     made.prepare_data()
     assert made.task.note == "the scisumm pairs, not LRA's"
     for batch in made.train_dataloader():
@@ -118,7 +117,7 @@ def test_the_real_small_set(shared: Path, tmp_path: Path) -> None:
     assert made.majority_accuracy("test") == 0.5
     assert 0.3 < made.records("train").labels().mean() < 0.7  # a sample, not a sorted beginning
     s4 = Retrieval(encoding="s4")
-    s4.prepare(data)
+    s4.prepare(real_retrieval)
     records = s4.dataset("test")
     assert [max(len(a), len(b)) for (a, b), _ in records.read(range(50))] == records.lengths()[:50].tolist()
 
