@@ -228,13 +228,9 @@ def test_both_torn(run: RunFolder) -> None:
     assert "no checkpoint in" in ended.error and "start a new run" in ended.error
 
 
-@pytest.mark.parametrize("what", ["files", "folder"])
-def test_no_checkpoint_yet(what: str, run: RunFolder, straight: dict[str, Any]) -> None:
-    """As after a kill before the first one: it begins anew, and says so."""
-    for path in (run.last, run.previous, run.best):
-        path.unlink()
-    if what == "folder":
-        run.last.parent.rmdir()
+def test_no_checkpoint_yet(run: RunFolder, straight: dict[str, Any]) -> None:
+    """As after a kill before the first one, its folder included: it begins anew, and says so."""
+    shutil.rmtree(run.last.parent)
     assert "no checkpoint yet: from the first step" in goes_on(run).out
     assert_equal(left_by(run.path), straight)
 
@@ -259,7 +255,7 @@ def test_the_checkpoint_of_another_run(run: RunFolder, data: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "state"])
-@pytest.mark.parametrize("value", [{}, [], None], ids=repr)
+@pytest.mark.parametrize("value", [{}, None], ids=repr)
 def test_a_checkpoint_without_what_the_model_needs(part: str, value: Any, run: RunFolder) -> None:
     run.last.write_bytes(saved(torch.load(run.last, weights_only=True) | {part: value}))
     ended = launch(f"resume={run.path}")

@@ -119,6 +119,7 @@ def test_bad_words(
     assert out == "" and err.count("\n") == 1 and message in err
 
 
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
 def test_a_run_without_its_best_weights(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(done.path, tmp_path / "run")
     RunFolder(tmp_path / "run").best.unlink()
@@ -144,6 +145,7 @@ def test_longer_trees_than_any_learned_from_are_scored_too(tmp_path: Path, capsy
         assert right == pytest.approx(tested["accuracy"] * tested["count"])
 
 
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
 @pytest.mark.parametrize("split", ["longer", "train"])
 def test_a_split_that_there_is_not_is_one_line(split: str, done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate([f"run={done.path}", f"split={split}"]) == 2

@@ -38,14 +38,9 @@ def test_same_seed_same_loss(model: str, curves: dict[str, list[dict[str, str]]]
         assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-3), row
 
 
-def test_the_same_twice_and_another_seed_another(
-    curves: dict[str, list[dict[str, str]]], data: str, tmp_path: Path
-) -> None:
-    first = curves["chela"]
-    assert first == curve("chela", data, tmp_path / "b")  # to the last digit that Python prints, which is all of them
-    runs = tmp_path / "c"
-    assert launch(*WORDS, "seed=1", "trainer.max_steps=1", f"data.dir={data}", f"runs={runs}").status == 0
-    assert metrics_of(only_run(runs))[0]["loss"] != first[0]["loss"]
+def test_another_seed_another_loss(curves: dict[str, list[dict[str, str]]], data: str, tmp_path: Path) -> None:
+    assert launch(*WORDS, "seed=1", "trainer.max_steps=1", f"data.dir={data}", f"runs={tmp_path}").status == 0
+    assert metrics_of(only_run(tmp_path))[0]["loss"] != curves["chela"][0]["loss"]
 
 
 def write() -> None:
