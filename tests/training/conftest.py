@@ -28,12 +28,18 @@ def tiny(data: str, tmp_path: Path) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def straight(data: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a run leaves that was never stopped."""
+def straight_run(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped; nobody changes it."""
     runs = tmp_path_factory.mktemp("straight")
     ended = launch(*TINY, f"data.dir={data}", f"runs={runs}")
     assert ended.status == 0, ended.err
-    return left_by(only_run(runs))
+    return only_run(runs)
+
+
+@pytest.fixture(scope="session")
+def straight(straight_run: Path) -> dict[str, Any]:
+    """What it leaves."""
+    return left_by(straight_run)
 
 
 @pytest.fixture

@@ -93,15 +93,13 @@ def test_slices_by_the_folder_alone(
     assert_equal(left_by(run), straight)
 
 
-def test_a_finished_run_is_reported_not_repeated(tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep) -> None:
-    assert launch(*tiny).status == 0
+def test_a_finished_run_is_reported_not_repeated(tiny: tuple[str, ...], straight_run: Path, at_step: AtStep) -> None:
     at_step(1, kill)
-    run = only_run(tmp_path)
-    before = (run / "result.json").read_bytes()
-    for words in ((*tiny, "resume=auto"), (f"resume={run}",)):
+    before = (straight_run / "result.json").read_bytes()
+    for words in ((*tiny, f"runs={straight_run.parents[1]}", "resume=auto"), (f"resume={straight_run}",)):
         ended = launch(*words)
         assert ended.status == 0 and "test accuracy" in ended.out
-    assert (run / "result.json").read_bytes() == before
+    assert (straight_run / "result.json").read_bytes() == before
 
 
 def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
