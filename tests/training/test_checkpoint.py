@@ -7,7 +7,6 @@ import shutil
 import signal
 import stat
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from chela.training import checkpoint
 from chela.training.metrics import cut_after
 from chela.training.run import LAST_KEYS, RunFolder
 from lra.errors import UserError
-from tests.training.launches import LAST, TINY, assert_equal, fork, launch, left_by, only_run
+from tests.training.launches import TINY, assert_equal, fork, launch, left_by, only_run
 
-AtStep = Callable[[int, Callable[[], None]], None]
 STATE = {"fingerprint": "abc", "step": 3, "weights": torch.arange(1000.0)}
 KEYS = ("step", "weights")
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds", "evaluation")
@@ -182,22 +180,12 @@ def goes_on(run: RunFolder) -> Any:
     return ended
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_torn_checkpoint_gives_way_to_the_one_before(
-    seed: int, run: RunFolder, straight: dict[str, Any], at_step: AtStep
-) -> None:
-    whole = run.last.read_bytes()
-    run.last.write_bytes(whole[: random.Random(seed).randrange(len(whole))])
-    if seed:  # all ten are read; one of them goes the whole way
-        said: list[str] = []
-        state = run.load_last((straight["result"]["fingerprint"],), said.append)
-        assert state is not None and state["step"] == 8
-        (line,) = said
-    else:
-        line = goes_on(run).out
-        assert_equal(left_by(run.path), straight)
-    assert "torn or foreign" in line and "going on from the one before it, step 8" in line
-    assert checkpoint.load(run.last, LAST_KEYS, (straight["result"]["fingerprint"],))["step"] == (8 if seed else LAST)
+def test_a_torn_checkpoint_gives_way_to_the_one_before(run: RunFolder, straight: dict[str, Any]) -> None:
+    """Whatever is torn is seen: test_torn_anywhere_or_changed_anywhere."""
+    run.last.write_bytes(run.last.read_bytes()[:-1])
+    said = goes_on(run).out
+    assert "torn or foreign" in said and "going on from the one before it, step 8" in said
+    assert_equal(left_by(run.path), straight)
 
 
 def test_a_torn_checkpoint_never_pushes_out_the_good_one(

@@ -79,20 +79,6 @@ def test_slices(tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path)
     assert_equal(left_by(only_run(tmp_path)), straight)
 
 
-def test_slices_by_the_folder_alone(
-    tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, at_step: AtStep
-) -> None:
-    """The limit holds for one launch: the one that goes on has its own."""
-    at_step(4, lambda: time.sleep(0.3))
-    assert launch(*tiny, "trainer.max_time=100d").status == 0
-    run = only_run(tmp_path)
-    assert "max_time: 100d" in (run / "config.yaml").read_text()
-    (run / "result.json").unlink()
-    ended = launch(f"resume={run}")
-    assert ended.status == 0 and "test accuracy" in ended.out
-    assert_equal(left_by(run), straight)
-
-
 def test_a_finished_run_is_reported_not_repeated(tiny: tuple[str, ...], straight_run: Path, at_step: AtStep) -> None:
     at_step(1, kill)
     before = (straight_run / "result.json").read_bytes()
