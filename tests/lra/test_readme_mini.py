@@ -25,8 +25,8 @@ LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_
 
 
 def committed(words: list[str]) -> dict[str, object] | None:
-    """Return the committed result of what the words stand for on a machine without a GPU; None where none is."""
-    config = resolve([*words, "preset=mini"])
+    """Return the committed result of what the words stand for on one thread, as sweeps run it; None where none is."""
+    config = resolve([*words, "preset=mini", "trainer.accelerator=cpu", "trainer.threads=1"])
     known = [RESULTS / f"{config.task.name}-mini" / f"chela-seed0-{mark}" for mark in identities(config)]
     folder = next((folder for folder in known if folder.is_dir()), None)
     if folder is None:

@@ -32,7 +32,7 @@ class ChelaLayer(nn.Module):
 
         v = SiLU(W_v x)
         z = W_z c,   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k              per head, of the selecting and of the pooling
-        s = norm(linear_attention(φ(q), φ(k), v_s))                      selects: H heads of signed weights, with decay
+        s = norm(linear_attention(φ(q), φ(k), v_s))                      selects: H heads of signed weights
         p = norm(linear_attention(ψ(q), ψ(k), v_p) / Σ_j ψ(q)·ψ(k_j))    pools: one head, positive, ψ = elu + 1
         o = s,   o = p,   or o = [s, p]                                  attention = "select", "pool" or "both"
         h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),   g = σ(W_u c),   returns g ⊙ (h − stream)     gate = "mega"
@@ -64,8 +64,8 @@ class ChelaLayer(nn.Module):
         attention: What it is made of; with "none", o = SiLU(W_v c).
         feature_map: Feature map φ of the selecting heads; "elu" is elu + 1.
         normalize: Divide their sums by that of the weights, which needs a positive φ.
-        decay: How their weights fade with the distance. "fixed" has ALiBi's slopes, flatter in deeper layers; "learned"
-            is one number a head, "token" one a head and token.
+        decay: How their weights fade with the distance: not at all, or "fixed" by ALiBi's slopes, flatter in deeper
+            layers, "learned", one number a head, "token", one a head and token.
         gate: How the convolution gates the attention.
 
     Raises:
@@ -103,7 +103,7 @@ class ChelaLayer(nn.Module):
         attention: Literal["both", "select", "pool", "none"] = "both",
         feature_map: Literal["silu", "elu", "identity"] = "silu",
         normalize: bool = False,
-        decay: Literal["fixed", "learned", "token", "none"] = "fixed",
+        decay: Literal["none", "fixed", "learned", "token"] = "none",
         gate: Literal["output", "mega", "none"] = "mega",
     ) -> None:
         super().__init__()

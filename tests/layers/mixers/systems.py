@@ -72,7 +72,8 @@ def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], 
 
 
 _CHELA = {"d_qk": 8, "d_value": 24, "heads": 2}
-_FIRST = _CHELA | {"attention": "select", "feature_map": "elu", "normalize": True, "decay": "none", "heads": 1}
+_SELECT = _CHELA | {"attention": "select"}
+_FIRST = _SELECT | {"feature_map": "elu", "normalize": True, "heads": 1}
 _MEGA = {"d_qk": 8, "d_value": 24, "averages": 4}
 
 SYSTEMS: dict[str, System] = {
@@ -95,9 +96,8 @@ SYSTEMS: dict[str, System] = {
     "chela": System("chela", _CHELA, definitions.chela),
     "chela-output-gate": System("chela", _CHELA | {"gate": "output"}, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
-    "chela-select": System("chela", _CHELA | {"attention": "select"}, definitions.chela, layer=1, depth=3),
+    "chela-fixed": System("chela", _SELECT | {"decay": "fixed"}, definitions.chela, layer=1, depth=3),
     "chela-pool": System("chela", _CHELA | {"attention": "pool"}, definitions.chela),
-    "chela-both": System("chela", _CHELA | {"attention": "both"}, definitions.chela),
     "chela-learned": System("chela", _CHELA | {"decay": "learned"}, definitions.chela),
     "chela-token": System("chela", _CHELA | {"decay": "token"}, definitions.chela),
     "chela-0.1": System("chela", _FIRST, definitions.chela),
@@ -105,7 +105,6 @@ SYSTEMS: dict[str, System] = {
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
     "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),
     "chela-short": System("chela", _CHELA | {"conv": "short"}, definitions.chela),
-    "chela-no-decay": System("chela", _CHELA | {"decay": "none"}, definitions.chela),
     "chela-free": System("chela", _CHELA | {"long_kernel": "free"}, definitions.chela),
     "chela-ema": System("chela", _CHELA | {"long_kernel": "ema"}, definitions.chela),
     "chela-long": System("chela", _CHELA | {"conv": "long", "long_kernel": "ema"}, definitions.chela),
