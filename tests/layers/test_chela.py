@@ -16,10 +16,11 @@ def layer(dtype: torch.dtype = torch.float64, **options: Any) -> ChelaLayer:
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("decay", ["none", "fixed"])
 @pytest.mark.parametrize("attention", ["select", "pool", "both"])
-def test_is_the_equations(attention: str, causal: bool) -> None:
+def test_is_the_equations(attention: str, decay: str, causal: bool) -> None:
     """The definition of the docstring, with direct sums in place of the ops; the convolution has its own tests."""
-    m = layer(attention=attention, causal=causal, layer=1, depth=4)
+    m = layer(attention=attention, decay=decay, causal=causal, layer=1, depth=4)
     for parameter in m.parameters():
         parameter.data.normal_(std=0.5)
     x, stream = torch.randn(2, 1, 9, D, dtype=torch.float64)
@@ -31,7 +32,7 @@ def test_is_the_equations(attention: str, causal: bool) -> None:
             z = (c @ core.project.weight.T + core.project.bias)[..., 4 * h : 4 * h + 4]
             q, k = (z * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
             weights = (F.elu(q) + 1) @ (F.elu(k) + 1).mT if pools else F.silu(q) @ F.silu(k).mT
-            slope = 0 if pools else (0.0625, 0.00390625)[h] * (1 - 1 / 3 + 1e-5)
+            slope = 0 if pools or decay == "none" else (0.0625, 0.00390625)[h] * (1 - 1 / 3 + 1e-5)
             weights = weights * torch.exp(-slope * (at[:, None] - at).abs())
             weights = weights.tril() if causal else weights
             heads.append(weights @ value / (weights.sum(-1, keepdim=True) if pools else 1))
