@@ -41,9 +41,13 @@ def test_every_length_and_width_agrees_with_the_definition(case: Case) -> None:
     check(case, "triton")
 
 
-# Decays of each token in both directions are below, in chunks of any number of blocks.
+# Decays of each token in both directions are below too, in chunks of any number of blocks.
 @pytest.mark.parametrize(
-    ("decay", "causal"), [("none", True), ("none", False), ("head", True), ("head", False), ("token", True)]
+    ("decay", "causal"),
+    [
+        *(("none", True), ("none", False), ("head", True), ("head", False), ("token", True)),
+        pytest.param("token", False, marks=pytest.mark.slow),
+    ],
 )
 def test_several_chunks_and_a_ragged_end(decay: str, causal: bool) -> None:
     check(Case(300, 16, 24, causal, decay, decay == "head", decay != "token"), "triton")
@@ -55,8 +59,14 @@ def test_bfloat16_agrees_with_the_definition(case: Case) -> None:
     check(case, "triton")
 
 
-# The kernels are the same for both kinds of decay, which differ in strides: one kind for each direction.
-@pytest.mark.parametrize(("decay", "causal"), [("none", True), ("none", False), ("head", False), ("token", True)])
+# The kernels are the same for both kinds of decay, which differ in strides: one kind for each direction, all when slow.
+@pytest.mark.parametrize(
+    ("decay", "causal"),
+    [
+        *(("none", True), ("none", False), ("head", False), ("token", True)),
+        *(pytest.param(decay, causal, marks=pytest.mark.slow) for decay, causal in (("head", True), ("token", False))),
+    ],
+)
 def test_small_tiles_take_everything_in_parts(decay: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widths, columns, states and the tokens that are heard; decays are learned in chunks of several blocks."""
     monkeypatch.setattr(triton_backend, "table", lambda p: (Launch(32, 16, 16, 16, 16, 16, 3, 4, 1),))
