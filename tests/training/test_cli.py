@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,8 @@ AtStep = Callable[[int, Callable[[], None]], None]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["task=listops", "--cfg"], ["modle=chela"]])
-def test_quick_and_light(words: list[str]) -> None:
-    """Under a second of the processor (what others do on the machine is not counted), without torch and lightning."""
+def test_help_and_refusals_load_no_torch(words: list[str]) -> None:
+    """That is what keeps them quick: under a second, where torch alone takes three. Time itself is not asserted."""
     code = (
         "import sys, chela.train, chela.cli\n"
         f"status = chela.cli.main(chela.train.train, '', {words!r})\n"
@@ -33,11 +32,8 @@ def test_quick_and_light(words: list[str]) -> None:
         "assert not heavy, heavy\n"
         "sys.exit(status)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 @pytest.mark.parametrize(
