@@ -1,7 +1,7 @@
 """Where a training step's time goes: each operator's share, by PyTorch's profiler; operators that take most first.
 
-The step is that of ``chela bench train``: random records, each as long as the task's longest. On a GPU shares are those
-of its own time. What the profiler itself costs makes small operators look larger than they are.
+The step is that of ``chela bench train``: random records, each as long as the longest to learn from. On a GPU shares
+are those of its own time. What the profiler itself costs makes small operators look larger than they are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(quick: bool, options: Options) -> list[Row]:
     allocator = timing.allocator(keep=not on_gpu)
     size = options.batch or config.trainer.batch_size
     records = random_records(about, size, platform["accelerator"])
-    step = partial(shortened, training_step(config, about, **platform), *records, about.l_max)
+    step = partial(shortened, training_step(config, about, **platform), *records, about.train_length)
     for _ in range(STEPS):
         step()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
@@ -58,6 +58,6 @@ def run(quick: bool, options: Options) -> list[Row]:
     most = sorted(took.items(), key=lambda item: -item[1][0])[:SHOWN]
     values = {f"{name} [%]": 100 * time / total for name, (time, _) in most}
     values |= {"operators a step": sum(count for _, count in took.values()) / STEPS}
-    key = {"task": config.task.name, "preset": preset, "model": config.model.name, "L": about.l_max, "batch": size}
-    key |= {"precision": platform["precision"], "allocator": allocator}
+    key = {"task": config.task.name, "preset": preset, "model": config.model.name, "L": about.train_length}
+    key |= {"batch": size, "precision": platform["precision"], "allocator": allocator}
     return [Row(key, values | {"a step [ms]": total / STEPS / 1e6})]

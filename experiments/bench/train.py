@@ -1,8 +1,8 @@
 """Whole training steps: every system (``configs/model``) at each task's shape, mini and full, against softmax.
 
-Forward, loss, backward, clipping and AdamW of the real model on random records, each as long as the task's longest: no
-data is needed. Precision and allocator are those of ``chela.train``. At full a CPU takes one record, a GPU the recipe's
-batch. Memory is what a step holds beyond weights and Adam's moments.
+Forward, loss, backward, clipping and AdamW of the real model on random records, each as long as the longest to learn
+from: no data is needed. Precision and allocator are those of ``chela.train``. At full a CPU takes one record, a GPU the
+recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
     notes = []
     for config in configs:
         name, step = config.model.name, partial(shortened, training_step(config, about, **platform), *records)
-        whole = partial(step, about.l_max)
-        refused = "" if on_gpu else too_much(step, about.l_max)
+        whole = partial(step, about.train_length)
+        refused = "" if on_gpu else too_much(step, about.train_length)
         try:
             if not refused:
                 whole()  # Adam's moments are there from here on
@@ -79,11 +79,11 @@ def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
             refused = f"{size} records do not fit into the GPU's memory; try a smaller batch=N"
         if refused:
             notes.append(f"{shape.task.name} {shape.preset} {name} not run: {refused}")
-    key = {"task": shape.task.name, "preset": shape.preset, "L": about.l_max, "batch": size}
+    key = {"task": shape.task.name, "preset": shape.preset, "L": about.train_length, "batch": size}
     key |= {"recipe's batch": shape.trainer.batch_size, "precision": platform["precision"]}
     key["allocator"] = timing.allocator(keep=not on_gpu)
     times = interleaved(steps, seconds=seconds, least=3)
-    return Row.timed(key, times, values(times, memory, records[0].shape[0] * about.l_max), "; ".join(notes))
+    return Row.timed(key, times, values(times, memory, records[0].shape[0] * about.train_length), "; ".join(notes))
 
 
 def values(times: Mapping[str, Measurement], memory: dict[str, int], tokens: int) -> dict[str, float]:
@@ -102,9 +102,9 @@ def random_records(about: Any, size: int, device: str) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     rows = 2 * size if about.pair else size
     if about.vocab_size is None:
-        inputs = torch.randn(rows, about.l_max, about.input_dim, device=device)
+        inputs = torch.randn(rows, about.train_length, about.input_dim, device=device)
     else:
-        inputs = torch.randint(1, about.vocab_size, (rows, about.l_max), device=device)
+        inputs = torch.randint(1, about.vocab_size, (rows, about.train_length), device=device)
     per_position = getattr(about, "objective", "classification") == "tokens"
     return inputs, torch.randint(about.num_classes, inputs.shape[:2] if per_position else (size,), device=device)
 

@@ -151,6 +151,11 @@ class Task:
         """Check the options of a dataclass. Raises ``ValueError`` naming the one that is out of range."""
         check_options(self, "task.")
 
+    @property
+    def train_length(self) -> int:
+        """Longest sequence to learn from, which is what a training step costs; a further split may have longer ones."""
+        return self.l_max
+
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
         data.check()

@@ -164,6 +164,11 @@ class ListOps(StoredTask):
         self.l_max = max(self.max_length, self.room)
         self.further = ("longer",) if self.room else ()
 
+    @property
+    def train_length(self) -> int:
+        """Here without the room for longer trees."""
+        return self.max_length
+
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Generate the trees, or read those of the release in ``data.root``."""
         counts = {split: getattr(self, split) for split in SPLITS}

@@ -139,6 +139,7 @@ def test_room_adds_a_test_set_of_longer_trees_and_leaves_the_others(
         name: getattr(small_listops, name) for name in ("train", "validation", "test", "min_length", "max_length")
     }
     task = ListOps(**options, max_depth=4, max_args=4, room=80)
+    assert (task.train_length, task.l_max) == (40, 80)
     assert (task.l_max, task.further, small_listops.l_max, small_listops.further) == (80, ("longer",), 40, ())
     task.prepare(DataConfig(dir=str(tmp_path), processes=1))
     longer = task.dataset("longer")
