@@ -57,7 +57,7 @@ def _check_sizes(config: Config) -> None:
     model = config.model
     heads = getattr(model.mixer, "heads", 1)
     width = _value_width(config)
-    if width % heads:
+    if width % heads and not hasattr(model.mixer, "d_pool"):  # CHELA's heads share what its pool leaves
         key = "model.mixer.d_value" if hasattr(model.mixer, "d_value") else "model.d_model"
         raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
     at_least = parameters_at_least(config)

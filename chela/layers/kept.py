@@ -16,13 +16,12 @@ class Kept:
     A write through ``.data`` or a NumPy view cannot be seen: the module drops what is kept in ``train`` and ``eval``.
     """
 
-    def __init__(self) -> None:
-        self.drop()
+    _value: Any = None
+    _made_of: object = None
 
     def drop(self) -> None:
         """Forget what is kept."""
-        self._value: Any = None
-        self._made_of: object = None
+        self._value = self._made_of = None
 
     def of(self, module: nn.Module, make: Callable[[], T], fits: Callable[[T], bool] = lambda value: True) -> T:
         """Return what ``make`` gave, made anew if the module is no longer the same or it no longer fits."""

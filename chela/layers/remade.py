@@ -17,38 +17,32 @@ SMALL_ELEMENTS = 2**21
 """Of less than this, 8 MiB of float32, what is made is held: to make it again takes 5 to 20 % of a small step."""
 
 
-class _Marks(threading.local):
-    """What is known of the forward pass at hand, in this thread."""
+class _Pass(threading.local):
+    """Of a block that is computed twice: which time is at hand in this thread, 0 outside of one."""
 
-    plain = again = False
+    number = 0
 
 
-_marks = _Marks()
+_pass = _Pass()
 
 
 @contextlib.contextmanager
-def _marked(name: str) -> Iterator[None]:
-    before = getattr(_marks, name)
-    setattr(_marks, name, True)
+def whole_block(number: int) -> Iterator[None]:
+    """Take what runs inside as a block of which autograd holds the input alone, the first (1) or the second time (2).
+
+    Nothing is made again in it by itself, as the block's hooks must see all that is held; no running statistics count
+    its second time.
+    """
+    before, _pass.number = _pass.number, number
     try:
         yield
     finally:
-        setattr(_marks, name, before)
-
-
-def plain_calls() -> contextlib.AbstractContextManager[None]:
-    """Make nothing again here: where a whole block is computed again, its hooks must see all that is held."""
-    return _marked("plain")
-
-
-def computed_again() -> contextlib.AbstractContextManager[None]:
-    """Say that what is computed here is a forward pass made once more, which no running statistics count."""
-    return _marked("again")
+        _pass.number = before
 
 
 def is_computed_again() -> bool:
-    """Return whether it is."""
-    return _marks.again
+    """Return whether this is the second time."""
+    return _pass.number == 2
 
 
 def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
@@ -68,7 +62,7 @@ def with_remade(use: Callable[..., T], *arguments: tuple[Any, ...]) -> T:
     >>> tuple(y.shape), y.requires_grad
     ((4, 2), True)
     """
-    plain = torch.compiler.is_compiling() or _marks.plain  # others decide what to hold
+    plain = torch.compiler.is_compiling() or _pass.number > 0  # others decide what to hold
     small = sum(x.numel() for _, *inputs in arguments for x in inputs if isinstance(x, Tensor)) < SMALL_ELEMENTS
     if plain or small or not torch.is_grad_enabled():
         return use(*(make(*inputs) for make, *inputs in arguments))

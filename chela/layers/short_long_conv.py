@@ -208,16 +208,14 @@ def _without_batch_norms(conv: LongConv, state: dict[str, Any], prefix: str, *_:
     if f"{prefix}gain" in state or f"{prefix}skip" not in state:
         return
     gains, biases = [torch.ones_like(state[f"{prefix}skip"])], [torch.zeros_like(state[f"{prefix}skip"])]
+    names = ("weight", "bias", "running_mean", "running_var")
     for j, _ in enumerate(conv.gain):
-        norm = {
-            name: state.pop(f"{prefix}norms.{j}.{name}", None)
-            for name in ("weight", "bias", "running_mean", "running_var")
-        }
+        weight, bias, mean, var = (state.pop(f"{prefix}norms.{j}.{name}", None) for name in names)
         if j and f"{prefix}branches.{j - 1}.weight" in state:
             state[f"{prefix}branches.{j - 1}"] = state.pop(f"{prefix}branches.{j - 1}.weight")
-        if norm["running_var"] is not None:
-            gain = norm["weight"] * torch.rsqrt(norm["running_var"] + 1e-5)
-            gains[j:], biases[j:] = [gain], [norm["bias"] - norm["running_mean"] * gain]
+        if var is not None:
+            gain = weight * torch.rsqrt(var + 1e-5)
+            gains[j:], biases[j:] = [gain], [bias - mean * gain]
     state[f"{prefix}gain"], state[f"{prefix}bias"] = torch.stack(gains), torch.stack(biases).sum(0)
 
 

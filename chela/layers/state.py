@@ -45,11 +45,6 @@ def part(name: str, state: Mapping[str, Tensor]) -> State:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
 
-def beginning(batch: int) -> Tensor:
-    """Return the position before the first token."""
-    return torch.zeros(batch, dtype=torch.int64)
-
-
 def settled(**tensors: Tensor) -> State:
     """Cut tensors from the graph, and from larger ones that they are a view of, so that they can be kept and saved."""
     return {name: _own(tensor.detach()) for name, tensor in tensors.items()}

@@ -5,10 +5,8 @@ Shapes: B batch, L length, D model width.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,19 +19,13 @@ from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
-from chela.layers.remade import computed_again, plain_calls, with_remade
-from chela.layers.state import State, beginning, nested, part
-from chela.ops.sequence_parallel import Piece, current, first_position, within
+from chela.layers.remade import whole_block, with_remade
+from chela.layers.state import State, nested, part
+from chela.ops.sequence_parallel import current, first_position, within
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts
     from chela.schema import ModelConfig
-
-
-@contextlib.contextmanager
-def _once_more(piece: Piece | None) -> Iterator[None]:
-    with computed_again(), plain_calls(), within(piece):
-        yield
 
 
 class Residual(nn.Module):
@@ -152,7 +144,7 @@ class Backbone(nn.Module):
         options = dataclasses.asdict(config.mixer)
         name = options.pop("name")
         context = {"l_max": task.l_max, "causal": config.causal, "depth": config.depth, "dropout": config.dropout}
-        self.blocks = nn.ModuleList()
+        self.blocks: Any = nn.ModuleList()
         for layer in range(config.depth):
             with seeded(torch.initial_seed(), f"blocks.{layer}.mixer"):
                 mixer = build_mixer(name, d_model, options, layer=layer, **context)
@@ -179,7 +171,7 @@ class Backbone(nn.Module):
 
     def mixers(self) -> list[nn.Module]:
         """Return the mixer of each block."""
-        return [block.get_submodule("mixer.layer") for block in self.blocks]
+        return [block.mixer.layer for block in self.blocks]
 
     def ends(self) -> str:
         """Say what ends at ``l_max``, piece by piece too: learned positions, or a system; empty where nothing does."""
@@ -230,14 +222,17 @@ class Backbone(nn.Module):
     def _again(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same again."""
         piece = current()  # by the backward pass it has been left
-        contexts = lambda: (plain_calls(), _once_more(piece))  # noqa: E731
-        out: Tensor = checkpoint(block, x, mask, use_reentrant=False, context_fn=contexts)
-        return out
+
+        def run(x: Tensor) -> Any:
+            with within(piece):
+                return block(x, mask)
+
+        return checkpoint(run, x, use_reentrant=False, context_fn=lambda: (whole_block(1), whole_block(2)))  # type: ignore[no-any-return]
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: ``position``, and ``blocks.0.…`` of each mixer."""
-        state = {"position": beginning(batch)}
-        for i, block in enumerate(self._blocks()):
+        state = {"position": torch.zeros(batch, dtype=torch.int64)}
+        for i, block in enumerate(self.blocks):
             state |= nested(f"blocks.{i}", block.mixer.start(batch))
         return state
 
@@ -258,13 +253,10 @@ class Backbone(nn.Module):
                 )
             x = x + self.positions.weight[start : start + new].view(x.shape[1:])
         after = {"position": state["position"] + new}
-        for i, block in enumerate(self._blocks()):
+        for i, block in enumerate(self.blocks):
             x, end = block.go_on(x, part(f"blocks.{i}", state))
             after |= nested(f"blocks.{i}", end)
         return x if self.norm is None else self.norm(x), after
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _way_on(self) -> str:
         """Say what helps against too long a sequence."""

@@ -6,7 +6,6 @@ Nothing is allocated: networks are built and traced with fake tensors, which hav
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from chela.models import build_model
 from chela.schema import ModelConfig
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Cost:
     """The cost of one network on one task.
 

@@ -39,7 +39,7 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
     Raises:
         ValueError: The model was not built by ``build_model``.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save_model
 
     built_from = getattr(model, "built_from", None)
     if built_from is None:
@@ -53,9 +53,7 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
         "model": dataclasses.asdict(config),
         "task": dataclasses.asdict(task),
     }
-    weights, tied = model.state_dict(), _tied(model)  # safetensors writes no tensor twice
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items() if name not in tied}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})  # a tied weight is written once
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
     return folder
 
@@ -72,7 +70,7 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
             foreign file, a system from a module that is not trusted, or weights that do not fit.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_model
 
     folder = Path(folder)
     said = _read_config(folder)
@@ -91,20 +89,12 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
     model = build_model(config, _typed(TaskFacts, said.get("task"), folder), seed=0)
     where = folder / WEIGHTS
     try:
-        weights = load_file(where)
-        model.load_state_dict(weights | {name: weights[of] for name, of in _tied(model).items() if of in weights})
+        load_model(model, where)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"expected weights in {where}, could not read them ({error})") from None
     except RuntimeError as error:
         raise UsageError(f"expected in {where} the weights of the network in {CONFIG}, got others: {error}") from None
     return model.eval()
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the names of parameters that are another one, each with the name of that."""
-    first = {parameter: name for name, parameter in model.named_parameters()}
-    every = model.named_parameters(remove_duplicate=False)
-    return {name: first[parameter] for name, parameter in every if first[parameter] != name}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 Shape = Sequence[int]
 
@@ -17,15 +17,6 @@ def count_flops(operator: Any, formula: Callable[..., int]) -> None:
         register_flop_formula(operator)(formula)
 
 
-def softmax_attention_flops(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of softmax attention ``(B, H, L, ·)``: two products with the L² weights.
-
-    >>> softmax_attention_flops((1, 1, 10, 4), (1, 1, 10, 4), (1, 1, 10, 6))
-    2000
-    """
-    batch, heads, length, width = q
-    return 2 * batch * heads * length * k[2] * (width + v[3])
-
-
 # Of the forms that ``scaled_dot_product_attention`` takes, torch counts those on a GPU.
-count_flops(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, softmax_attention_flops)
+_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+count_flops(_ON_CPU, lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]

@@ -85,7 +85,6 @@ class Piece:
     def __init__(self, length: int, group: Any) -> None:
         self.length, self.group = length, group
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
-        self.others = [p for p in range(self.count) if p != self.rank]
         self.sent: Counter[str] = Counter()
 
     @property
@@ -112,7 +111,7 @@ class Piece:
 
     def gather(self, x: Tensor) -> Tensor:
         """Return every process's x, ``(P, …)``, equal in shape; each sends (P − 1)·|x| both ways."""
-        return _Gather.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+        return torch.stack(self._exchanged("gather", [x] * self.count, [x.shape] * self.count))
 
     def with_neighbours(self, x: Tensor, before: int, after: int) -> Tensor:
         """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends.
@@ -127,19 +126,19 @@ class Piece:
         A process sends B·L·C·(P − 1)/P numbers, L being length/P; the gradient as many.
         """
         shapes = [(len(x), len(self.tokens(p)), len(self._share(x.shape[2]))) for p in range(self.count)]
-        return torch.cat(self._exchanged(torch.split(x, self._widths(x.shape[2]), dim=2), shapes), dim=1)
+        return torch.cat(self._exchanged("channels", torch.split(x, self._widths(x.shape[2]), dim=2), shapes), dim=1)
 
     def to_tokens(self, x: Tensor, channels: int) -> Tensor:
         """Undo ``to_channels`` of so many channels."""
         parts = torch.split(x, [len(self.tokens(p)) for p in range(self.count)], dim=1)
         shapes = [(*parts[self.rank].shape[:2], width) for width in self._widths(channels)]
-        return torch.cat(self._exchanged(parts, shapes), dim=2)
+        return torch.cat(self._exchanged("channels", parts, shapes), dim=2)
 
     def _widths(self, channels: int) -> list[int]:
         return [len(self._share(channels, p)) for p in range(self.count)]
 
-    def _exchanged(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        return _Exchange.apply(self, shapes, *parts)  # type: ignore[no-untyped-call, no-any-return]
+    def _exchanged(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        return _Exchange.apply(self, name, shapes, *parts)  # type: ignore[no-untyped-call, no-any-return]
 
     def exchange(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Send ``parts[p]`` to process p; return what each one sent here, of ``shapes[p]``.
@@ -151,7 +150,7 @@ class Piece:
         into = like.new_empty(sum(map(math.prod, shapes))).view(torch.uint8)
         sizes = [part.nbytes for part in parts]
         dist.all_to_all_single(into, out, [like.itemsize * math.prod(s) for s in shapes], sizes, group=self.group)
-        self.sent[name] += sum(sizes[p] for p in self.others)
+        self.sent[name] += sum(sizes) - sizes[self.rank]
         arrived = torch.split(into.view(like.dtype), [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(arrived, shapes, strict=True)]
 
@@ -163,25 +162,6 @@ class Piece:
         if owner < reader:
             return range(max(0, theirs.start - before - mine.start), len(mine))
         return range(max(0, min(theirs.stop + after - mine.start, len(mine))))
-
-
-class _Gather(torch.autograd.Function):
-    """The gradient of what one process sent is the sum over all that received it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, piece: Piece) -> Tensor:
-        ctx.piece = piece
-        x = x.contiguous()
-        everyone = [torch.empty_like(x) for _ in range(piece.count)]
-        dist.all_gather(everyone, x, group=piece.group)
-        piece.sent["gather"] += x.nbytes * len(piece.others)
-        return torch.stack(everyone)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        shape = tuple(grad.shape[1:])
-        return torch.stack(ctx.piece.exchange("gather", grad.unbind(), [shape] * ctx.piece.count)).sum(0), None
 
 
 class _WithNeighbours(torch.autograd.Function):
@@ -213,11 +193,11 @@ class _Exchange(torch.autograd.Function):
     """The gradients go back where the parts came from."""
 
     @staticmethod
-    def forward(ctx: Any, piece: Piece, shapes: Sequence[tuple[int, ...]], *parts: Tensor) -> tuple[Tensor, ...]:
-        ctx.piece, ctx.shapes = piece, [tuple(part.shape) for part in parts]
-        return tuple(piece.exchange("channels", parts, shapes))
+    def forward(ctx: Any, piece: Piece, name: str, shapes: Sequence[tuple[int, ...]], *parts: Tensor) -> Any:
+        ctx.piece, ctx.name, ctx.shapes = piece, name, [tuple(part.shape) for part in parts]
+        return tuple(piece.exchange(name, parts, shapes))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.piece.exchange("channels", grads, ctx.shapes)
+        return None, None, None, *ctx.piece.exchange(ctx.name, grads, ctx.shapes)

@@ -67,6 +67,7 @@ def test_heads_must_divide_the_value_width() -> None:
         layer(heads=3, attention="select")
     with pytest.raises(ValueError, match="expected d_pool and a multiple of heads=2, got 8 with d_pool=3"):
         layer(d_pool=3)
+    assert not layer(heads=3, attention="none").cores  # which are not there
 
 
 @pytest.mark.parametrize("pools", [True, False])

@@ -52,6 +52,13 @@ def test_features_go_on_too():
     torch.testing.assert_close(network.step(x[:, 8], state)[0], network(x)[:, 8], rtol=0, atol=1e-9)
 
 
+@torch.no_grad()
+def test_a_compiled_block_goes_on_as_any_other():
+    network, tokens = _network(), torch.randint(1, 9, (2, 12))
+    network.backbone.blocks[0] = torch.compile(network.backbone.blocks[0], backend="eager")
+    torch.testing.assert_close(network.prefill(tokens)[0], network(tokens), rtol=1e-8, atol=1e-8)
+
+
 def test_truncated_back_propagation_takes_the_parts_one_by_one():
     """The second part's gradients are those with the first part's state as a constant."""
     network, tokens = _network("chela", "model.mixer.conv=none").train(), torch.randint(1, 9, (2, 40))

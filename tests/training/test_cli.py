@@ -117,7 +117,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["seed=-1"], "seed: expected at least 0, got -1"),
         (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
-        (["model.mixer.heads=5"], "model.mixer.d_value: expected a multiple of model.mixer.heads=5, got 64"),
+        (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
         (["model.depth=256", "model.d_model=8192"], "model: expected at most 2,000,000,000 parameters"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),

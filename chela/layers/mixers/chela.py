@@ -111,7 +111,7 @@ class ChelaLayer(nn.Module):
         if d_pool is None:  # what is left when the heads share three quarters evenly
             d_pool = d_value - heads * (3 * d_value // 4 // heads)
         pooled = {"pool": d_value, "both": d_pool}.get(attention, 0)
-        selecting = d_value - pooled
+        selecting = 0 if attention == "none" else d_value - pooled
         if selecting % heads or (attention == "both" and selecting <= 0):
             raise ValueError(
                 f"d_value: expected {'d_pool and ' if pooled else ''}a multiple of heads={heads}, got {d_value}"
@@ -130,7 +130,7 @@ class ChelaLayer(nn.Module):
             kernel_options=scales if long_kernel == "multiscale" else None,
             branches=(5, 31) if reparam else (),
         )
-        self.cores = nn.ModuleList()
+        self.cores: Any = nn.ModuleList()
         if attention in ("select", "both"):
             options: dict[str, Any] = {"feature_map": feature_map, "normalize": normalize, "causal": causal}
             options["decay"] = make_decay(decay, d_model, heads, layer, depth)
@@ -164,7 +164,7 @@ class ChelaLayer(nn.Module):
         """Return W_v x ``(…, W)`` of each core; without cores, what takes the place of their outputs."""
         if self.norm is not None:
             return [self.norm(F.silu(self.value(c)))]
-        return list(torch.split(self.value(x), [core.width for core in self._cores()], dim=-1))
+        return list(torch.split(self.value(x), [core.width for core in self.cores], dim=-1))
 
     def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
@@ -182,7 +182,7 @@ class ChelaLayer(nn.Module):
         """
         expect_causal(self)
         state = nested("conv", self.conv.start(batch))
-        for i, core in enumerate(self._cores()):
+        for i, core in enumerate(self.cores):
             state |= nested(f"cores.{i}", core.start(batch))
         return state
 
@@ -207,20 +207,17 @@ class ChelaLayer(nn.Module):
     def _go_on(self, form: str, x: Tensor, state: State, stream: Tensor | None) -> tuple[Tensor, State]:
         c, end = getattr(self.conv, form)(x, part("conv", state))
         parts, after = self._values(x, c), nested("conv", end)
-        for i, core in enumerate(self._cores()):
+        for i, core in enumerate(self.cores):
             parts[i], end = getattr(core, form)(c, parts[i], part(f"cores.{i}", state))
             after |= nested(f"cores.{i}", end)
         return self._combine(parts, c, x if stream is None else stream, None), after
-
-    def _cores(self) -> list[Core]:
-        return [core for core in self.cores if isinstance(core, Core)]
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
 
         They are the sums S and z, and the convolution's past, which grows to about two to four times l_max a channel.
         """
-        sums = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self._cores())
+        sums: int = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self.cores)
         return sums + self.conv.state_size(length)
 
     def extra_repr(self) -> str:
@@ -321,13 +318,9 @@ def _with_cores(layer: ChelaLayer, state: dict[str, Any], prefix: str, *_: Any) 
     for name in ("project.weight", "project.bias", "gamma", "beta"):
         tensor = state.pop(f"{prefix}query_key.{name}")
         state[f"{prefix}cores.0.{name}"] = torch.cat([tensor] * heads) if "project" in name else tensor
-    for new, old in (
-        ("cores.0.norm.weight", "norm.weight"),
-        ("cores.0.norm.bias", "norm.bias"),
-        ("cores.0.decay.raw", "decay.raw"),
-    ):
-        if f"{prefix}{old}" in state:
-            state[f"{prefix}{new}"] = state.pop(f"{prefix}{old}")
+    for name in ("norm.weight", "norm.bias", "decay.raw"):
+        if f"{prefix}{name}" in state:
+            state[f"{prefix}cores.0.{name}"] = state.pop(f"{prefix}{name}")
 
 
 MIXER = ChelaLayer

@@ -11,7 +11,7 @@ from torch import Tensor
 from chela.layers.attention import MultiHead, elu_plus_one
 from chela.layers.expect import expect_causal
 from chela.layers.padding import zero_padding
-from chela.layers.state import State, beginning, settled
+from chela.layers.state import State, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
 
@@ -64,7 +64,7 @@ class LinearAttention(MultiHead):
         like, width = self.out.weight, self.head_width
         sizes = batch, self.heads, self.features_per_width * width, width
         sums = LinearAttentionState.zeros(*sizes, device=like.device, dtype=accumulation_dtype(like.dtype))
-        return sums._asdict() | ({"position": beginning(batch)} if self.rotary else {})
+        return sums._asdict() | ({"position": torch.zeros(batch, dtype=torch.int64)} if self.rotary else {})
 
     def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
         """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""

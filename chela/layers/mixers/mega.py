@@ -226,8 +226,7 @@ class Projection(nn.Linear):
     def reset_parameters(self) -> None:
         """Draw the weights."""
         nn.init.normal_(self.weight, std=0.02)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)
 
 
 MIXER = MEGA

@@ -107,10 +107,8 @@ class S4DKernel(ExponentialKernel):
 
     def __init__(self, d_model: int, l_max: int, *, causal: bool, d_state: int, dt_min: float, dt_max: float) -> None:
         super().__init__(d_model, l_max, causal=causal)
-        if d_state < 2 or d_state % 2 or not 0 < dt_min <= dt_max:
-            raise ValueError(
-                f"s4d: expected an even d_state and 0 < dt_min <= dt_max, got {d_state}, {dt_min} and {dt_max}"
-            )
+        if d_state % 2 or dt_min > dt_max:
+            raise ValueError(f"s4d: expected an even d_state and dt_min <= dt_max, got {d_state}, {dt_min}, {dt_max}")
         self.dt_range = dt_min, dt_max
         self.log_dt = nn.Parameter(torch.empty(d_model))
         self.log_damping = nn.Parameter(torch.empty(d_model, d_state // 2))
