@@ -38,14 +38,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(f"{(__doc__ or '').strip()}\n\nCommands:\n{listed}")
         return 0
     name, *rest = words
-    if name not in COMMANDS:
-        return guarded(lambda: _unknown(name))
-    status: int = importlib.import_module(COMMANDS[name][0]).main(rest)
-    return status
 
+    def begin() -> int:  # guarded from here on: what it sets must be set before a command's module loads torch
+        if name not in COMMANDS:
+            raise UsageError(f"expected a command ({', '.join(COMMANDS)}), got {shown(name)}{closest(name, COMMANDS)}")
+        return int(importlib.import_module(COMMANDS[name][0]).main(rest))
 
-def _unknown(name: str) -> int:
-    raise UsageError(f"expected a command ({', '.join(COMMANDS)}), got {shown(name)}{closest(name, COMMANDS)}")
+    return guarded(begin)
 
 
 if __name__ == "__main__":

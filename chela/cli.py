@@ -168,9 +168,8 @@ def options_text(options: type, about: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(run: Callable[[Config], int], about: str, argv: list[str] | None = None) -> int:
+def main(run: Callable[[Config], int], about: str, words: list[str]) -> int:
     """Answer ``--help`` and ``--cfg``, or resolve the configuration and run; return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
 
     def begin() -> int:
         if "--help" in words or "-h" in words:

@@ -108,7 +108,10 @@ def _read(path: Path) -> Layer:
     if not isinstance(found, dict) and found is not None:
         raise UsageError(f"{path}: expected sections such as model: {{…}}, got a {type(found).__name__}")
     presets = (found or {}).get("presets", {})
-    for given in presets.values() if isinstance(presets, dict) else [presets]:
+    nested = list(presets.values()) if isinstance(presets, dict) else [presets]
+    for given in nested:  # which grows by what must be sections in it
         if not isinstance(given, dict):
             raise UsageError(f"{path}: expected presets: {{mini: {{trainer: …}}}}, got {shown(given)} for a preset")
+        nested += [given[key] for key in ("mixers", "models") if key in given]
+        nested += given["models"].values() if isinstance(given.get("models"), dict) else ()
     return found or {}

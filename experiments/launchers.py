@@ -100,11 +100,7 @@ class Launcher:
     threads: int  # CPU threads of each process
     example: Job  # one of the runs, to see what a run takes
     command: Sequence[str] = TRAIN  # what is called with a run's words
-    handles: dict[Job, Any] = field(default_factory=dict, init=False)  # what tells how a run goes
-
-    def running(self) -> list[Job]:
-        """Return the runs that were started and have not ended."""
-        return list(self.handles)
+    handles: dict[Job, Any] = field(default_factory=dict, init=False)  # of the runs that go: what tells how
 
     def training(self, job: Job) -> Training:
         """Return a run's process."""

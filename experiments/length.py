@@ -49,6 +49,7 @@ class Words:
     split: str = option("test", "what is scored", choices=("test", "validation"))
     data_root: str = option("", "where the text lies, when not where it lay in training", key="data.root")
     data_dir: str = option("", "where prepared records lie, in the same case", key="data.dir")
+    trust: str = option("", "modules that the runs may name, separated by commas")
     out: Path | None = option(None, "a figure of all runs")
 
 
@@ -60,13 +61,14 @@ def main(words: Words) -> int:
     runs, found = read_runs(words.runs), {}
     models = [run.model for run in runs]
     for run in runs:
-        named = RunWords(str(run.path), data_dir=words.data_dir, data_root=words.data_root)
+        named = RunWords(str(run.path), trust=words.trust, data_dir=words.data_dir, data_root=words.data_root)
         model, task = load_run(named)
         if not task.in_order:
             raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
-        task.prepare(named.load_config().data)
+        data = named.load_config().data
+        task.prepare(data)
         name = run.model if models.count(run.model) == 1 else run.path.name
-        found[name] = scores = by_length(model, task, words.split, words.times)
+        found[name] = scores = by_length(model, task, data.split(words.split), words.times)
         write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
         bits = ", ".join(f"{row['bits']:.4f} at {row['window']:,}" for row in scores["windows"])
         left = "".join(f"; {row}" for row in scores["not_scored"])

@@ -323,8 +323,9 @@ class Options:
 def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     if options.against == "state":
-        for table in result_tables(read_runs(options.runs)):
+        for number, table in enumerate(result_tables(read_runs(options.runs)), 1):
             target = options.out or Path(f"state-{table.preset}.png")
+            target = target if number == 1 else target.with_stem(f"{target.stem}-{number}")
             save(score_against_state(table), target)
             sys.stdout.write(f"{target}: preset {table.preset}\n")
         return 0

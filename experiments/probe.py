@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chela.cli import command
-from chela.config import load
+from chela.config import load, run_folder
 from chela.errors import UsageError
 from chela.evaluate import RunWords
 from chela.layers.attention import Attended
@@ -36,6 +35,7 @@ from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
 from experiments.runs import PROBE, Run
 from lra.batches import collate, eval_batches
+from lra.errors import UserError
 from lra.files import write_whole
 from lra.options import option
 from lra.tasks import get_task
@@ -65,7 +65,7 @@ def state_size(run: Run) -> int | None:
     try:
         config = load(run.path / "config.yaml")
         return cost(config.model, get_task(config.task)).state_size
-    except UsageError:
+    except UserError:
         return None
 
 
@@ -137,7 +137,7 @@ def main(words: Words) -> int:
         raise UsageError(f"expected a run with attention, that of {words.run} has none")
     task.prepare(words.load_config().data)
     found = attention_adds(model, task, records=words.records, batch=words.batch)
-    write_whole(Path(words.run) / PROBE, (json.dumps(found, indent=2) + "\n").encode())
+    write_whole(run_folder(words.run) / PROBE, (json.dumps(found, indent=2) + "\n").encode())
     score = Score(**found["score"])
     sys.stdout.write("".join(f"{way}: {score.text({score.name: value})}\n" for way, value in found["scores"].items()))
     sys.stdout.write(f"attention adds {found['adds']:.{score.digits}f} {score.unit}\n")

@@ -151,9 +151,8 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
             body.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
 
     for table in tables:
-        heading = f"Figures: preset {table.preset}, validation {table.policy}"
-        drawn = itertools.chain(result_figures(table), probed_figures(table))
-        add(heading, f"{table.preset}-{table.policy}", drawn)
+        stem = f"{table.preset}-{table.policy}" + (f"-{table.edition}" if table.edition > 1 else "")
+        add(f"Figures: preset {table.name}", stem, itertools.chain(result_figures(table), probed_figures(table)))
     if benches:
         add("Speed and memory against length", "bench", map(bench_figure, benches))
     body.append(render(from_papers(tables), "html"))

@@ -100,7 +100,7 @@ class Sweep:
         self._start()
         if not self._progress.disable:
             self.show()
-        return bool(self._news or self.waiting or self.launcher.running())
+        return bool(self._news or self.waiting or self.launcher.handles)
 
     def _decide(self) -> None:
         """Queue the grids of rates, and the seeds of the pairs whose rate is known."""
@@ -183,7 +183,7 @@ class Sweep:
 
     def show(self) -> None:
         """Draw how far the sweep and its runs are."""
-        running = self.launcher.running()
+        running = list(self.launcher.handles)
         whole = f"{len(running)} running, {len(self.waiting)} waiting, {len(self.failed)} failed"
         if self.undecided:
             whole += f", {len(self.undecided)} systems without a learning rate yet"

@@ -21,11 +21,10 @@ from typing import Any
 
 from chela import cli
 from chela.results import TITLES
-from experiments.runs import RATE, Run, read_runs
+from experiments.runs import RATE, read_runs
 from experiments.summary import ARENA, COSTS, STEPS, Cell, ResultTable, published, result_tables
 from lra.options import option
 
-FORMATS = ("md", "latex", "html")
 NONE = "–"  # the cell of what has not been run
 BOLD = "**"  # around a cell, as in Markdown
 
@@ -260,14 +259,13 @@ def group_grids(table: ResultTable) -> list[Block]:
     return out
 
 
-def to_csv(runs: Sequence[Run], with_published: bool = True) -> str:
+def to_csv(tables: Sequence[ResultTable], with_published: bool = True) -> str:
     """Return one line for each task and system; ``kind`` tells ours from a paper's.
 
     Where a task is not scored by accuracy, the columns ``score``, ``unit`` and ``value`` are added for all.
     """
     import pandas as pd
 
-    tables = result_tables(runs)
     plain = all(map(_accuracy_only, tables))
     lines: list[dict[str, object]] = []
     for table in tables:
@@ -298,7 +296,7 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    format: str = option("md", "what is printed", choices=(*FORMATS, "csv"))
+    format: str = option("md", "what is printed", choices=("md", "latex", "html", "csv"))
     compact: bool = option(False, "leave out columns without a run")
     bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
     probe: bool = option(False, "add what the attention adds to the score, where chela probe measured it")
@@ -308,10 +306,12 @@ class Options:
 @cli.command(Options, __doc__)
 def main(options: Options) -> int:
     """Print the table; return the exit status."""
-    runs = read_runs(options.runs)
-    tables = result_tables(runs, options.bench)
+    tables = result_tables(read_runs(options.runs), options.bench)
+    if options.format == "csv":
+        sys.stdout.write(to_csv(tables, options.published))
+        return 0
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
-    sys.stdout.write(to_csv(runs, options.published) if options.format == "csv" else render(blocks, options.format))
+    sys.stdout.write(render(blocks, options.format))
     return 0
 
 

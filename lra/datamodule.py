@@ -116,7 +116,6 @@ class LRADataModule(lightning.LightningDataModule):
         progress: Progress | None = None,
     ) -> None:
         super().__init__()
-        data_config.check()
         self.task = get_task(task)
         self.data = data_config
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
@@ -148,18 +147,12 @@ class LRADataModule(lightning.LightningDataModule):
     def records(self, split: str) -> Records:
         """Return the records of ``train``, ``validation`` or ``test``."""
         self.prepare_data()
-        if (split, self.data.validation) == ("validation", "test"):
-            split = "test"
-        found = self.task.dataset(split)
+        found = self.task.dataset(self.data.split(split))
         if not isinstance(found, Records):
             raise DataError(
                 f"{self.task.name}: expected InMemory(…) from dataset({split!r}), got {type(found).__name__}"
             )
         return found
-
-    def majority_accuracy(self, split: str) -> float:
-        """Return what the most frequent target scores on a split as the constant answer."""
-        return self.records(split).majority_accuracy()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of steps ``first_step`` … ``max_steps − 1``, in order, each in its parts."""
@@ -177,16 +170,14 @@ class LRADataModule(lightning.LightningDataModule):
         """Return every test record once, sorted by length."""
         return self.evaluation(self.records("test"))
 
-    def evaluation(self, records: Records) -> DataLoader[Batch]:
-        """Return every record once, sorted by length."""
-        return self._scored(records, np.arange(len(records)))
-
     def tenth_dataloader(self) -> DataLoader[Batch]:
         """Return a tenth of the validation records once, sorted by length: the same ones whatever the seed."""
         records = self.records("validation")
-        return self._scored(records, np.sort(permutation(len(records), 0, "tenth")[: -(-len(records) // 10)]))
+        return self.evaluation(records, np.sort(permutation(len(records), 0, "tenth")[: -(-len(records) // 10)]))
 
-    def _scored(self, records: Records, chosen: np.ndarray) -> DataLoader[Batch]:
+    def evaluation(self, records: Records, chosen: np.ndarray | None = None) -> DataLoader[Batch]:
+        """Return every record, or the chosen ones, once, sorted by length."""
+        chosen = np.arange(len(records)) if chosen is None else chosen
         _, processes = self.share()
         batches = [chosen[batch] for batch in eval_batches(records.lengths()[chosen], self.eval_batch_size)]
         if len(chosen) < len(batches) * processes:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from lra.builder import check
 from lra.options import option
+from lra.schema import DataConfig
 from lra.show import page
 from lra.tasks import get_task
 from lra.tasks.base import SPLITS, Task
@@ -51,7 +52,7 @@ def prepare(config: Config, options: Options) -> int:
             bar.update(shown[what], completed=done)
 
         task.prepare(config.data, progress)
-    sys.stdout.write("\n".join(_summary(task, config.data.validation, options.check)) + "\n")
+    sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     if options.show:
         path = Path(f"{task.name}.html").resolve()
         path.write_text(page(task, task.dataset("test"), "test", options.show), encoding="utf-8")
@@ -59,7 +60,7 @@ def prepare(config: Config, options: Options) -> int:
     return 0
 
 
-def _summary(task: Task, policy: str, full_check: bool) -> Iterator[str]:
+def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
     if isinstance(task, StoredTask):
         yield f"{task.name}: {task.folder}"
         yield f"origin: {check(task.folder, full=full_check)['about'].get('origin', 'unknown')}"
@@ -70,12 +71,12 @@ def _summary(task: Task, policy: str, full_check: bool) -> Iterator[str]:
     if task.note:
         yield f"note: {task.note}"
     for split in SPLITS:
-        records = task.dataset(split)
+        records = task.dataset(data.split(split))
         lengths = records.lengths()
-        policy_ = f" (data.validation={policy})" if split == "validation" else ""
+        policy = f" (data.validation={data.validation})" if split == "validation" else ""
         yield (
             f"{split}: {len(records):,} records, length {lengths.min():,} … {lengths.max():,}, "
-            f"mean {lengths.mean():,.0f}, most frequent class {records.majority_accuracy():.2%}{policy_}"
+            f"mean {lengths.mean():,.0f}, most frequent class {records.majority_accuracy():.2%}{policy}"
         )
     if told := task.baseline():
         yield f"to beat: {told}"

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lra.options import check_options, option
+from lra.options import option
 
 
 @dataclass
@@ -27,9 +27,9 @@ class DataConfig:
     )
     pool: int = option(8, "batches per bucketing pool: larger pools pad less and shuffle less", ge=1, le=100_000)
 
-    def check(self) -> None:
-        """Raise ``ValueError`` where an option is out of range."""
-        check_options(self, "data.")
+    def split(self, name: str) -> str:
+        """Return the split that is read where ``name`` is asked for: ``validation`` says what validates."""
+        return "test" if (name, self.validation) == ("validation", "test") else name
 
     def folder(self) -> Path:
         """Return the folder for prepared records, with the environment and ``~`` resolved."""

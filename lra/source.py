@@ -216,16 +216,19 @@ def read_tfds(info: Path, splits: Sequence[str]) -> Iterator[tuple[str, dict[str
         DataError: The directory is in tfrecord form; the message has the command that prepares it anew.
     """
     folder = info.parent
-    stored = json.loads(info.read_text(encoding="utf-8"))
-    form, name = stored.get("fileFormat", "tfrecord"), stored["name"]
-    if form != "array_record":
+    try:
+        stored = json.loads(info.read_text(encoding="utf-8"))
+        form, name = stored.get("fileFormat", "tfrecord"), stored["name"]
+        builder = quiet_tfds().builder_from_directory(os.fspath(folder)) if form == "array_record" else None
+    except Exception as error:  # a foreign file can make the reader raise anything
+        raise DataError(f"{folder} cannot be read ({error}): it is damaged or foreign; prepare it again") from None
+    if builder is None:
         data_dir = folder.parents[1] if stored.get("configName") is None else folder.parents[2]
         raise DataError(
             f"{folder} is in {form} form, which cannot be read without TensorFlow: where TensorFlow is installed, run "
             f"`python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{data_dir}_array_record', "
             f"file_format='array_record').download_and_prepare()\"` and set data.root to {data_dir}_array_record"
         )
-    builder = quiet_tfds().builder_from_directory(os.fspath(folder))
     for split in splits:
         for record in builder.as_data_source(split):
             yield split, record

@@ -236,6 +236,8 @@ def test_how_often_a_line_is_written_changes_no_number() -> None:
         ("task", "task: {name: listops, trian: 5}", "'task.trian' in its file (did you mean 'task.train'?)"),
         ("task", "task: {name: listops}\npresets: {mini: {model: {mixer: {d_valeu: 4}}}}", "did you mean"),
         ("task", "task: {name: lstops}", "expected one of"),
+        ("task", "task: {name: listops}\npresets: {mini: {mixers: 3}}", "got 3 for a preset"),
+        ("task", "task: {name: listops}\npresets: {mini: {models: {chela: 3}}}", "got 3 for a preset"),
     ],
 )
 def test_a_file_with_a_mistake_is_told_so(group: str, text: str, message: str, tmp_path: Path) -> None:

@@ -29,15 +29,14 @@ MEMORY_NOTE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words, print the table, return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", [w for w in words if not w.startswith("-")]))
-        return 0
-    return guarded(lambda: listing(words))
+    return guarded(lambda: listing(sys.argv[1:] if argv is None else argv))
 
 
 def listing(words: list[str]) -> int:
     """Print a line for each system of ``configs/model``, and for a file of one's own."""
+    if "--help" in words or "-h" in words:
+        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", [w for w in words if not w.startswith("-")]))
+        return 0
     own = [word.partition("=")[2] for word in words if word.startswith("model=")]
     if not all(map(is_file, own)):
         raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from chela.errors import UsageError
-from chela.models.generate import Continuation, decode, encode
+from chela.models.generate import generate
 from chela.models.heads import TokenModel
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.texts import in_words
 
-CONTEXTS = ("window", "stride", "stream")
+SAMPLE = 400  # symbols
 
 
 @dataclass(frozen=True)
@@ -93,16 +92,13 @@ def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -
     return told
 
 
-def sample(model: nn.Module, task: Any, symbols: int = 400) -> str:
+def sample(model: nn.Module, task: Any) -> str:
     """Return a text that the network writes; empty where it is no model of text, or has no states."""
-    alphabet = getattr(task, "alphabet", "")
-    if not alphabet or not isinstance(model, TokenModel):
+    if not getattr(task, "alphabet", "") or not isinstance(model, TokenModel):
         return ""
-    model.eval()
-    symbols = min(symbols, task.l_max) if model.backbone.ends() else symbols
+    symbols = min(SAMPLE, task.l_max) if model.backbone.ends() else SAMPLE
     with contextlib.suppress(UsageError):  # a system of somebody's own without states
-        made = list(Continuation(model, encode(task.before, alphabet), symbols, temperature=0.8))
-        return decode(torch.cat(made), alphabet).decode(errors="replace")
+        return str(generate(model.eval(), task.before.decode(), symbols, temperature=0.8))[1:]
     return ""
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import itertools
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -100,7 +101,7 @@ def _claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[Ru
         raise
     except Exception as error:
         if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
-            run.remove()
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
     finally:
         lock.release()
@@ -157,7 +158,7 @@ def assemble(
         _tell_of_padding(module.model, data, console)
     state = keeper.state
     log = MetricsLog(lambda: keeper.run, config)
-    watch = ChanceWatch(state, data.majority_accuracy("train"), console.print)
+    watch = ChanceWatch(state, data.records("train").majority_accuracy(), console.print)
     mode = config.trainer.progress
     display = Display(console, mode if mode != "auto" else "live" if console.is_terminal else "plain")
     trainer = L.Trainer(
@@ -249,19 +250,19 @@ def evaluate(
     data.prepare_data()
     if split not in (known := ("test", "validation", *data.task.further)):
         raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
-    platform = hardware(config)
+    platform, read = hardware(config), config.data.split(split)
     module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
     if platform["precision"] == "64-true":
         module.double()  # before the weights come, which would lose half of their digits
     run.load_into(module.model, trained, which)
     trainer = L.Trainer(**platform, **QUIET, devices=1)
     if reading != AS_IN_TRAINING:
-        trainer.validate(module, dataloaders=batches(data, module.model, split, reading), verbose=False)
+        trainer.validate(module, dataloaders=batches(data, module.model, read, reading), verbose=False)
     elif split == "validation":
         trainer.validate(module, datamodule=data, verbose=False)
     else:
         trainer.test(module, dataloaders=data.evaluation(data.records(split)), verbose=False)
-    found = module.evaluated | of_text(data.task, split, reading, module.evaluated)
+    found = module.evaluated | of_text(data.task, read, reading, module.evaluated)
     return module.objective.score, found | _by_group(module, data)
 
 
@@ -288,7 +289,7 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         "test": _columns(module, module.evaluated) | {"count": int(module.evaluated["count"])} if tested else None,
         **({"sample": text} if (text := sample(module.model, data.task)) else {}),
         **{f"test_{name}": by for name, by in _by_group(module, data).items()},
-        "majority_accuracy": data.majority_accuracy("test") if tested else None,
+        "majority_accuracy": data.records("test").majority_accuracy() if tested else None,
         "validation_policy": config.data.validation,
         "data_note": data.task.note,
         **({"context": context} if (context := data.task.context) else {}),

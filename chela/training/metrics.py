@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from chela.errors import UsageError
 from chela.schema import Config
-from chela.training.module import LitModel, StepCallback, lit_model
+from chela.training.module import LitModel, StepCallback
 from chela.training.run import RunFolder, RunState
 from chela.training.stopping import in_first
 from lra.files import write_whole
@@ -66,9 +66,9 @@ class Reporter(StepCallback):
         self.state, self.listeners, self.watch = state, listeners, watch
         self._tokens = 0.0  # of the run, at the last line
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start the clock."""
-        module = lit_model(pl_module)
+        module: LitModel = pl_module
         for listener in self.listeners:
             listener.begin(trainer, module)
         self._tokens = self.state.totals[2]
@@ -98,9 +98,9 @@ class Reporter(StepCallback):
         """Look at the clock."""
         self._evaluating = time.monotonic()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Make the validation's line; its time does not count as training."""
-        module = lit_model(pl_module)
+        module: LitModel = pl_module
         self._evaluated(trainer, module, "validation", module.evaluated)
 
     def _evaluated(self, trainer: L.Trainer, module: LitModel, split: str, values: dict[str, float]) -> None:

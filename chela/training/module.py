@@ -41,7 +41,7 @@ class LitModel(L.LightningModule):
         self.of_run = Totals("correct", "targets", "tokens")  # since the first step
         self.of_split = Totals(*objective.counted)  # of the evaluation that goes on
         self.evaluated: dict[str, float] = {}
-        self.of_groups = nn.ModuleDict()  # of the test set, by the number that tells its records apart
+        self.of_groups: dict[int, Totals] = {}  # of the test set, by the number that tells its records apart
         self.evaluated_groups: dict[int, dict[str, float]] = {}
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._sharers: Any = None  # the group of the processes that have a piece each of this one's sequences
@@ -192,9 +192,8 @@ class LitModel(L.LightningModule):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         for batch in self.trainer.datamodule.tenth_dataloader():  # type: ignore[attr-defined]
-            batch = self.trainer.strategy.batch_to_device(batch)
-            with self.trainer.precision_plugin.val_step_context(), self.own_piece(batch) as batch:
-                self.of_split.update(self.objective.count(self.scores(batch), batch["labels"]))
+            with self.trainer.precision_plugin.val_step_context():
+                self.validation_step(self.trainer.strategy.batch_to_device(batch), 0)
         for module, mode in modes.items():
             module.training = mode
         return self.objective.values(self.of_split.compute())
@@ -204,7 +203,7 @@ class LitModel(L.LightningModule):
         self.of_split.reset()
         groups = self.trainer.test_dataloaders.dataset.records.groups()  # type: ignore[union-attr]
         names = [] if groups is None else sorted(set(groups.tolist()))  # all, so that all processes sum the same
-        self.of_groups = nn.ModuleDict({str(name): Totals(*self.objective.counted) for name in names}).to(self.device)
+        self.of_groups = {name: Totals(*self.objective.counted).to(self.device) for name in names}
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch, and each of its groups."""
@@ -212,14 +211,13 @@ class LitModel(L.LightningModule):
             scores, labels, groups = self.scores(batch), batch["labels"], batch["groups"]
             self.of_split.update(self.objective.count(scores, labels))
             for group in set(groups or ()):
-                rows, totals = [row for row, its in enumerate(groups) if its == group], self.of_groups[str(group)]
-                assert isinstance(totals, Totals)
-                totals.update(self.objective.count(scores[rows], labels[rows]))
+                rows = [row for row, its in enumerate(groups) if its == group]
+                self.of_groups[group].update(self.objective.count(scores[rows], labels[rows]))
 
     def on_test_epoch_end(self) -> None:
         """Sum over the processes."""
         self.on_validation_epoch_end()
-        totals = {int(name): part.compute() for name, part in self.of_groups.items() if isinstance(part, Totals)}
+        totals = {name: part.compute() for name, part in self.of_groups.items()}
         self.evaluated_groups = {
             name: {**self.objective.values(sums), "count": sums["targets"]} for name, sums in totals.items()
         }
@@ -242,20 +240,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 class StepCallback(L.Callback):
     """Calls ``on_step_end`` once a step of the optimiser, after the last part of its batch."""
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Pass on what ends a step."""
-        module = lit_model(pl_module)
+        module: LitModel = pl_module
         if int(batch["part"]) + 1 == module.config.trainer.accumulate:
             self.on_step_end(trainer, module)
 
     def on_step_end(self, trainer: L.Trainer, module: LitModel) -> None:
         """Act after a step; each callback says how."""
         raise NotImplementedError
-
-
-def lit_model(module: L.LightningModule) -> LitModel:
-    """Return a module as the one that it is here."""
-    assert isinstance(module, LitModel)
-    return module

@@ -18,7 +18,6 @@ import itertools
 import json
 import os
 import platform
-import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,17 +72,7 @@ class RunState:
 
 @dataclass
 class RunFolder:
-    """Paths and files of one run.
-
-    Attributes:
-        path: The folder.
-        config: The resolved configuration.
-        metrics: A line for each logged step and validation.
-        result: There only when the run has ended.
-        last: The newest checkpoint.
-        previous: The one before it.
-        best: The weights that did best on validation.
-    """
+    """Paths and files of one run, as listed above."""
 
     path: Path
 
@@ -97,10 +86,6 @@ class RunFolder:
     def create(self, config: Config) -> None:
         """Write the configuration: from now on this is a run."""
         write_whole(self.config, to_yaml(config).encode())
-
-    def remove(self) -> None:
-        """Take back a folder in which nothing was begun."""
-        shutil.rmtree(self.path, ignore_errors=True)
 
     def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None when there is none yet.

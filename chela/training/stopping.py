@@ -22,7 +22,7 @@ from chela.config import first_line, seconds
 from chela.errors import DivergedError, UsageError
 from chela.identity import fingerprint, identities
 from chela.training import checkpoint
-from chela.training.module import LitModel, StepCallback, lit_model
+from chela.training.module import LitModel, StepCallback
 from chela.training.run import RunFolder, RunState
 from lra.errors import UserError
 from lra.files import sync
@@ -132,9 +132,9 @@ class Keeper(StepCallback):
         """Tell all processes which folder it is: only process 0 knows."""
         self._run, self.goes_on = trainer.strategy.broadcast((self._run, self.goes_on))
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Put weights, optimiser and state where the last launch left them."""
-        module = lit_model(pl_module)
+        module: LitModel = pl_module
         if self.goes_on:
             try:  # in process 0, for all: each must go on from the same one
                 saved = in_first(trainer, lambda: self.run.load_last(identities(module.config), self.say))
@@ -182,9 +182,9 @@ class Keeper(StepCallback):
         if (config.max_steps - module.step) % config.val_every:
             self._end_of_step(trainer, module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the weights when they are the best so far, then save or stop."""
-        module = lit_model(pl_module)
+        module: LitModel = pl_module
         self.state.last = {"step": module.step, **module.evaluated}
         if module.objective.score.better(self.state.last, self.state.best):
             self.state.best = self.state.last

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from chela.config import resolve
 from chela.training.machine import hardware
 from experiments.bench import Row, timing
-from experiments.bench.train import random_records, shortened, training_step
+from experiments.bench.train import random_records, training_step
 from lra.options import option
 from lra.tasks import get_task
 
@@ -42,7 +42,7 @@ def run(quick: bool, options: Options) -> list[Row]:
     allocator = timing.allocator(keep=not on_gpu)
     size = options.batch or config.trainer.batch_size
     records = random_records(about, size, platform["accelerator"])
-    step = partial(shortened, training_step(config, about, **platform), *records, about.train_length)
+    step = partial(training_step(config, about, **platform), *records)
     for _ in range(STEPS):
         step()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -26,8 +25,6 @@ from lra.streams import GOLDEN, key, permutation
 
 if TYPE_CHECKING:
     from lra.tasks.listops import ListOps
-
-VERSION = "1.0.0"  # of the trees: raise it with every change that moves a byte
 
 DIGIT, MIN, MAX, MED, SM, CLOSE = 1, 11, 12, 13, 14, 15  # see ``VOCABULARY`` of ``lra.tasks.listops``
 
@@ -105,42 +102,22 @@ def _block(seed, first, number, min_length, max_length, max_depth, max_args):
     return tokens[:end].copy(), lengths[:kept].copy(), labels[:kept].copy()
 
 
-@dataclass(frozen=True)
-class Trees:
-    """Trees end to end.
-
-    Attributes:
-        tokens: Ids of all trees, uint8 ``(sum of lengths,)``.
-        offsets: Where each tree starts, and the end of the last, int64 ``(N + 1,)``.
-        labels: Value of each tree, uint8 ``(N,)``.
-        drawn: How many trees were drawn to get these.
-    """
-
-    tokens: np.ndarray
-    offsets: np.ndarray
-    labels: np.ndarray
-    drawn: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
-
-
 def generate(
     options: ListOps,
     threads: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     wanted: int | None = None,
-) -> Trees:
+) -> list[tuple[np.ndarray, int]]:
     """Draw all trees of a data set, no two equal, in shuffled order: ``train``, then ``validation``, then ``test``.
 
     Args:
         options: What decides the trees.
-        wanted: How many, in place of those of the three splits.
         threads: How many threads draw, 0 for one per core. The trees do not depend on it.
         progress: Called with (what, done, total).
+        wanted: How many, in place of those of the three splits.
+
+    Returns:
+        Of each tree its ids, uint8, and its value.
 
     Raises:
         DataError: If there are fewer different trees than asked for.
@@ -156,7 +133,7 @@ def generate(
         for start, end, value in zip(ends - lengths, ends, values, strict=True):
             if len(trees) < wanted:
                 tree = tokens[start:end]
-                trees.setdefault(hashlib.blake2b(tree.tobytes(), digest_size=16).digest(), (tree, value))
+                trees.setdefault(hashlib.blake2b(tree.tobytes(), digest_size=16).digest(), (tree, int(value)))
         drawn += _BLOCK
         if progress:
             progress("ListOps trees", len(trees), wanted)
@@ -169,7 +146,4 @@ def generate(
                 f"{options.max_length} tokens, expected {wanted:,}: ask for fewer, or for longer or deeper trees"
             )
     kept = list(trees.values())
-    shuffled = [kept[i] for i in permutation(wanted, options.seed, "listops order")]
-    offsets = np.cumsum([0, *(len(tree) for tree, _ in shuffled)])
-    labels = np.array([value for _, value in shuffled], np.uint8)
-    return Trees(np.concatenate([tree for tree, _ in shuffled]), offsets, labels, drawn)
+    return [kept[i] for i in permutation(wanted, options.seed, "listops order")]

@@ -21,8 +21,6 @@ from lra.generators.pathfinder_growth import RESTARTS, draw_heads, draw_images, 
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import make_setup
 
-VERSION = "1.0.0"  # of the images: raise it with every change that moves a byte
-
 
 class Pictures(NamedTuple):
     """A run of images and how they were made."""

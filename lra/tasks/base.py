@@ -158,7 +158,7 @@ class Task:
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
-        data.check()
+        check_options(data, "data.")
         if data.source not in self.sources:
             raise DataError(
                 f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"

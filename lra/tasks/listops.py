@@ -108,21 +108,23 @@ def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
         raise DataError(f"{path} is missing: expected basic_train.tsv, basic_val.tsv and basic_test.tsv side by side")
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
-        if next(rows, None) != ["Source", "Target"]:
-            raise DataError(f"{path} does not start with the columns Source and Target: it is another file")
-        for n, row in enumerate(rows):
-            source, target = row if len(row) == 2 else ("", "")
-            tokens = tokenize(source)
-            if not 0 < len(tokens) <= longest:
-                fault = f"expected an expression of 1 to {longest} tokens (task.max_length), got {len(tokens)}"
-            elif (tokens == OOV).any():
-                fault = f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps"
-            elif target not in _DIGITS or (n % _EVALUATED == 0 and evaluate(source) != int(target)):
-                fault = f"the value {target!r} is not that of the expression"
-            else:
+        try:
+            if next(rows, None) != ["Source", "Target"]:
+                raise DataError(f"{path} does not start with the columns Source and Target: it is another file")
+            for n, row in enumerate(rows):
+                source, target = row if len(row) == 2 else ("", "")
+                tokens = tokenize(source)
+                if not 0 < len(tokens) <= longest:
+                    raise ValueError(
+                        f"expected an expression of 1 to {longest} tokens (task.max_length), got {len(tokens)}"
+                    )
+                if (tokens == OOV).any():
+                    raise ValueError(f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps")
+                if target not in _DIGITS or (n % _EVALUATED == 0 and evaluate(source) != int(target)):
+                    raise ValueError(f"the value {target!r} is not that of the expression")
                 yield _example(tokens, int(target))
-                continue
-            raise DataError(f"{path} line {rows.line_num}: {fault}: the file is damaged")
+        except (ValueError, csv.Error) as error:
+            raise DataError(f"{path} line {rows.line_num}: {error}: the file is damaged") from None
 
 
 RELEASED = Form("the trees of the LRA release", "basic_train.tsv")
@@ -193,13 +195,11 @@ class ListOps(StoredTask):
             from lra.generators.listops import generate
 
             trees = generate(self, data.processes, progress)
-            examples = (_example(trees[i], int(trees.labels[i])) for i in range(len(trees)))
             if self.room:
                 changes = {"min_length": self.max_length + 1, "max_length": self.room, "room": 0}
                 options = replace(self, max_depth=min(self.max_depth + _DEEPER, 64), **changes)
-                longer = generate(options, data.processes, progress, _LONGER)
-                further = (_example(longer[i], int(longer.labels[i])) for i in range(_LONGER))
-                examples = itertools.chain(examples, further)
+                trees += generate(options, data.processes, progress, _LONGER)
+            examples = (_example(*tree) for tree in trees)
             return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
         return prepare(data.folder(), spec, splits, progress)

@@ -13,7 +13,7 @@ import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -107,15 +107,6 @@ class Select(Task):
         return body, f"by turns: {' '.join(str(record['names'][piece]) for piece in record['order'])}"
 
 
-class Plan(NamedTuple):
-    """What N records are made of; P pieces, T turns of each."""
-
-    reviews: np.ndarray  # (N, P)
-    sizes: np.ndarray  # bytes of each, (N, P)
-    names: np.ndarray  # (N, P)
-    order: np.ndarray  # whose turn it is, (N, P·T)
-
-
 class Selections(Drawn):
     """Rows of pieces, each of a review's end."""
 
@@ -123,11 +114,12 @@ class Selections(Drawn):
         super().__init__(reviews, task.longest, getattr(task, split), f"select {split}")
         self._task = task
 
-    def _plan(self, numbers: Sequence[int] | np.ndarray) -> Plan:
+    def _plan(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return of N records the pieces' reviews, bytes and names, ``(N, P)``, and whose turn it is, ``(N, P·T)``."""
         task = self._task
         words = self.draws(numbers, (3 + task.turns) * task.pieces)
         reviews, lengths, names, *turns = np.split(words, 3 + task.turns, axis=1)
-        return Plan(
+        return (
             below(reviews, len(self._usable)),
             task.shortest + below(lengths, task.longest - task.shortest + 1),
             _apart(names, task.names),
@@ -157,18 +149,15 @@ class Selections(Drawn):
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return the length of each record, of words what it is at most; int64 ``(N,)``."""
         task = self._task
-        sizes = self._plan(numbers).sizes // (BYTES_OF_A_WORD if task.words else 1)
-        return np.asarray(sizes.sum(1) + task.pieces * task.turns)
+        _, sizes, *_ = self._plan(numbers)
+        return np.asarray((sizes // (BYTES_OF_A_WORD if task.words else 1)).sum(1) + task.pieces * task.turns)
 
     def stored(self, i: int) -> dict[str, Any]:
         """Return the pieces as bytes, their names, and whose turn it is."""
-        plan = self._plan([i])
-        pairs = zip(plan.reviews[0].tolist(), plan.sizes[0].tolist(), strict=True)
-        return {
-            "texts": [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs],
-            "names": plan.names[0].tolist(),
-            "order": plan.order[0].tolist(),
-        }
+        reviews, sizes, names, order = (part[0].tolist() for part in self._plan([i]))
+        pairs = zip(reviews, sizes, strict=True)
+        texts = [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs]
+        return {"texts": texts, "names": names, "order": order}
 
 
 def _apart(words: np.ndarray, bound: int) -> np.ndarray:

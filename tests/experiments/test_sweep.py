@@ -16,6 +16,7 @@ import yaml
 
 from experiments.plan import read_sweep
 from experiments.runs import read_runs
+from experiments.summary import result_tables
 from experiments.sweep import main
 from experiments.table import to_csv
 from tests.experiments.conftest import FAKE, SMALL, sweep
@@ -239,7 +240,7 @@ def test_killed_at_random_real_runs_give_the_same_accuracy_columns(
 
 
 def accuracy_columns(folder: Path) -> list[tuple[str, ...]]:
-    rows = csv.DictReader(io.StringIO(to_csv(read_runs([folder]), with_published=False)))
+    rows = csv.DictReader(io.StringIO(to_csv(result_tables(read_runs([folder])), with_published=False)))
     keys = ("task", "system", "accuracy", "sd", "seeds", "at_chance", "failed", "unfinished", "lr", "steps")
     return [tuple(row[key] for key in keys) for row in rows if row["kind"] == "measured"]
 

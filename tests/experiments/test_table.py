@@ -200,6 +200,8 @@ def test_since_edition_2_speed_comes_from_one_session_of_the_benchmark(
     (tmp_path / "train.json").write_text(json.dumps({"name": "train", "machine": {}, "rows": rows}))
     beside = markdown_rows(table(capsys, str(tmp_path), f"bench={tmp_path / 'train.json'}"))
     assert beside["chela"][-3:] == ["1.00×", "0.50×", "1.25×"] and beside["softmax"][-3:] == ["1.00×"] * 3
+    lines = csv.DictReader(io.StringIO(table(capsys, str(tmp_path), f"bench={tmp_path / 'train.json'}", "format=csv")))
+    assert "0.5" in next(line for line in lines if line["system"] == "chela").values()
 
 
 def test_headings_stand_over_their_columns(
@@ -251,7 +253,7 @@ def test_another_objective_is_shown_by_its_own_score(
     assert rows["majority class"] == ["17.00", "–"]  # the accuracy of the majority class is no loss
     assert "Test accuracy in % (another score where a task's column names one)" in text
     assert "| task | system | score |" in text and "| Recall (loss, nats) | mine | 0.625 ± 0.177 (2) |" in text
-    lines = list(csv.DictReader(io.StringIO(to_csv(read_runs([tmp_path]), with_published=False))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(result_tables(read_runs([tmp_path])), with_published=False))))
     (mine,) = [line for line in lines if line["system"] == "mine"]
     assert (mine["task"], mine["accuracy"], mine["score"], mine["unit"]) == ("Recall", "", "loss", "nats")
     assert float(mine["value"]) == pytest.approx(0.625)
@@ -312,7 +314,7 @@ def test_published_rows_equal_the_notes_they_were_taken_from() -> None:
 
 def test_csv_has_a_line_for_each_task_and_system(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(seed=0, accuracy=0.4), make_run(seed=1, accuracy=0.6), make_run("model=softmax")
-    rows = list(csv.DictReader(io.StringIO(to_csv(read_runs([tmp_path])))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(result_tables(read_runs([tmp_path]))))))
     measured = {row["system"]: row for row in rows if row["kind"] == "measured"}
     assert set(measured) == {"chela", "softmax"}
     assert float(measured["chela"]["accuracy"]) == pytest.approx(50)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lra.errors import DataError
-from lra.generators.listops import generate
+from lra.generators.listops import _block, generate
 from lra.schema import DataConfig
+from lra.streams import key
 from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, fold, text, tokenize
 
 
@@ -64,29 +65,29 @@ def full() -> tuple[ListOps, object]:
 
 def test_statistics_of_the_full_task(full) -> None:  # type: ignore[no-untyped-def]
     _, trees = full
-    lengths = np.diff(trees.offsets)
+    lengths = np.array([len(tree) for tree, _ in trees])
     assert lengths.min() >= 501 and lengths.max() <= 1999
     # Mean and median of 424,221 trees of a plain recursive sampler of the same rules: 1,035.3 (± 0.6) and 953.
     assert abs(lengths.mean() - 1035) < 16
     assert abs(np.median(lengths) - 953) < 20
-    assert abs(len(trees) / trees.drawn - 0.082) < 0.003
-    share = np.bincount(trees.labels, minlength=10) / len(trees)
+    assert abs(len(_block(key(0, "listops"), 0, 40_000, 501, 1999, 10, 10)[1]) / 40_000 - 0.082) < 0.003
+    share = np.bincount([value for _, value in trees], minlength=10) / len(trees)
     assert abs(share[0] - 0.17) < 0.012 and abs(share[9] - 0.17) < 0.012
     assert share[1:9].min() > 0.065 and share[1:9].max() < 0.10
 
 
 def test_generated_values_by_the_independent_evaluator(full) -> None:  # type: ignore[no-untyped-def]
     _, trees = full
-    for i in range(1000):
-        assert evaluate(text(trees[i])) == trees.labels[i]
+    for tree, value in trees[:1000]:
+        assert evaluate(text(tree)) == value
 
 
 def test_rules_of_a_tree(full) -> None:  # type: ignore[no-untyped-def]
     _, trees = full
     deepest, arguments = 0, set()
-    for i in range(500):
+    for tree, _ in trees[:500]:
         counts: list[int] = []
-        for token in trees[i].tolist():
+        for token in tree.tolist():
             if 11 <= token <= 14:
                 counts.append(0)
             elif token == 15:
@@ -101,18 +102,20 @@ def test_rules_of_a_tree(full) -> None:  # type: ignore[no-untyped-def]
 def test_same_bytes_for_any_number_of_workers_and_other_bytes_for_another_seed() -> None:
     def digest(seed: int, threads: int) -> str:
         config = ListOps(train=4000, validation=10, test=10, min_length=10, max_length=60, seed=seed)
-        trees = generate(config, threads)
-        return hashlib.sha256(trees.tokens.tobytes() + trees.labels.tobytes() + trees.offsets.tobytes()).hexdigest()
+        trees, values = zip(*generate(config, threads), strict=True)
+        offsets = np.cumsum([0, *map(len, trees)])
+        made = np.concatenate(trees), np.array(values, np.uint8), offsets
+        return hashlib.sha256(b"".join(part.tobytes() for part in made)).hexdigest()
 
     assert digest(0, 1) == digest(0, 2) == digest(0, 5) != digest(1, 1)
-    # The bytes are a promise: whoever changes them raises `generator.VERSION`.
+    # The bytes are a promise: whoever changes them raises `ListOps.version`.
     assert digest(0, 1)[:16] == "b4912f5a6e655446"
 
 
 def test_no_tree_comes_twice() -> None:
     config = ListOps(train=3000, validation=500, test=500, min_length=4, max_length=6, max_depth=3, max_args=4)
     trees = generate(config, 1)
-    assert len({trees[i].tobytes() for i in range(len(trees))}) == 4000
+    assert len({tree.tobytes() for tree, _ in trees}) == len(trees) == 4000
 
 
 def test_asking_for_more_trees_than_there_are_is_an_error() -> None:

@@ -133,7 +133,7 @@ def test_an_image_depends_on_its_seed_and_number_alone() -> None:
 
 
 def test_bytes_of_the_first_version() -> None:
-    """A change of these is a change of data: raise VERSION with it."""
+    """A change of these is a change of data: raise `Pathfinder.version` with it."""
     digests = [
         hashlib.sha256(generate(PathfinderOptions.preset(size), 0, 0, 20).images.tobytes()).hexdigest()[:12]
         for size in (16, 32, 64, 128, 256)

@@ -35,6 +35,11 @@ def test_listops_with_a_page(here: Path) -> None:
         assert value == label
 
 
+def test_the_validation_set_is_that_of_the_policy(here: Path) -> None:
+    out = run("task=recall", "preset=tiny", "task.validation=7 of 3 in 16", "data.validation=test")[1]
+    assert "validation: 100 records" in out and "(data.validation=test)" in out
+
+
 def test_a_tree_is_drawn() -> None:
     svg = ET.fromstring(tree_svg("[MAX 2 [SM 9 5 ] ]"))
     texts = {t.text: (float(t.get("x") or 0), float(t.get("y") or 0)) for t in svg.iter("text")}

@@ -78,6 +78,7 @@ def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
             [TREES[0], ("[MAX" + " 1" * 30 + " ]", "1"), TREES[2]],
             r"expected an expression of 1 to 20 tokens .*, got 32",
         ),
+        ([("[MAX 2 3", "3"), *TREES[1:]], r"line 2: .*: the file is damaged"),
         (TREES[:2], r"train has 2 records, expected 3"),
     ],
 )

@@ -114,7 +114,7 @@ def test_the_real_small_set(real_retrieval: DataConfig) -> None:
     for batch in made.train_dataloader():
         assert batch["inputs"].shape == (16, 100) and batch["labels"].shape == (8,)
     assert [len(made.records(s)) for s in ("train", "validation", "test")] == [64, 558, 598]
-    assert made.majority_accuracy("test") == 0.5
+    assert made.records("test").majority_accuracy() == 0.5
     assert 0.3 < made.records("train").labels().mean() < 0.7  # a sample, not a sorted beginning
     s4 = Retrieval(encoding="s4")
     s4.prepare(real_retrieval)

@@ -176,6 +176,14 @@ def test_a_truncated_archive_is_named(tmp_path: Path, kept: float) -> None:
         list(members(path, lambda name: True))
 
 
+@pytest.mark.parametrize("text", ["{", "{}", json.dumps({"name": "imdb_reviews", "fileFormat": "array_record"})])
+def test_a_damaged_prepared_directory_is_one_line(text: str, tmp_path: Path) -> None:
+    info = tmp_path / "dataset_info.json"
+    info.write_text(text)
+    with pytest.raises(DataError, match=r"cannot be read .*: it is damaged or foreign; prepare it again"):
+        next(read_tfds(info, ["train"]))
+
+
 def test_a_prepared_directory_in_tfrecord_form_is_refused_with_the_command(tmp_path: Path) -> None:
     info = tmp_path / "imdb_reviews" / "plain_text" / "1.0.0" / "dataset_info.json"
     info.parent.mkdir(parents=True)

@@ -15,8 +15,6 @@ from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.datamodule import LRADataModule
 from lra.errors import DataError
-from lra.generators import listops as listops_generator
-from lra.generators import pathfinder as pathfinder_generator
 from lra.options import option
 from lra.schema import DataConfig
 from lra.show import page
@@ -144,7 +142,7 @@ def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
         assert torch.equal(batch["labels"][:, 1:][real], batch["inputs"][:, :-1][real])
     targets = np.concatenate([label for _, label in data.records("test").read(range(40))])
     counts = np.bincount(targets[targets >= 0])
-    assert data.majority_accuracy("test") == counts.max() / counts.sum()
+    assert data.records("test").majority_accuracy() == counts.max() / counts.sum()
     shown = page(data.task, data.records("test"), "test", 2)
     assert shown.count("<article>") == 2 and "label [-100, " in shown
 
@@ -158,7 +156,7 @@ def test_a_record_that_the_network_cannot_take_is_named() -> None:
     assert isinstance(sent, DataError) and re.fullmatch(message, str(sent))
     batch = next(iter(LRADataModule(Values(None), DataConfig(), batch_size=20, seed=0, max_steps=1).train_dataloader()))
     assert batch["inputs"].shape == (20, 4, 3) and batch["mask"] is None and batch["labels"].sum() == 5
-    assert data.majority_accuracy("train") == 0.75
+    assert data.records("train").majority_accuracy() == 0.75
 
 
 @pytest.mark.parametrize(
@@ -206,7 +204,7 @@ def test_stored_records_may_have_a_target_for_each_position(tmp_path: Path) -> N
         last = (batch["inputs"] > 0).sum(1) - 1
         assert (batch["labels"].gather(1, last[:, None]) == IGNORED).all()
         assert torch.equal(batch["labels"] > 0, torch.arange(batch["inputs"].shape[1]) < last[:, None])
-    assert data.majority_accuracy("train") == 12 / 36
+    assert data.records("train").majority_accuracy() == 12 / 36
 
 
 @pytest.mark.parametrize(
@@ -225,10 +223,6 @@ def test_records_that_users_have_stay_where_they_are(
     monkeypatch.setattr(f"{type(task).build.__module__}.prepare", lambda root, spec, *_: spec.folder(root))
     task.prepare(DataConfig(dir=str(tmp_path)))
     assert task.folder.relative_to(tmp_path).as_posix() == f"{folder}/1.0.0"
-
-
-def test_the_generators_are_those_of_the_tasks() -> None:
-    assert ListOps.version == listops_generator.VERSION and Pathfinder.version == pathfinder_generator.VERSION
 
 
 def test_ahead_keeps_the_order_and_drops_what_nobody_waits_for() -> None:
