@@ -15,7 +15,7 @@ def check_together(config: Config, task: Any) -> None:
     if task.objective == "tokens" and config.model.causal and config.model.norm == "batch":
         raise UsageError(
             f"model.norm: expected layer, rms or scale for task={config.task.name} with model.causal=true, got batch: "
-            "in training its statistics over positions tell each token of later ones"
+            "in training its statistics over positions tell earlier tokens of later ones"
         )
     if task.objective == "tokens" and task.in_order and not config.model.causal:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Presets: how large a task and a network are. ``full`` where a CUDA GPU is, ``mini`` where none is."""
+"""Presets: how large a task and a network are. ``full`` where there is a CUDA GPU, ``mini`` where there is none."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def generate(model: TokenModel, prompt: Tensor | str, tokens: int, **how: Any) -> Tensor | str:
-    """Return the prompt with what the network makes of it.
+    """Return the prompt and its continuation.
 
     Args:
         model: A causal network of tokens, as ``build_model`` or ``from_pretrained`` gives it.
@@ -45,7 +45,7 @@ class Continuation(Iterator[Tensor]):
     Args:
         model: In eval mode.
         prompt: Ids ``(B, P)``, P ≥ 1.
-        tokens: How many symbols there are.
+        tokens: How many symbols to draw.
         temperature: Scores are divided by it; 0 takes the best.
         top_k: Draw from the k best only; 0 from all.
         top_p: Draw from the fewest best that have this probability together.

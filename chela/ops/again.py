@@ -32,7 +32,7 @@ class Recipe:
         return _Again.apply(self, *inputs)  # type: ignore[no-untyped-call]
 
     def once_more(self, inputs: tuple[Tensor | None, ...] | None = None) -> Any:
-        """Compute it again, of the inputs that are held if of no others."""
+        """Compute it again from ``inputs``, or from those that autograd holds."""
         enabled, dtype = self.autocast
         with torch.autocast(self.device, dtype=dtype, enabled=enabled):
             return self.function(*(self.context.saved_tensors if inputs is None else inputs))

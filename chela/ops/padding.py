@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rows_where(absent: Tensor) -> Tensor:
-    """Return the indices ``(N,)`` at which absent ``(…)`` bool, is True when flattened. This waits for a GPU."""
+    """Return the indices ``(N,)`` of the True elements of ``absent: (…)`` bool, flattened. This waits for a GPU."""
     return absent.flatten().nonzero().squeeze(1)
 
 

@@ -2,8 +2,8 @@
 
 Inside ``sequence_parallel(length)`` the tensors ``(B, L, …)`` of each process are its piece of sequences of ``length``
 tokens, one piece after another by rank. The ops of this package, and what is built on them, then give each piece what
-one process would give it. Outside, nothing is different. Here are the collectives; each is its own transpose's
-gradient, so every process must run the same operations in the same order, forward and backward.
+one process would give it. Outside, nothing is different. Here are the collectives; the gradient of each is its
+transpose, so every process must run the same operations in the same order, forward and backward.
 
 A gradient that comes out is that of the sum of all processes' losses. Shapes: P pieces, B batch, L tokens of a piece,
 C channels.
@@ -66,7 +66,7 @@ def current() -> Piece | None:
 
 
 def extent(x: Tensor) -> tuple[int, slice]:
-    """Return the tokens of the whole sequence that ``x: (B, L, C)`` is of, and the channels this process convolves."""
+    """Return how many tokens the whole sequence of ``x: (B, L, C)`` has, and the channels this process convolves."""
     return (x.shape[1], slice(None)) if _piece is None else (_piece.length, _piece.channels(x.shape[2]))
 
 

@@ -54,7 +54,7 @@ class Listener(Protocol):
 class Reporter(StepCallback):
     """Make a line of each logged step and validation, hand it to the listeners, and keep the watch for chance.
 
-    Only at a logged step, and where a window of the watch ends, a GPU is waited for.
+    A GPU is waited for only at a logged step, and where a window of the watch ends.
 
     Args:
         state: Gets the seconds of training.

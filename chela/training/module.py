@@ -80,9 +80,10 @@ class LitModel(L.LightningModule):
             yield batch | {name: piece.cut(x) for name, x in long.items() if x.ndim > 1}
 
     def scores(self, batch: dict[str, Any]) -> Tensor:
-        """Score a batch; one that is of a text read in order goes on from the state that the one before left.
+        """Score a batch.
 
-        So does ("beyond") one that is longer than what the network was built for, from no state.
+        One of a text that is read in order goes on from the state that the one before left; one that is longer than the
+        network was built for ("beyond") starts from no state.
         """
         inputs = batch["inputs"]
         scores: Tensor

@@ -61,7 +61,7 @@ class ChelaLayer(nn.Module):
         scale_decay_min: A piece is so many times weaker than the one before it, in the first channel.
         scale_decay_max: The same in the last channel.
         reparam: Train short kernels beside the long one; see ``LongConv``.
-        attention: What it is made of; with "none", o = SiLU(W_v c).
+        attention: What the attention is made of; with "none", o = SiLU(W_v c).
         feature_map: Feature map φ of the selecting heads; "elu" is elu + 1.
         normalize: Divide their sums by that of the weights, which needs a positive φ.
         decay: How their weights fade with the distance: not at all, or "fixed" by ALiBi's slopes, flatter in deeper
