@@ -203,7 +203,7 @@ def test_a_label_for_each_position_is_learned_too(monkeypatch: pytest.MonkeyPatc
             return super().forward(inputs)
 
     monkeypatch.setattr(train, "build_model", lambda *given: PerPosition(9, 5))
-    about = SimpleNamespace(objective="tokens", vocab_size=9, num_classes=5, l_max=64, pair=False)
+    about = SimpleNamespace(objective="tokens", vocab_size=9, num_classes=5, train_length=64, pair=False)
     inputs, labels = train.random_records(about, 2, "cpu")
     assert labels.shape == inputs.shape == (2, 64)
     train.shortened(train.training_step(resolve([]), about, "cpu", "32-true"), inputs, labels, 32)

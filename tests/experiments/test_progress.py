@@ -33,7 +33,8 @@ class Launcher(SimpleNamespace):
         self.jobs += jobs
         return []
 
-    def running(self) -> list[Job]:
+    @property
+    def handles(self) -> list[Job]:
         return self.jobs
 
     def poll(self) -> list[Ended]:
