@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,18 @@ from tests.experiments.conftest import MakeRun, strange
 RECIPES = Path(__file__).parents[2] / ".." / "shared" / "design" / "recipes.md"
 
 
-def table(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(list(words)) == 0
-    return capsys.readouterr().out
+Table = Callable[..., str]
+
+
+@pytest.fixture
+def table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Table:
+    """What the command prints of all runs made, given further words."""
+
+    def printed(*words: str) -> str:
+        assert main([str(tmp_path), *words]) == 0
+        return capsys.readouterr().out
+
+    return printed
 
 
 def markdown_rows(text: str) -> dict[str, list[str]]:
@@ -33,49 +43,43 @@ def markdown_rows(text: str) -> dict[str, list[str]]:
     return rows
 
 
-def test_mean_and_deviation_over_all_seeds(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mean_and_deviation_over_all_seeds(make_run: MakeRun, table: Table) -> None:
     for seed, accuracy in enumerate((0.40, 0.50, 0.60)):
         make_run(seed=seed, accuracy=accuracy, learned=seed != 0)
-    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published"))
+    rows = markdown_rows(table("--no-published"))
     assert rows["system"][:6] == ["ListOps", "Text", "Retrieval", "Image", "Pathfinder", "Path-X"]
     assert rows["chela"][0] == "50.00 ± 10.00 (3; 1 at chance)"  # the mean is of the unlucky seed too; n - 1
     assert rows["chela"][1:7] == ["–"] * 6  # five tasks without a run, hence no average
     assert rows["majority class"][0] == "17.00"
 
 
-def test_columns_without_a_run_can_be_left_out(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_columns_without_a_run_can_be_left_out(make_run: MakeRun, table: Table) -> None:
     make_run(accuracy=0.4)
     make_run("model=linear", "task=image", accuracy=0.3)
-    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published", "--compact"))
+    rows = markdown_rows(table("--no-published", "--compact"))
     assert rows["system"] == ["ListOps", "Image"]
     assert rows["chela"] == ["40.00 (1)", "–"] and rows["linear"] == ["–", "30.00 (1)"]  # one cell may be empty
 
 
-def test_failed_and_unfinished_runs_are_counted(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_failed_and_unfinished_runs_are_counted(make_run: MakeRun, table: Table) -> None:
     make_run(seed=0, accuracy=0.4)
     make_run(seed=1, accuracy=None)
     failed = make_run(seed=2, accuracy=None)
     (failed / "failed.json").write_text(json.dumps({"fingerprint": read_run(failed).fingerprint, "error": "e"}))
     only_failed = make_run("model=softmax", accuracy=None)
     (only_failed / "failed.json").write_text(json.dumps({"fingerprint": read_run(only_failed).fingerprint}))
-    rows = markdown_rows(table(capsys, str(tmp_path)))
+    rows = markdown_rows(table())
     assert rows["chela"][0] == "40.00 (1; 1 failed; 1 unfinished)"
     assert rows["softmax"][0] == "– (1 failed)"
 
 
-def test_costs_stand_beside_softmax(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_costs_stand_beside_softmax(make_run: MakeRun, table: Table) -> None:
     make_run("model=softmax", parameters=1000, tokens_per_second=10_000, peak_memory_bytes=400 * 2**20)
     make_run(parameters=1500, tokens_per_second=25_000, peak_memory_bytes=100 * 2**20)
-    rows = markdown_rows(table(capsys, str(tmp_path)))
+    rows = markdown_rows(table())
     assert rows["system"][-3:] == ["parameters ×", "tokens/s ×", "memory ×"]
     assert rows["chela"][-3:] == ["1.50×", "2.50×", "0.25×"]
-    detail = next(line for line in table(capsys, str(tmp_path)).splitlines() if line.startswith("| ListOps | chela "))
+    detail = next(line for line in table().splitlines() if line.startswith("| ListOps | chela "))
     assert "1,500 (1.50×)" in detail and "25,000 (2.50×)" in detail and "100 (0.25×)" in detail
 
 
@@ -89,21 +93,17 @@ def test_a_pause_counts_neither_as_training_nor_as_slowness(make_run: MakeRun, t
     assert cell.cost("tokens_per_second") == 10_000
 
 
-def test_without_softmax_there_is_nothing_to_be_beside(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_softmax_there_is_nothing_to_be_beside(make_run: MakeRun, table: Table) -> None:
     make_run()
-    assert markdown_rows(table(capsys, str(tmp_path)))["chela"][-3:] == ["–", "–", "–"]
+    assert markdown_rows(table())["chela"][-3:] == ["–", "–", "–"]
 
 
-def test_presets_and_policies_never_share_a_table(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_presets_and_policies_never_share_a_table(make_run: MakeRun, tmp_path: Path, table: Table) -> None:
     make_run(accuracy=0.1)
     make_run("preset=mini", accuracy=0.2)
     make_run("preset=mini", "data.validation=test", accuracy=0.3)
     make_run("preset=mini", "edition=1", accuracy=0.4)
-    text = table(capsys, str(tmp_path))
+    text = table()
     headings = re.findall(r"^## (Measured.*)$", text, re.M)
     assert headings == [
         "Measured here: preset mini, validation holdout, edition 2",
@@ -127,21 +127,17 @@ def test_the_average_needs_all_tasks_of_its_group(make_run: MakeRun, tmp_path: P
     assert part.average("chela", TASKS) is None
 
 
-def test_columns_stand_in_groups_each_with_its_average(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_columns_stand_in_groups_each_with_its_average(make_run: MakeRun, table: Table) -> None:
     for task, accuracy in (("recall", 0.9), ("select", 0.7), ("shakespeare", 0.5), ("text8", 0.4)):
         make_run(f"task={task}", accuracy=accuracy)
-    rows = markdown_rows(table(capsys, str(tmp_path), "--no-published"))
+    rows = markdown_rows(table("--no-published"))
     lra = ["ListOps", "Text", "Retrieval", "Image", "Pathfinder", "Path-X", "average of LRA"]
     groups = [*lra, "select", "recall", "average of selection", "shakespeare", "text8"]
     assert rows["system"][:12] == groups  # titles come with results of version 2
     assert rows["chela"][6:12] == ["–", "70.00 (1)", "90.00 (1)", "80.00", "50.00 (1)", "40.00 (1)"]
 
 
-def test_the_best_is_bold_and_all_that_is_level_with_it(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_best_is_bold_and_all_that_is_level_with_it(make_run: MakeRun, tmp_path: Path, table: Table) -> None:
     """By hand: 50 ± 1 (2) and 48 ± 1 (2) differ by 2, two errors of the difference are 2 · √(1/2 + 1/2) = 2."""
     spread = 0.01 / 2**0.5
     for model, mean in (("chela", 0.50), ("linear", 0.48), ("mega", 0.4799)):
@@ -150,15 +146,15 @@ def test_the_best_is_bold_and_all_that_is_level_with_it(
     make_run("model=s4d", accuracy=0.4756)  # one seed, given a deviation of 1: two errors are 2 · √(1 + 1/2) = 2.449
     make_run("model=softmax", accuracy=0.4754)
     make_run("model=lightning", accuracy=0.51, learned=False)
-    text = table(capsys, str(tmp_path), "--no-published")
+    text = table("--no-published")
     (part,) = result_tables(read_runs([tmp_path]))
     assert part.leaders("listops") == ["chela", "linear", "s4d"] and part.leaders("text") == []
     main_table = markdown_rows(text)
     bold = {name for name, cells in main_table.items() if cells[0].startswith("**")}
     assert bold == {"chela", "linear", "s4d"} and main_table["chela"][0] == "**50.00 ± 1.00 (2)**"
     assert "First, with all" not in text and part.firsts().endswith("best: chela, linear and s4d on ListOps.")
-    assert "<td><b>50.00 ± 1.00 (2)</b></td>" in table(capsys, str(tmp_path), "format=html")
-    assert r"\textbf{50.00 $\pm$ 1.00 (2)}" in table(capsys, str(tmp_path), "format=latex")
+    assert "<td><b>50.00 ± 1.00 (2)</b></td>" in table("format=html")
+    assert r"\textbf{50.00 $\pm$ 1.00 (2)}" in table("format=latex")
 
 
 def test_a_loss_is_best_where_it_is_least(make_run: MakeRun, tmp_path: Path) -> None:
@@ -176,9 +172,7 @@ def test_nobody_is_first_where_nothing_was_learned(make_run: MakeRun, tmp_path: 
     assert part.firsts().endswith("best: nobody on ListOps; softmax on Text.")
 
 
-def test_scores_by_group_and_on_further_test_sets_have_a_table(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scores_by_group_and_on_further_test_sets_have_a_table(make_run: MakeRun, table: Table) -> None:
     for seed, accuracy in enumerate((0.2, 0.4)):
         by = {"1": {"accuracy": 0.9, "count": 3}, "2": {"accuracy": accuracy, "count": 5}}
         folder = make_run(seed=seed, accuracy=0.5)
@@ -186,30 +180,28 @@ def test_scores_by_group_and_on_further_test_sets_have_a_table(
         longer = {"accuracy": accuracy / 2, "count": 9, "by_depth": by}
         (folder / "result.json").write_text(json.dumps(result | {"test_by_depth": by, "test_longer": longer}))
     make_run("model=softmax")
-    text = table(capsys, str(tmp_path), "--no-published").partition("### ListOps by group")[2]
+    text = table("--no-published").partition("### ListOps by group")[2]
     assert markdown_rows(text) == {"system": ["depth 1", "depth 2", "longer"], "chela": ["90.00", "30.00", "15.00"]}
 
 
 def test_since_edition_2_speed_comes_from_one_session_of_the_benchmark(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_run: MakeRun, tmp_path: Path, table: Table
 ) -> None:
     make_run("preset=mini", tokens_per_second=7000), make_run("preset=mini", "model=softmax")
-    assert markdown_rows(table(capsys, str(tmp_path)))["chela"][-3:] == ["1.00×", "–", "–"]
+    assert markdown_rows(table())["chela"][-3:] == ["1.00×", "–", "–"]
     values = {"speed, chela / softmax": 0.5, "memory, chela / softmax": 1.25}
     rows = [{"key": {"task": "listops", "preset": preset}, "values": values} for preset in ("mini",)]
     (tmp_path / "train.json").write_text(json.dumps({"name": "train", "machine": {}, "rows": rows}))
-    beside = markdown_rows(table(capsys, str(tmp_path), f"bench={tmp_path / 'train.json'}"))
+    beside = markdown_rows(table(f"bench={tmp_path / 'train.json'}"))
     assert beside["chela"][-3:] == ["1.00×", "0.50×", "1.25×"] and beside["softmax"][-3:] == ["1.00×"] * 3
-    lines = csv.DictReader(io.StringIO(table(capsys, str(tmp_path), f"bench={tmp_path / 'train.json'}", "format=csv")))
+    lines = csv.DictReader(io.StringIO(table(f"bench={tmp_path / 'train.json'}", "format=csv")))
     assert "0.5" in next(line for line in lines if line["system"] == "chela").values()
 
 
-def test_headings_stand_over_their_columns(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_headings_stand_over_their_columns(make_run: MakeRun, table: Table) -> None:
     """A heading has the class of the cells below it, which says to which side they go."""
     make_run()
-    text = table(capsys, str(tmp_path), "format=html")
+    text = table("format=html")
     for part in re.findall(r"<table>.*?</table>", text, re.S):
         heads = ["class=words" in head for head in re.findall(r"<th scope=\"col\"[^>]*>", part)]
         row = part.partition("<tbody>")[2]
@@ -217,12 +209,10 @@ def test_headings_stand_over_their_columns(
         assert heads == cells[: len(heads)] and heads[0]
 
 
-def test_what_qualifies_the_table_is_said(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_qualifies_the_table_is_said(make_run: MakeRun, table: Table) -> None:
     make_run(git_commit="a" * 40 + "+changes")
     make_run("model=softmax", "trainer.max_steps=40", device="NVIDIA H100")
-    text = table(capsys, str(tmp_path))
+    text = table()
     assert "preset tiny: a smaller task, not an LRA number" in text
     assert "commit 0123456789, aaaaaaaaaa+changes" in text
     assert "listops: the steps differ (20: chela; 40: softmax)" in text
@@ -230,23 +220,19 @@ def test_what_qualifies_the_table_is_said(
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
-def test_speed_is_not_compared_between_numbers_of_threads(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_speed_is_not_compared_between_numbers_of_threads(make_run: MakeRun, table: Table) -> None:
     make_run(threads=2)
     make_run("model=softmax", threads=1)
-    text = table(capsys, str(tmp_path))
+    text = table()
     assert "within a machine only, of these: x86_64 (threads: 1); x86_64 (threads: 2)" in text
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
-def test_another_objective_is_shown_by_its_own_score(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_objective_is_shown_by_its_own_score(make_run: MakeRun, tmp_path: Path, table: Table) -> None:
     """Of a task and a system that cannot be imported here; their title and score come from the result."""
     make_run(accuracy=0.4)
     strange(make_run(seed=1), loss=0.5), strange(make_run(seed=2), loss=0.75)
-    text = table(capsys, str(tmp_path), "--compact")
+    text = table("--compact")
     rows = markdown_rows(text)
     assert rows["system"] == ["ListOps", "Recall (loss, nats)"]
     assert rows["chela"] == ["40.00 (1)", "–"] and rows["mine"] == ["–", "0.625 ± 0.177 (2)"]
@@ -259,16 +245,14 @@ def test_another_objective_is_shown_by_its_own_score(
     assert float(mine["value"]) == pytest.approx(0.625)
 
 
-def test_lite_rows_stand_apart_with_their_size_and_epochs(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lite_rows_stand_apart_with_their_size_and_epochs(make_run: MakeRun, tmp_path: Path, table: Table) -> None:
     told = {"lra": True, "epochs": 10.0, "format_version": 1}
     make_run("preset=lite", accuracy=0.3, **told), make_run("preset=full", accuracy=0.6, **(told | {"epochs": 60.0}))
     make_run("preset=lite", "task.max_length=600", seed=1, accuracy=0.9, **(told | {"lra": False}))
     lite, full = (found for found in reversed(result_tables(read_runs([tmp_path]))))
     assert (full.preset, lite.preset) == ("full", "lite")
     assert full.cells["chela"]["listops"].mean == pytest.approx(60)
-    text = table(capsys, str(tmp_path))
+    text = table()
     ours, _, theirs = text.partition("## Published, not measured here")
     assert "preset lite: LRA's tasks, a smaller network" in ours and "listops: not LRA's task to the letter" in ours
     assert re.search(r"^\| ListOps \| chela \| 30.00 \(1\) .* \| 10.00 \|$", ours, re.M)
@@ -276,16 +260,14 @@ def test_lite_rows_stand_apart_with_their_size_and_epochs(
     assert "30.00" not in theirs
 
 
-def test_published_rows_stand_apart_and_carry_their_sources(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_published_rows_stand_apart_and_carry_their_sources(make_run: MakeRun, table: Table) -> None:
     make_run()
-    text = table(capsys, str(tmp_path))
+    text = table()
     ours, _, theirs = text.partition("## Published, not measured here")
     assert "MEGA" not in ours and "88.21" not in ours
     assert "no number measured here may be set beside them" in theirs
     assert markdown_rows(theirs)["CHELA"] == ["–"] * 8 + ["not obtained: its text could not be had"]
-    assert "Published" not in table(capsys, str(tmp_path), "--no-published")
+    assert "Published" not in table("--no-published")
 
 
 def test_published_rows_are_marked_and_their_averages_are_right() -> None:
@@ -323,7 +305,7 @@ def test_csv_has_a_line_for_each_task_and_system(make_run: MakeRun, tmp_path: Pa
     assert not any(row["system"] == "CHELA" for row in rows)
 
 
-def test_html_is_well_formed_and_escaped(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_html_is_well_formed_and_escaped(make_run: MakeRun, table: Table) -> None:
     make_run("model.mixer.gate=none"), make_run()
     open_tags: list[str] = []
 
@@ -334,13 +316,13 @@ def test_html_is_well_formed_and_escaped(make_run: MakeRun, tmp_path: Path, caps
         def handle_endtag(self, tag: str) -> None:
             assert open_tags.pop() == tag
 
-    Check().feed(table(capsys, str(tmp_path), "--format", "html"))
+    Check().feed(table("--format", "html"))
     assert not open_tags
 
 
-def test_latex_escapes_what_latex_reads(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latex_escapes_what_latex_reads(make_run: MakeRun, table: Table) -> None:
     make_run(seed=0), make_run(seed=1, accuracy=0.6)
-    text = table(capsys, str(tmp_path), "--format", "latex")
+    text = table("--format", "latex")
     assert r"55.00 $\pm$ 7.07 (2)" in text and text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
     assert not re.search(r"(?<!\\)[%_#]", text)
 
