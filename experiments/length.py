@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from chela.errors import UsageError
 from chela.evaluate import RunWords
 from chela.predict import load_run
 from chela.training.contexts import expect_prefill
+from experiments.rows import row_names
 from experiments.runs import LENGTH, read_runs
 from lra.batches import collate, eval_batches
 from lra.files import write_whole
@@ -59,7 +61,8 @@ def main(words: Words) -> int:
     if not all(factor > 0 for factor in words.times):
         raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, words.times))}")
     runs, found = read_runs(words.runs), {}
-    models = [run.model for run in runs]
+    labels = row_names(runs)
+    seen = Counter(labels.values())
     for run in runs:
         named = RunWords(str(run.path), trust=words.trust, data_dir=words.data_dir, data_root=words.data_root)
         model, task = load_run(named)
@@ -67,7 +70,7 @@ def main(words: Words) -> int:
             raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
         data = named.load_config().data
         task.prepare(data)
-        name = run.model if models.count(run.model) == 1 else run.path.name
+        name = labels[run.path] if seen[labels[run.path]] == 1 else run.path.name
         found[name] = scores = by_length(model, task, data.split(words.split), words.times)
         write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
         bits = ", ".join(f"{row['bits']:.4f} at {row['window']:,}" for row in scores["windows"])
