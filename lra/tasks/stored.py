@@ -21,7 +21,7 @@ class StoredTask(Task, ABC):
     """A task with records on disk: say how they are built, how one becomes model input, and how long that is."""
 
     _folder: Path | None = None
-    _policy = "holdout"
+    _data = DataConfig()
 
     @abstractmethod
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
@@ -53,7 +53,7 @@ class StoredTask(Task, ABC):
         """Make the records on first use; cheap when they are there. Raises ``DataError``."""
         super().prepare(data, progress)
         given_root(self.name, data)  # a folder that is not there is said even where records were made from it
-        self._folder, self._policy = self.build(data, progress), data.validation
+        self._folder, self._data = self.build(data, progress), data
         self._sets: dict[str, RecordSet] = {}
 
     @property
@@ -74,9 +74,8 @@ class StoredTask(Task, ABC):
         """Return the records of a split, encoded, under the validation policy of ``prepare``."""
         if split not in (known := (*SPLITS, *self.further)):
             raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
-        if (split, self._policy) == ("validation", "test"):
-            split = "test"
-        stored, chosen = self.choose(split, self._policy)
+        split = self._data.split(split)
+        stored, chosen = self.choose(split, self._data.validation)
         number = getattr(self, split, 0)
         if 0 < number < len(chosen):
             chosen = chosen[np.sort(permutation(len(chosen), "sample")[:number])]
