@@ -124,6 +124,10 @@ class Windows(Records):
         starts: np.ndarray = np.arange(size) * part + at * self._window
         return starts // self._stride, at == 0
 
+    def epochs(self, records: int) -> float:
+        """Return how often so many windows read as many symbols as the text has: random windows overlap."""
+        return records * self._window / len(self._span)
+
     def majority_accuracy(self) -> float:
         """Return the share of the most frequent symbol."""
         return float(self._span.counts().max() / len(self._span))

@@ -280,7 +280,7 @@ def _result(trainer: L.Trainer, module: LitModel, data: LRADataModule, keeper: K
         "objective": data.task.objective,
         "score": dataclasses.asdict(module.objective.score),
         "steps": state.step,
-        "epochs": state.step * config.trainer.batch_size / len(data.records("train")),
+        "epochs": data.records("train").epochs(state.step * config.trainer.batch_size),
         **({"lra": to_the_letter(config)} if config.task.name in TITLES else {}),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "best_step": state.best["step"],

@@ -88,6 +88,10 @@ class Records(ABC):
         """Return the records of a step where row b goes on from the step before, and whether all begin anew."""
         raise DataError("data.carry: expected records that go on from each other, as those of one text do")
 
+    def epochs(self, records: int) -> float:
+        """Return how many passes over the split so many training records make."""
+        return records / len(self)
+
     def majority_accuracy(self) -> float:
         """Return what the most frequent target scores as the constant answer. Here: reads all records."""
         starts = range(0, len(self), _READ_AT_ONCE)

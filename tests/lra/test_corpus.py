@@ -104,7 +104,9 @@ def test_every_symbol_is_a_target_once(tmp_path, window, stride):
 
 
 def test_training_windows_depend_on_seed_and_step_alone(tmp_path):
-    records = own(tmp_path).dataset("train")
+    task = own(tmp_path)
+    records = task.dataset("train")
+    assert records.epochs(60) == 60 * 16 / len(task.span("train"))  # by symbols read, not by places to begin at
     drawn = [records.batch(64, 8, seed, step) for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert np.array_equal(drawn[0], drawn[3])
     assert not np.array_equal(drawn[0], drawn[1]) and not np.array_equal(drawn[0], drawn[2])
