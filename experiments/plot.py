@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 # The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
+BITS = "bits"  # a column that is drawn as a second axis of the loss
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -92,11 +94,12 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """Draw what the objective measures, such as loss and accuracy, against the step; a row of panels for each task.
 
     Thin lines are training (a running mean), thick ones validation, seeds as a band from least to most; the dashed line
-    is the majority class. Each step shows the seeds that have reached it: where an unfinished one ends, the curve goes
-    on with the others. ``with_curves`` finds the runs that can be drawn; ``training=False`` leaves out training.
+    is the majority class. What a loss is above all validations is cut off. Each step shows the seeds that have reached
+    it: where an unfinished one ends, the curve goes on with the others. ``with_curves`` finds the runs that can be
+    drawn; ``training=False`` leaves out training.
     """
     groups = [(table, task) for table in result_tables(runs) for task in table.tasks if table.runs_of(task)]
-    scores = [measured_scores(table.runs_of(task)) for table, task in groups]
+    scores = [[one for one in measured_scores(table.runs_of(task)) if one["name"] != BITS] for table, task in groups]
     most = max(map(len, scores))
     figure, axes = new_figure(len(groups) * most, most, 5.2, 3.2)
     colour = colours([name for table, _ in groups for name in table.cells])
@@ -110,6 +113,7 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
             axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
             if score["name"] == "accuracy":
                 _majority_line(axis, table.majority(task))
+            _scale(axis, score)
     _legend(figure)
     return figure
 
@@ -147,6 +151,17 @@ def _legend(figure: Figure) -> None:
 def _majority_line(axis: Axes, value: float | None) -> None:
     if value is not None:
         axis.axhline(value, color="0.5", linestyle="--", linewidth=0.8)
+
+
+def _scale(axis: Axes, score: dict[str, Any]) -> None:
+    """Cut a loss off above all validations, so that these can be told apart; beside nats show bits."""
+    validations = [line.get_ydata() for line in axis.lines if not str(line.get_label()).startswith("_")]
+    highest, lowest = max(map(np.max, validations), default=math.inf), axis.get_ylim()[0]
+    if score["name"] == "loss" and lowest < highest < math.inf:
+        axis.set_ylim(top=highest + 0.05 * (highest - lowest))
+    if score["unit"] == "nats":
+        to_bits, to_nats = (lambda nats: nats / math.log(2)), (lambda bits: bits * math.log(2))
+        axis.secondary_yaxis("right", functions=(to_bits, to_nats)).set_ylabel(BITS)
 
 
 def _band(
@@ -250,38 +265,6 @@ def attention_adds(cells: dict[str, dict[str, float]]) -> Figure:
         axis.axvline(0, color="black", linewidth=0.5)
         axis.set(title=task, xlabel="score − score with the mean")
         axis.invert_yaxis()
-    return figure
-
-
-def bench_curves(result: dict[str, Any], only: Sequence[str] = ()) -> Figure:
-    """Draw a benchmark's values against the length, a panel for each unit, both axes logarithmic.
-
-    ``result`` is the JSON of ``experiments.bench``; values without a unit are ratios and stay in its table. ``only``
-    names the candidates that are drawn; all when it names none. UsageError where there is nothing to draw.
-    """
-    rows = [row for row in result["rows"] if "L" in row["key"]]
-    keys = dict.fromkeys(key for row in rows for key in row["key"] if key != "L")
-    apart = [key for key in keys if len({str(row["key"].get(key)) for row in rows}) > 1]
-    points = []
-    for row in rows:
-        said = " ".join(str(row["key"].get(key)) for key in apart)
-        for value_name, value in row["values"].items():
-            name, _, unit = value_name.rpartition(" [")
-            if unit.endswith("]") and value is not None and (not only or name in only):
-                points.append((unit[:-1], f"{name} {said}".strip(), row["key"]["L"], value))
-    if not points:
-        raise UsageError(f"{result['name']}: expected a length L and a value with a unit to draw, there is none")
-    frame = pd.DataFrame(points, columns=["unit", "name", "L", "value"])
-    frame.loc[frame["unit"] == "ms", "value"] *= 1e3  # stored in seconds
-    units = frame["unit"].nunique()
-    figure, axes = new_figure(units, units, 5.2, 3.6)
-    colour = colours(list(frame["name"]))
-    for axis, (unit, panel) in zip(axes.flat, frame.groupby("unit", sort=False), strict=True):
-        for name, curve in panel.groupby("name", sort=False):
-            curve = curve.sort_values(["L", "value"])
-            axis.plot(curve["L"], curve["value"], marker=".", color=colour[str(name)], label=name)
-        axis.set(xscale="log", yscale="log", xlabel="length", ylabel=unit, title=result["name"])
-        axis.legend(fontsize=7, frameon=False)
     return figure
 
 

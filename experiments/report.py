@@ -24,6 +24,7 @@ from chela import cli
 from chela.errors import UsageError
 from chela.results import TITLES
 from experiments import plot
+from experiments.bench.curves import bench_curves
 from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import Text, from_papers, measured, render
@@ -112,7 +113,7 @@ def bench_figure(path: Path) -> Drawn | str:
         result = json.loads(path.read_text(encoding="utf-8"))
         machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
         caption = f"Benchmark {result['name']} against the length, on {machine}."
-        return result["name"], plot.bench_curves(result), caption
+        return result["name"], bench_curves(result), caption
     except UsageError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

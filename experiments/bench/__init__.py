@@ -1,4 +1,4 @@
-"""Benchmarks, each a file of this package.
+"""Benchmarks, each a file of this package but ``timing`` (how they time) and ``curves`` (how they are drawn).
 
 A benchmark has ``run(quick) -> list[Row]``. It may have ``Options``, a dataclass of what it can be told on the command
 line: then it is ``run(quick, options)``. ``PLOT`` names the candidates that are drawn against the length ``L``. The

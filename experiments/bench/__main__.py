@@ -27,7 +27,7 @@ from experiments.bench import Row
 from experiments.runs import write
 from lra.options import option
 
-BENCHMARKS = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py") if path.stem != "timing")
+BENCHMARKS = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"curves", "timing"})
 RESULTS = Path("experiments/results/bench")
 
 
@@ -75,7 +75,8 @@ def main(asked: Options, words: list[str]) -> int:
     write(path, json.dumps(result, indent=1) + "\n")
     sys.stdout.write(text(about(module), rows, facts, old, shutil.get_terminal_size().columns))
     if hasattr(module, "PLOT"):
-        from experiments.plot import bench_curves, save
+        from experiments.bench.curves import bench_curves
+        from experiments.plot import save
 
         try:
             save(bench_curves(result, module.PLOT), path.with_suffix(".png"))

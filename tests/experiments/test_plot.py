@@ -64,17 +64,27 @@ def test_a_task_shows_the_columns_of_its_objective(make_run: MakeRun, tmp_path: 
     make_run(), strange(make_run(seed=1), loss=0.5)
     runs, left_out = with_curves(read_runs([tmp_path / "runs"]))
     figure = learning_curves(runs)
-    shown = [(axis.get_title(), axis.get_ylabel()) for axis in figure.axes]
+    shown = [(axis.get_title(), axis.get_ylabel()) for axis in figure.axes if axis.get_visible()]
     assert shown == [
         ("listops tiny", "loss"),
         ("listops tiny", "accuracy, %"),
         ("Recall tiny", "loss, nats"),
-        ("Recall tiny", "bits"),
     ]
-    assert not left_out and [len(axis.lines) for axis in figure.axes] == [2, 3, 2, 2]  # a majority class of one
+    assert not left_out and [len(axis.lines) for axis in figure.axes[:3]] == [2, 3, 2]  # a majority class of one
+    (bits,) = (child for child in figure.axes[2].child_axes if child.get_ylabel() == "bits")
+    figure.draw_without_rendering()
+    np.testing.assert_allclose(bits.get_ylim(), np.array(figure.axes[2].get_ylim()) / np.log(2))
     assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     text = (tmp_path / "r.html").read_text()
     assert "Validation loss and accuracy and bits" in text and "Test accuracy or loss (mean" in text
+
+
+def test_a_loss_is_cut_off_above_all_validations(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run()
+    axis = learning_curves(read_runs([tmp_path / "runs"])).axes[0]
+    training, validation = (np.asarray(line.get_ydata()) for line in axis.lines)
+    assert validation.max() < axis.get_ylim()[1] < training.max()
+    assert axis.get_ylim()[0] < min(training.min(), validation.min())
 
 
 def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:

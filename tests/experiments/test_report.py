@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.plot import bench_curves
+from experiments.bench.curves import bench_curves
 from experiments.report import main, page
 from experiments.runs import read_runs
 from experiments.summary import result_tables
