@@ -4,7 +4,7 @@ chela length runs/corpus-mini/…                        bits at 1, 2, 4 and 8 t
 chela length RUN RUN … out=length.png                  and a figure of them all
 
 Windows overlap by half, so that a symbol has at least half a window before it. The figures stay in each run's folder,
-in length.json.
+in length.json, from where a finished run's are taken the next time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from chela.evaluate import RunWords
 from chela.predict import load_run
 from chela.training.contexts import expect_prefill
 from experiments.rows import row_names
-from experiments.runs import LENGTH, read_runs
+from experiments.runs import LENGTH, Run, read_json, read_runs
 from lra.batches import collate, eval_batches
 from lra.files import write_whole
 from lra.options import option
@@ -52,6 +52,7 @@ class Words:
     data_root: str = option("", "where the text lies, when not where it lay in training", key="data.root")
     data_dir: str = option("", "where prepared records lie, in the same case", key="data.dir")
     trust: str = option("", "modules that the runs may name, separated by commas")
+    again: bool = option(False, "score a finished run again, whatever its length.json tells")
     out: Path | None = option(None, "a figure of all runs")
 
 
@@ -64,15 +65,8 @@ def main(words: Words) -> int:
     labels = row_names(runs)
     seen = Counter(labels.values())
     for run in runs:
-        named = RunWords(str(run.path), trust=words.trust, data_dir=words.data_dir, data_root=words.data_root)
-        model, task = load_run(named)
-        if not task.in_order:
-            raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
-        data = named.load_config().data
-        task.prepare(data)
         name = labels[run.path] if seen[labels[run.path]] == 1 else run.path.name
-        found[name] = scores = by_length(model, task, data.split(words.split), words.times)
-        write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
+        found[name] = scores = ({} if words.again else _told(run, words)) or _scored(run, words)
         bits = ", ".join(f"{row['bits']:.4f} at {row['window']:,}" for row in scores["windows"])
         left = "".join(f"; {row}" for row in scores["not_scored"])
         sys.stdout.write(f"{run.path.name}: bits by window: {bits}{left}\n")
@@ -81,6 +75,28 @@ def main(words: Words) -> int:
 
         save(drawn(found), words.out)
     return 0
+
+
+def _told(run: Run, words: Words) -> dict[str, Any]:
+    """Return what a finished run's ``length.json`` tells, if it is of this split and these windows."""
+    told = read_json(run.path / LENGTH) if run.state == "finished" else {}
+    scored = [row["window"] for row in told.get("windows", [])]
+    asked = [told.get("training_window", 0) * factor for factor in words.times]
+    whole = scored == asked[: len(scored)] and len(scored) + len(told.get("not_scored", [])) == len(asked)
+    return told if whole and told.get("split") == words.split else {}
+
+
+def _scored(run: Run, words: Words) -> dict[str, Any]:
+    """Score a run, and write down what was found."""
+    named = RunWords(str(run.path), trust=words.trust, data_dir=words.data_dir, data_root=words.data_root)
+    model, task = load_run(named)
+    if not task.in_order:
+        raise UsageError(f"expected runs on a text, {run.path} is one of {task.name}")
+    data = named.load_config().data
+    task.prepare(data)
+    scores = by_length(model, task, data.split(words.split), words.times)
+    write_whole(run.path / LENGTH, (json.dumps(scores, indent=1) + "\n").encode())
+    return scores
 
 
 def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> dict[str, Any]:
@@ -147,7 +163,9 @@ def drawn(found: dict[str, dict[str, Any]]) -> Figure:
             rows = scores[part]
             at, bits = [row[place] for row in rows], [row["bits"] for row in rows]
             axis.plot(at, bits, marker=".", color=colour[name], label=name)
-        axis.set(xscale="log", xlabel=label, ylabel="bits a symbol")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set(xlabel=label, ylabel="bits a symbol")
     axes[0, 0].legend(fontsize=7, frameon=False)
     return figure
 
