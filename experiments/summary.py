@@ -46,6 +46,13 @@ class Cell:
         """Return the standard deviation over the seeds (n − 1); None for a single one."""
         return statistics.stdev(run.value for run in self.finished) if len(self.finished) > 1 else None
 
+    @property
+    def test_variance(self) -> float:
+        """Return the variance, in %², of an accuracy measured on so many test records; 0 where that is not known."""
+        number = self.finished[0].result["test"].get("count") if self.finished else None
+        known = number and self.mean is not None and self.finished[0].score["name"] == "accuracy"
+        return self.mean * (100 - self.mean) / number if known else 0.0
+
     def count(self, state: str) -> int:
         """Count the runs in a state; "at chance": that never left the majority class by more than a point."""
         if state == "at chance":
@@ -169,7 +176,8 @@ class ResultTable:
         """Return the rows that are first on a task: the best, and all that two standard errors do not tell from it.
 
         The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
-        column's, the root mean square over the rows that have one. What never left chance is nowhere first.
+        column's, the root mean square over the rows that have one; where none has, that of its accuracy on so many test
+        records. What never left chance is nowhere first.
         """
         column = self.column(task)
         learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
@@ -177,8 +185,8 @@ class ResultTable:
         if not means:
             return []
         known = [cell.sd**2 for cell in column.values() if cell.sd is not None]
-        usual = statistics.fmean(known) if known else 0.0
-        variances = {row: usual if (sd := column[row].sd) is None else sd**2 for row in means}
+        single = {row: statistics.fmean(known) if known else column[row].test_variance for row in means}
+        variances = {row: single[row] if (sd := column[row].sd) is None else sd**2 for row in means}
         errors = {row: variances[row] / len(column[row].finished) for row in means}
         best = (max if self.score(task)["best"] == "max" else min)(means, key=means.__getitem__)
         return [

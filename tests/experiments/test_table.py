@@ -157,6 +157,14 @@ def test_the_best_is_bold_and_all_that_is_level_with_it(make_run: MakeRun, tmp_p
     assert r"\textbf{50.00 $\pm$ 1.00 (2)}" in table("format=latex")
 
 
+def test_a_test_set_tells_single_seeds_apart_by_its_size(make_run: MakeRun, tmp_path: Path) -> None:
+    """By hand: of 90 % in 1,800 records the variance is 0.5, two errors of a difference are 2 · √(0.5 + 0.5) = 2."""
+    for model, mean in (("chela", 0.90), ("linear", 0.882), ("mega", 0.879)):
+        make_run(f"model={model}", accuracy=mean, test_count=1800)
+    (part,) = result_tables(read_runs([tmp_path]))
+    assert part.leaders("listops") == ["chela", "linear"]
+
+
 def test_a_loss_is_best_where_it_is_least(make_run: MakeRun, tmp_path: Path) -> None:
     strange(make_run(seed=1), loss=0.5)
     other = strange(make_run("model=softmax", seed=1), loss=0.4)
