@@ -2,7 +2,7 @@
 
 chela report experiments/results/v1/lra_mini out=report.html
 chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
-chela report runs/lra_mini bench=experiments/results/bench/layers.json
+chela report runs/lra_mini bench=experiments/results/bench/epyc/layers.json
 
 The learned kernels and the receptive fields need the runs' checkpoints; committed results have none, and the page
 then says so.
