@@ -67,8 +67,7 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
     ways = [(replace(options, contour_length=n), margin) for n in lengths for margin in options.paddle_margins]
     setups = [make_setup(*way) for way in ways]
     labels, which, states = draw_heads(seed, start, count, len(setups))
-    n_paddles = 2 * max(lengths) + options.distractors * options.distractor_length
-    n_paddles += max(setup.single_paddles for setup in setups)
+    n_paddles = 2 * max(lengths) + max(int((setup.fillers[:, 0] * setup.fillers[:, 1]).sum()) for setup in setups)
     made = Pictures(
         images=np.zeros((count, options.size, options.size), np.uint8),
         labels=labels,

@@ -143,8 +143,8 @@ def _begin(paddles, setup, n, row, column, direction, path):
 
 
 @njit(nogil=True, cache=True)
-def _begin_first(scratch, setup):
-    """Begin long path 0 in the middle of the image; return whether there is room.
+def _begin_first(scratch, setup, path):
+    """Begin long path ``path``, 0, in the middle of the image; return whether there is room.
 
     The forbidden frame is a rectangle, so the pixels whose footprint stays clear of it are one too.
     """
@@ -160,20 +160,20 @@ def _begin_first(scratch, setup):
         if height <= 0 or width <= 0:
             return False
         row, column = top + below(scratch.state, height), left + below(scratch.state, width)
-        if _begin(scratch.paddles, setup, 0, row, column, direction, 0):
+        if _begin(scratch.paddles, setup, path, row, column, direction, path):
             return True
     return False
 
 
 @njit(nogil=True, cache=True)
-def _begin_second(scratch, setup):
-    """Begin long path 1 at the seed distance from the start of path 0; return whether there is room."""
+def _begin_second(scratch, setup, path):
+    """Begin long path ``path``, 1, at the seed distance from the start of path 0; return whether there is room."""
     for _ in range(setup.segment_retries + 1):
         direction = below(scratch.state, SEED_DIRECTIONS)
         bearing = below(scratch.state, 360) * math.pi / 180
         row = int(np.rint(scratch.paddles[0, 0] + setup.seed_distance * math.sin(bearing)))
         column = int(np.rint(scratch.paddles[0, 1] + setup.seed_distance * math.cos(bearing)))
-        if _begin(scratch.paddles, setup, 1, row, column, direction, 1):
+        if _begin(scratch.paddles, setup, path, row, column, direction, path):
             return True
     return False
 
@@ -249,7 +249,7 @@ def _draw_pair(scratch, setup):
     second += second >= first  # two of the doubled list, without putting back
     shades = (snakes[first % snakes.shape[0]], snakes[second % snakes.shape[0]])
     for path in range(2):
-        if not (_begin_first(scratch, setup) if path == 0 else _begin_second(scratch, setup)):
+        if not (_begin_first(scratch, setup, path) if path == 0 else _begin_second(scratch, setup, path)):
             return False
         scratch.contrasts[path] = shades[path] * _pick(setup.paddle_contrasts, state)
     for n in range(2, 2 * setup.contour_length, 2):
@@ -323,10 +323,10 @@ def draw_images(made, chosen, states, setup, scratch):
             attempt += 1
             if attempt > RESTARTS:
                 return k
-        n, path = _draw_distractors(
-            scratch, setup, 2 * contour, 2, setup.distractors, setup.distractor_length, setup.distractor_retries
-        )
-        n, path = _draw_distractors(scratch, setup, n, path, setup.single_paddles, 1, setup.segment_retries)
+        # Read, not written here: for a number in the code numba compiles once more all that it is handed on to.
+        n, path = 2 * contour, paddles[1, 3] + 1
+        for count, length, retries in setup.fillers:
+            n, path = _draw_distractors(scratch, setup, n, path, count, length, retries)
         made.counts[k, 0], made.counts[k, 1] = n, path
         _copy(paddles[:n], made.paddles[k])
         origin = below(scratch.state, 2)

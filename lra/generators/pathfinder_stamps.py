@@ -30,7 +30,7 @@ _LANCZOS_REACH = 3  # pixels of the shrunk image that the Lanczos window reaches
 class Setup(NamedTuple):
     """What growing and painting look up for one paddle margin. A named tuple, because numba reads those.
 
-    The fields without a text are those of ``PathfinderOptions``; the first nine are copied from there.
+    The fields without a text are those of ``PathfinderOptions``; the first six are copied from there.
     """
 
     size: int
@@ -38,13 +38,10 @@ class Setup(NamedTuple):
     paddle_length: int
     seed_distance: int
     contour_length: int
-    distractor_length: int
-    distractors: int
     segment_retries: int
-    distractor_retries: int
     snake_contrasts: np.ndarray
     paddle_contrasts: np.ndarray
-    single_paddles: int  # how many single dashes to try
+    fillers: np.ndarray  # (2, 3) int64: distractors and single dashes, each: how many, of how many dashes, retries
     margin: int
     half: int  # half of a stamp's side, in pixels
     angle: np.ndarray  # (A,) float64: of each stamp as it is drawn. A grown dash runs back from its head to the pivot
@@ -188,10 +185,15 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
     line, mask = map(np.stack, zip(*(_draw_dash(options, margin, half, float(a)) for a in angle), strict=True))
     footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], options.paddle_length + margin)
     return Setup(
-        **{name: getattr(options, name) for name in Setup._fields[:9]},
+        **{name: getattr(options, name) for name in Setup._fields[:6]},
         snake_contrasts=np.array(options.snake_contrasts, np.float64),
         paddle_contrasts=np.array(options.paddle_contrasts, np.float64),
-        single_paddles=_single_paddles(options, margin),
+        fillers=np.array(
+            [
+                (options.distractors, options.distractor_length, options.distractor_retries),
+                (_single_paddles(options, margin), 1, options.segment_retries),
+            ]
+        ),
         margin=margin,
         half=half,
         angle=angle,
