@@ -144,7 +144,7 @@ def _begin(paddles, setup, n, row, column, direction, path):
 
 @njit(nogil=True, cache=True)
 def _begin_first(scratch, setup, path):
-    """Begin long path ``path``, 0, in the middle of the image; return whether there is room.
+    """Begin long path 0, which ``path`` is, in the middle of the image; return whether there is room.
 
     The forbidden frame is a rectangle, so the pixels whose footprint stays clear of it are one too.
     """
@@ -167,7 +167,7 @@ def _begin_first(scratch, setup, path):
 
 @njit(nogil=True, cache=True)
 def _begin_second(scratch, setup, path):
-    """Begin long path ``path``, 1, at the seed distance from the start of path 0; return whether there is room."""
+    """Begin long path 1, which ``path`` is, at the seed distance from path 0's start; return whether there is room."""
     for _ in range(setup.segment_retries + 1):
         direction = below(scratch.state, SEED_DIRECTIONS)
         bearing = below(scratch.state, 360) * math.pi / 180

@@ -13,6 +13,8 @@ from chela.models.memory import StepMemory, step_memory
 from experiments.bench.timing import peak_memory
 from lra.tasks import get_task
 
+SIZE = 64  # records: scratch inside an operator is bounded, and a small part of this
+
 
 @pytest.mark.parametrize(
     ("task", "name", "again"),
@@ -26,20 +28,19 @@ from lra.tasks import get_task
     ],
 )
 def test_it_is_the_peak_of_a_step(task: str, name: str, again: bool) -> None:
-    size = 64 if again else 24  # records: of their memory, scratch inside an operator is a small part
-    words = ["preset=mini", f"trainer.batch_size={size}", "model.depth=3"]
+    words = ["preset=mini", f"trainer.batch_size={SIZE}", "model.depth=3"]
     words += ["trainer.checkpoint_activations=true"] if again else []
     config = resolve([f"task={task}", f"model={name}", *words])
     about = get_task(config.task)
     model = build_model(config.model, about, 0).train()
     model.backbone.checkpoint_blocks = again
-    inputs, mask = torch.randn(size, about.l_max, 1), None
+    inputs, mask = torch.randn(SIZE, about.l_max, 1), None
     if about.vocab_size is not None:
-        inputs = torch.randint(1, about.vocab_size, (size, about.l_max))
-        mask = torch.arange(about.l_max) < torch.tensor([about.l_max] * (size - 1) + [9])[:, None]
+        inputs = torch.randint(1, about.vocab_size, (SIZE, about.l_max))
+        mask = torch.arange(about.l_max) < torch.tensor([about.l_max] * (SIZE - 1) + [9])[:, None]
 
     def step() -> None:
-        F.cross_entropy(model(inputs, mask), torch.zeros(size, dtype=torch.long)).backward()
+        F.cross_entropy(model(inputs, mask), torch.zeros(SIZE, dtype=torch.long)).backward()
         model.zero_grad()
 
     step()
