@@ -66,7 +66,8 @@ def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
     """Read a command's own options from its words; return them and the other ``key=value`` words.
 
     ``key=value`` is the one dialect. ``--key value``, ``--key`` and ``--no-key`` mean ``key=value``, ``key=true`` and
-    ``key=false``. A bare word goes to the positional option. A list takes ``key=a,b``, or all bare words after it.
+    ``key=false``. A bare word goes to the positional option. A list takes ``key=a,b`` or ``key=[a,b]``, or all bare
+    words after it.
 
     Raises:
         UsageError: A flag that is not known, a value of another type or out of its limits, a missing option.
@@ -120,8 +121,15 @@ def _sorted_out(words: Sequence[str], known: dict[str, Field]) -> tuple[dict[str
             found.setdefault(taker, []).append(word)
             taker = taker if _is_list(known[taker]) else positional
             continue
-        found[key], taker = value.split(",") if _is_list(known[key]) else [value], positional
+        found[key], taker = _items(value) if _is_list(known[key]) else [value], positional
     return found, rest
+
+
+def _items(value: str) -> list[str]:
+    """Split ``a,b``, or ``[a, b]`` as the help shows a default and YAML writes one."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return value.split(",")
+    return [item.strip() for item in value[1:-1].split(",") if item.strip()]
 
 
 def _is_list(field: Field) -> bool:

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from chela.cli import guarded
+from chela.cli import guarded, read_words
 from chela.config import load, resolve
 from chela.groups import names
 from chela.identity import fields
+from experiments.sweep import Options as SweepOptions
 from lra.builder import RecordSet
 from tests.training.launches import TINY, launch, only_run
 
@@ -73,6 +74,12 @@ def test_help_and_cfg_on_a_terminal_that_knows_ascii_only() -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seeds", ["0,1", "[0,1]", "[0, 1]"])
+def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
+    made, rest = read_words(SweepOptions, ["grid.yaml", f"seed={seeds}", "task=[]", "data.size=[1,2]"])
+    assert (made.seed, made.task, rest) == ([0, 1], [], ["data.size=[1,2]"])
 
 
 def test_cfg_can_be_read_back(tmp_path: Path) -> None:
