@@ -71,7 +71,7 @@ class MultiHead(Stepwise):
 
         ``start`` is the position of the first token; x is ``(B, L, D)`` if it is turned.
         """
-        q, k, v = rearrange(self.qkv(x), "... (three h z) -> three ... h z", three=3, h=self.heads)
+        q, k, v = (rearrange(t, "... (h z) -> ... h z", h=self.heads) for t in columns(self.qkv(x), self.d_value))
         start += first_position()
         return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
@@ -82,6 +82,18 @@ class MultiHead(Stepwise):
     def extra_repr(self) -> str:
         """Show what no submodule shows."""
         return f"heads={self.heads}, causal={self.causal}"
+
+
+def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
+    """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies with rows of their own.
+
+    Where rows lie apart, PyTorch takes what is left of each after the last 32 columns number by number: SiLU of 20
+    columns out of 72 takes seven times as long as in rows that follow one another.
+
+    >>> [tuple(part.shape) for part in columns(torch.randn(2, 10, 72), [52, 20])]
+    [(2, 10, 52), (2, 10, 20)]
+    """
+    return [part.contiguous() if x.device.type == "cpu" else part for part in torch.split(x, sizes, dim=-1)]
 
 
 def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
@@ -95,13 +107,14 @@ def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     Returns:
         ``(B, L, H, Z)`` in the dtype of x; angles are computed in at least float32.
     """
-    length, width = x.shape[1], x.shape[3]
+    length, heads, width = x.shape[1:]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
     angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    # One factor for each number of a record, so that a product is one long loop.
+    cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
 
 
 def elu_plus_one(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.attention import FEATURE_MAPS, Attended, make_decay
+from chela.layers.attention import FEATURE_MAPS, Attended, columns, make_decay
 from chela.layers.expect import checked, expect_causal
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
@@ -164,7 +164,7 @@ class ChelaLayer(nn.Module):
         """Return W_v x ``(…, W)`` of each core; without cores, what takes the place of their outputs."""
         if self.norm is not None:
             return [self.norm(F.silu(self.value(c)))]
-        return list(torch.split(self.value(x), [core.width for core in self.cores], dim=-1))
+        return columns(self.value(x), [core.width for core in self.cores])
 
     def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]

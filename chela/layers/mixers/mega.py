@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.attention import Attended
+from chela.layers.attention import Attended, columns
 from chela.layers.expect import checked, expect_causal
 from chela.layers.exponential_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
@@ -130,7 +130,7 @@ class MEGA(Stepwise):
 
     def _read(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Map ``c: (..., D)`` to update gate, queries, keys, reset gate and candidate."""
-        update, z, reset, candidate = self.gates(c).split(self.sizes, dim=-1)
+        update, z, reset, candidate = columns(self.gates(c), [*self.sizes])
         q, k = (F.silu(z)[..., None, :] * self.gamma + self.beta).unbind(-2)
         return torch.sigmoid(update), q, k, F.silu(reset), candidate
 
