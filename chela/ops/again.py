@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,26 +23,39 @@ class Recipe:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.device, self.autocast = function, "cpu", (False, torch.bfloat16)
-        self.context: Any = None
+        self.function = function
+        self.again: Callable[..., Any] = function  # under the first call's autocast
+        self.context: Any = None  # what holds the inputs
 
     def __call__(self, *inputs: Tensor | None) -> Any:
         """Return ``function(*inputs)``, a tensor or a tuple of some; gradients flow to ``inputs`` and no further."""
-        self.device = next(x.device.type for x in inputs if x is not None)
-        self.autocast = torch.is_autocast_enabled(self.device), torch.get_autocast_dtype(self.device)
+        device = next(x.device.type for x in inputs if x is not None)
+        self.again = functools.partial(
+            _under_autocast,
+            self.function,
+            device,
+            torch.get_autocast_dtype(device),
+            torch.is_autocast_enabled(device),
+        )
         return _Again.apply(self, *inputs)  # type: ignore[no-untyped-call]
 
-    def once_more(self, inputs: tuple[Tensor | None, ...] | None = None) -> Any:
-        """Compute it again from ``inputs``, or from those that autograd holds."""
-        enabled, dtype = self.autocast
-        with torch.autocast(self.device, dtype=dtype, enabled=enabled):
-            return self.function(*(self.context.saved_tensors if inputs is None else inputs))
+    def once_more(self) -> Any:
+        """Compute it again from the inputs that autograd holds."""
+        return self.again(*self.context.saved_tensors)
+
+
+def _under_autocast(
+    function: Callable[..., Any], device: str, dtype: torch.dtype, enabled: bool, *inputs: Tensor | None
+) -> Any:
+    with torch.autocast(device, dtype=dtype, enabled=enabled):
+        return function(*inputs)
 
 
 class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, *inputs: Tensor | None) -> Any:
-        ctx.recipe, recipe.context = recipe, ctx
+        # Not the recipe itself: it leads back here, and of a circle through autograd's nodes nothing is ever freed.
+        ctx.again, recipe.context = recipe.again, ctx
         ctx.save_for_backward(*inputs)
         return recipe.function(*inputs)
 
@@ -53,7 +67,7 @@ class _Again(torch.autograd.Function):
             x if x is None else x.detach().requires_grad_(wanted) for x, wanted in zip(held, needed, strict=True)
         )
         with torch.enable_grad():
-            made = ctx.recipe.once_more(inputs)
+            made = ctx.again(*inputs)
         outputs = made if isinstance(made, tuple) else (made,)
         reached = [(y, grad) for y, grad in zip(outputs, grads, strict=True) if y.requires_grad]
         wanted = [x for x in inputs if x is not None and x.requires_grad]

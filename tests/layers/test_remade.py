@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional as F
 
 from chela import ChelaLayer
@@ -102,3 +104,20 @@ def test_the_layer_holds_less_and_gives_the_same(causal: bool, monkeypatch: pyte
         y.square().sum().backward()
     for a, b in zip(layer.parameters(), again.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
+
+
+def test_nothing_of_a_graph_outlives_it() -> None:
+    """No collector sees a circle through autograd's nodes: it would keep all that comes before it for ever."""
+
+    def nodes() -> int:
+        gc.collect()
+        return sum(issubclass(type(x), BackwardCFunction) for x in gc.get_objects())
+
+    x, gate, linear = leaves()
+    back = nn.Linear(4, 8)
+    before = nodes()
+    for _ in range(3):
+        h = with_remade(linear, (gated, with_remade(back, (F.silu, linear(x))), gate))
+        h.sum().backward()
+        del h
+    assert nodes() == before
