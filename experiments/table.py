@@ -3,7 +3,7 @@
 chela table runs/lra_mini                                          Markdown
 chela table experiments/results/v1/ablation compact=true              without the tasks that were not run
 chela table runs/lra_mini bench=experiments/results/bench/train.json  speed and memory of one session of the benchmark
-chela table experiments/results/recall probe=true                  with what the attention adds, see chela probe
+chela table experiments/results/recall probe=true                  with what the attention adds: see chela probe
 chela table experiments/results/v1/lra_mini format=html > table.html
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
@@ -118,7 +118,7 @@ def _html(block: Block) -> str:
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
     """Return what was measured here as headings, paragraphs and grids.
 
-    ``compact`` leaves out columns without a run, ``probe`` adds one for what the attention adds.
+    ``compact`` leaves out columns without a run, ``probe`` adds what the attention adds to the score.
     """
     out: list[Block] = []
     if len(tables) > 1:
@@ -126,7 +126,8 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
         out.append(Text(f"The tables below must not be compared with one another: {kinds}."))
     for table in tables:
         out.append(Text(f"Measured here: preset {table.name}", level=2))
-        out.append(main_grid(table).compact() if compact else main_grid(table))
+        grid = main_grid(table, probe)
+        out.append(grid.compact() if compact else grid)
         out += [*map(Text, _legend(table)), Text("Each task and system", level=3), detail_grid(table, probe)]
         out += group_grids(table)
     return out
@@ -183,8 +184,11 @@ def score_heading(score: dict[str, Any]) -> str:
     return ", ".join(filter(None, (score["name"], score["unit"])))
 
 
-def main_grid(table: ResultTable) -> Grid:
-    """Return systems × tasks in their groups; the first of a column, and who is level with it, bold."""
+def main_grid(table: ResultTable, probe: bool = False) -> Grid:
+    """Return systems × tasks in their groups; the first of a column, and who is level with it, bold.
+
+    With ``probe``, what the attention adds to the score stands below the systems that were probed.
+    """
     groups = table.groups()
     averaged = [name for name, tasks in groups.items() if name and len(tasks) > 1]
     header = ["system"]
@@ -203,11 +207,16 @@ def main_grid(table: ResultTable) -> Grid:
             cells += [f"{BOLD}{text}{BOLD}" if is_bold else text for text, is_bold in zip(texts, bold, strict=True)]
             cells += [number(table.average(name, tasks))] if group in averaged else []
         rows.append([*cells, *(number(table.mean_relative(name, key), "×") for key in COSTS)])
-    last = ["majority class"]
-    for group, tasks in groups.items():
-        last += [*(number(table.majority(task)) for task in tasks), *([NONE] if group in averaged else [])]
-    last += [NONE for _ in COSTS]
-    return Grid(header, rows + ([last] if set(last[1:]) != {NONE} else []))
+    below = [("majority class", {task: table.majority(task) for task in table.tasks})]
+    if probe:
+        adds = [(name, {task: cell.adds for task, cell in row.items()}) for name, row in table.cells.items()]
+        below = [*((f"attention of {name} adds", values) for name, values in adds), *below]
+    for name, values in below:
+        cells = [name]
+        for group, tasks in groups.items():
+            cells += [*(number(values.get(task)) for task in tasks), *([NONE] if group in averaged else [])]
+        rows += [[*cells, *(NONE for _ in COSTS)]] if set(cells[1:]) != {NONE} else []
+    return Grid(header, rows)
 
 
 def cell_text(cell: Cell) -> str:

@@ -175,8 +175,9 @@ def test_the_command_keeps_what_it_found_and_tables_show_it(
     )
     adds = json.loads((folder / "probe.json").read_text())["adds"]
     assert table_main([str(tmp_path / "runs"), "probe=true", "published=false"]) == 0
-    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ListOps")]
-    assert [row[-2].strip() for row in rows] == [f"{adds:.2f}", "–"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if line.startswith("| ListOps")] == [f"{adds:.2f}", "–"]
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| attention of ")] == [f"{adds:.2f}"]
     assert probe_main([str(other), where]) == 2
     assert "expected a run with attention" in capsys.readouterr().err
 
