@@ -48,8 +48,13 @@ BITS = "bits"  # a column that is drawn as a second axis of the loss
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
-def new_figure(panels: int, most: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
-    """Make a figure of panels, at most so many side by side, of the given size in inches, which come as a 2-D array."""
+def new_figure(
+    panels: int, most: int, width: float, height: float, heights: Sequence[float] | None = None
+) -> tuple[Figure, NDArray[Any]]:
+    """Make a figure of panels, at most so many side by side, of the given size in inches, which come as a 2-D array.
+
+    ``heights`` are those of the rows beside one another; without it all rows are as high.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -57,7 +62,7 @@ def new_figure(panels: int, most: int, width: float, height: float) -> tuple[Fig
     columns = min(most, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for axis in axes.flat:
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
@@ -257,14 +262,22 @@ def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figu
     return figure
 
 
-def attention_adds(cells: dict[str, dict[str, float]]) -> Figure:
-    """Draw what the attention adds to the score, ``{task: {system: points}}``, a panel for each task."""
-    figure, axes = new_figure(len(cells), min(3, len(cells)), 3.6, 2.6)
-    for axis, (task, adds) in zip(axes.flat, cells.items(), strict=False):
-        axis.barh(list(adds), list(adds.values()))
+def attention_adds(table: ResultTable) -> Figure:
+    """Draw what the attention adds where it was probed: a panel for each score, a bar for each task and system."""
+    bars: dict[str, list[tuple[str, str, float]]] = {}
+    for task, name, cell in table.probed():
+        label = f"{table.runs_of(task)[0].title}, {name}"
+        bars.setdefault(score_heading(table.score(task)), []).append((label, name, cell.adds))
+    heights = [len(found) + 2 for found in bars.values()]
+    figure, axes = new_figure(len(bars), 1, 7.0, 0.3 * sum(heights) / len(bars), heights)
+    colour = colours(list(table.cells))
+    for axis, (score, found) in _panels(axes, bars.items()):
+        labels, systems, values = zip(*found, strict=True)
+        axis.bar_label(axis.barh(labels, values, color=[colour[name] for name in systems]), fmt="%.3g", padding=3)
         axis.axvline(0, color="black", linewidth=0.5)
-        axis.set(title=task, xlabel="score − score with the mean")
+        axis.margins(x=0.1)
         axis.invert_yaxis()
+        axis.set(xlabel=f"what the attention adds: {score}")
     return figure
 
 

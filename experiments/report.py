@@ -63,13 +63,9 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
             yield key, plot.score_against(table, key, title), caption
             for run in (run for row in table.cells.values() for cell in row.values() for run in cell.lacking(key)):
                 yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
-    probed = {}
-    for task in table.tasks:
-        if adds := {name: cell.adds for name, cell in table.column(task).items() if cell.adds is not None}:
-            probed[table.runs_of(task)[0].title] = adds
-    if probed:
+    if table.probed():
         caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
-        yield "attention-adds", plot.attention_adds(probed), f"{caption} over the sequence."
+        yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."
 
 
 def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:

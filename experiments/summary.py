@@ -148,6 +148,11 @@ class ResultTable:
         """Return the cells of a task by row, where it was run."""
         return {row: cells[task] for row, cells in self.cells.items() if task in cells}
 
+    def probed(self) -> list[tuple[str, str, Cell]]:
+        """Return task, row and cell of what has a probe's result, in the order of the columns."""
+        cells = [(task, row, cell) for task in self.tasks for row, cell in self.column(task).items()]
+        return [found for found in cells if found[-1].adds is not None]
+
     def runs_of(self, task: str) -> list[Run]:
         """Return the runs of a task, finished ones first: those tell its title and its score."""
         return sorted((run for run in self.runs if run.task == task), key=lambda run: not run.result)

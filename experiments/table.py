@@ -214,7 +214,9 @@ def main_grid(table: ResultTable, probe: bool = False) -> Grid:
     for name, values in below:
         cells = [name]
         for group, tasks in groups.items():
-            cells += [*(number(values.get(task)) for task in tasks), *([NONE] if group in averaged else [])]
+            digits = {task: table.score(task)["digits"] for task in tasks}
+            cells += [number(values.get(task), digits=digits[task]) for task in tasks]
+            cells += [NONE] if group in averaged else []
         rows += [[*cells, *(NONE for _ in COSTS)]] if set(cells[1:]) != {NONE} else []
     return Grid(header, rows)
 
@@ -230,9 +232,9 @@ def cell_text(cell: Cell) -> str:
     return f"{cell.mean:.{digits}f}{spread} ({'; '.join([str(len(cell.finished)), *remarks])})"
 
 
-def number(value: float | None, unit: str = "") -> str:
-    """Return two decimals, or a dash."""
-    return NONE if value is None else f"{value:.2f}{unit}"
+def number(value: float | None, unit: str = "", *, digits: int = 2) -> str:
+    """Return so many decimals, or a dash."""
+    return NONE if value is None else f"{value:.{digits}f}{unit}"
 
 
 def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
@@ -252,7 +254,8 @@ def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
         took = cell.cost("wall_seconds")
         told.append(NONE if took is None else f"{took / 60:.1f}")
         told += [number(cell.cost("epochs"))] if epochs else []
-        rows.append([*told, number(cell.adds)] if probe else told)
+        adds = [number(cell.adds, digits=table.score(task)["digits"])] if probe else []
+        rows.append([*told, *adds])
     return Grid(header, rows, words=("system",))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,10 @@ import pandas as pd
 import pytest
 
 from chela.groups import names
-from experiments.plot import colours, learning_curves, main, mean_curve, with_curves
+from experiments.plot import attention_adds, colours, learning_curves, main, mean_curve, with_curves
 from experiments.report import main as report
 from experiments.runs import read_runs
+from experiments.summary import result_tables
 from tests.experiments.conftest import MakeRun, strange
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -77,6 +79,25 @@ def test_a_task_shows_the_columns_of_its_objective(make_run: MakeRun, tmp_path: 
     assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     text = (tmp_path / "r.html").read_text()
     assert "Validation loss and accuracy and bits" in text and "Test accuracy or loss (mean" in text
+
+
+def test_what_the_attention_adds_is_drawn_on_one_scale_for_each_score(make_run: MakeRun, tmp_path: Path) -> None:
+    for folder, adds in ((make_run(), 2.5), (make_run(seed=1), 3.5), (strange(make_run(seed=2), loss=0.5), -0.01)):
+        (folder / "probe.json").write_text(json.dumps({"adds": adds}))
+    make_run("model=s4d")  # not probed
+    (table,) = result_tables(read_runs([tmp_path / "runs"]))
+    found = [
+        (
+            axis.get_xlabel(),
+            [label.get_text() for label in axis.get_yticklabels()],
+            [bar.get_width() for bar in axis.patches],
+        )
+        for axis in attention_adds(table).axes
+    ]
+    assert found == [
+        ("what the attention adds: accuracy, %", ["ListOps, chela"], [3.0]),
+        ("what the attention adds: loss, nats", ["Recall, mine"], [-0.01]),
+    ]
 
 
 def test_a_loss_is_cut_off_above_all_validations(make_run: MakeRun, tmp_path: Path) -> None:
