@@ -17,7 +17,7 @@ from chela.identity import identities
 from chela.results import upgraded
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "experiments" / "results" / "mini"
+RESULTS = ROOT / "experiments" / "results" / "mini_alone"
 LINE = re.compile(
     r"^\| `python -m chela\.train (?P<words>[^`]+)` \| (?P<minutes>[\d.–]+) \| (?P<score>[\d.–]+) \|", re.M
 )
@@ -25,8 +25,8 @@ LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_
 
 
 def committed(words: list[str]) -> dict[str, object] | None:
-    """Return the committed result of what the words stand for on one thread, as sweeps run it; None where none is."""
-    config = resolve([*words, "preset=mini", "trainer.accelerator=cpu", "trainer.threads=1"])
+    """Return the committed result of what the words stand for; None where none is."""
+    config = resolve([*words, "preset=mini"])
     known = [RESULTS / f"{config.task.name}-mini" / f"chela-seed0-{mark}" for mark in identities(config)]
     folder = next((folder for folder in known if folder.is_dir()), None)
     if folder is None:
