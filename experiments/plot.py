@@ -95,30 +95,35 @@ def with_curves(runs: Sequence[Run], training: bool = True) -> tuple[list[Run], 
     return kept, left_out
 
 
+def curve_panels(runs: Sequence[Run]) -> list[tuple[ResultTable, str, dict[str, Any]]]:
+    """Return the panels of ``learning_curves``: of one task all that was measured, of each of several its score."""
+    groups = [(table, task) for table in result_tables(runs) for task in table.tasks if table.runs_of(task)]
+    if len(groups) > 1:
+        return [(table, task, table.score(task)) for table, task in groups]
+    return [(*group, one) for group in groups for one in measured_scores(runs) if one["name"] != BITS]
+
+
 def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
-    """Draw what the objective measures, such as loss and accuracy, against the step; a row of panels for each task.
+    """Draw what was measured against the step, a panel for each of ``curve_panels``.
 
     Thin lines are training (a running mean), thick ones validation, seeds as a band from least to most; the dashed line
     is the majority class. What a loss is above all validations is cut off. Each step shows the seeds that have reached
     it: where an unfinished one ends, the curve goes on with the others. ``with_curves`` finds the runs that can be
     drawn; ``training=False`` leaves out training.
     """
-    groups = [(table, task) for table in result_tables(runs) for task in table.tasks if table.runs_of(task)]
-    scores = [[one for one in measured_scores(table.runs_of(task)) if one["name"] != BITS] for table, task in groups]
-    most = max(map(len, scores))
-    figure, axes = new_figure(len(groups) * most, most, 5.2, 3.2)
-    colour = colours([name for table, _ in groups for name in table.cells])
-    for (table, task), shown, panels in zip(groups, scores, axes, strict=True):
-        for axis, score in _panels(panels, shown):
-            for name, cell in table.column(task).items():
-                if training:
-                    _band(axis, [run.metrics("train") for run in cell.runs], score, colour[name], SMOOTHING)
-                title = f"{name} seed {cell.runs[0].seed}" if len(cell.runs) == 1 else name
-                _band(axis, [run.metrics("validation") for run in cell.runs], score, colour[name], 1, title)
-            axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
-            if score["name"] == "accuracy":
-                _majority_line(axis, table.majority(task))
-            _scale(axis, score)
+    drawn = curve_panels(runs)
+    figure, axes = new_figure(len(drawn), 3, 4.4, 3.2)
+    colour = colours([name for table, *_ in drawn for name in table.cells])
+    for axis, (table, task, score) in _panels(axes, drawn):
+        for name, cell in table.column(task).items():
+            if training:
+                _band(axis, [run.metrics("train") for run in cell.runs], score, colour[name], SMOOTHING)
+            title = f"{name} seed {cell.runs[0].seed}" if len(cell.runs) == 1 else name
+            _band(axis, [run.metrics("validation") for run in cell.runs], score, colour[name], 1, title)
+        axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
+        if score["name"] == "accuracy":
+            _majority_line(axis, table.majority(task))
+        _scale(axis, score)
     _legend(figure)
     return figure
 

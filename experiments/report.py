@@ -48,7 +48,7 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
     """Draw what the results alone allow; a string says what is left out."""
     runs, left_out = plot.with_curves(table.runs, training=False)
     if runs:
-        shown = " and ".join(score["name"] for score in plot.measured_scores(runs))
+        shown = " or ".join(dict.fromkeys(score["name"] for *_, score in plot.curve_panels(runs)))
         caption = (
             f"Validation {shown}; the band goes from the least to the most of the seeds that have reached the step "
             "(where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
