@@ -114,11 +114,12 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     drawn = curve_panels(runs)
     figure, axes = new_figure(len(drawn), 3, 4.4, 3.2)
     colour = colours([name for table, *_ in drawn for name in table.cells])
+    one_task = len({(table.name, task) for table, task, _ in drawn}) == 1  # of several, each may have other seeds
     for axis, (table, task, score) in _panels(axes, drawn):
         for name, cell in table.column(task).items():
             if training:
                 _band(axis, [run.metrics("train") for run in cell.runs], score, colour[name], SMOOTHING)
-            title = f"{name} seed {cell.runs[0].seed}" if len(cell.runs) == 1 else name
+            title = f"{name} seed {cell.runs[0].seed}" if one_task and len(cell.runs) == 1 else name
             _band(axis, [run.metrics("validation") for run in cell.runs], score, colour[name], 1, title)
         axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
         if score["name"] == "accuracy":

@@ -69,11 +69,14 @@ def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
 def test_one_task_shows_all_that_was_measured_and_each_of_several_its_score(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
     runs, _ = with_curves(read_runs([tmp_path / "runs"]))
-    assert shown(learning_curves(runs)) == [("listops tiny", "loss"), ("listops tiny", "accuracy, %")]
+    alone = learning_curves(runs)
+    assert shown(alone) == [("listops tiny", "loss"), ("listops tiny", "accuracy, %")]
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["chela seed 0"]
     strange(make_run(seed=1), loss=0.5)
     runs, left_out = with_curves(read_runs([tmp_path / "runs"]))
     figure = learning_curves(runs)
     assert shown(figure) == [("listops tiny", "accuracy, %"), ("Recall tiny", "loss, nats")]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chela", "mine"]
     assert not left_out and [len(axis.lines) for axis in figure.axes[:2]] == [3, 2]  # a majority class of one
     (bits,) = (child for child in figure.axes[1].child_axes if child.get_ylabel() == "bits")
     figure.draw_without_rendering()
