@@ -182,14 +182,14 @@ class ResultTable:
 
         The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
         column's, the root mean square over the rows that have one; where none has, that of its accuracy on so many test
-        records. What never left chance is nowhere first.
+        records. What never left chance is nowhere first, and its seeds, all alike, say nothing of how others differ.
         """
         column = self.column(task)
         learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
         means = {row: cell.mean for row, cell in learned.items() if cell.mean is not None}
         if not means:
             return []
-        known = [cell.sd**2 for cell in column.values() if cell.sd is not None]
+        known = [cell.sd**2 for cell in learned.values() if cell.sd is not None]
         single = {row: statistics.fmean(known) if known else column[row].test_variance for row in means}
         variances = {row: single[row] if (sd := column[row].sd) is None else sd**2 for row in means}
         errors = {row: variances[row] / len(column[row].finished) for row in means}
