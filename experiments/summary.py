@@ -182,7 +182,7 @@ class ResultTable:
 
         The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
         column's, the root mean square over the rows that have one; where none has, that of its accuracy on so many test
-        records. What never left chance is nowhere first, and its seeds, all alike, say nothing of how others differ.
+        records. What never left chance is nowhere first, and says nothing of how far apart trained seeds lie.
         """
         column = self.column(task)
         learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
