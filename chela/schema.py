@@ -41,6 +41,12 @@ class ModelConfig:
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
     tie: bool = option(False, "tasks of tokens: the scores' weight is the embedding's table", neutral=False)
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
+    readout: str = option(
+        "mean",
+        "what the classifier reads: the mean of the tokens, or the first of them",
+        choices=("mean", "first"),
+        neutral="mean",
+    )
     pair_features: str = option(
         "nli", "two-document tasks: nli is [a, b, a-b, a*b], concat is [a, b]", choices=("nli", "concat")
     )

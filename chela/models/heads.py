@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from chela.layers.expect import expect_causal
 from chela.layers.state import State
 from chela.models.backbone import Backbone
-from chela.ops.sequence_parallel import current
+from chela.ops.sequence_parallel import current, first_position
 from lra.options import check_value
 
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
         sums = piece.gather(torch.cat([total, count], dim=-1)).sum(0)
         total, count = sums[:, :-1], sums[:, -1:]
     return total / count.clamp(min=1)
+
+
+def read_out(x: Tensor, mask: Tensor | None, readout: str) -> Tensor:
+    """Make one vector ``(B, D)`` of each sequence ``x: (B, L, D)``: the mean of its real tokens, or its first token."""
+    if readout == "first":
+        mask = (torch.arange(x.shape[1], device=x.device) + first_position() == 0).expand(x.shape[:2])
+    return masked_mean(x, mask)
 
 
 class ClassifierHead(nn.Module):
@@ -60,12 +67,16 @@ class Network(nn.Module):
         if config.tie and (task.objective != "tokens" or task.vocab_size != task.num_classes):
             got = f"{task.vocab_size} symbols and {task.num_classes} classes of the objective {task.objective}"
             raise ValueError(f"tie: expected False, or as many symbols as classes of the objective tokens, got {got}")
-        self.built_from = config, task
+        check_value("readout", config.readout, {"choices": ("mean", "first")})
+        if config.readout == "first" and (config.causal or task.objective == "tokens"):
+            why = "causal=True: the first token sees no other" if config.causal else "tokens: each of them is scored"
+            raise ValueError(f"readout: expected mean, got first, with {why}")
+        self.built_from, self.readout = (config, task), config.readout
         self.backbone = Backbone(config, task)
 
 
 class Classifier(Network):
-    """Mean over real tokens, then a head: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, classes)``."""
+    """What is read of each sequence, then a head: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, classes)``."""
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__(config, task)
@@ -73,7 +84,7 @@ class Classifier(Network):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each sequence."""
-        scores: Tensor = self.head(masked_mean(self.backbone(inputs, mask), mask))
+        scores: Tensor = self.head(read_out(self.backbone(inputs, mask), mask, self.readout))
         return scores
 
 
@@ -91,7 +102,7 @@ class PairClassifier(Network):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each pair."""
-        a, b = masked_mean(self.backbone(inputs, mask), mask).chunk(2)
+        a, b = read_out(self.backbone(inputs, mask), mask, self.readout).chunk(2)
         scores: Tensor = self.head(torch.cat([a, b, a - b, a * b] if self.nli else [a, b], dim=-1))
         return scores
 

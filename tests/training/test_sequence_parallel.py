@@ -32,7 +32,7 @@ NETWORKS: list[Network_] = [
     ("chela", {"long_kernel": "ema", "decay": "learned"}, {"causal": True, "positions": "learned"}, "tokens"),
     ("chela", {"long_kernel": "free", "decay": "token", "feature_map": "elu", "normalize": True}, {}, "tokens"),
     ("chela", {"attention": "none", "gate": "output"}, {}, "classification"),
-    ("linear", {}, {}, "classification"),
+    ("linear", {}, {"readout": "first"}, "classification"),
     ("linear", {}, {"causal": True}, "tokens"),
     ("lightning", {}, {"causal": True}, "tokens"),
     ("lion", {"decay": "token"}, {"norm": "batch"}, "classification"),
