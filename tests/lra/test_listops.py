@@ -159,3 +159,16 @@ def test_room_adds_a_test_set_of_longer_trees_and_leaves_the_others(
         small_listops.dataset("longer")
     with pytest.raises(ValueError, match=r"task.room: expected 0 or more than max_length=40, got 40"):
         ListOps(**options, room=40)
+
+
+def test_the_outermost_operator_alone_is_a_score_to_beat(small_listops: ListOps) -> None:
+    def table(split: str) -> np.ndarray:
+        """Count the trees of each first token and value."""
+        counts = np.zeros((len(VOCABULARY), 10), int)
+        for tokens, value in (records := small_listops.dataset(split)).read(range(len(records))):
+            counts[tokens[0], value] += 1
+        return counts
+
+    train, test = table("train"), table("test")
+    expected = sum(test[root, train[root].argmax()] for root in range(len(train)) if train[root].any()) / test.sum()
+    assert small_listops.baseline() == f"{expected:.2%} by the outermost operator alone"
