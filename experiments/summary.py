@@ -180,19 +180,20 @@ class ResultTable:
     def leaders(self, task: str) -> list[str]:
         """Return the rows that are first on a task: the best, and all that two standard errors do not tell from it.
 
-        The error is that of the difference of two means. A single seed has no deviation of its own: it is given the
-        column's, the root mean square over the rows that have one; where none has, that of its accuracy on so many test
-        records. What never left chance is nowhere first, and says nothing of how far apart trained seeds lie.
+        The error is that of the difference of two means. Two or three seeds say little of a row's own deviation, so all
+        rows are given the column's, pooled over the rows with several seeds; where none has, that of an accuracy on so
+        many test records. What never left chance is nowhere first, and says nothing of how far apart trained seeds lie.
         """
         column = self.column(task)
         learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
         means = {row: cell.mean for row, cell in learned.items() if cell.mean is not None}
         if not means:
             return []
-        known = [cell.sd**2 for cell in learned.values() if cell.sd is not None]
-        single = {row: statistics.fmean(known) if known else column[row].test_variance for row in means}
-        variances = {row: single[row] if (sd := column[row].sd) is None else sd**2 for row in means}
-        errors = {row: variances[row] / len(column[row].finished) for row in means}
+        known = [(len(cell.finished) - 1, cell.sd) for cell in learned.values() if cell.sd is not None]
+        pooled = sum(n * sd**2 for n, sd in known) / sum(n for n, _ in known) if known else None
+        errors = {
+            row: (column[row].test_variance if pooled is None else pooled) / len(column[row].finished) for row in means
+        }
         best = (max if self.score(task)["best"] == "max" else min)(means, key=means.__getitem__)
         return [
             row

@@ -160,9 +160,9 @@ def _legend(table: ResultTable) -> list[str]:
     return [
         f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
         "the majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
-        "Bold: the best of a column, and all that two standard errors of the difference do not tell from it (a single "
-        "seed is given the deviation of what learned in its column, or if none has one, that of an accuracy on so many "
-        "test records).",
+        "Bold: the best of a column, and all that two standard errors of the difference do not tell from it (by the "
+        "deviation over seeds of what learned in the column, pooled; where each has one seed, by that of an accuracy "
+        "on so many test records).",
         "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
         "median over the logged steps.",
         "; ".join(table.notes()) + ".",

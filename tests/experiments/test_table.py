@@ -138,24 +138,27 @@ def test_columns_stand_in_groups_each_with_its_average(make_run: MakeRun, table:
 
 
 def test_the_best_is_bold_and_all_that_is_level_with_it(make_run: MakeRun, tmp_path: Path, table: Table) -> None:
-    """By hand: 50 ± 1 (2) and 48 ± 1 (2) differ by 2, two errors of the difference are 2 · √(1/2 + 1/2) = 2."""
-    spread = 0.01 / 2**0.5
-    for model, mean in (("chela", 0.50), ("linear", 0.48), ("mega", 0.4799)):
-        make_run(f"model={model}", seed=0, accuracy=mean - spread)
-        make_run(f"model={model}", seed=1, accuracy=mean + spread)
-    make_run("model=s4d", accuracy=0.4756)  # one seed, given a deviation of 1: two errors are 2 · √(1 + 1/2) = 2.449
-    make_run("model=softmax", accuracy=0.4754)
-    for seed in (0, 1):  # at chance: neither the best nor a deviation of 0 for the single seeds
+    """By hand: variances of 1 (3 seeds), 4 (2) and 0 (2) are pooled to (2 · 1 + 1 · 4 + 1 · 0) / 4 = 1.5."""
+    for model, accuracies in (
+        ("chela", (0.49, 0.50, 0.51)),
+        ("linear", (0.4773 - 0.02 / 2**0.5, 0.4773 + 0.02 / 2**0.5)),  # two errors are 2 · √(1.5 / 3 + 1.5 / 2) = 2.236
+        ("mega", (0.4777, 0.4777)),
+        ("s4d", (0.4718,)),  # 2 · √(1.5 / 3 + 1.5) = 2.828
+        ("softmax", (0.4716,)),
+    ):
+        for seed, accuracy in enumerate(accuracies):
+            make_run(f"model={model}", seed=seed, accuracy=accuracy)
+    for seed in (0, 1):  # at chance: neither the best nor a deviation of 0 to be pooled
         make_run("model=lightning", seed=seed, accuracy=0.51, learned=False)
     text = table("--no-published")
     (part,) = result_tables(read_runs([tmp_path]))
-    assert part.leaders("listops") == ["chela", "linear", "s4d"] and part.leaders("text") == []
+    assert part.leaders("listops") == ["chela", "mega", "s4d"] and part.leaders("text") == []
     main_table = markdown_rows(text)
     bold = {name for name, cells in main_table.items() if cells[0].startswith("**")}
-    assert bold == {"chela", "linear", "s4d"} and main_table["chela"][0] == "**50.00 ± 1.00 (2)**"
-    assert "First, with all" not in text and part.firsts().endswith("best: chela, linear and s4d on ListOps.")
-    assert "<td><b>50.00 ± 1.00 (2)</b></td>" in table("format=html")
-    assert r"\textbf{50.00 $\pm$ 1.00 (2)}" in table("format=latex")
+    assert bold == {"chela", "mega", "s4d"} and main_table["chela"][0] == "**50.00 ± 1.00 (3)**"
+    assert "First, with all" not in text and part.firsts().endswith("best: chela, mega and s4d on ListOps.")
+    assert "<td><b>50.00 ± 1.00 (3)</b></td>" in table("format=html")
+    assert r"\textbf{50.00 $\pm$ 1.00 (3)}" in table("format=latex")
 
 
 def test_a_test_set_tells_single_seeds_apart_by_its_size(make_run: MakeRun, tmp_path: Path) -> None:
