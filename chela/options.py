@@ -64,6 +64,11 @@ def of_today(options: dict[str, Any]) -> dict[str, Any]:
     >>> of_today({"name": "chela", "attention": "decay", "heads": 4})
     {'name': 'chela', 'attention': 'select', 'heads': 4, 'decay': 'learned'}
     """
+    if options.get("name") == "chela" and "d_pool" in options:
+        share = options["d_pool"]
+        options = {key: value for key, value in options.items() if key != "d_pool"}
+        if share is not None:
+            options["pooled"] = share / options["d_value"]
     if options.get("name") != "chela" or "decay" in options or "attention" not in options:
         return options
     old = options["attention"]

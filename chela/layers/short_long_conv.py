@@ -270,12 +270,16 @@ class ShortLongConv(nn.Module):
 
         ``zeroed`` says that x is 0 at padding already, which saves a pass over it.
         """
-        x = x if zeroed else zero_padding(x, mask)
+        return self.stages(x if zeroed else zero_padding(x, mask), mask)[1]
+
+    def stages(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map ``x: (B, L, C)``, 0 at padding, to ``(u, c)``: the short stage's output, or c without one, and c."""
+        u = None
         if self.short is not None:
-            x = zero_padding(self.short(x), mask)
+            x = u = zero_padding(self.short(x), mask)
         if self.long is not None:
             x = zero_padding(F.silu(self.long(x)), mask)
-        return x
+        return x if u is None else u, x
 
     def start(self, batch: int) -> State:
         """Return the state before the first token, ``short.…`` and ``long.…``.
@@ -293,11 +297,12 @@ class ShortLongConv(nn.Module):
 
         They get what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
         """
-        after: State = {}
-        for name, stage in self._stages():
-            x, end = stage.prefill(x, part(name, state))
-            x, after = F.silu(x) if name == "long" else x, after | nested(name, end)
-        return x, after
+        (_, c), after = self.prefill_stages(x, state)
+        return c, after
+
+    def prefill_stages(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
+        """Return ``(u, c)`` of ``prefill``, and the new state."""
+        return self._go_on("prefill", x, state)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -306,11 +311,25 @@ class ShortLongConv(nn.Module):
         It equals the same position of ``prefill``. O(C·log² K) a token on average for a long kernel of K taps. The
         tensors of ``state`` may be written to.
         """
+        (_, c), after = self.step_stages(x, state)
+        return c, after
+
+    @torch.no_grad()
+    def step_stages(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
+        """Return ``(u, c)`` of ``step``, and the new state."""
+        return self._go_on("step", x, state)
+
+    def _go_on(self, form: str, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
         after: State = {}
+        u = None
         for name, stage in self._stages():
-            x, end = stage.step(x, part(name, state))
-            x, after = F.silu(x) if name == "long" else x, after | nested(name, end)
-        return x, after
+            x, end = getattr(stage, form)(x, part(name, state))
+            after |= nested(name, end)
+            if name == "short":
+                u = x
+            else:
+                x = F.silu(x)
+        return (x if u is None else u, x), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""

@@ -51,7 +51,7 @@ class ChelaLayer(nn.Module):
         depth: Number of layers.
         d_qk: Width Z of queries and keys, per head.
         d_value: Width V of the values, all heads together; None is 2·D.
-        d_pool: Of these, the width that the pooling head gets of "both"; None is about a quarter.
+        pooled: Of these, about which share the pooling head gets of "both": what is left when the heads share the rest.
         heads: Selecting heads H.
         conv: Convolution before the attention; with "none", c = x.
         short_kernel: Taps of the short convolution, odd.
@@ -67,6 +67,7 @@ class ChelaLayer(nn.Module):
         decay: How their weights fade with the distance: not at all, or "fixed" by ALiBi's slopes, flatter in deeper
             layers, "learned", one number a head, "token", one a head and token.
         gate: How the convolution gates the attention.
+        qk: Of which stage of the convolution the selecting heads make queries and keys; where there is one, of that.
 
     Raises:
         ValueError: An argument out of its limits, or values that the heads cannot share evenly.
@@ -90,7 +91,7 @@ class ChelaLayer(nn.Module):
         depth: int = 1,
         d_qk: Annotated[int, {"ge": 1, "le": 256}] = 32,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        d_pool: Annotated[int | None, {"ge": 1, "le": 16384, "neutral": None}] = None,
+        pooled: Annotated[float, {"ge": 0, "le": 1, "neutral": 0.25}] = 0.25,
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
         conv: Literal["short-long", "short", "long", "none"] = "short-long",
         short_kernel: Annotated[int, {"ge": 3, "le": 31, "odd": True}] = 5,
@@ -104,12 +105,12 @@ class ChelaLayer(nn.Module):
         feature_map: Literal["silu", "elu", "identity"] = "silu",
         normalize: bool = False,
         decay: Literal["none", "fixed", "learned", "token"] = "none",
-        gate: Literal["output", "mega", "none"] = "mega",
+        gate: Literal["highway", "output", "mega", "none"] = "mega",
+        qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "long",
     ) -> None:
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
-        if d_pool is None:  # what is left when the heads share three quarters evenly
-            d_pool = d_value - heads * (3 * d_value // 4 // heads)
+        d_pool = d_value - heads * (int((1 - pooled) * d_value) // heads)
         pooled = {"pool": d_value, "both": d_pool}.get(attention, 0)
         selecting = 0 if attention == "none" else d_value - pooled
         if selecting % heads or (attention == "both" and selecting <= 0):
@@ -117,7 +118,7 @@ class ChelaLayer(nn.Module):
                 f"d_value: expected {'d_pool and ' if pooled else ''}a multiple of heads={heads}, got {d_value}"
                 + (f" with d_pool={pooled}" if pooled else "")
             )
-        self.causal, self.gate = causal, gate
+        self.causal, self.gate, self.qk = causal, gate, qk
         scales: dict[str, float] = {"scale_size": scale_size, "initial_scale": initial_scale}
         scales |= {"decay_min": scale_decay_min, "decay_max": scale_decay_max}
         self.conv = ShortLongConv(
@@ -141,7 +142,7 @@ class ChelaLayer(nn.Module):
         self.value = nn.Linear(d_model, d_value)
         if gate != "none":
             self.gate_in = nn.Linear(d_model, d_value)
-        if gate == "mega":
+        if gate in ("mega", "highway"):
             self.skip = nn.Linear(d_model, d_model)
             self.highway = nn.Linear(d_model, d_model)
         self.out = nn.Linear(d_value, d_model)
@@ -154,11 +155,15 @@ class ChelaLayer(nn.Module):
         ``gate="mega"`` replaces a part of ``stream: (B, L, D)``, the residual stream; None is x.
         """
         x = zero_padding(x, mask)
-        c = self.conv(x, mask, zeroed=True)
+        u, c = self.conv.stages(x, mask)
         parts = self._values(x, c)
         if self.cores:
-            parts = [core(c, v, mask) for core, v in zip(self.cores, parts, strict=True)]
-        return self._combine(parts, c, x if stream is None else stream, mask)
+            parts = [core(self._read(core, u, c), v, mask) for core, v in zip(self.cores, parts, strict=True)]
+        return self._combine(parts, c, x if stream is None or self.gate == "highway" else stream, mask)
+
+    def _read(self, core: Core, u: Tensor, c: Tensor) -> Tensor:
+        """Return what a core makes queries and keys of: pooling ones of c."""
+        return u if self.qk == "short" and not core.normalize else c
 
     def _values(self, x: Tensor, c: Tensor) -> list[Tensor]:
         """Return W_v x ``(…, W)`` of each core; without cores, what takes the place of their outputs."""
@@ -169,7 +174,7 @@ class ChelaLayer(nn.Module):
     def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         h = self.out(o) if self.gate == "none" else with_remade(self.out, (_gated, o, self.gate_in(c)))
-        if self.gate != "mega":
+        if self.gate not in ("mega", "highway"):
             return zero_padding(self.dropout(h), mask)
         h = self.dropout(F.silu(h + self.skip(c)))
         return torch.sigmoid(self.highway(c)) * zero_padding(h - stream, mask)
@@ -205,12 +210,12 @@ class ChelaLayer(nn.Module):
         return self._go_on("step", x, state, stream)
 
     def _go_on(self, form: str, x: Tensor, state: State, stream: Tensor | None) -> tuple[Tensor, State]:
-        c, end = getattr(self.conv, form)(x, part("conv", state))
+        (u, c), end = getattr(self.conv, f"{form}_stages")(x, part("conv", state))
         parts, after = self._values(x, c), nested("conv", end)
         for i, core in enumerate(self.cores):
-            parts[i], end = getattr(core, form)(c, parts[i], part(f"cores.{i}", state))
+            parts[i], end = getattr(core, form)(self._read(core, u, c), parts[i], part(f"cores.{i}", state))
             after |= nested(f"cores.{i}", end)
-        return self._combine(parts, c, x if stream is None else stream, None), after
+        return self._combine(parts, c, x if stream is None or self.gate == "highway" else stream, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
