@@ -1,0 +1,106 @@
+"""Write down what a change of the code's form must leave as it is, to be compared by ``diff -r BEFORE AFTER``.
+
+    python -m tests.goldens FOLDER [configs] [tables] [weights]
+
+configs: what ``--cfg`` prints of every task × model × preset, and its fingerprint. tables: every table of the README
+and the docs, by the command above it, and a table of each folder of results. weights: a hash of the weights after 30
+steps in five settings, which depends on the processor: write both sides on one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "plain": ["task=listops"],
+    "accumulate": ["task=listops", "trainer.accumulate=2"],
+    "carry": ["task=corpus", "data.carry=true"],
+    "two processes": ["task=listops", "trainer.devices=2"],
+    "sequence parallel": ["task=listops", "trainer.devices=2", "trainer.sequence_parallel=2"],
+}
+
+
+def configs(folder: Path) -> None:
+    """Write a file for each task: configuration and fingerprint of each model and preset."""
+    from chela.config import resolve, to_yaml
+    from chela.identity import fingerprint
+
+    models = (
+        "chela chela_conv_only chela_attention_only chela_short_only chela_long_only chela_no_gate chela_no_reparam"
+    )
+    models += " chela_sgconv hedgehog lightning linear lion_lit lion_d lion_s mega mega_chunk s4d softmax"
+    for path in sorted((ROOT / "configs/task").glob("*.yaml")):
+        texts = []
+        for preset in yaml.safe_load(path.read_text())["presets"]:
+            for model in models.split():
+                config = resolve([f"task={path.stem}", f"model={model}", f"preset={preset}"])
+                texts.append(f"# {preset} {model} {fingerprint(config)}\n{to_yaml(config)}")
+        (folder / path.name).write_text("".join(texts))
+
+
+def tables(folder: Path) -> None:
+    """Write what each command above a table prints, and the table and listing of each folder of results."""
+    from experiments.table import main as table
+
+    made = re.compile(r"<!-- python -m experiments\.table (.*) -->")
+    commands = [
+        words
+        for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
+        for words in made.findall(page.read_text())
+    ]
+    commands += [
+        f"experiments/results/{path.name}"
+        for path in sorted((ROOT / "experiments/results").iterdir())
+        if path.name not in ("bench", "v1")
+    ]
+    for words in dict.fromkeys(commands):
+        out = io.StringIO()
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out):
+            table(shlex.split(words))
+        name = re.sub(r"\W+", "-", words.replace("experiments/results/", ""))
+        (folder / f"{name}.md").write_text(out.getvalue())
+
+
+def weights(folder: Path) -> None:
+    """Train for 30 steps in each setting."""
+    import torch
+
+    text = folder / "numbers.txt"
+    text.write_text("".join(f"{number}\n" for number in range(3000)))
+    hashes = {}
+    for name, words in SETTINGS.items():
+        runs = folder / "runs" / name.replace(" ", "_")
+        always = [f"runs={runs}", "preset=tiny", "trainer.max_steps=30", "trainer.accelerator=cpu", "trainer.threads=1"]
+        always += [f"data.dir={folder / 'data'}", "trainer.progress=none", "tensorboard=false"]
+        root = [f"data.root={text}"] if "task=corpus" in words else []
+        subprocess.run([sys.executable, "-m", "chela.train", *words, *always, *root], cwd=ROOT, check=True)
+        [path] = runs.rglob("last.ckpt")
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        digest = hashlib.sha256()
+        for key in sorted(state):
+            digest.update(key.encode() + state[key].contiguous().view(torch.uint8).numpy().tobytes())
+        hashes[name] = digest.hexdigest()[:16]
+    (folder / "weights.json").write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+def main(folder: Path, parts: list[str]) -> None:
+    """Write the parts asked for; all, where none is."""
+    for part in (configs, tables, weights):
+        if not parts or part.__name__ in parts:
+            (folder / part.__name__).mkdir(parents=True, exist_ok=True)
+            part(folder / part.__name__)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).absolute(), sys.argv[2:])
