@@ -9,8 +9,8 @@ import importlib
 import sys
 
 from chela.cli import guarded
-from chela.errors import UsageError
-from lra.options import closest, shown
+from chela.core.errors import UsageError
+from chela.core.options import closest, shown
 
 COMMANDS = {
     "train": ("chela.train", "train a system on a task, or go on with a run"),

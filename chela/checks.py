@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.schema import Config
 
 MOST_PARAMETERS = 2_000_000_000  # systems of the Long Range Arena have a million
@@ -57,7 +57,7 @@ def _check_sizes(config: Config) -> None:
     model = config.model
     heads = getattr(model.mixer, "heads", 1)
     width = _value_width(config)
-    if width % heads and not hasattr(model.mixer, "d_pool"):  # CHELA's heads share what its pool leaves
+    if width % heads and not hasattr(model.mixer, "pooled"):  # CHELA's heads share what its pool leaves
         key = "model.mixer.d_value" if hasattr(model.mixer, "d_value") else "model.d_model"
         raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
     at_least = parameters_at_least(config)

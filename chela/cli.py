@@ -17,13 +17,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chela.config import first_line, resolve, to_yaml, type_name, unfit
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import check_options, closest, shown
 from chela.groups import names
 from chela.identity import fields
 from chela.presets import PRESETS
 from chela.schema import Config
-from lra.errors import UserError
-from lra.options import check_options, closest, shown
 
 T = TypeVar("T")
 Field = dataclasses.Field[Any]
@@ -35,7 +34,7 @@ def command(
     """Make ``main(argv)`` of a function of options: it answers ``--help``, or reads the words and runs.
 
     Args:
-        options: A dataclass whose fields are declared with ``lra.options.option``.
+        options: A dataclass whose fields are declared with ``chela.core.options.option``.
         about: The command's docstring; the first line of its help.
         others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
     """
@@ -207,7 +206,7 @@ def guarded(command: Callable[[], int]) -> int:
         return 0
     except KeyboardInterrupt:
         return _failed("stopped by Ctrl-C, nothing was saved", 128 + signal.SIGINT)
-    except UserError as error:
+    except UsageError as error:
         return _failed(str(error), error.status)
     except OSError as error:
         if error.errno not in (*_DISKS, *_PATHS):

@@ -20,14 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from chela.checks import check_together
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import check_value, closest, shown
 from chela.groups import Layer, flat, is_file, label, names, read_group, sections
 from chela.identity import fields, identity_of
 from chela.options import expect_trusted, importable, mixer_options, of_today, systems
 from chela.presets import resolve_preset
 from chela.results import TITLES
 from chela.schema import Config
-from lra.options import check_value, closest, shown
 from lra.tasks import get_task, task_options
 
 BOOLS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")  # omegaconf takes any integer for true

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from chela.cli import command
 from chela.config import load, run_folder
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
+from chela.core.options import option
 from chela.identity import fingerprint
 from chela.schema import Config
-from lra.files import write_whole
-from lra.options import option
 
 
 @dataclass

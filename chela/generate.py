@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chela.cli import command, opened
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.evaluate import RunWords
-from lra.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.errors import UsageError
-from lra.options import closest, shown
+from chela.core.errors import UsageError
+from chela.core.options import closest, shown
 
 Layer = dict[str, Any]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.options import code_of, mixer_options
 from chela.schema import Config
 from lra.tasks import task_class, task_options

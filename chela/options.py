@@ -17,8 +17,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, get_args
 
-from chela.errors import UsageError
-from lra.options import closest, option
+from chela.core.errors import UsageError
+from chela.core.options import closest, option
 
 CONTEXT = ("self", "d_model", "l_max", "causal", "layer", "depth", "dropout")
 """What the backbone hands to every mixer that asks for it; these are no options."""

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from chela.cli import command, opened
 from chela.config import run_folder
-from chela.errors import UsageError
+from chela.core.errors import DataError, UsageError
+from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.groups import names
-from lra.errors import DataError
-from lra.options import option
 from lra.tasks import get_task, task_class
 from lra.tasks.base import sequences
 

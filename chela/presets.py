@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import closest, shown
 from chela.groups import Layer
-from lra.options import closest, shown
 
 PRESETS = ("auto", "full", "mini", "tiny")
 

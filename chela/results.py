@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 
 RESULT_FORMAT_VERSION = 2
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lra.options import option
+from chela.core.options import option
 from lra.schema import DataConfig
 
 SCHEDULES: dict[str, Callable[[float], float]] = {

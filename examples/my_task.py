@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lra.options import option
+from chela.core.options import option
 from lra.tasks.base import InMemory, Task
 
 

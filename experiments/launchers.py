@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.presets import cuda_devices
 from experiments.plan import Job, tail
 from experiments.runs import read_json, write

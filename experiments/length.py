@@ -25,15 +25,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from chela.cli import command
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
+from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.predict import load_run
 from chela.training.contexts import expect_prefill
 from experiments.rows import row_names
 from experiments.runs import LENGTH, Run, read_json, read_runs
 from lra.batches import collate, eval_batches
-from lra.files import write_whole
-from lra.options import option
 from lra.tasks.base import IGNORED, Records
 
 if TYPE_CHECKING:

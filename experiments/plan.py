@@ -35,12 +35,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.cli import plain
 from chela.config import first_line, resolve, to_yaml
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import check_options, option
 from chela.groups import is_file, label, names
 from chela.identity import fingerprint
 from chela.schema import Config
 from experiments.runs import RATE, TUNE, read_result, write
-from lra.options import check_options, option
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
 

@@ -25,15 +25,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chela import cli
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.groups import names
 from chela.results import ACCURACY
 from experiments.rows import row_order
 from experiments.runs import NOT_MEASURED, Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import score_heading
-from lra.errors import UserError
-from lra.options import option
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -308,7 +307,7 @@ def save(figure: Figure, path: Path) -> None:
     """Write a figure; the ending of ``path`` chooses the format."""
     try:
         write(path, drawn(figure, path.suffix.removeprefix(".") or "png"))
-    except (UserError, ValueError) as error:
+    except (UsageError, ValueError) as error:
         raise UsageError(f"out: expected a file that can be written, e.g. curves.png, got {path} ({error})") from None
 
 

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from chela.cli import command
 from chela.config import load, run_folder
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
+from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.layers.attention import Attended
 from chela.layers.long_kernel import LongKernel
@@ -35,9 +37,6 @@ from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
 from experiments.runs import PROBE, Run
 from lra.batches import collate, eval_batches
-from lra.errors import UserError
-from lra.files import write_whole
-from lra.options import option
 from lra.tasks import get_task
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
@@ -65,7 +64,7 @@ def state_size(run: Run) -> int | None:
     try:
         config = load(run.path / "config.yaml")
         return cost(config.model, get_task(config.task)).state_size
-    except UserError:
+    except UsageError:
         return None
 
 

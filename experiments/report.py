@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from chela import cli
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
 from experiments.bench.curves import bench_curves
 from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import Text, from_papers, measured, render
-from lra.options import option
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }

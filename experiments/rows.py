@@ -10,7 +10,7 @@ from typing import Any
 
 from chela.cli import plain
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import flat
 from chela.identity import identity_of
 from experiments.runs import RATE, Run

@@ -28,12 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela import cli, results
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
+from chela.core.options import option
 from chela.groups import flat, label
 from chela.identity import identity_of
 from chela.results import ACCURACY, GROUPS, TITLES
-from lra.files import write_whole
-from lra.options import option
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +178,7 @@ def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
 
 
 def write(path: Path, data: str | bytes) -> None:
-    """Write a file whole, and make its folder where there is none; UserError where that cannot be."""
+    """Write a file whole, and make its folder where there is none; UsageError where that cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

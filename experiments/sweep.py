@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from chela import cli
-from chela.errors import DivergedError, UsageError
+from chela.core.errors import DivergedError, UsageError
+from chela.core.options import option
 from experiments.launchers import TRAIN, Ended, Local, Slurm
 from experiments.plan import Job, Pair, read_sweep
-from lra.options import option
 
 ATTEMPTS = 3  # of a run that is killed, in one launch of the sweep
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the run was asked to stop, and saved

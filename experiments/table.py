@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from chela import cli
+from chela.core.options import option
 from chela.results import TITLES
 from experiments.runs import RATE, read_runs
 from experiments.summary import ARENA, COSTS, STEPS, Cell, ResultTable, published, result_tables
-from lra.options import option
 
 NONE = "–"  # the cell of what has not been run
 BOLD = "**"  # around a cell, as in Markdown

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lra.errors import DataError
-from lra.files import file_errors, locked, sha256, sync, write_whole
+from chela.core.errors import DataError
+from chela.core.files import file_errors, locked, sha256, sync, write_whole
 
 FORMAT = 1  # version of the layout above
 MANIFEST = "records.json"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from chela.core.errors import DataError
 from lra.batches import Batch, collate, eval_batches
 from lra.builder import Progress
-from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.streams import permutation
 from lra.tasks import get_task

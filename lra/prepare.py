@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chela.core.options import option
 from lra.builder import check
-from lra.options import option
 from lra.schema import DataConfig
 from lra.show import page
 from lra.tasks import get_task

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lra.options import option
+from chela.core.options import option
 
 
 @dataclass

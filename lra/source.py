@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chela.core.errors import DataError
+from chela.core.files import sha256
 from lra.builder import Progress, quiet_tfds
-from lra.errors import DataError
-from lra.files import sha256
 from lra.schema import DataConfig
 
 log = logging.getLogger(__name__)

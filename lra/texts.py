@@ -17,8 +17,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from lra.errors import DataError
-from lra.files import file_errors, locked, sync
+from chela.core.errors import DataError
+from chela.core.files import file_errors, locked, sync
 from lra.schema import DataConfig
 from lra.streams import GOLDEN, key, mix
 from lra.tasks.base import IGNORED, Encoded, Label, Records

@@ -13,7 +13,7 @@ from chela import config as configuration
 from chela import presets
 from chela.checks import parameters_at_least
 from chela.config import load, resolve, seconds, to_yaml
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import configs_folder, flat, names
 from chela.identity import _fact, fields, fingerprint, identities, identity_of
 from chela.options import CONTEXT, mixer_options, systems

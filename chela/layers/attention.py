@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.expect import checked
+from chela.core.options import checked
 from chela.layers.padding import zero_padding
 from chela.layers.state import Stepwise
 from chela.ops.sequence_parallel import first_position

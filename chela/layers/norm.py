@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from chela.core.options import check_value
 from chela.layers.padding import check_mask, may_look, zero_padding
 from chela.layers.remade import is_computed_again
 from chela.ops.precision import accumulation_dtype
-from lra.options import check_value
 
 
 class LayerNorm(nn.LayerNorm):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.expect import checked, expect_causal
+from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.kept import Keeping, Kept
 from chela.layers.long_kernel import ALL, FreeKernel, LongKernel, MultiscaleKernel
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.state import State, nested, part, settled
+from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.fft_conv import FFTConvState, StepKernel, fft_conv, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
 from chela.ops.precision import accumulation_dtype

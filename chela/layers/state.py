@@ -31,6 +31,16 @@ class Stepwise(nn.Module):
         return update[:, 0], state
 
 
+def expect_causal(layer: nn.Module) -> None:
+    """Refuse a state to a layer that looks ahead.
+
+    Raises:
+        RuntimeError: The layer was built with ``causal=False``.
+    """
+    if not layer.causal:
+        raise RuntimeError(f"{type(layer).__name__}.start: expected causal=True; a two-sided layer needs later tokens")
+
+
 def nested(name: str, state: Mapping[str, Tensor]) -> State:
     """Put the state of a part into that of the whole.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from lra.options import option
+from chela.core.options import option
 
 if TYPE_CHECKING:
     from chela.models.heads import Network
@@ -49,7 +49,7 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
     Returns:
         The network; its attribute ``built_from`` is ``(config, facts)``, which ``save_pretrained`` writes down.
     """
-    from chela.errors import UsageError
+    from chela.core.errors import UsageError
     from chela.layers.param_groups import initialise, seeded
     from chela.models.heads import Classifier, PairClassifier, TokenModel
 

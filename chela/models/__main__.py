@@ -11,7 +11,7 @@ import sys
 
 from chela.cli import guarded, help_text
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import is_file, names
 
 HEAD = ("model", "parameters", "in mixers", "MFLOPs/token", "state")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding

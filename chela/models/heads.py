@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.expect import expect_causal
-from chela.layers.state import State
+from chela.core.options import check_value
+from chela.layers.state import State, expect_causal
 from chela.models.backbone import Backbone
 from chela.ops.sequence_parallel import current, first_position
-from lra.options import check_value
 
 if TYPE_CHECKING:
     from chela.models import TaskFacts

@@ -14,12 +14,12 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import shown
 from chela.models import TaskFacts, build_model
 from chela.options import expect_trusted, mixer_options, of_today
 from chela.schema import ModelConfig
 from chela.version import __version__
-from lra.options import shown
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

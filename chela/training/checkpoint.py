@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from chela.config import first_line
-from chela.errors import UsageError
-from lra.files import write_whole
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
 
 FORMAT_VERSION = 2
 READ = (1, 2)  # of version 1 the weights can be scored; a run that was begun with it goes on with the chela that did

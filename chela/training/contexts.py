@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.models.generate import generate
 from chela.models.heads import TokenModel
 from lra.batches import Batch

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from chela.config import to_the_letter
-from chela.errors import DivergedError, UsageError
+from chela.core.errors import DivergedError, UsageError
 from chela.identity import fingerprint, own_code
 from chela.models import build_model
 from chela.results import TITLES, of_arena, read_result
@@ -35,7 +35,6 @@ from chela.training.run import RunFolder, RunState, claim_run, find_run
 from chela.training.stopping import Keeper, Signals, Stopped, in_first, stopped_by
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.errors import UserError
 
 # of Lightning's, which this package does itself
 _OWN_WORK = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -78,7 +77,7 @@ def fit(config: Config, console: Console, started: float) -> int:
             return 0
         except Stopped as stop:
             return stop.status if leads else 0
-        except UserError:
+        except UsageError:
             if leads:
                 raise
             return 0  # every process comes to it at the same step; the first one says it

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from chela.checks import parameters_at_least
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.schema import Config
 
 # Set by torchrun, by srun, or by hand on each node: who else takes part, and where the first one is reached.

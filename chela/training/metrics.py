@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
 from chela.schema import Config
 from chela.training.module import LitModel, StepCallback
 from chela.training.run import RunFolder, RunState
 from chela.training.stopping import in_first
-from lra.files import write_whole
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from chela.errors import DivergedError
+from chela.core.errors import DivergedError
 from chela.layers.param_groups import param_groups
 from chela.ops.sequence_parallel import sequence_parallel
 from chela.schema import Config, OptimizerConfig

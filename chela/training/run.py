@@ -28,14 +28,14 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from chela.config import run_folder, to_yaml
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
 from chela.groups import flat, label
 from chela.identity import fingerprint, identities
 from chela.options import of_today
 from chela.results import RESULT_FORMAT_VERSION
 from chela.schema import Config
 from chela.training import checkpoint
-from lra.files import write_whole
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
 WEIGHTS = ("step", "model")  # all that scoring needs

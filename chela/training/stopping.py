@@ -19,13 +19,12 @@ import lightning as L
 import torch
 
 from chela.config import first_line, seconds
-from chela.errors import DivergedError, UsageError
+from chela.core.errors import DivergedError, UsageError
+from chela.core.files import sync
 from chela.identity import fingerprint, identities
 from chela.training import checkpoint
 from chela.training.module import LitModel, StepCallback
 from chela.training.run import RunFolder, RunState
-from lra.errors import UserError
-from lra.files import sync
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -138,7 +137,7 @@ class Keeper(StepCallback):
         if self.goes_on:
             try:  # in process 0, for all: each must go on from the same one
                 saved = in_first(trainer, lambda: self.run.load_last(identities(module.config), self.say))
-            except UserError as error:
+            except UsageError as error:
                 raise UsageError(f"resume: {error}") from None
             if saved is None:
                 self.say("no checkpoint yet: from the first step")
@@ -211,7 +210,7 @@ class Keeper(StepCallback):
 
         Raises:
             DivergedError: A weight is no finite number; the checkpoint before this step is kept.
-            UserError, OSError: It could not be written.
+            UsageError, OSError: It could not be written.
         """
         module.expect_finite()
         bad = next((name for name, value in module.model.state_dict().items() if not value.isfinite().all()), None)
@@ -260,7 +259,7 @@ def in_first(trainer: L.Trainer, work: Callable[[], T]) -> T | None:
     """Do ``work`` in process 0 and return in every process what it returns.
 
     Raises:
-        UserError, OSError: What ``work`` raises; in the other processes always a UsageError. Without being told, they
+        UsageError, OSError: What ``work`` raises; in the other processes always a UsageError. Without being told, they
             would wait for process 0 for ever.
     """
     result: T | None = None
@@ -268,7 +267,7 @@ def in_first(trainer: L.Trainer, work: Callable[[], T]) -> T | None:
     if trainer.is_global_zero:
         try:
             result = work()
-        except (UserError, OSError) as problem:
+        except (UsageError, OSError) as problem:
             error = problem
     result, told = trainer.strategy.broadcast((result, None if error is None else str(error)))
     if told is not None:

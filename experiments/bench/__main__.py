@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from chela.cli import command, no_more, read_words
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from experiments.bench import Row
 from experiments.runs import write
-from lra.options import option
 
 BENCHMARKS = sorted({path.stem for path in Path(__file__).parent.glob("[!_]*.py")} - {"curves", "timing"})
 RESULTS = Path("experiments/results/bench")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from experiments.plot import colours, new_figure
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from chela.config import resolve
+from chela.core.errors import DataError
 from chela.schema import Config
 from experiments.bench import Row
 from experiments.bench.train import training_step
 from lra.batches import batch_indices, padding_share
 from lra.datamodule import LRADataModule
-from lra.errors import DataError
 
 RECORDS = 5_000
 

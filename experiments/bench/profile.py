@@ -13,10 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from chela.config import resolve
+from chela.core.options import option
 from chela.training.machine import hardware
 from experiments.bench import Row, timing
 from experiments.bench.train import random_records, training_step
-from lra.options import option
 from lra.tasks import get_task
 
 STEPS = 4

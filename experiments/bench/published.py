@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.layers.mixers.mega import MEGA
 from chela.layers.mixers.s4d import S4D
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, training_step
-from lra.options import option
 
 PLOT = ("MEGA", "MEGA, published", "S4D", "S4D, published")
 WIDTH, QUERY, VALUE, AVERAGES, STATES = 128, 64, 256, 16, 64

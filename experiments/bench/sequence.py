@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.models import TaskFacts, build_model
 from chela.models.cost import cost
 from chela.ops.sequence_parallel import sequence_parallel
@@ -28,7 +29,6 @@ from chela.options import mixer_options
 from chela.schema import ModelConfig
 from experiments.bench import Row
 from experiments.bench.timing import peak_memory
-from lra.options import option
 
 PLOT = ("held", "sent", "softmax in a ring, by the model")
 SYMBOLS, WIDTH, FLOAT = 65, 32, 4

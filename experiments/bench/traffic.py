@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import option
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.tiles import Launch, launches
 from chela.ops.linear_attention.triton import backward, forward, load_kernels
 from experiments.bench import Row
-from lra.options import option
 
 BYTES, FLOPS, SHARED = 3.35e12, 990e12, 227 * 1024  # of an H100: a second, a second, of memory that a program may use
 CHUNK = 64  # of flash-linear-attention

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.benchmark import Measurement
 
 from chela.config import resolve
+from chela.core.options import option
 from chela.groups import names
 from chela.models import build_model
 from chela.schema import Config
@@ -25,7 +26,6 @@ from chela.training.machine import hardware, memory_of_machine
 from chela.training.module import build_optimizer
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, peak_memory
-from lra.options import option
 from lra.tasks import get_task
 
 RIVAL = "softmax"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
+from chela.core.errors import DataError
 from lra.ahead import ahead
-from lra.errors import DataError
 from lra.generators.splitmix import mix, uniform, word
 from lra.streams import GOLDEN, key, permutation
 

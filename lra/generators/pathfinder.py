@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.generators.pathfinder_growth import RESTARTS, draw_heads, draw_images, make_scratch
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import make_setup

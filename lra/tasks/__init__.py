@@ -14,7 +14,7 @@ import pkgutil
 import re
 from typing import Any, get_type_hints
 
-from lra.options import closest, option, shown
+from chela.core.options import closest, option, shown
 from lra.tasks.base import Task
 
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import check_options, shown
 from lra.builder import Progress
-from lra.errors import DataError
-from lra.options import check_options, shown
 from lra.schema import DataConfig
 from lra.show import sequence as shown_sequence
 
@@ -102,7 +102,7 @@ class Records(ABC):
 class Task:
     """A task; ``prepare`` before ``dataset``.
 
-    Its options are its constructor's keyword arguments: the fields of a dataclass, with ``lra.options.option``, or the
+    Its options are its constructor's keyword arguments: the fields of a dataclass, with ``option``, or the
     arguments of ``__init__``. What depends on them, such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
 
     Attributes:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.files import sha256
+from chela.core.options import option, shown
 from lra.builder import Progress
-from lra.errors import DataError
-from lra.files import sha256
-from lra.options import option, shown
 from lra.schema import DataConfig
 from lra.source import Form, Remote, given_root, locate, verify
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
-from lra.errors import DataError
-from lra.options import option
 from lra.schema import DataConfig
 from lra.show import picture
 from lra.source import Form, Remote, check_content, locate, members, read_tfds

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import option
 from lra.builder import Example, Progress, RecordSpec, prepare
-from lra.errors import DataError
-from lra.options import option
 from lra.schema import DataConfig
 from lra.source import Form, digest, locate
 from lra.tasks.base import SPLITS

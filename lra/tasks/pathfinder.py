@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import option
 from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSpec, check, prepare
-from lra.errors import DataError
 from lra.generators.pathfinder_options import PathfinderOptions
-from lra.options import option
 from lra.schema import DataConfig
 from lra.show import picture
 from lra.source import Form, digest, locate

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lra.options import option
+from chela.core.options import option
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Records, Task
 
 Part = tuple[int, int, int]

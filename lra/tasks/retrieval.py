@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import option, shown
 from lra.builder import Example, Progress, prepare
-from lra.errors import DataError
-from lra.options import option, shown
 from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
 from lra.schema import DataConfig
 from lra.source import Form, Remote, digest, locate, verify

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from chela.core.errors import DataError
+from chela.core.options import option, shown
 from lra.builder import Progress
-from lra.errors import DataError
-from lra.options import option, shown
 from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, ids_of, reviews_of
 from lra.schema import DataConfig
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from chela.core.errors import DataError
 from lra.builder import Progress, RecordSet
-from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.source import given_root
 from lra.streams import permutation

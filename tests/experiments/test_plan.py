@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import configs_folder, names
 from chela.identity import fingerprint
 from experiments import launchers, plan

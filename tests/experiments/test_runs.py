@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from experiments.rows import row_names
 from experiments.runs import main, read_run, read_runs
 from experiments.summary import result_tables

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import names
 from chela.models import build_model
 from lra.tasks import get_task

@@ -65,8 +65,8 @@ def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
 def test_heads_must_divide_the_value_width() -> None:
     with pytest.raises(ValueError, match="expected a multiple of heads=3, got 8"):
         layer(heads=3, attention="select")
-    with pytest.raises(ValueError, match="expected d_pool and a multiple of heads=2, got 8 with d_pool=3"):
-        layer(d_pool=3)
+    with pytest.raises(ValueError, match="expected a multiple of heads=4, got 3"):
+        layer(heads=4, d_value=3)
     assert not layer(heads=3, attention="none").cores  # which are not there
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.files import locked
+from chela.core.files import locked
 from lra.schema import DataConfig
 from lra.tasks.listops import ListOps
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chela.core.errors import DataError
 from lra.builder import MANIFEST, Example, RecordSet, RecordSpec, check, prepare
-from lra.errors import DataError
 
 SPEC = RecordSpec("lra_test", "tiny", "1.0.0", ("tokens",), {"train": 30, "test": 5})
 
@@ -172,7 +172,7 @@ import resource, signal, sys
 import numpy as np
 from pathlib import Path
 from lra.builder import Example, RecordSpec, prepare
-from lra.errors import DataError
+from chela.core.errors import DataError
 spec = RecordSpec("lra_test", "tiny", "1.0.0", ("tokens",), {{"train": 4000}})
 noise = np.random.default_rng(0)
 examples = (Example({{"tokens": noise.integers(0, 255, 1000).astype(np.uint8)}}, 0, (1000,)) for _ in range(4000))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
-from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from chela.core.errors import DataError
 from lra.batches import collate
 from lra.builder import RecordSet
 from lra.datamodule import LRADataModule
-from lra.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.generators.listops import _block, generate
 from lra.schema import DataConfig
 from lra.streams import key

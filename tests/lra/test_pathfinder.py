@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker, shrink

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.generators.pathfinder import apart, generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig

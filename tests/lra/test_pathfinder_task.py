@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig

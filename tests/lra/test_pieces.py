@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
-from lra.errors import DataError
 from lra.pieces import Drawn, Pairs, cosine_accuracy, hashed
 from lra.schema import DataConfig
 from lra.show import page

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 

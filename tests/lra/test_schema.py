@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lra.options import check_options
+from chela.core.options import check_options
 from lra.schema import DataConfig
 from lra.tasks import get_task, names, task_options
 from lra.tasks.image import Image

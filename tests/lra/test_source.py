@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.schema import DataConfig
 from lra.source import Form, Remote, fetch, locate, members, read_tfds, verify
 

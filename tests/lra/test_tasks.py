@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from chela.core.errors import DataError
+from chela.core.options import option
 from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.datamodule import LRADataModule
-from lra.errors import DataError
-from lra.options import option
 from lra.schema import DataConfig
 from lra.show import page
 from lra.tasks import get_task, names, task_class, task_options

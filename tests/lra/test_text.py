@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lra.errors import DataError
+from chela.core.errors import DataError
 from lra.schema import DataConfig
 from lra.tasks import text
 from lra.tasks.text import Text

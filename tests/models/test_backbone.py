@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.models import build_model
 from chela.models.backbone import Residual
 from chela.schema import ModelConfig

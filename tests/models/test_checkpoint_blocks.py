@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import names
 from chela.models import TaskFacts, build_model
 

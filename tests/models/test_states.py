@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.groups import names
 from chela.models import TaskFacts, build_model
 from chela.models.cost import cost

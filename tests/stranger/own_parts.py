@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lra.options import option
+from chela.core.options import option
 from lra.tasks.base import InMemory, Task
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.models.pretrained import from_pretrained, save_pretrained
 from tests.training.launches import apart, assert_equal, in_step, left_by, only_run
 

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.training import checkpoint
 from chela.training.metrics import cut_after
 from chela.training.run import LAST_KEYS, RunFolder
-from lra.errors import UserError
 from tests.training.launches import TINY, assert_equal, fork, launch, left_by, only_run
 
 STATE = {"fingerprint": "abc", "step": 3, "weights": torch.arange(1000.0)}
@@ -147,7 +146,9 @@ def test_a_failed_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, full)
-        with pytest.raises(UserError, match=r"could not write .*last.ckpt \(No space left on device\); what was saved"):
+        with pytest.raises(
+            UsageError, match=r"could not write .*last.ckpt \(No space left on device\); what was saved"
+        ):
             checkpoint.save(path, {**STATE, "step": 4}, previous)
     assert checkpoint.load(path, KEYS, ("abc",))["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
@@ -167,7 +168,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
     checkpoint.save(tmp_path / "last.ckpt", STATE)
     assert checkpoint.load(tmp_path / "last.ckpt", KEYS, ("abc",))["step"] == 3
     refused = stat.S_ISREG
-    with pytest.raises(UserError, match="Invalid argument"):
+    with pytest.raises(UsageError, match="Invalid argument"):
         checkpoint.save(tmp_path / "last.ckpt", {**STATE, "step": 4})
 
 

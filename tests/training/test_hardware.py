@@ -1,7 +1,7 @@
 import pytest
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.schema import Config
 from chela.training.machine import processes, rank
 

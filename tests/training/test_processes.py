@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.training import checkpoint, metrics
 from chela.training.module import LitModel
 from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, metrics_of, only_run

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.layers import norm
 from chela.models import TaskFacts, build_model
 from chela.models.heads import Network

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.training import fit as fitting
 from chela.training.checkpoint import load
 from chela.training.module import LitModel

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from chela.config import resolve
-from chela.errors import UsageError
+from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.identity import fingerprint
 from chela.schema import OptimizerConfig

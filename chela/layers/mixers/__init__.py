@@ -22,9 +22,9 @@ from typing import Any
 
 from torch import nn
 
-from chela.errors import UsageError
+from chela.core.errors import UsageError
+from chela.core.options import shown
 from chela.options import find_mixer
-from lra.options import shown
 
 
 def mixer_class(name: str) -> type[nn.Module]:

@@ -13,14 +13,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.core.options import checked
 from chela.layers.attention import FEATURE_MAPS, Attended, columns, make_decay
-from chela.layers.expect import checked, expect_causal
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.remade import with_remade
 from chela.layers.short_long_conv import ShortLongConv
-from chela.layers.state import State, nested, part, settled
+from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
 
@@ -111,13 +111,10 @@ class ChelaLayer(nn.Module):
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
         d_pool = d_value - heads * (int((1 - pooled) * d_value) // heads)
-        pooled = {"pool": d_value, "both": d_pool}.get(attention, 0)
-        selecting = 0 if attention == "none" else d_value - pooled
+        d_pool = {"pool": d_value, "both": d_pool}.get(attention, 0)
+        selecting = 0 if attention == "none" else d_value - d_pool
         if selecting % heads or (attention == "both" and selecting <= 0):
-            raise ValueError(
-                f"d_value: expected {'d_pool and ' if pooled else ''}a multiple of heads={heads}, got {d_value}"
-                + (f" with d_pool={pooled}" if pooled else "")
-            )
+            raise ValueError(f"d_value: expected a multiple of heads={heads}, got {d_value}")
         self.causal, self.gate, self.qk = causal, gate, qk
         scales: dict[str, float] = {"scale_size": scale_size, "initial_scale": initial_scale}
         scales |= {"decay_min": scale_decay_min, "decay_max": scale_decay_max}
@@ -137,7 +134,7 @@ class ChelaLayer(nn.Module):
             options["decay"] = make_decay(decay, d_model, heads, layer, depth)
             self.cores.append(Core(d_model, selecting, heads, d_qk, **options))
         if attention in ("pool", "both"):
-            self.cores.append(Core(d_model, pooled, 1, d_qk, feature_map="elu", normalize=True, causal=causal))
+            self.cores.append(Core(d_model, d_pool, 1, d_qk, feature_map="elu", normalize=True, causal=causal))
         self.norm = LayerNorm(d_value) if attention == "none" else None
         self.value = nn.Linear(d_model, d_value)
         if gate != "none":

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from chela.layers.expect import checked
+from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.param_groups import mark
 

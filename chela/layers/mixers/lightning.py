@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.core.options import checked
 from chela.layers.attention import FixedDecay
-from chela.layers.expect import checked
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.norm import LayerNorm
 

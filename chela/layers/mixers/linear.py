@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from chela.layers.attention import MultiHead, elu_plus_one
-from chela.layers.expect import expect_causal
 from chela.layers.padding import zero_padding
-from chela.layers.state import State, settled
+from chela.layers.state import State, expect_causal, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chela.core.options import checked
 from chela.layers.attention import FEATURE_MAPS, HeadDecay, TokenDecay
-from chela.layers.expect import checked
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.state import State, settled
 from chela.ops.sequence_parallel import current

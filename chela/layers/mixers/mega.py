@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from chela.core.options import checked
 from chela.layers.attention import Attended, columns
-from chela.layers.expect import checked, expect_causal
 from chela.layers.exponential_kernel import DampedEMAKernel
 from chela.layers.padding import zero_padding
-from chela.layers.state import State, Stepwise, settled
+from chela.layers.state import State, Stepwise, expect_causal, settled
 from chela.ops.fft_conv import fft_conv
 
 

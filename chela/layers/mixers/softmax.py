@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chela.core.options import checked
 from chela.layers.attention import MultiHead
-from chela.layers.expect import checked, expect_causal
 from chela.layers.padding import zero_padding
-from chela.layers.state import State, settled
+from chela.layers.state import State, expect_causal, settled
 
 
 class SoftmaxAttention(MultiHead):

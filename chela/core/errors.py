@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class UserError(Exception):
+class UsageError(Exception):
     """Something in the command, the configuration or the files is not as expected.
 
     The message is one line: what was expected, what came, what to do.
@@ -15,5 +15,11 @@ class UserError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
-class DataError(UserError):
+class DataError(UsageError):
     """Data that is absent, damaged or not what it should be. The message names the file or the record."""
+
+
+class DivergedError(UsageError):
+    """The loss or a gradient is no longer a finite number."""
+
+    status = 3

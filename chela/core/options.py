@@ -6,10 +6,13 @@ Standard library only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
+
+P = ParamSpec("P")
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "ge": (operator.ge, "at least"),
@@ -65,6 +68,39 @@ def check_value(key: str, value: Any, limits: Any) -> None:
         raise ValueError(f"{key}: expected one of {', '.join(choices)}, got {shown(value)}{closest(value, choices)}")
     if limits.get("odd") and value % 2 == 0:
         raise ValueError(f"{key}: expected an odd number, so that the kernel has a middle, got {value}")
+
+
+def checked(init: Callable[P, None]) -> Callable[P, None]:
+    """Hold the keyword arguments of a constructor to their annotations, before it runs.
+
+    ``Literal["a", "b"]`` lists the values; the dict in ``Annotated[int, {"ge": 1}]`` has the limits that
+    ``option`` takes.
+
+    Raises:
+        ValueError: One line that names the argument, what was expected and what came.
+
+    >>> from typing import Annotated
+    >>> class Layer:
+    ...     @checked
+    ...     def __init__(self, *, heads: Annotated[int, {"ge": 1}] = 4):
+    ...         self.heads = heads
+    >>> Layer(heads=0)
+    Traceback (most recent call last):
+    ValueError: heads: expected at least 1, got 0
+    """
+
+    @functools.wraps(init)
+    def check_and_build(*args: P.args, **kwargs: P.kwargs) -> None:
+        hints = get_type_hints(init, include_extras=True)
+        for name, value in kwargs.items():
+            hint: Any = hints.get(name)
+            said = hint.__metadata__[0] if get_origin(hint) is Annotated else {}
+            hint = hint.__origin__ if said else hint
+            choices = {"choices": get_args(hint)} if get_origin(hint) is Literal else {}
+            check_value(name, value, choices | said)
+        init(*args, **kwargs)
+
+    return check_and_build
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from lra.errors import DataError, UserError
+from chela.core.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
         previous: Where the file that ``path`` holds now is kept, so that one torn file can never cost a run.
 
     Raises:
-        UserError: The disk is full or the folder is not writable; what was there before is untouched.
+        UsageError: The disk is full or the folder is not writable; what was there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -50,7 +50,7 @@ def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
         sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(
+        raise UsageError(
             f"could not write {path} ({error.strerror}); what was saved before is kept: make room or set another "
             "folder, then run again"
         ) from None
