@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from chela.cli import guarded
+from chela.config.words import guarded
 from chela.core.errors import UsageError
 from chela.core.options import closest, shown
 

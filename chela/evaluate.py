@@ -13,13 +13,13 @@ import sys
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 
-from chela.cli import command
-from chela.config import load, run_folder
+from chela.config.compose import load, run_folder
+from chela.config.identity import fingerprint
+from chela.config.schema import Config
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option
-from chela.identity import fingerprint
-from chela.schema import Config
 
 
 @dataclass

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chela.cli import command, opened
+from chela.config.words import command, opened
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.evaluate import RunWords

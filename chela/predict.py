@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from chela.cli import command, opened
-from chela.config import run_folder
+from chela.config.compose import run_folder
+from chela.config.groups import names
+from chela.config.words import command, opened
 from chela.core.errors import DataError, UsageError
 from chela.core.options import option
 from chela.evaluate import RunWords
-from chela.groups import names
 from lra.tasks import get_task, task_class
 from lra.tasks.base import sequences
 

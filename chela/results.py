@@ -1,4 +1,4 @@
-"""The format of ``result.json``, which tables read: version 2, and version 1 brought to it."""
+"""``result.json``, which tables read: its format, the order of tasks, and what may be called a result of LRA's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from chela.config.compose import resolve
+from chela.config.schema import Config
 from chela.core.errors import UsageError
 
 RESULT_FORMAT_VERSION = 2
@@ -38,39 +40,28 @@ def of_arena(result: dict[str, Any]) -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result in the form of version 2, whichever version wrote it.
+    """Read a result.
 
     Raises:
         UsageError: It is not there, does not parse, or is of another format version.
     """
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["format_version"] in (1, RESULT_FORMAT_VERSION):
-            return upgraded(result)
+        version = result["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"expected the result of a finished run at {path}, could not read it ({type(error).__name__}: {error}); "
             "delete it and resume the run to have it written anew"
         ) from None
-    raise UsageError(
-        f"expected format version {RESULT_FORMAT_VERSION} in {path}, got {result['format_version']!r}; "
-        "use the version of chela that wrote it"
-    )
+    if version != RESULT_FORMAT_VERSION:
+        raise UsageError(
+            f"expected format version {RESULT_FORMAT_VERSION} in {path}, got {version!r}; "
+            "use the version of chela that wrote it"
+        )
+    return result
 
 
-def upgraded(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result in the form of version 2; one of version 1 is of a classification, scored by accuracy."""
-    if result["format_version"] != 1:
-        return result
-    flat = dict(result)
-    test = {name: flat.pop(f"test_{name}", None) for name in ("loss", "accuracy", "count")}
-    return {
-        **flat,
-        "format_version": RESULT_FORMAT_VERSION,
-        "task_title": TITLES.get(flat["task"], flat["task"]),
-        "objective": "classification",
-        "score": ACCURACY,
-        "best_validation": {"accuracy": flat.pop("best_validation_accuracy")},
-        "last_validation": {"accuracy": flat.pop("validation_accuracy", None)},
-        "test": None if test["accuracy"] is None else test,
-    }
+def to_the_letter(config: Config) -> bool:
+    """Whether a run's task is one of LRA's as ``preset=full`` has it: its data, encoding, lengths and splits."""
+    full = resolve([f"task={config.task.name}", "preset=full"])
+    return config.task.name in TITLES and (config.task, config.data.source) == (full.task, full.data.source)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 import time
 
-from chela import cli
-from chela.presets import resolve_preset
-from chela.schema import Config
+from chela.config.compose import resolve_preset
+from chela.config.schema import Config
+from chela.config.words import configured
 
 STARTED = time.monotonic()  # before the heavy imports: trainer.max_time counts them
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     chosen = dict(word.partition("=")[::2] for word in words)
     automatic = chosen.get("preset", "auto") == "auto" and chosen.get("resume", "auto") in ("auto", "none")
-    return cli.main(lambda config: train(config, automatic), __doc__ or "", words)
+    return configured(lambda config: train(config, automatic), __doc__ or "", words)
 
 
 if __name__ == "__main__":

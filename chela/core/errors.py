@@ -23,3 +23,8 @@ class DivergedError(UsageError):
     """The loss or a gradient is no longer a finite number."""
 
     status = 3
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says first, cut when long."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,10 @@
-"""Options: typed fields with a meaning and limits. Tasks, systems, runs and commands declare theirs with `option`.
+"""Options: typed values with a meaning and limits, declared in one way and read in one way.
+
+A run, a task or a command declares them as fields of a dataclass, a system as arguments of its constructor, whose
+meanings are the ``Args`` of its docstring::
+
+    depth: int = option(4, "blocks", ge=1)
+    def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4, norm: Literal["layer", "rms"] = "rms")
 
 Standard library only.
 """
@@ -7,12 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import operator
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, ParamSpec, get_args, get_origin, get_type_hints
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
 
 P = ParamSpec("P")
+Field = dataclasses.Field[Any]
 
 _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "ge": (operator.ge, "at least"),
@@ -20,6 +31,20 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "le": (operator.le, "at most"),
     "lt": (operator.lt, "less than"),
 }
+_TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
+_MEANT = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "Path": "a path",
+    "None": "null",
+    "list[int]": "a list of whole numbers",
+    "list[float]": "a list of numbers such as '[1, 2]'",
+    "list[str]": "a list",
+    "list[Path]": "a list of paths",
+}
+"""The types that an option may have, alone or ``| None``, as an error names them."""
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -29,13 +54,136 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
         default: Its value when nothing is said; `dataclasses.MISSING` makes it required.
         meaning: One line for `--help`.
         limits: `ge`, `gt`, `le`, `lt` bound a number, `choices` lists the values, `odd=True` asks for an odd number.
-            `neutral` is the value at which a newer option changes nothing: there it is left out of a run's fingerprint.
-            `positional=True` and `key="dotted.name"` are read by `chela.cli`.
+            `neutral` is the value at which a newer option changes nothing: there it is left out of a run's fingerprint,
+            and a run of before has it. `identity=False` leaves it out of the fingerprint at any value.
+            `positional=True` and `key="dotted.name"` say how a command line gives it.
     """
     metadata = {"help": meaning, **limits}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
+    """Return a dataclass of what a class can be told: `name`, then its fields or the arguments of its constructor.
+
+    Args:
+        name: What a configuration calls the class; the value of the option `name`.
+        made: A dataclass, or a class whose constructor annotates its arguments, each with a default.
+        given: Arguments that others give, which are no options.
+
+    Raises:
+        ValueError: One line that says which argument cannot be an option, and why.
+
+    >>> class Layer:
+    ...     def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4): ...
+    >>> options_of("layer", Layer, ["d_model"])(heads=2)
+    LayerOptions(name='layer', heads=2)
+    """
+    fields: list[Any] = [("name", "str", option(name, "what is built"))]
+    for key, kind, field in _fields_of(made) if dataclasses.is_dataclass(made) else _arguments_of(made):
+        where = f"{name}: the argument {key} of its constructor"
+        if key in given:
+            continue
+        if key == "name":
+            raise ValueError(f"{where}: expected another word, {name!r} is the name")
+        if field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: expected a default, got none; every option has one")
+        if kind.removesuffix(" | None") not in _MEANT:
+            raise ValueError(
+                f"{where}: expected an annotation int, float, bool, str, Literal[…] or one of these | None, with "
+                f'limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
+            )
+        fields.append((key, kind, field))
+    return dataclasses.make_dataclass(f"{made.__name__}Options", fields, kw_only=True)
+
+
+def _fields_of(made: Any) -> Iterator[tuple[str, str, Any]]:
+    hints = get_type_hints(made)
+    for field in dataclasses.fields(made):
+        if field.init:
+            copied = {name: getattr(field, name) for name in ("default", "default_factory", "metadata")}
+            yield field.name, _declared(hints[field.name])[0], dataclasses.field(**copied)
+
+
+def _arguments_of(made: Any) -> Iterator[tuple[str, str, Any]]:
+    hints = get_type_hints(made.__init__, include_extras=True)
+    docs = [text for base in made.__mro__ for text in (base.__doc__, base.__init__.__doc__) if text]
+    told = "\n".join(map(inspect.cleandoc, docs))
+    for key, parameter in [*inspect.signature(made.__init__).parameters.items()][1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        kind, limits = _declared(hints[key]) if key in hints else ("", {})
+        meaning = re.search(rf"^    {key}(?: \(.*\))?: (.*(?:\n     +.*)*)", told, re.MULTILINE)
+        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        yield key, kind, option(default, " ".join(meaning[1].split()) if meaning else "", **limits)
+
+
+def _declared(hint: Any) -> tuple[str, dict[str, Any]]:
+    """Return the type of an annotation in words, and its limits."""
+    limits: dict[str, Any] = {}
+    if get_origin(hint) is Annotated:
+        hint, limits = hint.__origin__, hint.__metadata__[0]
+    if get_origin(hint) is Literal:
+        return "str", {"choices": get_args(hint), **limits}
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    names = ["None" if part is NoneType else part.__name__ if type(part) is type else str(part) for part in parts]
+    return " | ".join(names), limits
+
+
+def kind_of(field: Field) -> str:
+    """Return the type of an option in words, such as ``int | None``."""
+    return field.type if isinstance(field.type, str) else _declared(field.type)[0]
+
+
+def read_value(key: str, kind: str, given: Any) -> Any:
+    """Read a value of a YAML file, or the text of a word, as a type.
+
+    Args:
+        key: Which option, for the error.
+        kind: Of ``_MEANT``, alone or ``| None``.
+        given: The value or text. A list may be the text ``1,2`` or ``[1, 2]``.
+
+    Raises:
+        ValueError: It is not of the type; one line.
+
+    >>> read_value("lr", "float", "1e-3"), read_value("root", "str | None", "null")
+    (0.001, None)
+    >>> read_value("seeds", "list[int]", "0,1")
+    [0, 1]
+    >>> read_value("model.depth", "int", "deep")
+    Traceback (most recent call last):
+    ValueError: model.depth: expected a whole number, got 'deep'
+    """
+    plain, null, _ = kind.partition(" | None")
+    if null and given in (None, "null"):
+        return None
+    try:
+        return _read(plain, given)
+    except (ValueError, OverflowError):
+        wanted = " or ".join(_MEANT.get(part, part) for part in kind.split(" | "))
+        raise ValueError(f"{key}: expected {wanted}, got {shown(given)}") from None
+
+
+def _read(kind: str, given: Any) -> Any:
+    text = isinstance(given, str)
+    if kind.startswith("list["):
+        items = _items(given) if text else given if isinstance(given, list) else [given]
+        return [_read(kind[5:-1], item) for item in items]
+    if kind == "bool" and (word := str(given).lower()) in _TRUE + _FALSE:
+        return word in _TRUE
+    if kind in ("int", "float") and (text or type(given) in (int, float)[: 1 + (kind == "float")]):
+        return int(given) if kind == "int" else float(given)
+    if kind == "str" and isinstance(given, str | int | float):
+        return str(given)
+    if kind == "Path" and isinstance(given, str | Path):
+        return Path(given)
+    raise ValueError
+
+
+def _items(text: str) -> list[str]:
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return [item.strip() for item in inner.split(",")] if inner.strip() or inner is text else []
 
 
 def check_options(options: Any, prefix: str = "") -> None:
@@ -55,7 +203,7 @@ def check_options(options: Any, prefix: str = "") -> None:
         check_value(field.metadata.get("key", f"{prefix}{field.name}"), getattr(options, field.name), field.metadata)
 
 
-def check_value(key: str, value: Any, limits: Any) -> None:
+def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     """Check one value; see `check_options`."""
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
@@ -71,15 +219,11 @@ def check_value(key: str, value: Any, limits: Any) -> None:
 
 
 def checked(init: Callable[P, None]) -> Callable[P, None]:
-    """Hold the keyword arguments of a constructor to their annotations, before it runs.
-
-    ``Literal["a", "b"]`` lists the values; the dict in ``Annotated[int, {"ge": 1}]`` has the limits that
-    ``option`` takes.
+    """Hold the keyword arguments of a constructor to the limits of their annotations, before it runs.
 
     Raises:
         ValueError: One line that names the argument, what was expected and what came.
 
-    >>> from typing import Annotated
     >>> class Layer:
     ...     @checked
     ...     def __init__(self, *, heads: Annotated[int, {"ge": 1}] = 4):
@@ -93,11 +237,7 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
     def check_and_build(*args: P.args, **kwargs: P.kwargs) -> None:
         hints = get_type_hints(init, include_extras=True)
         for name, value in kwargs.items():
-            hint: Any = hints.get(name)
-            said = hint.__metadata__[0] if get_origin(hint) is Annotated else {}
-            hint = hint.__origin__ if said else hint
-            choices = {"choices": get_args(hint)} if get_origin(hint) is Literal else {}
-            check_value(name, value, choices | said)
+            check_value(name, value, _declared(hints[name])[1] if name in hints else {})
         init(*args, **kwargs)
 
     return check_and_build

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from chela.core.options import option
 
 if TYPE_CHECKING:
+    from chela.config.schema import ModelConfig
     from chela.models.heads import Network
-    from chela.schema import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

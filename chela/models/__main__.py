@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 
-from chela.cli import guarded, help_text
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import is_file, names
+from chela.config.words import guarded, help_text
 from chela.core.errors import UsageError
-from chela.groups import is_file, names
 
 HEAD = ("model", "parameters", "in mixers", "MFLOPs/token", "state")
 NOTE = (

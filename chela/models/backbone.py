@@ -24,8 +24,8 @@ from chela.layers.state import State, nested, part
 from chela.ops.sequence_parallel import current, first_position, within
 
 if TYPE_CHECKING:
+    from chela.config.schema import ModelConfig
     from chela.models import TaskFacts
-    from chela.schema import ModelConfig
 
 
 class Residual(nn.Module):

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from chela.layers.mixers import mixer_options
 from chela.layers.mixers.hedgehog import HedgehogAttention, HedgehogFeatureMap
 from chela.layers.mixers.softmax import SoftmaxAttention
 from chela.layers.padding import zero_padding
-from chela.options import mixer_options
 
 
 def convert(teacher: nn.Module) -> nn.Module:

@@ -12,8 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from chela.config.schema import ModelConfig
 from chela.models import build_model
-from chela.schema import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)

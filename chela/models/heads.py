@@ -14,8 +14,8 @@ from chela.models.backbone import Backbone
 from chela.ops.sequence_parallel import current, first_position
 
 if TYPE_CHECKING:
+    from chela.config.schema import ModelConfig
     from chela.models import TaskFacts
-    from chela.schema import ModelConfig
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -112,7 +112,7 @@ class TokenModel(Network):
     Scores at padding mean nothing. With ``tie`` the weight of the map is the table of the embedding. A causal network
     can go on from a state, a flat dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
 
-    >>> from chela.config import resolve
+    >>> from chela.config.compose import resolve
     >>> from chela.models import TaskFacts, build_model
     >>> task = TaskFacts(num_classes=9, l_max=20, vocab_size=9, objective="tokens")
     >>> network = build_model(resolve(["preset=tiny", "model.causal=true"]).model, task, seed=0).eval()

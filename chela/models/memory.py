@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chela.config.schema import Config, ModelConfig
 from chela.models import build_model
-from chela.schema import Config, ModelConfig
 
 CARDS = (24, 40, 80)
 """Sizes of GPUs in GiB; a tenth is left to the driver, to libraries and to what fragments."""

@@ -10,15 +10,17 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from torch import nn
 
+from chela.config.retired import of_today
+from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError
-from chela.core.options import shown
+from chela.core.modules import expect_trusted
+from chela.core.options import kind_of, read_value
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.options import expect_trusted, mixer_options, of_today
-from chela.schema import ModelConfig
 from chela.version import __version__
 
 FORMAT_VERSION = 1
@@ -84,9 +86,9 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
         known = mixer_options(name)
     except UsageError as error:
         raise UsageError(f"{folder / CONFIG}: {error}") from None
-    config: ModelConfig = _typed(ModelConfig, {**options, "mixer": None}, folder)
-    config.mixer = _typed(known, of_today(mixer), folder)
-    model = build_model(config, _typed(TaskFacts, said.get("task"), folder), seed=0)
+    config: ModelConfig = _read(ModelConfig, {key: options[key] for key in options.keys() - {"mixer"}}, folder)
+    config.mixer = _read(known, mixer, folder, "model.mixer.")
+    model = build_model(config, _read(TaskFacts, said.get("task"), folder), seed=0)
     where = folder / WEIGHTS
     try:
         load_model(model, where)
@@ -119,18 +121,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return said  # type: ignore[no-any-return]
 
 
-def _typed(cls: type, values: Any, folder: Path) -> Any:
+def _read(cls: Any, saved: Any, folder: Path, prefix: str = "") -> Any:
     """Build a dataclass from JSON values, each of the type of its field; newer options may be absent."""
-    fields = dataclasses.fields(cls)
-    older = {field.name: field.metadata["neutral"] for field in fields if "neutral" in field.metadata}
-    names = {field.name for field in fields}
-    if not isinstance(values, dict) or (older | values).keys() != names:
-        got = sorted(values) if isinstance(values, dict) else values
-        raise UsageError(f"expected the options {sorted(names)} in {folder / CONFIG}, got {got}")
-    for name, hint in get_type_hints(cls).items():
-        allowed = get_args(hint) or (hint,)
-        value = (older | values)[name]
-        if hint is not Any and type(value) not in allowed and not (float in allowed and type(value) is int):
-            kind = hint.__name__ if isinstance(hint, type) else hint
-            raise UsageError(f"{name}: expected {kind} in {folder / CONFIG}, got {shown(value)}")
-    return cls(**(older | values))
+    declared = {f"{prefix}{field.name}": field for field in dataclasses.fields(cls) if field.name != "mixer"}
+    try:
+        found = of_today({f"{prefix}{key}": value for key, value in dict(saved or {}).items()}, declared)
+        if found.keys() != declared.keys():
+            raise ValueError(f"expected the options {sorted(declared)}, got {sorted(found)}")
+        values = {field.name: read_value(key, kind_of(field), found[key]) for key, field in declared.items()}
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{folder / CONFIG}: {error}") from None
+    return cls(**values)

@@ -141,7 +141,7 @@ def test_wrong_folders_are_refused(saved, tmp_path):
     [
         (lambda said: said.update(format_version=2), "expected format version 1"),
         (lambda said: said.pop("format_version"), "expected format version 1"),
-        (lambda said: said["model"].update(depth="two"), "depth: expected int"),
+        (lambda said: said["model"].update(depth="two"), "depth: expected a whole number, got 'two'"),
         (lambda said: said["model"].update(depth=3), "got others"),
         (lambda said: said["model"].update(colour="red"), "expected the options"),
         (lambda said: said["model"]["mixer"].update(name="tiger"), "config.json: .*'tiger'"),

@@ -12,29 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from chela.cli import guarded, read_words
-from chela.config import load, resolve
-from chela.groups import names
-from chela.identity import fields
+from chela.config.compose import load, resolve
+from chela.config.groups import names
+from chela.config.schema import fields
+from chela.config.words import guarded, read_words
+from chela.core.errors import UsageError
 from experiments.sweep import Options as SweepOptions
 from lra.builder import RecordSet
 from tests.training.launches import TINY, launch, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
-
-
-@pytest.mark.parametrize("words", [["--help"], ["task=listops", "--cfg"], ["modle=chela"]])
-def test_help_and_refusals_load_no_torch(words: list[str]) -> None:
-    """That is what keeps them quick: under a second, where torch alone takes three. Time itself is not asserted."""
-    code = (
-        "import sys, chela.train, chela.cli\n"
-        f"status = chela.cli.main(chela.train.train, '', {words!r})\n"
-        "heavy = {'torch', 'lightning', 'numba', 'tensorflow_datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-        "sys.exit(status)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == (2 if words == ["modle=chela"] else 0), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -49,7 +36,7 @@ def test_threads_soon_give_up_their_core_unless_told_otherwise(given: dict[str, 
         pytest.skip("this torch brings no libgomp")
     free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     free |= {**given, "OMP_DISPLAY_ENV": "VERBOSE"}
-    load = "import ctypes, sys, chela.cli; chela.cli.guarded(lambda: bool(ctypes.CDLL(sys.argv[1])))"
+    load = "import ctypes, sys, chela.config.words as words; words.guarded(lambda: bool(ctypes.CDLL(sys.argv[1])))"
     words = [sys.executable, "-c", load, libraries[0]]
     done = subprocess.run(words, capture_output=True, text=True, env=free, check=True)
     said = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
@@ -80,6 +67,24 @@ def test_help_and_cfg_on_a_terminal_that_knows_ascii_only() -> None:
 def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
     made, rest = read_words(SweepOptions, ["grid.yaml", f"seed={seeds}", "task=[]", "data.size=[1,2]"])
     assert (made.seed, made.task, rest) == ([0, 1], [], ["data.size=[1,2]"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["grid.yaml", "--dry-run"], "expected key=value, got '--dry-run': say dry_run=true; see --help"),
+        (["grid.yaml", "--shard=2/5"], "expected key=value, got '--shard=2/5': say shard=2/5; see --help"),
+        (["--jobs", "2"], "expected key=value, got '--jobs': say jobs=…; see --help"),
+        (["grid.yaml", "--sead=2"], "got '--sead=2' (did you mean 'seed'?); see --help"),
+        (["grid.yaml", "-x"], "expected key=value, got '-x'; see --help"),
+        (["grid.yaml", "other.yaml"], "file: expected one value, got grid.yaml other.yaml"),
+        (["grid.yaml", "seed=0,one"], "seed: expected a list of whole numbers, got '0,one'"),
+        (["grid.yaml", "dry_run=perhaps"], "dry_run: expected true or false, got 'perhaps'"),
+    ],
+)
+def test_there_is_one_way_to_say_an_option(words: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_words(SweepOptions, words)
 
 
 def test_cfg_can_be_read_back(tmp_path: Path) -> None:
@@ -115,7 +120,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
         (["runs=\udcff"], "runs: expected a plain, printable value"),
-        (["task=pathfinder", "task.paddle_margins=1"], "margins: expected a list of numbers such as '[1, 2]', got '1'"),
+        (["task=pathfinder", "task.contour_lengths=x"], "lengths: expected a list of whole numbers or null, got 'x'"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),

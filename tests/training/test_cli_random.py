@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from chela.config import resolve, type_name
-from chela.groups import names
-from chela.identity import fields
-from chela.options import mixer_options, systems
+from chela.config.compose import resolve
+from chela.config.groups import names
+from chela.config.schema import fields
+from chela.core.options import kind_of
+from chela.layers.mixers import mixer_options, systems
 from tests.training.launches import TINY, launch
 
 LIMIT = 120  # ticks of a second in which this process may run (not stopped by somebody); a list that takes more hangs
@@ -63,7 +64,7 @@ def _choices() -> dict[str, list[str]]:
     """Values of each key that are right, or nearly."""
 
     def of(field: dataclasses.Field[Any]) -> list[str]:
-        return [str(choice) for choice in field.metadata.get("choices", ())] or RIGHT.get(type_name(field), [])
+        return [str(choice) for choice in field.metadata.get("choices", ())] or RIGHT.get(kind_of(field), [])
 
     found: dict[str, list[str]] = {"task": names("task"), "model": names("model"), "preset": ["tiny"]}
     for mixer in systems():

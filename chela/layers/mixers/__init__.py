@@ -16,15 +16,24 @@ the backbone hands over: ``l_max``, ``causal``, ``layer``, ``depth`` and ``dropo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from chela.core.errors import UsageError
-from chela.core.options import shown
-from chela.options import find_mixer
+from chela.core.options import closest, options_of, shown
+
+CONTEXT = ("d_model", "l_max", "causal", "layer", "depth", "dropout")
+"""What the backbone hands to every mixer that asks for it; these are no options."""
+
+
+def systems() -> list[str]:
+    """Name the systems of this package: the files of this folder."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
 def mixer_class(name: str) -> type[nn.Module]:
@@ -36,12 +45,42 @@ def mixer_class(name: str) -> type[nn.Module]:
     Raises:
         UsageError: There is no such system, or what the name leads to is no ``nn.Module`` class.
     """
-    find_mixer(name)  # says what there is, where there is no such system
     module, own, attribute = name.partition(":")
-    found = getattr(importlib.import_module(module if own else f"{__name__}.{name}"), attribute or "MIXER", None)
+    if not own and name not in systems():
+        raise UsageError(
+            f"model.mixer.name: expected one of {', '.join(systems())} or module:Class, got {name!r}"
+            f"{closest(name, systems())}"
+        )
+    try:
+        found = getattr(importlib.import_module(module if own else f"{__name__}.{name}"), attribute or "MIXER", None)
+    except (ModuleNotFoundError, ValueError) as error:
+        if module and not module.startswith(str(getattr(error, "name", module))):  # an import of the module's own
+            raise
+        raise UsageError(
+            f"model.mixer.name={name}: expected a module {module} in this folder, beside the YAML file or on the "
+            "Python path, there is none; go to its folder or set PYTHONPATH"
+        ) from None
+    except SyntaxError as error:
+        raise UsageError(f"{error.filename} line {error.lineno}: expected Python, got {error.msg}") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise UsageError(f"mixer: expected {shown(name)} to name a class of torch.nn.Module, got {shown(found)}")
     return found
+
+
+@functools.cache
+def mixer_options(name: str) -> Any:
+    """Return a dataclass of a system's options: ``name``, then the constructor's arguments but for ``CONTEXT``.
+
+    Raises:
+        UsageError: There is no such system, or an argument that cannot be an option.
+
+    >>> mixer_options("linear")(heads=2)
+    LinearAttentionOptions(name='linear', heads=2, d_value=None)
+    """
+    try:
+        return options_of(name, mixer_class(name), CONTEXT)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:

@@ -9,8 +9,7 @@ import torch
 from chela.config import resolve
 from chela.core.errors import UsageError
 from chela.groups import configs_folder, names
-from chela.layers.mixers import build_mixer, mixer_class
-from chela.options import systems
+from chela.layers.mixers import build_mixer, mixer_class, systems
 
 CONTEXT = {"d_model", "l_max", "causal", "layer", "depth", "dropout"}
 SYSTEMS = ["chela", "hedgehog", "lightning", "linear", "lion", "mega", "s4d", "softmax"]

@@ -1,0 +1,263 @@
+"""From ``key=value`` words to one typed, checked configuration.
+
+A configuration begins as the defaults of ``chela.config.schema``, of the task's class and of the system's constructor.
+Then values are set by dotted key, later ones win: ``configs/preset``, ``configs/task`` (and its section for the
+preset), ``configs/model`` (the same), what the task's file says of this model, and last the words. A group (``task``,
+``model``, ``preset``) is chosen by name or by a YAML file of one's own: ``model=softmax model.depth=2``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from chela.config.checks import check_together
+from chela.config.groups import PRESETS, Layer, flat, is_file, label, names, read_group, sections
+from chela.config.identity import identity_of
+from chela.config.retired import of_today
+from chela.config.schema import Config, fields
+from chela.core.errors import UsageError, first_line
+from chela.core.modules import expect_trusted, importable
+from chela.core.options import check_value, closest, kind_of, read_value, shown
+from lra.tasks import get_task, task_options
+
+GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
+"""What is chosen by name, and what is chosen when nothing is said."""
+
+
+def resolve(words: list[str]) -> Config:
+    """Build the configuration that ``words`` (``key=value``) ask for.
+
+    Raises:
+        UsageError: An unknown key, name or value, with what was expected.
+    """
+    said = [_split(word) for word in words]
+    resumed = dict(said).get("resume", "none")
+    if resumed not in ("none", "auto"):
+        return _resolve_resumed(run_folder(resumed, "resume"), said)
+    chosen = GROUPS | {key: value for key, value in said if key in GROUPS}
+    files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
+    for group in files:
+        if is_file(chosen[group]):  # the user's own words name it, and by it the modules beside it
+            importable(Path(chosen[group]).expanduser().parent)
+    preset, _ = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
+    task = _named(files, "task", chosen, ["task"], "task: {name: …}")
+    mixer = _named(files, "model", chosen, ["model", "mixer"], "model: {mixer: {name: …}}")
+
+    config = defaults(task, mixer)
+    for group, layer in _layers(files, preset, mixer, label(chosen["model"])):
+        _set_layer(config, layer, group, chosen[group])
+    config.preset, config.model.name = preset, label(chosen["model"])
+    for key, value in said:
+        if key not in GROUPS:
+            _set_word(config, key, value)
+    return check(config)
+
+
+def _layers(files: dict[str, list[Layer]], preset: str, mixer: str, model: str) -> Iterator[tuple[str, Layer]]:
+    """Name the group of each section, and the section, in the order in which they are set."""
+    for layer in read_group("preset", preset) if preset in names("preset") else ():
+        yield "preset", layer
+    for group, layers in files.items():
+        for layer in layers:
+            yield from ((group, section) for section in sections(layer, preset, mixer))
+    for layer in files["task"]:
+        yield "task", layer.get("presets", {}).get(preset, {}).get("models", {}).get(model, {})
+
+
+def defaults(task: str, mixer: str) -> Config:
+    """Return the configuration of a task and a system in which nothing was said."""
+    from chela.layers.mixers import mixer_options  # loads torch
+
+    try:
+        config = Config(task=task_options(task)())
+        config.model.mixer = mixer_options(mixer)()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return config
+
+
+def _set(config: Config, key: str, given: Any) -> None:
+    """Set one value by its dotted key, read as its type. Raises ``ValueError`` where it is not of it."""
+    *path, name = key.split(".")
+    section = functools.reduce(getattr, path, config)
+    kind = next(kind_of(item) for item in dataclasses.fields(section) if item.name == name)
+    setattr(section, name, read_value(key, kind, given))
+
+
+def _set_layer(config: Config, layer: Layer, group: str, name: str) -> None:
+    """Set the values of a section of a file.
+
+    A task's file gives sizes for several systems, and each takes those that it has. What none has is an error in a
+    file of one's own; of those of this package a test looks at that.
+    """
+    known = [key for key, _, _ in fields(config)]
+    for key, value in flat(layer).items():
+        if key in known:
+            try:
+                _set(config, key, value)
+            except ValueError as error:
+                raise UsageError(f"{group}={name}: {error}") from None
+        elif group == "model" or not key.startswith("model.mixer.") or (is_file(name) and key not in _of_all()):
+            raise UsageError(f"{group}={name}: unknown key {shown(key)} in its file{closest(key, known)}")
+
+
+def _of_all() -> set[str]:
+    """Return the keys of the options of all systems, each of which is loaded for it."""
+    from chela.layers.mixers import mixer_options, systems
+
+    return {f"model.mixer.{item.name}" for name in systems() for item in dataclasses.fields(mixer_options(name))}
+
+
+def _set_word(config: Config, key: str, value: str) -> None:
+    known = {name: now for name, now, _ in fields(config)}
+    if key not in known:
+        if any(name.startswith(f"{key}.") for name in known):
+            raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {shown(value)}; see --help")
+        raise UsageError(f"unknown key {shown(key)}{closest(key, [*known, *GROUPS])}; see --help")
+    if key in ("task.name", "model.mixer.name", "model.name") and known[key] != value:
+        raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {shown(value)}")
+    try:
+        _set(config, key, value)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals or word.startswith("-"):
+        raise UsageError(f"expected key=value, got {shown(word)}; see --help")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
+        raise UsageError(f"expected a dotted key such as model.depth, got {shown(key)}; see --help")
+    if "${" in value or value == "???" or not value.isprintable():
+        raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
+    return key, value
+
+
+def _named(files: dict[str, list[Layer]], group: str, chosen: dict[str, str], path: list[str], wanted: str) -> str:
+    """Return the class that a group's file names in a section; of its layers the last that does."""
+    name, got = None, "there is none"
+    for layer in files[group]:
+        section: Any = layer
+        for key in path:
+            section = section.get(key, {})
+            if not isinstance(section, dict):
+                name, got, section = None, f"got {shown(section)}", {}
+        name = section.get("name", name)
+    if not isinstance(name, str):
+        raise UsageError(f"{group}={chosen[group]}: expected {wanted} in the file, which says what is built; {got}")
+    return name
+
+
+def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> tuple[str, str]:
+    """Return the preset and, in a few words, why it is this one; a task's file may list presets of its own."""
+    known = list(dict.fromkeys([*PRESETS, *(name for layer in task_layers or [] for name in layer.get("presets", {}))]))
+    if asked not in known:
+        raise UsageError(f"preset: expected one of {', '.join(known)}, got {shown(asked)}{closest(asked, known)}")
+    if asked != "auto":
+        return asked, "asked for"
+    if accelerator == "cpu":
+        return "mini", "trainer.accelerator=cpu"
+    import torch
+
+    return ("full", "a CUDA GPU is here") if torch.cuda.device_count() else ("mini", "no CUDA GPU is here")
+
+
+def check(config: Config) -> Config:
+    """Return a configuration whose values are all within their bounds and go together; UsageError where not."""
+    try:
+        for key, value, item in fields(config):
+            if not key.startswith("task."):  # a task checks its own
+                check_value(key, value, item.metadata)
+        task = get_task(config.task)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    check_together(config, task)
+    return config
+
+
+# ---- configurations of runs that were begun -----------------------------------------------------------------------
+
+
+def to_yaml(config: Config) -> str:
+    """Return the configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+
+
+def load(path: Path, trust: str = "") -> Config:
+    """Read a resolved configuration back from a run's ``config.yaml``.
+
+    Args:
+        path: The file.
+        trust: Names of modules, separated by commas, that the file may name; a module is code that will be run.
+
+    Raises:
+        UsageError: It cannot be read, is of another version, or names a module that is not trusted.
+    """
+    try:
+        read: Any = OmegaConf.load(path)
+        task, mixer = str(read.task.name), str(read.model.mixer.name)
+        saved = flat(OmegaConf.to_container(read))  # type: ignore[arg-type]
+    except Exception as error:  # a foreign file can make the reader raise anything
+        raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
+    expect_trusted([task, mixer], trust.split(","), str(path))
+    config = defaults(task, mixer)
+    known = {key: item for key, _, item in fields(config)}
+    try:
+        for key, value in of_today(saved, known).items():
+            if key not in known:
+                raise ValueError(f"unknown key {shown(key)}")
+            _set(config, key, value)
+    except ValueError as error:
+        raise UsageError(
+            f"expected a config.yaml of this version at {path}, got another ({error}); "
+            "use the version of chela that wrote it"
+        ) from None
+    return check(config)
+
+
+def _resolve_resumed(folder: Path, said: list[tuple[str, str]]) -> Config:
+    """Keep the configuration of a run that goes on; only what does not change its numbers may be said anew."""
+    saved = load(folder / "config.yaml", dict(said).get("trust", ""))
+    config, changed = copy.deepcopy(saved), []
+    config.trainer.max_time = ""  # a limit holds for one launch
+    for key, value in said:
+        if key in ("task", "model"):
+            have = saved.model.name if key == "model" else saved.task.name
+            changed += [f"{key} {have} -> {shown(value)}"] if label(value) != label(have) else []
+        elif (key, value) != ("preset", "auto"):
+            _set_word(config, key, value)
+    old, new = (identity_of({key: value for key, value, _ in fields(one)}) for one in (saved, check(config)))
+    keys = dict.fromkeys([*old, *new])
+    changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+    if changed:
+        raise UsageError(
+            f"resume: expected the configuration of {folder}, got another ({', '.join(changed)}); "
+            "start a new run for it"
+        )
+    return config
+
+
+def run_folder(path: Path | str, key: str = "run") -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        UsageError: The folder is not there or holds no run.
+    """
+    folder = Path(os.path.expanduser(path))
+    try:
+        holds = folder.is_dir() and (folder / "config.yaml").is_file()
+    except OSError as error:
+        raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))} ({error.strerror})") from None
+    if not holds:
+        what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))}: {what}")
+    return folder

@@ -1,0 +1,82 @@
+"""Which options make a run's numbers, and the fingerprint of those.
+
+Where a run lies, how it is watched and how it is cut into launches changes no number: such an option is declared with
+``identity=False``. A newer option is declared with ``neutral=VALUE``, the value at which it changes nothing: there it
+is left out, and older runs keep their fingerprint. So they do when an option goes: ``chela.config.retired``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from chela.config.retired import retired
+from chela.config.schema import Config, fields
+from chela.core.errors import UsageError
+from chela.core.modules import code_of
+from lra.tasks import task_class, task_options
+from lra.tasks.base import Task
+
+
+def fingerprint(config: Config) -> str:
+    """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
+    identity = identity_of({key: value for key, value, _ in fields(config)})
+    identity |= {f"code of {name}": mark for name, mark in own_code(config).items()}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def own_code(config: Config) -> dict[str, str]:
+    """Return a hash of the code of a task and a system of somebody's own: edited, it makes another run."""
+    names = (config.task.name, config.model.mixer.name)
+    return {name: code_of(name) for name in names if ":" in name}
+
+
+def identity_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return, of a configuration by dotted key, what makes a run's numbers.
+
+    Where data lies does not; but data that can be generated or released is other data with a folder of its own, and
+    a text of one's own is told by its file's name. A task's first version, 1.0.0, is left out.
+    """
+    task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
+    rows = retired(task, mixer)
+    kinds, gone = _declared(task, mixer) | rows, {key: row["value"] for key, row in rows.items() if "value" in row}
+    kept = {
+        key: value
+        for key, value in options.items()
+        if (kind := kinds.get(key, {})).get("identity", True) and not ("neutral" in kind and kind["neutral"] == value)
+    }
+    root = options.get("data.root")
+    if root is not None and _fact(task, "generated"):
+        kept["data.released"] = True
+    if root is not None and _fact(task, "own_text"):
+        kept["data.text"] = Path(root).name
+    version = _fact(task, "version")
+    later = {"task.version": version} if version not in (None, Task.version) else {}
+    return gone | kept | later
+
+
+@functools.cache
+def _declared(task: str, mixer: str) -> dict[str, Any]:
+    """Return what is declared of every option, by dotted key; nothing for a task or system of somebody's own."""
+    from chela.layers.mixers import mixer_options  # loads torch
+
+    declared: dict[str, Any] = {key: item.metadata for key, _, item in fields(Config())}
+    for prefix, name, read in (("task.", task, task_options), ("model.mixer.", mixer, mixer_options)):
+        try:
+            of_its_own = () if ":" in name else dataclasses.fields(read(name))
+        except (UsageError, ValueError):  # of a version that had others
+            of_its_own = ()
+        declared |= {f"{prefix}{item.name}": item.metadata for item in of_its_own}
+    return declared
+
+
+def _fact(task: str, fact: str) -> Any:
+    """Return what a task of this package says of itself; None where it is not one, or says nothing."""
+    try:
+        return None if ":" in task else getattr(task_class(task), fact, None)
+    except ValueError:
+        return None
