@@ -120,7 +120,7 @@ def test_what_is_no_task_is_refused_in_one_line(name: str, message: str) -> None
 def test_options_of_a_dataclass_and_of_a_constructor() -> None:
     found = {field.name: (field.type, field.metadata["help"]) for field in fields(task_options(VALUES))}
     assert found == {
-        "name": ("str", "name of the task"),
+        "name": ("str", "what is built"),
         "broken": ("int | None", "The record."),
         "share": ("float", "A share."),
     }
