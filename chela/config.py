@@ -28,7 +28,7 @@ from chela.options import expect_trusted, importable, mixer_options, of_today, s
 from chela.presets import resolve_preset
 from chela.results import TITLES
 from chela.schema import Config
-from lra.tasks import get_task, task_options
+from lra.tasks import get_task, task_class, task_options
 
 BOOLS = ("true", "false", "yes", "no", "on", "off", "y", "n", "1", "0")  # omegaconf takes any integer for true
 DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)")
@@ -143,9 +143,16 @@ def load(path: Path, trust: str = "") -> Config:
     except Exception as error:  # a foreign file can make the reader raise anything
         raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
     expect_trusted([task, mixer], trust.split(","), str(path))
+    empty = _empty(task, mixer)
+    for option, value in task_class(task).retired.items():
+        if saved.task.pop(option, value) != value:
+            raise UsageError(
+                f"{path}: expected task.{option}={value}, the one value that this version knows, got another; "
+                "use the version of chela that wrote it"
+            )
     try:
         saved.model.mixer = of_today(dict(saved.model.mixer))
-        cfg = OmegaConf.merge(_empty(task, mixer), saved)
+        cfg = OmegaConf.merge(empty, saved)
     except OmegaConfBaseException as error:
         raise UsageError(
             f"expected a config.yaml of this version at {path}, got another ({first_line(error)}); "

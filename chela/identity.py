@@ -90,7 +90,8 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     text = {"data.text": Path(root).name} if root is not None and _fact(task, "own_text") else {}
     version = _fact(task, "version")
     later = {"task.version": version} if version not in (None, Task.version) else {}
-    return kept | ({"data.released": True} if released else {}) | text | later
+    retired = {f"task.{name}": value for name, value in (_fact(task, "retired") or {}).items()}
+    return retired | kept | ({"data.released": True} if released else {}) | text | later
 
 
 @functools.cache

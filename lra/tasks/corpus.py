@@ -128,7 +128,7 @@ class Corpus(Task):
             got = "nothing" if root is None else f"{root}, which is no file"
             raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
         fetched = self.remote.file if self.remote else ""
-        forms = [Form(mark, mark, file=True, remote=self.remote if mark == fetched else None) for mark in self.marks]
+        forms = [Form(mark, mark, remote=self.remote if mark == fetched else None) for mark in self.marks]
         return locate(self.name, data, forms, progress)[1]
 
     def _check(self, path: Path) -> None:

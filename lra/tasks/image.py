@@ -16,8 +16,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.show import picture
-from lra.source import Form, Remote, check_content, locate, members, read_tfds
+from lra.source import Form, Remote, check_content, locate, members
 from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
 
@@ -120,18 +119,6 @@ def _read(found: Path, suffix: str, parse: Callable[[bytes, str], np.ndarray]) -
     return {split: np.concatenate([read[name] for name in batches]) for split, batches in names.items()}
 
 
-def _read_prepared(info: Path) -> dict[str, np.ndarray]:
-    """Read a prepared directory: it is shuffled, its ids ``train_00001`` … give the official order back.
-
-    An image that is absent stays black, and the digest of all images tells.
-    """
-    rows = {split: np.zeros((number, _ROW), np.uint8) for split, number in COUNTS.items()}
-    for split, record in read_tfds(info, list(COUNTS)):
-        place = int(bytes(record["id"]).decode().rsplit("_", 1)[1]) % COUNTS[split]
-        rows[split][place] = np.append(np.uint8(record["label"]), record["image"].transpose(2, 0, 1))
-    return rows
-
-
 read_binary = partial(_read, suffix=".bin", parse=_binary)
 read_python = partial(_read, suffix="", parse=_python)
 
@@ -140,7 +127,6 @@ FORMS = (
     Form("the Python version", "cifar-10-batches-py/data_batch_1", read_python),
     Form("the binary archive", ARCHIVE.file, read_binary, ARCHIVE),
     Form("the Python archive", "cifar-10-python.tar.gz", read_python),
-    Form("a prepared directory", "cifar10/*/dataset_info.json", _read_prepared),
 )
 
 
@@ -164,6 +150,7 @@ class Image(PixelTask):
     test: int = option(0, "images to test on; 0: all 10,000", ge=0)
 
     num_classes = 10
+    classes = CLASSES
     input_help = "32 × 32 pixels row by row, gray levels or RGB values, whole numbers from 0 to 255"
 
     def __post_init__(self) -> None:
@@ -210,10 +197,6 @@ class Image(PixelTask):
             return super().choose(split, policy)
         train, held = holdout(COUNTS["train"], self.validation)
         return "train", held if split == "validation" else train
-
-    def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
-        """Return the picture that the network sees, and the name of its class."""
-        return picture(encoded), f"{CLASSES[label]} ({label})"
 
 
 def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -73,15 +72,6 @@ class Recall(Task):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
         return RecallRecords(self, split)
-
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return the symbols in a row; a repeated key is bold, its target behind it."""
-        targets = np.asarray(label)
-        words = [
-            f"{symbol}" if target == IGNORED else f"<b>{symbol}→{target}</b>"
-            for symbol, target in zip(np.asarray(encoded).tolist(), targets.tolist(), strict=True)
-        ]
-        return f"<p>{' '.join(words)}</p>", f"{(targets != IGNORED).sum()} pairs in {len(targets)}"
 
 
 class RecallRecords(Records):

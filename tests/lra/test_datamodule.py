@@ -55,8 +55,8 @@ def test_workers_may_be_spawned(small_listops: ListOps, data_folder: DataConfig)
 
 
 def test_a_source_of_another_task_is_refused(small_listops: ListOps, data_folder: DataConfig) -> None:
-    with pytest.raises(DataError, match=r"data.source is 'scisumm': expected auto for task=listops"):
-        small_listops.prepare(DataConfig(dir=data_folder.dir, source="scisumm"))
+    with pytest.raises(DataError, match=r"data.source is 'imdb': expected auto for task=listops"):
+        small_listops.prepare(DataConfig(dir=data_folder.dir, source="imdb"))
 
 
 def test_processes_share_the_global_batch(small_listops: ListOps, data_folder: DataConfig) -> None:

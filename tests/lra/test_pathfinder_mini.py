@@ -101,7 +101,7 @@ def test_one_length_alone_is_as_it_was() -> None:
 
 def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lra.tasks.pathfinder._DRAWN_FOR_ONE", 1)
-    task = Pathfinder(resolution=16, contour_length=5, distractors=0, train=20, validation=5, test=5, distinct=True)
+    task = Pathfinder(resolution=16, contour_lengths=[5], distractors=0, train=20, validation=5, test=5, distinct=True)
     with pytest.raises(DataError, match=r"lra_pathfinder: \w+ has \d+ records, expected"):
         task.prepare(DataConfig(dir=str(tmp_path), processes=1))
     with pytest.raises(ValueError, match=r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"):

@@ -128,10 +128,8 @@ def test_options_of_a_dataclass_and_of_a_constructor() -> None:
     assert isinstance(made, Copying) and made.name == "copying" and made.l_max == 3 and get_task(made) is made
     with pytest.raises(ValueError, match=r"task\.length: expected at least 2, got 1"):
         get_task(task_options(COPYING)(length=1))
-    assert [f.type for f in fields(task_options("pathx")) if f.name in ("paddle_margins", "antialias")] == [
-        "list[int] | None",
-        "int | None",
-    ]
+    kinds = {field.name: field.type for field in fields(task_options("pathx"))}
+    assert (kinds["contour_lengths"], kinds["distractors"]) == ("list[int] | None", "int | None")
 
 
 def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
