@@ -10,6 +10,7 @@ import hashlib
 import logging
 import lzma
 import os
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,6 @@ from typing import Any
 
 from chela.core.errors import DataError
 from chela.core.files import sha256
-from lra.builder import Progress
 from lra.schema import DataConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,6 @@ class Form:
 
     name: str  # for messages, "the extracted tree"
     mark: str  # a file that is there when the form is, relative to a folder; may hold ``*``
-    read: Callable[[Path], Any] = Path  # reads the form, given the path that ``mark`` found
     remote: Remote | None = None  # where the official file comes from, if this form is one that can be fetched
 
 
@@ -66,8 +65,8 @@ def digest(source: Path) -> str:
     return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:10]
 
 
-def locate(task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None) -> tuple[Form, Path]:
-    """Return the first form that is there, and the path that its ``read`` needs; or fetch one that can be.
+def locate(task: str, data: DataConfig, forms: Sequence[Form]) -> tuple[Form, Path]:
+    """Return the first form that is there, and where its mark is; or fetch one that can be.
 
     Forms lie under ``data.root`` if it is set, else in the data folder's ``downloads``; they are tried in their order.
 
@@ -86,7 +85,7 @@ def locate(task: str, data: DataConfig, forms: Sequence[Form], progress: Progres
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
     for form in forms:
         if form.remote is not None:
-            return form, fetch(task, form.remote, downloads, allowed=data.download, progress=progress)
+            return form, fetch(task, form.remote, downloads, allowed=data.download)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
         f"`python -m lra.prepare task={task} data.root=FOLDER`"
@@ -130,7 +129,7 @@ def check_content(task: str, parts: Iterable[Any], expected: str, archive: Remot
         )
 
 
-def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
+def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> Path:
     """Return where a file of ``folder`` lies; download it if it is not there.
 
     Raises:
@@ -151,34 +150,14 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, prog
 
     log.warning("fetching %s (%.0f MB) from %s to %s", remote.file, remote.size / 1e6, remote.url, folder)
     pooch.get_logger().setLevel(logging.WARNING)
-    bar = _Bar(f"fetching {remote.file}", progress) if progress else False
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_TIMEOUT)
     try:
-        downloader = pooch.HTTPDownloader(progressbar=bar, timeout=_TIMEOUT)
         pooch.retrieve(remote.url, f"sha256:{remote.sha256}", remote.file, folder, downloader=downloader)
     except requests.RequestException as error:
         raise DataError(f"{task}: {remote.file} could not be fetched ({error}): {by_hand}") from None
     except ValueError as error:  # another checksum
         raise DataError(f"{task}: what {remote.url} sent is not the expected file ({error}): {by_hand}") from None
     return target
-
-
-class _Bar:
-    """What pooch asks of a progress bar."""
-
-    total = 0  # bytes, set by pooch
-
-    def __init__(self, what: str, progress: Progress) -> None:
-        self._what, self._progress, self._done = what, progress, 0
-
-    def update(self, number: int) -> None:
-        self._done += number
-        self._progress(self._what, self._done, self.total)
-
-    def reset(self) -> None:
-        self._done = 0
-
-    def close(self) -> None:
-        pass
 
 
 def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:

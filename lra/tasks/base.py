@@ -67,10 +67,6 @@ class Records(ABC):
         """Return one record as it is stored, for ``Task.draw``; empty where that is no other form."""
         return {}
 
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return f"record {i}"
-
     def groups(self) -> np.ndarray | None:
         """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
         return None

@@ -1,8 +1,7 @@
 """Pathfinder: do two marked tips lie on one dashed path? The picture as a sequence of pixels.
 
 A folder of LRA's release, ``pathfinder32/curv_contour_length_14`` and so on, holds ``metadata/N.npy`` and
-``imgs/N/sample_M.png``. The metadata of the release is plain text in spite of its name; the public generator writes
-numpy arrays of strings. Both have a row per image: folder, file, number, label and the generator's parameters.
+``imgs/N/sample_M.png``. The metadata has a row per image: folder, file, number, label and the generator's parameters.
 """
 
 from __future__ import annotations
@@ -171,7 +170,7 @@ class Pathfinder(PixelTask):
         pixels: np.ndarray = record["pixels"]
         if pixels.size != self.l_max:
             raise ValueError(f"the image has {pixels.size:,} pixels, expected {self.l_max:,}")
-        return self.encode_values(pixels[:, None])
+        return self.encode_values(pixels)
 
 
 @dataclass
@@ -196,11 +195,6 @@ def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
         seen.add(hashlib.blake2b(example.fields["pixels"].tobytes(), digest_size=16).digest())
         if len(seen) > before:
             yield example
-
-
-def number(record: dict[str, Any]) -> int:
-    """Return which image of the seed, or row of the release, a stored record is."""
-    return int(record["number"].view(_NUMBER)[0])
 
 
 Listed = tuple[Path, int]
@@ -241,19 +235,11 @@ def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
 
 
 def _metadata(file: Path) -> list[list[str]]:
-    """Return folder, file, number and label of each row."""
+    """Return folder, file, number and label of each row; the release's arrays are plain text in spite of their name."""
     try:
-        with open(file, "rb") as opened:
-            stored = opened.read(6) == b"\x93NUMPY"
-        if stored:
-            table = np.load(file, allow_pickle=False)
-        else:
-            table = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2)
-        if table.ndim != 2 or table.shape[1] < 4 or table.dtype.kind not in "US":
-            raise ValueError(f"{table.dtype} {table.shape}")
-    except (ValueError, EOFError, OSError) as error:
+        rows: list[list[str]] = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2).tolist()
+    except (ValueError, OSError) as error:
         raise DataError(f"{file} has no rows of 4 or more words ({error}): unpack the release again") from None
-    rows: list[list[str]] = table[:, :4].astype(str).tolist()
     return rows
 
 

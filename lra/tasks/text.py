@@ -130,9 +130,9 @@ def _read_archive(archive: Path) -> Iterator[Review]:
 
 
 FORMS = (
-    Form("the extracted tree", "aclImdb/train/pos/0_*.txt", _read_tree),
-    Form("the official archive", ARCHIVE.file, _read_archive, ARCHIVE),
-    Form("the labelled part as an archive", "aclImdb*.tar.*", _read_archive),
+    Form("the extracted tree", "aclImdb/train/pos/0_*.txt"),
+    Form("the official archive", ARCHIVE.file, ARCHIVE),
+    Form("the labelled part as an archive", "aclImdb*.tar.*"),
 )
 
 
@@ -167,9 +167,9 @@ class Text(TextTask):
         spec = self.spec("plain_text", COUNTS, 160_000_000)
 
         def splits() -> Mapping[str, Iterator[Example]]:
-            form, path = locate(self.name, data, FORMS, progress)
+            form, path = locate(self.name, data, FORMS)
             spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
-            reviews = _in_order(form.read(path), progress)
+            reviews = _in_order(_read_tree(path) if path.suffix == ".txt" else _read_archive(path), progress)
             return {split: self.examples(reviews[split]) for split in COUNTS}
 
         return prepare(data.folder(), spec, splits, progress)

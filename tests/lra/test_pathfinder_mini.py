@@ -9,9 +9,9 @@ from chela.core.errors import DataError
 from lra.generators.pathfinder import apart, generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig
-from lra.tasks.pathfinder import BLOCK, Pathfinder, number
-
-from .pathfinder_geometry import _along
+from lra.tasks.pathfinder import BLOCK, Pathfinder
+from tests.lra.pathfinder_geometry import _along
+from tests.lra.test_pathfinder_task import number
 
 SMALL = dict(resolution=16, distractors=0, contour_lengths=[2, 3, 4, 5], train=600, validation=100, test=200)
 

@@ -59,7 +59,7 @@ def test_lra_imports_the_core_of_chela_alone() -> None:
         partial(Text, validation=25_000),
         partial(Retrieval, test=-1),
         partial(Text, max_length=10**9),
-        partial(Image, form="hsv"),
+        partial(Image, form="rgb"),
         partial(Image, normalization="none"),
         partial(Image, resolution=20),
         partial(Image, validation=0),
@@ -95,5 +95,5 @@ def test_an_option_that_went_is_read_at_its_one_value_and_still_counts(name: str
     option = next(iter(retired))
     saved.task[option] = "another"
     OmegaConf.save(saved, path)
-    with pytest.raises(UsageError, match=rf"config.yaml: expected task.{option}={retired[option]}, the one value"):
+    with pytest.raises(UsageError, match=rf"task\.{option}.*, the one value"):
         load(path)
