@@ -73,8 +73,6 @@ def load_run(words: RunWords | str) -> tuple[nn.Module, Any]:
     run = RunFolder(run_folder(words.run))
     config = words.load_config()
     task = get_task(config.task)
-    if getattr(config.task, "encoding", "") == "s4":  # whose vocabulary comes from the data
-        task.prepare(config.data)
     model = build_model(config.model, task, config.seed)
     if config.trainer.precision == "64-true":
         model.double()

@@ -76,41 +76,45 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
             with locked(folder):
                 if not folder.exists():  # else it was built by the process that held the lock
                     _build(folder, spec, splits, progress)
-    check(folder, spec)
+    check(folder, spec.counts)
     return folder
 
 
-def check(folder: Path, spec: RecordSpec | None = None, *, full: bool = False) -> dict[str, Any]:
-    """Return the manifest of a folder of records after checks: format, counts, sizes, SHA-256 of all but the records.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what is noted about a folder of records. Raises ``DataError`` where it is damaged or of another format."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / MANIFEST} is missing or does not parse ({error!r}): {_again(folder)}") from None
+    if version != FORMAT:
+        raise DataError(
+            f"{folder} has format {version}, expected {FORMAT}, by another version of this program: {_again(folder)}"
+        )
+    return manifest
 
-    Args:
-        folder: Where the records lie.
-        spec: What they should be.
-        full: Compare that of the records too.
+
+def check(folder: Path, counts: Mapping[str, int] | None = None, *, full: bool = False) -> dict[str, Any]:
+    """Return the manifest of a folder of records after a check of counts and sizes, of every SHA-256 too if ``full``.
 
     Raises:
         DataError: Naming the file, what was expected and what came.
     """
-    remedy = f"delete {folder} to have it built again"
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version, counts, files = manifest["format_version"], manifest["counts"], manifest["files"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / MANIFEST} is missing or does not parse ({error!r}): {remedy}") from None
-    if version != FORMAT:
-        raise DataError(
-            f"{folder} has format {version}, expected {FORMAT}, by another version of this program: {remedy}"
-        )
-    if spec is not None and counts != dict(spec.counts):
-        raise DataError(f"{folder} holds {counts} records, expected {dict(spec.counts)}: {remedy}")
-    for name, stored in files.items():
+    manifest = read_manifest(folder)
+    if counts is not None and manifest["counts"] != dict(counts):
+        raise DataError(f"{folder} holds {manifest['counts']} records, expected {dict(counts)}: {_again(folder)}")
+    for name, stored in manifest["files"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else 0
         if size != stored["bytes"]:
-            raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, got {size:,}: {remedy}")
-        if (full or "array_record" not in name) and sha256(path) != stored["sha256"]:
-            raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {remedy}")
+            raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, got {size:,}: {_again(folder)}")
+        if full and sha256(path) != stored["sha256"]:
+            raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {_again(folder)}")
     return manifest
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} to have it built again"
 
 
 class RecordSet:
@@ -126,7 +130,7 @@ class RecordSet:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        manifest = check(folder)
+        manifest = read_manifest(folder)
         if split not in manifest["counts"]:
             raise DataError(f"{folder} has no split {split!r}, only {', '.join(manifest['counts'])}")
         self.folder, self.split = folder, split
@@ -156,12 +160,9 @@ class RecordSet:
             if len(wanted) > 1:
                 for i in wanted:  # which is it?
                     self.read([i])
-            raise DataError(f"{self.where(wanted[-1])} cannot be read ({str(error)[:200]})") from error
+            where = f"record {wanted[-1]} of split {self.split} in {self.folder}"
+            raise DataError(f"{where} cannot be read ({str(error)[:200]})") from error
         return records
-
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return f"record {i} of split {self.split} in {self.folder}"
 
 
 def quiet_tfds() -> Any:

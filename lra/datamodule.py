@@ -22,7 +22,7 @@ from lra.builder import Progress
 from lra.schema import DataConfig
 from lra.streams import permutation
 from lra.tasks import get_task
-from lra.tasks.base import Records, Task
+from lra.tasks.base import InMemory, Records
 
 Picked = np.ndarray | tuple[np.ndarray, bool]
 """The records of a batch; with ``data.carry`` also whether they begin anew."""
@@ -37,7 +37,6 @@ class _Batches(Dataset[Batch | DataError]):
     be read is the ``DataError`` itself: thus it crosses from a loader worker as it is.
     """
 
-    task: Task
     records: Records
     pick: Callable[[int], Picked]
     rank: int
@@ -51,11 +50,6 @@ class _Batches(Dataset[Batch | DataError]):
         mine = batch[self.rank + part * self.world_size :: self.world_size * self.parts]
         try:
             records = self.records.read(mine)
-            for i, (encoded, label) in zip(mine.tolist(), records, strict=True):
-                try:
-                    self.task.check(encoded, label)
-                except ValueError as error:
-                    raise DataError(f"{self.task.name}: {self.records.where(i)}: {error}") from None
         except DataError as error:
             return error
         groups = self.records.groups()
@@ -122,6 +116,7 @@ class LRADataModule(lightning.LightningDataModule):
         self.seed, self.first_step, self.max_steps = seed, first_step, max_steps
         self.accumulate, self.pieces = accumulate, pieces
         self._share, self._progress, self._prepared = (rank, world_size), progress, False
+        self._checked: set[str] = set()  # splits in memory
         self.share()
 
     def share(self) -> tuple[int, int]:
@@ -152,6 +147,13 @@ class LRADataModule(lightning.LightningDataModule):
             raise DataError(
                 f"{self.task.name}: expected InMemory(…) from dataset({split!r}), got {type(found).__name__}"
             )
+        if isinstance(found, InMemory) and split not in self._checked:  # what is stored was checked when it was built
+            for i, (encoded, label) in enumerate(found.read(range(len(found)))):
+                try:
+                    self.task.check(encoded, label)
+                except ValueError as error:
+                    raise DataError(f"{self.task.name}: record {i} of {split}: {error}") from None
+            self._checked.add(split)
         return found
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -193,7 +195,7 @@ class LRADataModule(lightning.LightningDataModule):
 
     def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
         return _Loader(
-            _Batches(self.task, records, pick, *self.share(), parts),
+            _Batches(records, pick, *self.share(), parts),
             batch_size=None,  # an item is a batch
             sampler=items,
             num_workers=self.data.workers,

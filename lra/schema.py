@@ -15,7 +15,7 @@ class DataConfig:
 
     dir: str = option("", "folder for prepared records; empty: $CHELA_DATA, else ~/.cache/chela", identity=False)
     root: str | None = option(None, "folder or archive of your own to take the data from", identity=False)
-    source: str = option("auto", "'auto': the task's own data; of retrieval also 'imdb' and 'scisumm', not LRA's")
+    source: str = option("auto", "'auto': the task's own data; of retrieval also 'imdb', not LRA's")
     download: bool = option(True, "fetch data that is not there; false: say what is missing", identity=False)
     validation: str = option(
         "holdout", "'holdout': data kept apart; 'test': the test set, as some papers do", choices=("holdout", "test")

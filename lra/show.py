@@ -21,7 +21,6 @@ article { border-top: 1px solid #ccc; padding: 1rem 0; overflow-x: auto }
 h2 { font-size: 1rem; margin: 0 0 .5rem } code, p.text { font-family: ui-monospace, monospace; font-size: 13px }
 p.text { white-space: pre-wrap; overflow-wrap: anywhere } .cut { color: #b00; background: #fee }
 img { image-rendering: pixelated; width: 256px; height: 256px; border: 1px solid #ccc }
-svg text { font: 12px ui-monospace, monospace; text-anchor: middle } svg line { stroke: #999 }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem }
 """
 

@@ -1,16 +1,16 @@
 """Where a task's bytes come from.
 
-That is what the user has, or a download that says its size and address first, goes on where it broke off, and is
-checked before it is used. Nothing of the user's is ever changed.
+That is what the user has, or a download that says its size and address first and is whole and checked before it has its
+name. Nothing of the user's is ever changed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import lzma
 import os
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +20,11 @@ from typing import Any
 
 from chela.core.errors import DataError
 from chela.core.files import sha256
-from lra.builder import Progress, quiet_tfds
 from lra.schema import DataConfig
 
 log = logging.getLogger(__name__)
 
 DEPTH = 3  # folders below data.root that are searched
-_CHUNK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -45,10 +43,8 @@ class Form:
     """One form in which users have a data set."""
 
     name: str  # for messages, "the extracted tree"
-    mark: str  # a file or folder that is there when the form is, relative to a folder; may hold ``*``
-    read: Callable[[Path], Any] = Path  # reads the form, given the path that ``mark`` found
+    mark: str  # a file that is there when the form is, relative to a folder; may hold ``*``
     remote: Remote | None = None  # where the official file comes from, if this form is one that can be fetched
-    file: bool = False  # the mark is that of a file; a folder of its name is none
 
 
 def given_root(task: str, data: DataConfig) -> Path | None:
@@ -69,13 +65,10 @@ def digest(source: Path) -> str:
     return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:10]
 
 
-def locate(
-    task: str, data: DataConfig, forms: Sequence[Form], progress: Progress | None = None, hint: str = ""
-) -> tuple[Form, Path]:
-    """Return the first form that is there, and the path that its ``read`` needs; or fetch one that can be.
+def locate(task: str, data: DataConfig, forms: Sequence[Form]) -> tuple[Form, Path]:
+    """Return the first form that is there, and where its mark is; or fetch one that can be.
 
     Forms lie under ``data.root`` if it is set, else in the data folder's ``downloads``; they are tried in their order.
-    ``hint`` ends the message when the data is absent and cannot be fetched.
 
     Raises:
         DataError: Naming what is missing, where it was looked for, and what to do.
@@ -83,7 +76,7 @@ def locate(
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
     for form in forms:
-        if (found := _find(root, form.mark, form.file)) is not None:
+        if (found := _find(root, form.mark)) is not None:
             if form.remote is not None:
                 verify(found, form.remote)
             return form, found
@@ -92,15 +85,15 @@ def locate(
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
     for form in forms:
         if form.remote is not None:
-            return form, fetch(task, form.remote, downloads, allowed=data.download, progress=progress)
+            return form, fetch(task, form.remote, downloads, allowed=data.download)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER`{hint}"
+        f"`python -m lra.prepare task={task} data.root=FOLDER`"
     )
 
 
-def _find(root: Path, mark: str, file: bool = False) -> Path | None:
-    """Return what the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
+def _find(root: Path, mark: str) -> Path | None:
+    """Return the file that the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
         return root if root.match(mark) else None
     level = [root]
@@ -108,7 +101,7 @@ def _find(root: Path, mark: str, file: bool = False) -> Path | None:
         level.append(root.resolve().parent)
     for _ in range(DEPTH + 1):
         for base in level:
-            if found := [path for path in sorted(base.glob(mark)) if path.is_file() or not file]:
+            if found := [path for path in sorted(base.glob(mark)) if path.is_file()]:
                 return found[-1]
         level = [folder for base in level for folder in sorted(base.glob("*/"))]
     return None
@@ -136,11 +129,11 @@ def check_content(task: str, parts: Iterable[Any], expected: str, archive: Remot
         )
 
 
-def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, progress: Progress | None = None) -> Path:
-    """Return where a file of ``folder`` lies; download it if it is not there, after the part that an earlier try left.
+def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> Path:
+    """Return where a file of ``folder`` lies; download it if it is not there.
 
     Raises:
-        DataError: Without network, or when what came is not what was expected (the bad file is removed).
+        DataError: Without network, or when what came is not what was expected (it is removed).
     """
     target = folder / remote.file
     by_hand = (
@@ -152,44 +145,19 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True, prog
         return target
     if not allowed:
         raise DataError(f"{task}: {remote.file} is not at {target} and data.download is false: {by_hand}")
-    folder.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(remote.file + ".part")
-    import urllib.error  # here and below: few fetch, and --help need not wait for it
+    import pooch  # here, as few fetch: --help need not wait for it
+    import requests
 
     log.warning("fetching %s (%.0f MB) from %s to %s", remote.file, remote.size / 1e6, remote.url, folder)
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=_TIMEOUT)
     try:
-        _download(remote, part, progress)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        pooch.retrieve(remote.url, f"sha256:{remote.sha256}", remote.file, folder, downloader=downloader)
+    except requests.RequestException as error:
         raise DataError(f"{task}: {remote.file} could not be fetched ({error}): {by_hand}") from None
-    if part.stat().st_size < remote.size:
-        raise DataError(
-            f"{task}: {remote.file} broke off at {part.stat().st_size:,} of {remote.size:,} bytes: run again to go on"
-        )
-    try:
-        verify(part, remote)
-    except DataError as error:
-        part.unlink()
+    except ValueError as error:  # another checksum
         raise DataError(f"{task}: what {remote.url} sent is not the expected file ({error}): {by_hand}") from None
-    os.replace(part, target)
     return target
-
-
-def _download(remote: Remote, part: Path, progress: Progress | None) -> None:
-    done = part.stat().st_size if part.exists() else 0
-    if done >= remote.size:
-        return
-    import urllib.request
-
-    request = urllib.request.Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-        if done and response.status != 206:  # the server sends all of it again
-            done = 0
-        with open(part, "ab" if done else "wb") as file:
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                done += len(chunk)
-                if progress:
-                    progress(f"fetching {remote.file}", done, remote.size)
 
 
 def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
@@ -207,28 +175,3 @@ def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, 
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
         raise DataError(f"{archive} cannot be read ({error}): it is truncated or no archive; fetch it again") from None
-
-
-def read_tfds(info: Path, splits: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (split, record) of a prepared tensorflow-datasets directory, given its ``dataset_info.json``.
-
-    Raises:
-        DataError: The directory is in tfrecord form; the message has the command that prepares it anew.
-    """
-    folder = info.parent
-    try:
-        stored = json.loads(info.read_text(encoding="utf-8"))
-        form, name = stored.get("fileFormat", "tfrecord"), stored["name"]
-        builder = quiet_tfds().builder_from_directory(os.fspath(folder)) if form == "array_record" else None
-    except Exception as error:  # a foreign file can make the reader raise anything
-        raise DataError(f"{folder} cannot be read ({error}): it is damaged or foreign; prepare it again") from None
-    if builder is None:
-        data_dir = folder.parents[1] if stored.get("configName") is None else folder.parents[2]
-        raise DataError(
-            f"{folder} is in {form} form, which cannot be read without TensorFlow: where TensorFlow is installed, run "
-            f"`python -c \"import tensorflow_datasets as t; t.builder('{name}', data_dir='{data_dir}_array_record', "
-            f"file_format='array_record').download_and_prepare()\"` and set data.root to {data_dir}_array_record"
-        )
-    for split in splits:
-        for record in builder.as_data_source(split):
-            yield split, record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import hashlib
 import lzma
@@ -10,7 +9,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -98,10 +97,6 @@ class Windows(Records):
             lengths[-1] = last
         return lengths
 
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return f"window at symbol {i * self._stride:,}"
-
     def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
         """Return windows drawn at random, each apart from the others, from (seed, step) alone."""
         words = mix(np.arange(size, dtype=np.uint64) * GOLDEN + key(seed, "window", step))
@@ -146,32 +141,25 @@ def in_words(window: int, stride: int) -> str:
     return f"windows of {window:,}, each {stride:,} on: after the first at least {window - stride:,} symbols before"
 
 
-def chunks(path: Path) -> Iterator[bytes]:
-    """Yield a file piece by piece."""
+def check_utf8(name: str, path: Path) -> None:
+    """Raise ``DataError`` where a file is no UTF-8, naming the line."""
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
-
-
-def check_utf8(name: str, path: Path) -> int:
-    """Return the bytes of a file. Raises ``DataError`` where it is no UTF-8."""
-    decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
-    for chunk in (*chunks(path), b""):
-        held = len(decoder.getstate()[0])  # of a character that the chunk before cut
-        try:
-            decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}: expected UTF-8 in {path}, got {error.object[error.start : error.start + 1]!r} at byte "
-                f"{at - held + error.start:,}: convert it, as with `iconv -t utf-8`; a compressed text needs "
-                "its ending .gz, .xz or .zip"
-            ) from None
-        at += len(chunk)
-    return at
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                bad = line[error.start : error.start + 1]
+                raise DataError(
+                    f"{name}: expected UTF-8 in {path}, got {bad!r} in line {number:,}: "
+                    "convert it, as with `iconv -t utf-8`; a compressed text needs its ending .gz, .xz or .zip"
+                ) from None
 
 
 def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callable[[Path], object]) -> list[Path]:
-    """Return the files that a compressed one holds, unpacked under the data folder unless they are there."""
+    """Return the files that a compressed one holds, unpacked under the data folder unless they are there.
+
+    A file is checked before it has its name.
+    """
     stat = source.stat()
     mark = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:10]
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
@@ -180,25 +168,21 @@ def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callab
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             for path in paths:
-                if not path.exists():
-                    _unpack(source, path, check)
+                temporary = path.with_name(f".{path.name}.tmp")
+                if path.exists():
+                    continue
+                try:
+                    with _opened(source, path.name) as packed, open(temporary, "wb") as file:
+                        shutil.copyfileobj(packed, file, _CHUNK)
+                    sync(temporary)
+                    check(temporary)
+                    os.replace(temporary, path)
+                    sync(folder)
+                except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+                    raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
+                finally:
+                    temporary.unlink(missing_ok=True)
     return paths
-
-
-def _unpack(source: Path, path: Path, check: Callable[[Path], object]) -> None:
-    """Write one file of a compressed one; it is checked before it has its name."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with _opened(source, path.name) as packed, open(temporary, "wb") as file:
-            shutil.copyfileobj(packed, file, _CHUNK)
-        sync(temporary)
-        check(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _opened(source: Path, name: str) -> IO[bytes]:

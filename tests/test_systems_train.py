@@ -47,10 +47,9 @@ def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
     """Where the task's data comes from."""
     if task == "image":
         return [f"data.root={request.getfixturevalue('cifar')}"]
-    if task in ("text", "select"):
-        return [f"data.root={request.getfixturevalue('shared') / 'text'}"]
-    if task == "retrieval":
-        return ["data.source=scisumm", f"data.root={request.getfixturevalue('shared') / 'retrieval'}"]
+    if task in ("text", "select", "retrieval"):
+        words = ["data.source=imdb"] if task == "retrieval" else []
+        return [*words, f"data.root={request.getfixturevalue('shared') / 'text'}"]
     if task == "shakespeare":
         return [f"data.root={request.getfixturevalue('shared') / 'lm'}"]
     if task == "corpus":

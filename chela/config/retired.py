@@ -25,7 +25,7 @@ def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
         from lra.tasks import task_class  # which loads numpy
 
         with contextlib.suppress(ValueError):  # a task of another version
-            of_task = getattr(task_class(task), "retired", {})
+            of_task = task_class(task).retired
     rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
     return rows | {f"task.{option}": {"value": value} for option, value in of_task.items()}
 

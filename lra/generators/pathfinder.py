@@ -67,7 +67,7 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
     ways = [(replace(options, contour_length=n), margin) for n in lengths for margin in options.paddle_margins]
     setups = [make_setup(*way) for way in ways]
     labels, which, states = draw_heads(seed, start, count, len(setups))
-    n_paddles = 2 * max(lengths) + max(int((setup.fillers[:, 0] * setup.fillers[:, 1]).sum()) for setup in setups)
+    n_paddles = 2 * max(lengths) + options.distractors * options.distractor_length
     made = Pictures(
         images=np.zeros((count, options.size, options.size), np.uint8),
         labels=labels,
@@ -82,9 +82,7 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         if stuck >= 0:
             raise DataError(
                 f"pathfinder: the two paths of image {start + stuck} found no room in {RESTARTS:,} attempts: lower "
-                f"task.contour_length ({setup.contour_length}), task.paddle_length ({options.paddle_length}), "
-                f"task.paddle_margins ({setup.margin}) or task.padding ({options.padding}), or raise task.resolution "
-                f"({options.size})"
+                f"task.contour_lengths ({setup.contour_length} dashes) or raise task.resolution ({options.size})"
             )
     return made
 

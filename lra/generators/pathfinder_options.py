@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from chela.core.options import check_options, option
-
 CONTOUR_LENGTHS: dict[str, int] = {"easy": 6, "intermediate": 9, "hard": 14}
 
 
@@ -18,49 +16,29 @@ class PathfinderOptions:
     ``snake_contrasts`` alone. A distractor that finds no room is left out.
     """
 
-    size: int = option(32, "side of the image", ge=1)
-    padding: int = option(1, "border that paths keep off", ge=1)
-    paddle_length: int = option(2, "length of a dash", ge=1)
-    paddle_thickness: float = option(0.5, "width of a dash; times antialias it must be whole")
-    paddle_margins: tuple[int, ...] = option((1,), "free space around a dash, one drawn per image")
-    marker_radius: float = option(1.5, "radius of the two markers")
-    seed_distance: int = option(
-        7, "distance between the starts of the two paths, and half the first's to the border", ge=1
-    )
-    contour_length: int = option(14, "dashes of a long path", ge=2)
-    contour_lengths: tuple[int, ...] = option(
-        (), "dashes of a long path, of which each image draws one; empty: contour_length", neutral=None
-    )
-    distractor_length: int = option(4, "dashes of a distractor", ge=1)
-    distractors: int = option(5, "distractors to try", ge=0)
-    continuity: float = option(1.0, "how much turns are avoided: a turn by δ weighs cos²(min(continuity · δ, π/2))")
-    snake_contrasts: tuple[float, ...] = option((2.0,), "contrast of a path")
-    paddle_contrasts: tuple[float, ...] = option((0.75,), "contrast of a dash of a long path, times the path's")
-    antialias: int = option(2, "enlargement at which dashes and markers are drawn", ge=1)
-    segment_retries: int = option(2, "further draws for a dash that does not fit", ge=0)
-    distractor_retries: int = option(4, "further attempts for a distractor that does not fit", ge=0)
-    single_paddles: bool = option(False, "fill up with single dashes; off in LRA's wrapper")
+    size: int = 32  # side of the image
+    padding: int = 1  # border that paths keep off
+    paddle_length: int = 2  # of a dash
+    paddle_thickness: float = 0.5  # of a dash; times antialias it is whole
+    paddle_margins: tuple[int, ...] = (1,)  # free space around a dash, one drawn per image
+    marker_radius: float = 1.5
+    seed_distance: int = 7  # between the starts of the two paths, and half the first's to the border
+    contour_length: int = 14  # dashes of a long path
+    contour_lengths: tuple[int, ...] = ()  # of which each image draws one; empty: contour_length
+    distractor_length: int = 4  # dashes
+    distractors: int = 5  # to try
+    continuity: float = 1.0  # how much turns are avoided: a turn by δ weighs cos²(min(continuity · δ, π/2))
+    snake_contrasts: tuple[float, ...] = (2.0,)  # of a path
+    paddle_contrasts: tuple[float, ...] = (0.75,)  # of a dash of a long path, times the path's
+    antialias: int = 2  # enlargement at which dashes and markers are drawn
+    segment_retries: int = 2  # further draws for a dash that does not fit
+    distractor_retries: int = 4  # further attempts for a distractor that does not fit
+    single_paddles: bool = False  # the reference generator can fill up with single dashes; LRA's wrapper does not
 
     def __post_init__(self) -> None:
-        """Raise ``ValueError`` for options with which nothing can be drawn."""
-        check_options(self)
-        width = self.paddle_thickness * self.antialias
-        if width != round(width) or width < 1:
-            raise ValueError(
-                f"paddle_thickness * antialias must be a whole number of at least 1, got {self.paddle_thickness} * "
-                f"{self.antialias} = {width}: change either"
-            )
-        for name in ("paddle_margins", "snake_contrasts", "paddle_contrasts"):
-            if not getattr(self, name) or min(getattr(self, name)) <= 0:
-                raise ValueError(f"{name} must be positive numbers, at least one, got {getattr(self, name)}")
+        """Raise ``ValueError`` for options of the task with which nothing can be drawn."""
         if self.contour_lengths and min(self.contour_lengths) < 2:
             raise ValueError(f"contour_lengths: expected 2 or more dashes, got {self.contour_lengths}")
-        reach = self.paddle_length + max(self.paddle_margins)
-        if 2 * self.seed_distance < reach or 4 * self.seed_distance >= self.size:
-            raise ValueError(
-                f"seed_distance must be at least half of paddle_length + margin ({reach}) and under a quarter of size "
-                f"({self.size}), so that the first path starts in the middle; got {self.seed_distance}"
-            )
 
     @classmethod
     def preset(cls, size: int, level: str = "hard") -> PathfinderOptions:
@@ -88,9 +66,9 @@ class PathfinderOptions:
             8
         """
         if size not in _PRESETS:
-            raise ValueError(f"expected a size of {', '.join(map(str, _PRESETS))} pixels, got {size}")
+            raise ValueError(f"resolution: expected {', '.join(map(str, _PRESETS))} pixels, got {size}")
         if level not in CONTOUR_LENGTHS or (size == 16 and level != "hard"):
-            raise ValueError(f"expected a level of {', '.join(CONTOUR_LENGTHS)} (16 pixels: hard only), got {level!r}")
+            raise ValueError(f"level: expected {', '.join(CONTOUR_LENGTHS)} (16 pixels: hard only), got {level!r}")
         values = {"size": size, **_PRESETS[size]}
         if size != 16:
             contour = CONTOUR_LENGTHS[level]

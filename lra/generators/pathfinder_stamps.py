@@ -41,7 +41,7 @@ class Setup(NamedTuple):
     segment_retries: int
     snake_contrasts: np.ndarray
     paddle_contrasts: np.ndarray
-    fillers: np.ndarray  # (2, 3) int64: distractors and single dashes, each: how many, of how many dashes, retries
+    fillers: np.ndarray  # (1, 3) int64: of the distractors how many, of how many dashes, retries
     margin: int
     half: int  # half of a stamp's side, in pixels
     angle: np.ndarray  # (A,) float64: of each stamp as it is drawn. A grown dash runs back from its head to the pivot
@@ -166,13 +166,6 @@ def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarr
     return footprint, counts
 
 
-def _single_paddles(options: PathfinderOptions, margin: int) -> int:
-    """Return how many single dashes fill up an image, by the reference generator's rule of room per dash."""
-    room = int(150 * 123.5 / (7.5 + 13 * margin + 4 * margin * margin))
-    others = 2 * options.contour_length + options.distractors * options.distractor_length
-    return max(0, room - others) if options.single_paddles else 0
-
-
 @lru_cache(maxsize=16)
 def make_setup(options: PathfinderOptions, margin: int) -> Setup:
     """Draw all stamps and compute all tables for one paddle margin (pixels)."""
@@ -188,12 +181,7 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
         **{name: getattr(options, name) for name in Setup._fields[:6]},
         snake_contrasts=np.array(options.snake_contrasts, np.float64),
         paddle_contrasts=np.array(options.paddle_contrasts, np.float64),
-        fillers=np.array(
-            [
-                (options.distractors, options.distractor_length, options.distractor_retries),
-                (_single_paddles(options, margin), 1, options.segment_retries),
-            ]
-        ),
+        fillers=np.array([(options.distractors, options.distractor_length, options.distractor_retries)]),
         margin=margin,
         half=half,
         angle=angle,

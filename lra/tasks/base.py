@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -66,10 +66,6 @@ class Records(ABC):
     def stored(self, i: int) -> dict[str, Any]:
         """Return one record as it is stored, for ``Task.draw``; empty where that is no other form."""
         return {}
-
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return f"record {i}"
 
     def groups(self) -> np.ndarray | None:
         """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
@@ -125,6 +121,8 @@ class Task:
         in_order: Whether the records are of one text, each target the next input, which ``data.carry`` reads in order.
         context: From how much of a text a target is predicted in validation and test; empty where it is no text.
         input_help: What a line of ``chela predict``'s input holds.
+        classes: Names of the classes, for people.
+        retired: Options of before and the one value that they have now: it still counts in the fingerprint of a run.
     """
 
     name: str
@@ -146,6 +144,8 @@ class Task:
     in_order: bool = False
     context: str = ""
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
+    classes: tuple[str, ...] = ()
+    retired: ClassVar[dict[str, Any]] = {}
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())
@@ -220,7 +220,8 @@ class Task:
 
     def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
         """Return HTML that shows a record to people, and a caption; ``record`` is empty where it is not stored."""
-        return "".join(map(shown_sequence, sequences(encoded))), f"label {np.asarray(label).tolist()}"
+        caption = f"{self.classes[int(label)]} ({label})" if self.classes else f"label {np.asarray(label).tolist()}"
+        return "".join(map(shown_sequence, sequences(encoded))), caption
 
 
 class InMemory(Records):

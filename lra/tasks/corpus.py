@@ -21,7 +21,7 @@ from lra.builder import Progress
 from lra.schema import DataConfig
 from lra.source import Form, Remote, given_root, locate, verify
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
-from lra.texts import PACKED, Span, Windows, check_utf8, chunks, in_words, unpacked
+from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
 BYTES = "".join(map(chr, range(256)))
 """All bytes, each as the character of its number, as in Latin-1; so are other alphabets written."""
@@ -76,18 +76,17 @@ class Corpus(Task):
         self.before = b"\n" if "\n" in self.alphabet else b" "  # what stands before a text
         self._spans: dict[str, Span] = {}
 
-    # ---- where the text comes from ----
-
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Find the text, unpack it on first use and check it. Raises ``DataError``."""
         super().prepare(data, progress)
-        paths = self._files(data, progress)
+        paths = self._files(data)
         notes = [type(self).note]
         if self.own_text:
             if is_tarfile(paths[0]):  # its own bytes may be UTF-8 too
                 got = f"the tar archive {paths[0].name}; give one file of it"
                 raise DataError(f"{self.name}: expected a text, got {got}")
-            size, digest = check_utf8(self.name, paths[0]), sha256(paths[0])
+            check_utf8(self.name, paths[0])
+            size, digest = paths[0].stat().st_size, sha256(paths[0])
             notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
         for split in SPLITS:
             path = paths[SPLITS.index(split)] if self.parts else paths[0]
@@ -98,29 +97,32 @@ class Corpus(Task):
                 notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
                 last = first + most
             self._spans[split] = Span(path, first, last, self.before)
-            if len(self._spans[split]) <= self.window:
+            if last - first <= self.window:
                 raise DataError(
-                    f"{self.name}: {split} has {len(self._spans[split]):,} symbols, expected more than "
-                    f"task.window={self.window:,}: give a longer text or a smaller window"
+                    f"{self.name}: {split} has {last - first:,} symbols, expected more than task.window="
+                    f"{self.window:,}: give a longer text or a smaller window"
                 )
         self.note = "; ".join(filter(None, notes))
 
-    def _files(self, data: DataConfig, progress: Progress | None) -> list[Path]:
-        found = self._found(data, progress)
-        names = self.parts or (found.name.removesuffix(found.suffix),)
-        if self.parts and found.suffix != ".zip":
-            paths = [found.with_name(name) for name in self.parts]
-        elif found.suffix in PACKED:
-            return unpacked(found, names, data, self._check)
-        else:
-            paths = [found]
-        for path in paths:
+    def _files(self, data: DataConfig) -> list[Path]:
+        """Return where the text lies, or its three parts, each what it should be."""
+
+        def check(path: Path) -> None:
             if not path.is_file():
                 raise DataError(f"{self.name}: expected a file at {path}, there is none")
-            self._check(path)
+            if self.content is not None:
+                verify(path, self.content)
+
+        found = self._found(data)
+        names = self.parts or (found.name.removesuffix(found.suffix),)
+        if found.suffix in PACKED:
+            return unpacked(found, names, data, check)
+        paths = [found.with_name(name) for name in self.parts] or [found]
+        for path in paths:
+            check(path)
         return paths
 
-    def _found(self, data: DataConfig, progress: Progress | None) -> Path:
+    def _found(self, data: DataConfig) -> Path:
         root = given_root(self.name, data)
         if root is not None and root.is_file():
             return root
@@ -128,24 +130,8 @@ class Corpus(Task):
             got = "nothing" if root is None else f"{root}, which is no file"
             raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
         fetched = self.remote.file if self.remote else ""
-        forms = [Form(mark, mark, file=True, remote=self.remote if mark == fetched else None) for mark in self.marks]
-        return locate(self.name, data, forms, progress)[1]
-
-    def _check(self, path: Path) -> None:
-        """Compare a text with what it should be, and look for what is no symbol."""
-        if self.content is not None:
-            verify(path, self.content)
-        at = 0
-        for chunk in chunks(path) if len(self.alphabet) < 256 and self.content is None else ():
-            bad = np.flatnonzero(self.table[np.frombuffer(chunk, np.uint8)] == 0)
-            if bad.size:
-                raise DataError(
-                    f"{self.name}: {path} has {chunk[bad[0] : bad[0] + 1]!r} at position {at + bad[0]:,}, which is "
-                    f"none of its {len(self.alphabet)} symbols: it is another text"
-                )
-            at += len(chunk)
-
-    # ---- what is read of it ----
+        forms = [Form(mark, mark, remote=self.remote if mark == fetched else None) for mark in self.marks]
+        return locate(self.name, data, forms)[1]
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""
@@ -170,11 +156,6 @@ class Corpus(Task):
             return None
         text = self.span(split).read(0, len(self.span(split))).tobytes()
         return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
-
-    def check(self, encoded: Encoded, label: Label | None = None) -> None:
-        """Check what a person gave; windows of a text that was checked need no more."""
-        if label is None:
-            super().check(encoded)
 
     def read_line(self, line: str) -> Encoded:
         """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
@@ -269,6 +250,3 @@ class WikiText103(Corpus):
         "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
     )
     marks = (parts[0], remote.file)
-
-
-TASKS = (Corpus, Shakespeare, Enwik8, Text8, WikiText103)

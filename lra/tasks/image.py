@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.show import picture
-from lra.source import Form, Remote, check_content, locate, members, read_tfds
+from lra.source import Form, Remote, check_content, locate, members
 from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
 
@@ -31,18 +27,18 @@ class PixelTask(StoredTask):
     )
     normalization: str = option("mega", "mean and deviation of the values; unused by tokens", choices=("s4", "mega"))
 
-    def set_pixels(self, side: int, mean: Any, deviation: Any) -> None:
+    def set_pixels(self, side: int, mean: float, deviation: float) -> None:
         """Set the facts that follow from the options: pixels a side, mean and deviation of the values."""
         self.l_max = side**2
         self.vocab_size = 257 if self.form == "tokens" else None
-        self._mean, self._deviation = np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
+        self._mean, self._deviation = np.float32(mean), np.float32(deviation)
 
-    def encode_values(self, values: np.ndarray) -> np.ndarray:
-        """Return what the network sees of gray levels or colours from 0 to 255, ``(L, F)``."""
+    def encode_values(self, levels: np.ndarray) -> np.ndarray:
+        """Return what the network sees of gray levels ``(L,)`` from 0 to 255: float32 ``(L, 1)`` or ids ``(L,)``."""
+        values = levels.astype(np.float32)
         if self.form == "tokens":
-            tokens: np.ndarray = np.rint(values[:, 0].astype(np.float32)).astype(np.int64) + 1
-            return tokens
-        normalized: np.ndarray = (values.astype(np.float32) / 255 - self._mean) / self._deviation
+            return np.rint(values).astype(np.int64) + 1
+        normalized: np.ndarray = (values[:, None] / 255 - self._mean) / self._deviation
         return normalized
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
@@ -75,86 +71,46 @@ CONTENT = "0986e276e9a4dec8e941838372dcbefcbeb082320f292968919ddc5b333e15d7"
 
 COUNTS = {"train": 50_000, "test": 10_000}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _BATCH = 10_000
 _ROW = 1 + 3072
 
 
-def _binary(raw: bytes, name: str) -> np.ndarray:
-    """Return a batch: in each row a label and the pixels of an image, red, green, blue; uint8 ``(N, 3073)``."""
-    if len(raw) != _BATCH * _ROW:
-        raise DataError(f"{name} has {len(raw):,} bytes, expected {_BATCH * _ROW:,}: it is truncated or another file")
-    return np.frombuffer(raw, np.uint8).reshape(_BATCH, _ROW)
+def read_batches(found: Path) -> dict[str, np.ndarray]:
+    """Read the six batches from an archive, or from the folder in which one of them was found.
 
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads lists, dicts, numbers, strings and numpy arrays; nothing else that the file names is imported or called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what makes up a numpy array."""
-        if module.split(".")[0] == "numpy" and name in ("_reconstruct", "ndarray", "dtype"):
-            return super().find_class(module, name)
-        raise ValueError(f"it names {module}.{name}")
-
-
-def _python(raw: bytes, name: str) -> np.ndarray:
-    """Return a batch of the Python version, which is a pickle of Python 2."""
-    try:
-        batch = _ArraysOnly(io.BytesIO(raw), encoding="latin-1").load()
-        return np.column_stack([np.array(batch["labels"], np.uint8), batch["data"]]).reshape(_BATCH, _ROW)
-    except Exception as error:  # a file that is no pickle can make the reader raise anything
-        raise DataError(f"{name} is no batch of the Python version of CIFAR-10: {error}") from None
-
-
-def _read(found: Path, suffix: str, parse: Callable[[bytes, str], np.ndarray]) -> dict[str, np.ndarray]:
-    """Read the six batches from an archive, or from the folder in which one of them was found."""
-    names = {split: [f"{name}{suffix}" for name in batches] for split, batches in _BATCHES.items()}
-    known = [name for batches in names.values() for name in batches]
+    Returns:
+        Of each split uint8 ``(N, 3073)``: in each row a label and the pixels of an image, red, green, blue.
+    """
+    known = [name for names in _FILES.values() for name in names]
     if found.name.endswith(".tar.gz"):
         files = members(found, lambda name: name.rsplit("/", 1)[-1] in known)
     else:
         files = ((path.name, path.read_bytes()) for path in map(found.with_name, known) if path.is_file())
-    read = {name.rsplit("/", 1)[-1]: parse(raw, f"{found.parent}: {name}") for name, raw in files}
+    read = {name.rsplit("/", 1)[-1]: raw for name, raw in files}
     if missing := [name for name in known if name not in read]:
         raise DataError(f"{found}: {', '.join(missing)} is missing: expected six batches; fetch or unpack them again")
-    return {split: np.concatenate([read[name] for name in batches]) for split, batches in names.items()}
+    for name, raw in read.items():
+        if len(raw) != _BATCH * _ROW:
+            got = f"{found.parent}: {name} has {len(raw):,} bytes"
+            raise DataError(f"{got}, expected {_BATCH * _ROW:,}: it is truncated or another file")
+    whole = {split: b"".join(read[name] for name in names) for split, names in _FILES.items()}
+    return {split: np.frombuffer(raw, np.uint8).reshape(-1, _ROW) for split, raw in whole.items()}
 
-
-def _read_prepared(info: Path) -> dict[str, np.ndarray]:
-    """Read a prepared directory: it is shuffled, its ids ``train_00001`` … give the official order back.
-
-    An image that is absent stays black, and the digest of all images tells.
-    """
-    rows = {split: np.zeros((number, _ROW), np.uint8) for split, number in COUNTS.items()}
-    for split, record in read_tfds(info, list(COUNTS)):
-        place = int(bytes(record["id"]).decode().rsplit("_", 1)[1]) % COUNTS[split]
-        rows[split][place] = np.append(np.uint8(record["label"]), record["image"].transpose(2, 0, 1))
-    return rows
-
-
-read_binary = partial(_read, suffix=".bin", parse=_binary)
-read_python = partial(_read, suffix="", parse=_python)
 
 FORMS = (
-    Form("the binary version", "cifar-10-batches-bin/data_batch_1.bin", read_binary),
-    Form("the Python version", "cifar-10-batches-py/data_batch_1", read_python),
-    Form("the binary archive", ARCHIVE.file, read_binary, ARCHIVE),
-    Form("the Python archive", "cifar-10-python.tar.gz", read_python),
-    Form("a prepared directory", "cifar10/*/dataset_info.json", _read_prepared),
+    Form("the binary version", "cifar-10-batches-bin/data_batch_1.bin"),
+    Form("its archive", ARCHIVE.file, ARCHIVE),
 )
 
 
-_GRAY_STATISTICS = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}
-_RGB_STATISTICS = {"s4": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)), "mega": (0.48, 0.24)}
+_STATISTICS = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}
 
 
 @dataclass
 class Image(PixelTask):
-    """Ten classes. ``gray`` and ``rgb`` give float32 ``(L, 1)`` and ``(L, 3)``, ``tokens`` ids 1 … 256."""
+    """Ten classes, gray levels."""
 
-    form: str = option(
-        "gray", "'gray': one value a pixel; 'rgb': three (scifar); 'tokens': ids", choices=("gray", "rgb", "tokens")
-    )
     normalization: str = option(
         "s4", "'s4': mean and sd of the data; 'mega': 0.48 and 0.24; unused by tokens", choices=("s4", "mega")
     )
@@ -164,15 +120,14 @@ class Image(PixelTask):
     test: int = option(0, "images to test on; 0: all 10,000", ge=0)
 
     num_classes = 10
+    classes = CLASSES
     input_help = "32 × 32 pixels row by row, gray levels or RGB values, whole numbers from 0 to 255"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resolution not in (32, 16, 8):
             raise ValueError(f"task.resolution: expected 32, 16 or 8, got {self.resolution}")
-        self.input_dim = 3 if self.form == "rgb" else 1
-        statistics = _RGB_STATISTICS if self.form == "rgb" else _GRAY_STATISTICS
-        self.set_pixels(self.resolution, *statistics[self.normalization])
+        self.set_pixels(self.resolution, *_STATISTICS[self.normalization])
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Build the records of all images, in colour."""
@@ -180,8 +135,8 @@ class Image(PixelTask):
         spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",), expected_bytes=size)
 
         def splits() -> dict[str, Iterable[Example]]:
-            form, path = locate(self.name, data, FORMS, progress)
-            rows = form.read(path)
+            form, path = locate(self.name, data, FORMS)
+            rows = read_batches(path)
             parts = (part.tobytes() for split in COUNTS for part in np.split(rows[split], [1], axis=1))
             check_content("image", parts, CONTENT, ARCHIVE)
             spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
@@ -194,15 +149,13 @@ class Image(PixelTask):
         pixels: np.ndarray = record["pixels"]
         if pixels.size not in (1024, 3072):  # an input line may be gray
             raise ValueError(f"the image has {pixels.size} values, expected 3,072 (32 × 32 × 3)")
-        image, side = np.broadcast_to(pixels.reshape(32, 32, -1), (32, 32, 3)), self.resolution
-        if self.form != "rgb":
-            from PIL.Image import fromarray
+        from PIL.Image import fromarray
 
-            image = np.asarray(fromarray(image).convert("L"))[..., None]
-        if side < 32:
-            block = 32 // side
-            image = image.reshape(side, block, side, block, -1).mean((1, 3), dtype=np.float32)
-        return self.encode_values(image.reshape(side * side, -1))
+        colours = np.broadcast_to(pixels.reshape(32, 32, -1), (32, 32, 3))
+        image, side, block = np.asarray(fromarray(colours).convert("L")), self.resolution, 32 // self.resolution
+        if block > 1:
+            image = image.reshape(side, block, side, block).mean((1, 3), dtype=np.float32)
+        return self.encode_values(image.reshape(-1))
 
     def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
         """Keep the training images for validation apart that S4 and MEGA keep apart, whatever the policy."""
@@ -210,10 +163,6 @@ class Image(PixelTask):
             return super().choose(split, policy)
         train, held = holdout(COUNTS["train"], self.validation)
         return "train", held if split == "validation" else train
-
-    def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
-        """Return the picture that the network sees, and the name of its class."""
-        return picture(encoded), f"{CLASSES[label]} ({label})"
 
 
 def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,6 +173,3 @@ def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _example(row: np.ndarray) -> Example:
     return Example({"pixels": row[1:].reshape(3, 1024).T.reshape(-1)}, int(row[0]), (3072,))
-
-
-TASK = Image

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import html
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -59,42 +58,31 @@ OPERATORS: Mapping[str, Callable[[Sequence[int]], int]] = {
     "[FIRST": lambda values: values[0],  # these two are in the original ListOps (arXiv 1804.06028), not in LRA's
     "[LAST": lambda values: values[-1],
 }
-T = TypeVar("T")
-
-
-def fold(expression: str, node: Callable[[str, list[T], int], T]) -> T:
-    """Return what an expression comes to, by a stack; written apart from the generator so that one checks the other.
-
-    Args:
-        expression: In words, ``[MAX 2 9 ]``.
-        node: Gives what a digit, or an operator with what its arguments came to, comes to at a depth.
-
-    Raises:
-        ValueError: The text is no expression.
-    """
-    opened: list[tuple[str, list[T]]] = [("", [])]
-    for position, word in enumerate(_words(expression)):
-        if word in OPERATORS:
-            opened.append((word, []))
-            continue
-        arguments: list[T] = []
-        if word == "]" and len(opened) > 1 and opened[-1][1]:
-            word, arguments = opened.pop()
-        elif word not in _DIGITS:
-            raise ValueError(f"{word!r} at position {position} cannot stand there")
-        opened[-1][1].append(node(word, arguments, len(opened) - 1))
-    if len(opened) > 1 or len(opened[0][1]) != 1:
-        raise ValueError("the expression is not closed, or it is more than one")
-    return opened[0][1][0]
 
 
 def evaluate(expression: str) -> int:
-    """Return the value of an expression. Raises ``ValueError``.
+    """Return the value of an expression, by a stack; written apart from the generator so that one checks the other.
+
+    Raises:
+        ValueError: The text is no expression.
 
     >>> evaluate("[SM 7 [MED 1 4 8 9 ] ]")
     3
     """
-    return fold(expression, lambda word, values, _: OPERATORS[word](values) if values else int(word))
+    opened: list[tuple[str, list[int]]] = [("", [])]  # operators that are not closed, each with its arguments so far
+    for position, word in enumerate(_words(expression)):
+        if word in OPERATORS:
+            opened.append((word, []))
+        elif word in _DIGITS:
+            opened[-1][1].append(int(word))
+        elif word == "]" and len(opened) > 1 and opened[-1][1]:
+            operator, values = opened.pop()
+            opened[-1][1].append(OPERATORS[operator](values))
+        else:
+            raise ValueError(f"{word!r} at position {position} cannot stand there")
+    if len(opened) > 1 or len(opened[0][1]) != 1:
+        raise ValueError("the expression is not closed, or it is more than one")
+    return opened[0][1][0]
 
 
 _LONGER = 2_000  # trees of the further test set, longer than any to learn from
@@ -233,10 +221,9 @@ class ListOps(StoredTask):
         return tokens
 
     def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
-        """Return the expression, drawn as a tree in which every operator has its value."""
+        """Return the expression in words, and its value."""
         expression = text(encoded)
-        body = f"<p><code>{html.escape(expression)}</code></p>{tree_svg(expression)}"
-        return body, f"value {evaluate(expression)}, label {label}"
+        return f"<p><code>{expression}</code></p>", f"value {evaluate(expression)}, label {label}"
 
 
 def _example(tokens: np.ndarray, label: int) -> Example:
@@ -251,32 +238,3 @@ def depth(tokens: np.ndarray) -> int:
     """
     opens = (tokens >= _IDS["[MIN"]) & (tokens <= _IDS["[SM"])
     return int(np.cumsum(opens.astype(np.int64) - (tokens == _IDS["]"])).max(initial=0))
-
-
-def tree_svg(expression: str) -> str:
-    """Return an SVG drawing of an expression: digits from left to right, operators above the middle of theirs."""
-    step, level = 24, 46  # pixels between digits and between levels
-    lines, labels = [], []
-    across, deepest = itertools.count(step, step), 0
-
-    def node(word: str, arguments: list[tuple[int, float]], depth: int) -> tuple[int, float]:
-        nonlocal deepest
-        y, deepest = depth * level + 20, max(deepest, depth)
-        if arguments:
-            values, below = zip(*arguments, strict=True)
-            value, x = OPERATORS[word](values), (below[0] + below[-1]) / 2
-            lines.extend(f'<line x1="{x:g}" y1="{y + 6:g}" x2="{b:g}" y2="{y + level - 22:g}"/>' for b in below)
-            word = f"{word[1:]}={value}"
-        else:
-            value, x = int(word), next(across)
-        width = 7.2 * len(word)
-        labels.append(f'<rect x="{x - width / 2:g}" y="{y - 12:g}" width="{width:g}" height="16" fill="white"/>')
-        labels.append(f'<text x="{x:g}" y="{y:g}">{word}</text>')
-        return value, x
-
-    fold(expression, node)
-    wide, high = max(next(across) + step, 80), (deepest + 1) * level
-    return f'<svg width="{wide:g}" height="{high:g}">{"".join(lines + labels)}</svg>'
-
-
-TASK = ListOps

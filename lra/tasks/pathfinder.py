@@ -1,8 +1,7 @@
 """Pathfinder: do two marked tips lie on one dashed path? The picture as a sequence of pixels.
 
 A folder of LRA's release, ``pathfinder32/curv_contour_length_14`` and so on, holds ``metadata/N.npy`` and
-``imgs/N/sample_M.png``. The metadata of the release is plain text in spite of its name; the public generator writes
-numpy arrays of strings. Both have a row per image: folder, file, number, label and the generator's parameters.
+``imgs/N/sample_M.png``. The metadata has a row per image: folder, file, number, label and the generator's parameters.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, make_dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,7 +27,6 @@ from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSpec, check, prepare
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig
-from lra.show import picture
 from lra.source import Form, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.image import PixelTask, shuffled
@@ -40,27 +37,20 @@ BLOCK = 512  # images of a part: what a killed build loses at most, per worker
 _DRAWN_FOR_ONE = 20  # of distinct ones, at most; a third is taken where paths are short
 _STATISTICS = {"s4": (0.0, 1.0), "mega": (0.5, 0.5)}
 _NUMBER = np.dtype("<i8")
-_SIDE = 384  # pixels of the drawing
-_COLOURS = ("#e6550d", "#3182bd")
+_RETIRED = (
+    "padding paddle_length paddle_thickness paddle_margins marker_radius seed_distance contour_length "
+    "distractor_length continuity snake_contrasts paddle_contrasts antialias segment_retries distractor_retries "
+    "single_paddles"
+)
 FOLDERS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
-_GENERATOR = [f for f in fields(PathfinderOptions) if f.name != "size"]
-
-
-def _optional(given: Field[Any]) -> tuple[str, str, Any]:
-    """Return an option of the generator as one of the task, None unless it is set; a tuple is a list there."""
-    kind = str(given.type).replace("tuple", "list").replace(", ...", "")
-    return given.name, f"{kind} | None", field(default=None, metadata=given.metadata)
-
-
-_Generator: Any = make_dataclass("_Generator", map(_optional, _GENERATOR))
 
 
 @dataclass
-class Pathfinder(_Generator, PixelTask):
+class Pathfinder(PixelTask):
     """Two classes; generated, or LRA's release where ``data.root`` is set. L = resolution².
 
-    An option of the generator that is left empty has the value LRA states for the resolution and the level
-    (``lra.generators.pathfinder_options``, which also says what each means).
+    What is not an option here has the value that LRA states for the resolution and the level
+    (``lra.generators.pathfinder_options``).
 
     Records hold ``pixels``, row by row, and ``number``: which image of the seed, or row of the release, it is.
     """
@@ -68,6 +58,8 @@ class Pathfinder(_Generator, PixelTask):
     normalization: str = option("mega", "'mega': -1 … 1; 's4': 0 … 1; unused by tokens", choices=("s4", "mega"))
     resolution: int = option(32, "pixels a side: 32, 64, 128 or 256; 16 is our own, smaller than LRA's smallest")
     level: str = option("hard", "'easy', 'intermediate' or 'hard'; LRA's tasks are hard")
+    contour_lengths: list[int] | None = option(None, "dashes of a long path, one drawn an image", neutral=None)
+    distractors: int | None = option(None, "distractors to try; a distractor that finds no room is left out", ge=0)
     train: int = option(160_000, "images to train on (of a release: 80 % of what is there, at most so many)", ge=1)
     validation: int = option(20_000, "images to validate on (of a release: 10 %)", ge=1)
     test: int = option(20_000, "images to test on (of a release: 10 %)", ge=1)
@@ -75,9 +67,11 @@ class Pathfinder(_Generator, PixelTask):
     distinct: bool = option(False, "no image twice, and none whose label can be read both ways", neutral=False)
 
     num_classes = 2
+    classes = ("the tips are on two paths", "the tips are on one path")
     generated = True
     grouped_by = "dashes"
     input_help = "gray levels row by row, whole numbers from 0 to 255"
+    retired: ClassVar[dict[str, Any]] = dict.fromkeys(_RETIRED.split())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,12 +80,13 @@ class Pathfinder(_Generator, PixelTask):
 
     def options(self) -> PathfinderOptions:
         """Return the generator's parameters. Raises ``ValueError`` for what cannot be drawn."""
-        given = {f.name: getattr(self, f.name) for f in _GENERATOR if getattr(self, f.name) is not None}
-        given = {name: tuple(value) if isinstance(value, Sequence) else value for name, value in given.items()}
         try:
-            return replace(PathfinderOptions.preset(self.resolution, self.level), **given)
+            options = PathfinderOptions.preset(self.resolution, self.level)
+            if self.distractors is not None:
+                options = replace(options, distractors=self.distractors)
+            return replace(options, contour_lengths=tuple(self.contour_lengths or ()))
         except ValueError as error:
-            raise ValueError(f"task: {error}") from None
+            raise ValueError(f"task.{error}") from None
 
     def _spec(self, config: str, counts: dict[str, int], about: dict[str, Any]) -> RecordSpec:
         fields, size = ("pixels", "number"), sum(counts.values()) * (2 * self.l_max // 5 + 200)
@@ -175,36 +170,7 @@ class Pathfinder(_Generator, PixelTask):
         pixels: np.ndarray = record["pixels"]
         if pixels.size != self.l_max:
             raise ValueError(f"the image has {pixels.size:,} pixels, expected {self.l_max:,}")
-        return self.encode_values(pixels[:, None])
-
-    def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
-        """Return the picture with the tips ringed and, where they are known, the long paths traced.
-
-        The paths are known for generated images alone: the image is made again from its number and compared. In a
-        released image only the tips are found, by looking for the two brightest discs.
-        """
-        from lra.generators.pathfinder import generate
-
-        side = self.resolution
-        image = record["pixels"].reshape(side, side)
-        made = generate(self.options(), self.seed, number(record), 1)
-        told, tips, paddles = "", made.markers[0].tolist(), made.paddles[0, : made.counts[0, 0]].tolist()
-        if not np.array_equal(made.images[0], image):
-            told, tips, paddles = "<p>tips found in the picture, paths not known</p>", find_tips(image), []
-        shapes = []
-        for which, colour in enumerate(_COLOURS if paddles else ()):
-            points = " ".join(f"{column + 0.5:g},{row + 0.5:g}" for row, column, _, path in paddles if path == which)
-            shapes.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width=".35"/>')
-        for y, x in tips:
-            circle = f'<circle cx="{x + 0.5:g}" cy="{y + 0.5:g}" r="{side / 16:g}" fill="none"'
-            shapes.append(f'{circle} stroke="#31a354" stroke-width=".5"/>')
-        overlay = (
-            f'<svg viewBox="0 0 {side} {side}" width="{_SIDE}" height="{_SIDE}" '
-            f'style="position:absolute;left:0;top:0">{"".join(shapes)}</svg>'
-        )
-        sized = picture(encoded).replace("<img ", f'<img style="width:{_SIDE}px;height:{_SIDE}px;border:0" ', 1)
-        body = f'<div style="position:relative;width:{_SIDE}px">{sized}{overlay}</div>{told}'
-        return body, f"the tips are on {('two paths', 'one path')[label]} ({label})"
+        return self.encode_values(pixels)
 
 
 @dataclass
@@ -229,11 +195,6 @@ def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
         seen.add(hashlib.blake2b(example.fields["pixels"].tobytes(), digest_size=16).digest())
         if len(seen) > before:
             yield example
-
-
-def number(record: dict[str, Any]) -> int:
-    """Return which image of the seed, or row of the release, a stored record is."""
-    return int(record["number"].view(_NUMBER)[0])
 
 
 Listed = tuple[Path, int]
@@ -274,19 +235,11 @@ def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
 
 
 def _metadata(file: Path) -> list[list[str]]:
-    """Return folder, file, number and label of each row."""
+    """Return folder, file, number and label of each row; the release's arrays are plain text in spite of their name."""
     try:
-        with open(file, "rb") as opened:
-            stored = opened.read(6) == b"\x93NUMPY"
-        if stored:
-            table = np.load(file, allow_pickle=False)
-        else:
-            table = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2)
-        if table.ndim != 2 or table.shape[1] < 4 or table.dtype.kind not in "US":
-            raise ValueError(f"{table.dtype} {table.shape}")
-    except (ValueError, EOFError, OSError) as error:
+        rows: list[list[str]] = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2).tolist()
+    except (ValueError, OSError) as error:
         raise DataError(f"{file} has no rows of 4 or more words ({error}): unpack the release again") from None
-    rows: list[list[str]] = table[:, :4].astype(str).tolist()
     return rows
 
 
@@ -313,23 +266,3 @@ def split_release(number: int) -> dict[str, np.ndarray]:
     held = number // 10
     parts = np.split(shuffled(number), [number - 2 * held, number - held])
     return dict(zip(SPLITS, parts, strict=True))
-
-
-def find_tips(image: np.ndarray) -> list[tuple[int, int]]:
-    """Return the centres of the two brightest discs of a picture, the brighter first."""
-    side = len(image)
-    radius = max(1.5, 3 * side / 128)
-    reach = math.ceil(radius)
-    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = (rows**2 + columns**2 <= radius**2).astype(np.float64)
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(image.astype(np.float64), reach), disc.shape)
-    score = (windows * disc).sum(axis=(2, 3))
-    tips = []
-    for _ in range(2):
-        y, x = (int(i) for i in np.unravel_index(int(score.argmax()), score.shape))
-        tips.append((y, x))
-        score[max(0, y - 2 * reach) : y + 2 * reach + 1, max(0, x - 2 * reach) : x + 2 * reach + 1] = -1
-    return tips
-
-
-TASKS = (Pathfinder, PathX)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -74,15 +73,6 @@ class Recall(Task):
             raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
         return RecallRecords(self, split)
 
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return the symbols in a row; a repeated key is bold, its target behind it."""
-        targets = np.asarray(label)
-        words = [
-            f"{symbol}" if target == IGNORED else f"<b>{symbol}→{target}</b>"
-            for symbol, target in zip(np.asarray(encoded).tolist(), targets.tolist(), strict=True)
-        ]
-        return f"<p>{' '.join(words)}</p>", f"{(targets != IGNORED).sum()} pairs in {len(targets)}"
-
 
 class RecallRecords(Records):
     """The records of one split, the parts of its mix one after another."""
@@ -126,6 +116,3 @@ class RecallRecords(Records):
     def majority_accuracy(self) -> float:
         """Return the share of one value among the targets: they are drawn evenly."""
         return 2 / self._task.symbols
-
-
-TASK = Recall

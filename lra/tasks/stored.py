@@ -100,17 +100,8 @@ class StoredRecords(Records):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
-        out = []
-        for i, record in zip(indices, self._stored.read(self._chosen[np.asarray(indices)]), strict=True):
-            try:
-                out.append((self._task.encode(record), self._task.target(record)))
-            except (ValueError, KeyError) as error:
-                raise DataError(f"{self._task.name}: {self.where(i)}: {error}") from None
-        return out
-
-    def where(self, i: int) -> str:
-        """Return what names a record in an error."""
-        return self._stored.where(int(self._chosen[i]))
+        records = self._stored.read(self._chosen[np.asarray(indices)])
+        return [(self._task.encode(record), self._task.target(record)) for record in records]
 
     def stored(self, i: int) -> dict[str, Any]:
         """Return one record as it is stored, before ``encode``."""

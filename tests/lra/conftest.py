@@ -45,13 +45,6 @@ def real_text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataCon
 
 
 @pytest.fixture(scope="session")
-def real_retrieval(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """The small set of Retrieval, likewise."""
-    folder = common(tmp_path_factory, "real-retrieval")
-    return DataConfig(dir=str(folder), root=str(shared / "retrieval"), source="scisumm")
-
-
-@pytest.fixture(scope="session")
 def real_image(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The whole of CIFAR-10, laid out as its authors ship it."""
     folder = common(tmp_path_factory, "real-image")

@@ -1,17 +1,15 @@
 import hashlib
-import io
-import lzma
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from chela.core.errors import DataError
+from chela.core.files import sha256
 from lra.schema import DataConfig
+from lra.source import Form, Remote
 from lra.tasks import image
 from lra.tasks.image import Image
-from tests.lra import python2_pickle
 from tests.lra.test_source import archive
 
 SMALL = 20  # images a batch
@@ -43,17 +41,6 @@ def binary(made: Batches) -> dict[str, bytes]:
     return {f"{n}.bin": np.concatenate([labels[:, None], pixels], 1).tobytes() for n, (labels, pixels) in made.items()}
 
 
-def python(made: Batches) -> dict[str, bytes]:
-    """As Python 2 wrote them, but for one that a newer Python wrote again."""
-    out = {
-        name: python2_pickle.batch("batch", labels.tolist(), pixels, [f"{i}.png" for i in range(SMALL)])
-        for name, (labels, pixels) in made.items()
-    }
-    labels, pixels = made["data_batch_3"]
-    out["data_batch_3"] = pickle.dumps({"labels": labels.tolist(), "data": pixels}, 4)
-    return out
-
-
 def write(folder: Path, files: dict[str, bytes]) -> Path:
     folder.mkdir(parents=True)
     for name, raw in files.items():
@@ -61,53 +48,19 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def prepared(root: Path, made: Batches) -> None:
-    """As tensorflow-datasets prepares `cifar10`, with its ids and its shuffling."""
-    import PIL.Image
-    import tensorflow_datasets as tfds
-
-    def examples(names: list[str], split: str) -> object:
-        place = 0
-        for name in names:
-            for label, pixels in zip(*made[name], strict=True):
-                file = io.BytesIO()
-                PIL.Image.fromarray(pixels.reshape(3, 32, 32).transpose(1, 2, 0)).save(file, "PNG")
-                file.seek(0)
-                yield place, {"id": f"{split}_{place:05d}", "image": file, "label": int(label)}
-                place += 1
-
-    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
-        name = "cifar10"
-        VERSION = tfds.core.Version("3.0.2")
-
-        def _info(self) -> object:
-            f = tfds.features
-            features = {"id": f.Text(), "image": f.Image(shape=(32, 32, 3)), "label": f.ClassLabel(num_classes=10)}
-            return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager: object) -> object:
-            names = list(made)
-            return {"train": examples(names[:5], "train"), "test": examples(names[5:], "test")}
-
-        def _generate_examples(self) -> None:
-            raise NotImplementedError
-
-    Cifar10(data_dir=str(root), file_format="array_record").download_and_prepare()
-
-
-@pytest.mark.parametrize("form", ["binary", "python", "python archive", "prepared"])
-def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, batches: Batches, form: str) -> None:
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_records_do_not_depend_on_the_form_they_came_in(
+    tmp_path: Path, batches: Batches, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = tmp_path / "mine"
-    if form == "binary":
+    if form == "folder":
         write(mine / "cifar-10-batches-bin", binary(batches))
-    elif form == "python":
-        write(mine / "cifar-10-batches-py", python(batches))
-    elif form == "python archive":
-        mine.mkdir()
-        files = {f"cifar-10-batches-py/{n}": raw for n, raw in python(batches).items()}
-        archive(mine / "cifar-10-python.tar.gz", files | {"cifar-10-batches-py/batches.meta": b"cos\nsystem\n"})
     else:
-        prepared(mine, batches)
+        mine.mkdir()
+        files = {f"cifar-10-batches-bin/{n}": raw for n, raw in binary(batches).items()}
+        path = archive(mine / "cifar-10-binary.tar.gz", files | {"cifar-10-batches-bin/batches.meta.txt": b"dog"})
+        remote = Remote(path.name, "", path.stat().st_size, sha256(path))
+        monkeypatch.setattr(image, "FORMS", (Form("the archive", path.name, remote),))
     task = Image(form="tokens", validation=10)
     task.prepare(DataConfig(dir=str(tmp_path / "records"), root=str(mine)))
     records = task.records("train")
@@ -140,18 +93,6 @@ def test_bad_batches_are_named(tmp_path: Path, batches: Batches, change: str, me
     assert not list((tmp_path / "r").rglob("*.array_record*"))
 
 
-def test_a_python_batch_is_never_unpickled(tmp_path: Path, batches: Batches) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-            return Path.touch, (tmp_path / "ran",)
-
-    files = python(batches) | {"data_batch_4": pickle.dumps({"labels": [0] * SMALL, "data": Evil()}, 2)}
-    write(tmp_path / "cifar-10-batches-py", files)
-    with pytest.raises(DataError, match="data_batch_4 is no batch of the Python version"):
-        Image().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
-    assert not (tmp_path / "ran").exists()
-
-
 def test_the_truncated_official_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(DataError, match="has 2 bytes, expected 170,052,171"):
@@ -173,8 +114,6 @@ def test_encodings() -> None:
     assert s4.vocab_size is None and s4.input_dim == 1 and s4.l_max == 1024
     np.testing.assert_allclose(s4.encode(record)[:, 0], (levels / 255 - 122.6 / 255) / (61 / 255), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mega.encode(record)[:, 0], (levels / 255 - 0.48) / 0.24, rtol=1e-5, atol=1e-6)
-    rgb = Image(form="rgb")
-    assert rgb.input_dim == 3 and rgb.encode(record).shape == (1024, 3)
     small = Image(resolution=16, normalization="mega")
     mean = levels.reshape(32, 32)[:2, 2:4].mean()
     assert small.l_max == 256 and small.encode(record).dtype == np.float32
@@ -190,7 +129,7 @@ def test_facts_of_the_real_images(real_image: DataConfig) -> None:
     assert records.labels[:5].tolist() == [6, 9, 9, 4, 1]
     assert np.bincount(records.labels).tolist() == [5000] * 10
     assert real_image.root is not None
-    rows = image.read_binary(Path(real_image.root) / "cifar-10-batches-bin" / "test_batch.bin")["train"]
+    rows = image.read_batches(Path(real_image.root) / "cifar-10-batches-bin" / "test_batch.bin")["train"]
     levels = gray(rows[:, 1:].reshape(-1, 3, 1024).transpose(0, 2, 1))
     assert f"{levels.mean():.2f} {levels.std():.2f}" == "122.62 60.99"
     for i, record in zip((0, 17, 49_999), records.read([0, 17, 49_999]), strict=True):
@@ -209,20 +148,3 @@ def test_the_split_is_that_of_s4_and_mega() -> None:
     train, held = random_split(range(50_000), [45_000, 5_000], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
     ours = image.holdout(50_000, 5_000)
     assert ours[0].tolist() == sorted(train.indices) and ours[1].tolist() == sorted(held.indices)
-
-
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [("data_batch_1", 0), *(pytest.param(f"data_batch_{i + 1}", i, marks=pytest.mark.slow) for i in range(1, 5))],
-)
-def test_the_python_version_byte_for_byte(shared: Path, real_image: DataConfig, name: str, number: int) -> None:
-    """The official batch, rebuilt, has the official MD5; reading it gives the pixels of the binary version."""
-    rows = slice(number * 10_000, (number + 1) * 10_000)
-    index = lzma.decompress((shared / "image" / "cifar10_index.tsv.xz").read_bytes()).decode().splitlines()
-    names = [row.split("\t")[3] for row in index if row.startswith("train\t")][rows]
-    assert real_image.root is not None
-    file = Path(real_image.root) / "cifar-10-batches-bin" / f"{name}.bin"
-    rows_ = image._binary(file.read_bytes(), file.name)
-    raw = python2_pickle.batch(f"training batch {number + 1} of 5", rows_[:, 0].tolist(), rows_[:, 1:], names)
-    assert hashlib.md5(raw).hexdigest() == python2_pickle.MD5[name]
-    assert np.array_equal(image._python(raw, name), rows_)

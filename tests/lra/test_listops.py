@@ -11,7 +11,7 @@ from chela.core.errors import DataError
 from lra.generators.listops import _block, generate
 from lra.schema import DataConfig
 from lra.streams import key
-from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, fold, text, tokenize
+from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, text, tokenize
 
 
 def test_the_vocabulary_is_fixed() -> None:
@@ -125,13 +125,15 @@ def test_asking_for_more_trees_than_there_are_is_an_error() -> None:
 
 
 def test_depth_is_that_of_the_tree_and_groups_the_records(small_listops: ListOps, data_folder: DataConfig) -> None:
-    """Against a fold over the words, in which a node is one more than its deepest argument."""
+    """Against a count of the brackets that are open."""
     small_listops.prepare(data_folder)
     records = small_listops.dataset("test")
     found = records.groups()
     assert found is not None and len(set(found.tolist())) > 1
     for (tokens, _), number in zip(records.read(range(50)), found.tolist(), strict=True):
-        assert number == fold(text(tokens), lambda _, below, __: 1 + max(below) if below else 0) == depth(tokens)
+        words = text(tokens).split()
+        opened = [sum(w[0] == "[" for w in words[:n]) - words[:n].count("]") for n in range(len(words) + 1)]
+        assert number == max(opened) == depth(tokens)
 
 
 def test_room_adds_a_test_set_of_longer_trees_and_leaves_the_others(

@@ -159,13 +159,6 @@ def test_markers_cover_their_tips_and_lie_on_the_right_paths() -> None:
         assert all(made.images[i, y, x] > 160 for y, x in (origin, terminal))
 
 
-def test_single_paddles_fill_up() -> None:
-    options = PathfinderOptions.preset(128)
-    sparse = generate(options, 7, 0, 4)
-    full = generate(dataclasses.replace(options, single_paddles=True), 7, 0, 4)
-    assert (full.counts[:, 0] > sparse.counts[:, 0]).all()
-
-
 def test_contrasts_of_several_are_all_used() -> None:
     options = PathfinderOptions(snake_contrasts=(0.5, 2.0), contour_length=6, distractors=0)
     images = generate(options, 8, 0, 200).images
@@ -173,25 +166,8 @@ def test_contrasts_of_several_are_all_used() -> None:
     assert min(dashes) < 60 and max(dashes) > 120  # both paths faint, both bright
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"paddle_thickness": 0.3}, "whole number"),
-        ({"paddle_margins": ()}, "paddle_margins"),
-        ({"snake_contrasts": (0.0,)}, "snake_contrasts"),
-        ({"seed_distance": 8}, "under a quarter"),
-        ({"contour_length": 1}, "contour_length"),
-        ({"distractors": -1}, "distractors"),
-        ({"padding": 0}, "padding"),
-    ],
-)
-def test_options_that_cannot_be_drawn_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(PathfinderOptions(), **change)
-
-
 def test_paths_without_room_end_with_an_error() -> None:
-    with pytest.raises(DataError, match=r"image 0 found no room .* lower task.contour_length \(60\).* raise task.res"):
+    with pytest.raises(DataError, match=r"image 0 found no room .* lower task.contour_lengths \(60 dashes\)"):
         generate(PathfinderOptions(size=16, seed_distance=3, contour_length=60), 0, 0, 1)
 
 

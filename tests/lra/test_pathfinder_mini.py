@@ -9,9 +9,9 @@ from chela.core.errors import DataError
 from lra.generators.pathfinder import apart, generate
 from lra.generators.pathfinder_options import PathfinderOptions
 from lra.schema import DataConfig
-from lra.tasks.pathfinder import BLOCK, Pathfinder, number
-
-from .pathfinder_geometry import _along
+from lra.tasks.pathfinder import BLOCK, Pathfinder
+from tests.lra.pathfinder_geometry import _along
+from tests.lra.test_pathfinder_task import number
 
 SMALL = dict(resolution=16, distractors=0, contour_lengths=[2, 3, 4, 5], train=600, validation=100, test=200)
 
@@ -101,7 +101,7 @@ def test_one_length_alone_is_as_it_was() -> None:
 
 def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lra.tasks.pathfinder._DRAWN_FOR_ONE", 1)
-    task = Pathfinder(resolution=16, contour_length=5, distractors=0, train=20, validation=5, test=5, distinct=True)
+    task = Pathfinder(resolution=16, contour_lengths=[5], distractors=0, train=20, validation=5, test=5, distinct=True)
     with pytest.raises(DataError, match=r"lra_pathfinder: \w+ has \d+ records, expected"):
         task.prepare(DataConfig(dir=str(tmp_path), processes=1))
     with pytest.raises(ValueError, match=r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"):

@@ -154,8 +154,7 @@ def test_what_is_to_beat_in_select_knows_the_turn_at_hand_and_a_number() -> None
         (lambda: Select(pieces=0), r"task\.pieces: expected at least 1, got 0"),
         (lambda: Select().dataset("train"), r"call prepare\(\) before"),
         (lambda: Select().dataset("trian"), "expected one of train, validation, test"),
-        (lambda: Retrieval(words=True).prepare(DataConfig(source="scisumm")), r"task\.words=true with it alone"),
-        (lambda: Retrieval(encoding="s4").prepare(DataConfig(source="imdb")), r"task\.encoding=lra with"),
+        (lambda: Retrieval(words=True).prepare(DataConfig()), r"task\.words=true with data\.source=imdb alone"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(made, message: str) -> None:

@@ -1,13 +1,11 @@
 import io
 import re
-import xml.etree.ElementTree as ET
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from lra.prepare import main
-from lra.tasks.listops import tree_svg
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -30,7 +28,7 @@ def test_listops_with_a_page(here: Path) -> None:
     assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
     assert "every file has its SHA-256" in out
     page = (here / "listops.html").read_text()
-    assert page.count("<article>") == page.count("<svg") == 3
+    assert page.count("<article>") == page.count("<code>") == 3
     for value, label in re.findall(r"value (\d), label (\d)", page):
         assert value == label
 
@@ -38,15 +36,6 @@ def test_listops_with_a_page(here: Path) -> None:
 def test_the_validation_set_is_that_of_the_policy(here: Path) -> None:
     out = run("task=recall", "preset=tiny", "task.validation=7 of 3 in 16", "data.validation=test")[1]
     assert "validation: 100 records" in out and "(data.validation=test)" in out
-
-
-def test_a_tree_is_drawn() -> None:
-    svg = ET.fromstring(tree_svg("[MAX 2 [SM 9 5 ] ]"))
-    texts = {t.text: (float(t.get("x") or 0), float(t.get("y") or 0)) for t in svg.iter("text")}
-    assert set(texts) == {"MAX=4", "2", "SM=4", "9", "5"}
-    assert texts["2"][0] < texts["9"][0] < texts["SM=4"][0] < texts["5"][0]
-    assert texts["MAX=4"][1] < texts["SM=4"][1] == texts["2"][1] < texts["9"][1] == texts["5"][1]
-    assert len(list(svg.iter("line"))) == 4
 
 
 def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[no-untyped-def]
@@ -65,13 +54,6 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
     assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
 
 
-def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, real_retrieval) -> None:  # type: ignore[no-untyped-def]
-    where = ("data.source=scisumm", f"data.dir={real_retrieval.dir}", f"data.root={real_retrieval.root}")
-    status, out, _ = run("task=retrieval", "task.words=false", *where, "preset=mini", "--show", "1")
-    assert status == 0 and "note: the scisumm pairs, not LRA's" in out
-    assert "the scisumm pairs, not LRA&#x27;s" in (here / "retrieval.html").read_text()
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -86,9 +68,9 @@ def test_retrieval_says_that_the_small_set_is_not_lras(here: Path, real_retrieva
             "data.download is false: get https://www.cs.toronto.edu",
         ),
         (
-            ["task=pathfinder", "preset=tiny", "task.contour_length=14"],
-            "pathfinder: the two paths of image 0 found no room in 100,000 attempts: lower task.contour_length (14), "
-            "task.paddle_length (2), task.paddle_margins (1) or task.padding (1), or raise task.resolution (16)",
+            ["task=pathfinder", "preset=tiny", "task.contour_lengths=[14]"],
+            "pathfinder: the two paths of image 0 found no room in 100,000 attempts: lower task.contour_lengths "
+            "(14 dashes) or raise task.resolution (16)",
         ),
         (["task=text", "preset=tiny", "data.root=/nowhere"], "data.root is /nowhere, which does not exist"),
     ],

@@ -24,9 +24,10 @@ def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]
 def test_it_trains_resumes_and_evaluates(
     task: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real: DataConfig = request.getfixturevalue(f"real_{task}")
+    real: DataConfig = request.getfixturevalue("real_image" if task == "image" else "real_text")
     words = [f"task={task}", "preset=tiny", "trainer.max_steps=5", "trainer.val_every=5", "allocator=false"]
-    words += [f"data.{name}={getattr(real, name)}" for name in ("source", "dir", "root")]
+    words += [f"data.{name}={getattr(real, name)}" for name in ("dir", "root")]
+    words += ["data.source=imdb"] if task == "retrieval" else []
     straight = run_train(tmp_path / "straight", words)
     assert straight["task"] == task and straight["preset"] == "tiny" and straight["validation_policy"] == "holdout"
     assert 0 < straight["majority_accuracy"] < 0.6

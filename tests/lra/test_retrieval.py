@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from chela.core.errors import DataError
-from lra.datamodule import LRADataModule
 from lra.schema import DataConfig
 from lra.tasks import retrieval
 from lra.tasks.retrieval import Retrieval
@@ -15,7 +14,7 @@ ROWS = ["1.0\tA1\tB1\tthe \"first paper\tand 'its citation\n", "0\tA2\tB2\tünli
 @pytest.fixture
 def aan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A release with three pairs in every split, in the folders of the archive."""
-    monkeypatch.setattr(retrieval, "AAN_COUNTS", {"train": 3, "validation": 3, "test": 3})
+    monkeypatch.setattr(retrieval, "COUNTS", {"train": 3, "validation": 3, "test": 3})
     folder = tmp_path / "mine" / "lra_release" / "lra_release" / "tsv_data"
     folder.mkdir(parents=True)
     for split in ("train", "eval", "test"):
@@ -94,7 +93,7 @@ def test_pairs_among_the_downloads_keep_their_folder(aan: Path, tmp_path: Path) 
 def test_absent_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         Retrieval().prepare(DataConfig(dir=str(tmp_path)))
-    for part in ("new_aan_pairs.train.tsv", str(tmp_path / "downloads"), "data.root=FOLDER", "data.source=scisumm"):
+    for part in ("new_aan_pairs.train.tsv", str(tmp_path / "downloads"), "data.root=FOLDER"):
         assert part in str(error.value)
 
 
@@ -105,30 +104,3 @@ def test_only_the_first_bytes_are_kept(aan: Path, tmp_path: Path) -> None:
     task = prepared(aan, tmp_path)
     assert task.records("train").sizes("first").max() == retrieval.READ_BYTES == 10_000
     assert task.dataset("train").lengths().max() == 4000
-
-
-def test_the_real_small_set(real_retrieval: DataConfig) -> None:
-    made = LRADataModule(Retrieval(max_length=100, train=64), real_retrieval, batch_size=8, seed=0, max_steps=3)
-    made.prepare_data()
-    assert made.task.note == "the scisumm pairs, not LRA's"
-    for batch in made.train_dataloader():
-        assert batch["inputs"].shape == (16, 100) and batch["labels"].shape == (8,)
-    assert [len(made.records(s)) for s in ("train", "validation", "test")] == [64, 558, 598]
-    assert made.records("test").majority_accuracy() == 0.5
-    assert 0.3 < made.records("train").labels().mean() < 0.7  # a sample, not a sorted beginning
-    s4 = Retrieval(encoding="s4")
-    s4.prepare(real_retrieval)
-    records = s4.dataset("test")
-    assert [max(len(a), len(b)) for (a, b), _ in records.read(range(50))] == records.lengths()[:50].tolist()
-
-
-def test_damage_to_the_small_set(shared: Path, tmp_path: Path) -> None:
-    for file in (shared / "retrieval").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    data = DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path), source="scisumm")
-    (tmp_path / "scisumm_pairs.eval.tsv").unlink()
-    with pytest.raises(DataError, match=r"scisumm_pairs.eval.tsv is missing"):
-        Retrieval().prepare(data)
-    (tmp_path / "scisumm_pairs.eval.tsv").write_bytes(b"1\tA\tB\n")
-    with pytest.raises(DataError, match="has 6 bytes, expected 11,160"):
-        Retrieval().prepare(data)

@@ -1,7 +1,5 @@
 """Tasks by name, tasks of one's own, and what built-in ones keep: the folders in which records lie on users' disks."""
 
-import pickle
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -128,10 +126,8 @@ def test_options_of_a_dataclass_and_of_a_constructor() -> None:
     assert isinstance(made, Copying) and made.name == "copying" and made.l_max == 3 and get_task(made) is made
     with pytest.raises(ValueError, match=r"task\.length: expected at least 2, got 1"):
         get_task(task_options(COPYING)(length=1))
-    assert [f.type for f in fields(task_options("pathx")) if f.name in ("paddle_margins", "antialias")] == [
-        "list[int] | None",
-        "int | None",
-    ]
+    kinds = {field.name: field.type for field in fields(task_options("pathx"))}
+    assert (kinds["contour_lengths"], kinds["distractors"]) == ("list[int] | None", "int | None")
 
 
 def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
@@ -149,27 +145,31 @@ def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
 
 def test_a_record_that_the_network_cannot_take_is_named() -> None:
     data = LRADataModule(Values(broken=7), DataConfig(), batch_size=20, seed=0, max_steps=1)
-    message = r"^values: record 7: expected values of shape \(L, 3\), got \(4, 2\)$"
-    with pytest.raises(DataError, match=message):
-        list(data.train_dataloader())
-    sent = pickle.loads(pickle.dumps(data.train_dataloader().dataset[0]))  # what a worker sends: without a traceback
-    assert isinstance(sent, DataError) and re.fullmatch(message, str(sent))
-    batch = next(iter(LRADataModule(Values(None), DataConfig(), batch_size=20, seed=0, max_steps=1).train_dataloader()))
+    with pytest.raises(
+        DataError, match=r"^values: record 7 of train: expected values of shape \(L, 3\), got \(4, 2\)$"
+    ):
+        data.train_dataloader()
+    data = LRADataModule(Values(None), DataConfig(), batch_size=20, seed=0, max_steps=1)
+    batch = next(iter(data.train_dataloader()))
     assert batch["inputs"].shape == (20, 4, 3) and batch["mask"] is None and batch["labels"].sum() == 5
     assert data.records("train").majority_accuracy() == 0.75
 
 
 @pytest.mark.parametrize(
-    ("label", "message"),
+    ("tokens", "targets", "message"),
     [
-        (np.array([1, 2]), r"expected a target for each token, got \(2,\) for 3 tokens"),
-        (np.array([1, 5, -100]), "label is 5, expected 0 … 4"),
-        (np.array([1, -1, 0]), "label is -1"),
+        ([1, 2, 3], [1, 2], r"expected a target for each token, got \(2,\) for 3 tokens"),
+        ([1, 2, 3], [1, 5, IGNORED], "label is 5, expected 0 … 4"),
+        ([1, 2, 3], [1, -1, 0], "label is -1"),
+        ([], [], "the sequence is empty"),
+        ([1, 5, 2], [1, 1, 1], r"token 5 at position 1 is not in the vocabulary \(ids 1 … 4\)"),
+        ([1, 2, 0], [1, 1, 1], "token 0 at position 2"),
+        ([1] * 7, [1] * 7, "the sequence has 7 tokens, expected at most 6"),
     ],
 )
-def test_targets_are_checked(label: np.ndarray, message: str) -> None:
+def test_what_the_network_cannot_take_is_told(tokens: list[int], targets: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Copying().check(np.array([1, 2, 3]), label)
+        Copying().check(np.array(tokens, int), np.array(targets))
     Copying().check(np.array([1, 2, 3]), np.array([IGNORED, 1, 4]))
 
 

@@ -1,5 +1,6 @@
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,33 +50,7 @@ def packed(root: Path) -> Path:
     return archive(root / "aclImdb_mine.tar.gz", files)
 
 
-def prepared(root: Path) -> Path:
-    """As tensorflow-datasets prepares `imdb_reviews`, with its shuffling."""
-    import tensorflow_datasets as tfds
-
-    class ImdbReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[misc]
-        name = "imdb_reviews"
-        VERSION = tfds.core.Version("1.0.0")
-        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="plain_text", version="1.0.0"),)
-
-        def _info(self) -> object:
-            label = tfds.features.ClassLabel(names=["neg", "pos"])
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager: object) -> object:
-            return {split: self._generate_examples(split) for split in ("train", "test")}
-
-        def _generate_examples(self, split: str) -> object:
-            for name in ("neg", "pos"):
-                for i, raw in enumerate(REVIEWS[split, name]):
-                    yield f"{name}{i}", {"text": raw.strip(), "label": name}
-
-    ImdbReviews(config="plain_text", data_dir=str(root), file_format="array_record").download_and_prepare()
-    return root
-
-
-@pytest.mark.parametrize("form", [tree, packed, prepared])
+@pytest.mark.parametrize("form", [tree, packed])
 @pytest.mark.usefixtures("small")
 def test_records_do_not_depend_on_the_form_they_came_in(tmp_path: Path, form) -> None:  # type: ignore[no-untyped-def]
     task = Text(validation=2)
@@ -145,6 +120,16 @@ def test_the_official_archive_is_verified_before_it_is_read(tmp_path: Path) -> N
         Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
 
 
+def test_lengths_are_known_without_encoding() -> None:
+    made = Text(max_length=5)
+    (example,) = made.examples([(0, "naïve".encode())])
+    ids = made.encode(example.fields)
+    assert isinstance(ids, np.ndarray) and ids.tolist() == [111, 98, 196, 176, 119] and ids.dtype == np.uint16
+    stored = SimpleNamespace(sizes=lambda name: np.array(example.sizes))
+    assert made.encoded_lengths(stored).tolist() == [5]  # type: ignore[arg-type]
+    assert "1 of 6 bytes are cut off" in made.draw(dict(example.fields), ids, 0)[0]
+
+
 def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     task = Text()
     task.prepare(real_text)
@@ -155,15 +140,6 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [22_500, 2_500, 25_000]
     for split in ("train", "validation", "test"):
         assert task.dataset(split).majority_accuracy() == 0.5
-    s4 = Text(encoding="s4")
-    with pytest.raises(DataError, match=r"call prepare\(\) first"):
-        _ = s4.vocab_size
-    s4.prepare(real_text)
-    assert s4.vocab_size == 134  # what S4's code counts; a line commented out there says 135
-    counts = s4.records("train").about["characters"]
-    assert 3 + sum(n >= 15 for n in counts.values()) == 136  # whole reviews have two more
-    records = s4.dataset("train")
-    assert [len(x) for x, _ in records.read(range(200))] == records.lengths()[:200].tolist()
 
 
 def test_padding_of_the_real_reviews(real_text: DataConfig) -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,7 +17,6 @@ from chela.config.schema import fields
 from chela.config.words import guarded, read_words
 from chela.core.errors import UsageError
 from experiments.sweep import Options as SweepOptions
-from lra.builder import RecordSet
 from tests.training.launches import TINY, launch, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
@@ -269,25 +267,6 @@ def test_a_record_that_does_not_parse_is_named(workers: int, tmp_path: Path) -> 
     assert ended.status == 2
     assert ended.error.startswith("record ") and " of split train in " in ended.error
     assert "cannot be read" in ended.error
-
-
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        ([], "the sequence is empty"),
-        ([1, 99], "token 99 at position 1 is not in the vocabulary (ids 1 … "),
-        ([1] * 3000, "the sequence has 3000 tokens, expected at most "),
-    ],
-)
-def test_a_record_that_is_not_of_the_task_is_named(
-    tokens: list[int], message: str, tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bad = {"tokens": np.array(tokens, np.uint8), "label": 0}
-    read = RecordSet.read
-    monkeypatch.setattr(RecordSet, "read", lambda self, wanted: [bad if i == 7 else read(self, [i])[0] for i in wanted])
-    ended = launch(*tiny)
-    assert ended.status == 2
-    assert ended.error.startswith("listops: record 7 of split ") and message in ended.error
 
 
 def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
