@@ -72,13 +72,12 @@ def main(words: Words) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)  # not only after hours of scoring
     except OSError as error:
         raise UsageError(f"out: expected a file in a folder to write to, got {words.out} ({error.strerror})") from None
-    from chela.training import fit
-    from chela.training.contexts import Reading
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
+    from chela.training.score import Reading, evaluate
 
     reading = Reading(words.context, words.window, words.stride)
-    score, found = fit.evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
+    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
     told = ("count", score.name, "context", "words", "word_perplexity")
     groups = {name: by for name, by in found.items() if name.startswith("by_")}
     columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in (*told, *groups))

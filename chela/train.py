@@ -28,7 +28,7 @@ def train(config: Config, automatic: bool = False) -> int:
     from chela.training import machine  # torch and lightning load here, after every check of the words
 
     tuned = config.allocator and config.trainer.accelerator != "gpu" and machine.tune_allocator()
-    from chela.training.fit import fit
+    from chela.training.loop import fit
 
     console = machine.stdout_console()
     console.print(f"task={config.task.name} model={config.model.name} preset={config.preset} seed={config.seed}")

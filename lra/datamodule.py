@@ -115,7 +115,8 @@ class LRADataModule(lightning.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.seed, self.first_step, self.max_steps = seed, first_step, max_steps
         self.accumulate, self.pieces = accumulate, pieces
-        self._share, self._progress, self._prepared = (rank, world_size), progress, False
+        self.rank, self.world_size = rank, world_size
+        self._progress, self._prepared = progress, False
         self._checked: set[str] = set()  # splits in memory
         self.share()
 
@@ -124,7 +125,7 @@ class LRADataModule(lightning.LightningDataModule):
 
         Those that work on pieces of the same records have one number.
         """
-        rank, world_size = self._share
+        rank, world_size = self.rank, self.world_size
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank // self.pieces, self.trainer.world_size // self.pieces
         shares = world_size * self.accumulate

@@ -15,7 +15,7 @@ from chela.config import resolve
 from chela.identity import fingerprint
 from chela.models import build_model
 from chela.models.pretrained import from_pretrained
-from chela.training import checkpoint
+from chela.training import resume as checkpoint
 from chela.training.run import WEIGHTS, RunFolder
 from lra.tasks import get_task
 

@@ -11,7 +11,7 @@ from chela.config import resolve
 from chela.identity import fingerprint
 from chela.models import build_model
 from chela.predict import label_sequences, load_run, main
-from chela.training import checkpoint
+from chela.training import resume as checkpoint
 from chela.training.run import WEIGHTS, RunFolder
 from lra.tasks import get_task
 

@@ -8,13 +8,13 @@ length, K classes or symbols.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from chela.ops.sequence_parallel import current
 from lra.tasks.base import IGNORED
@@ -58,35 +58,6 @@ class Score:
 SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss", "nats", 1, 4, "min")}
 
 
-class Totals(Metric):
-    """Sums over steps and processes, kept on the device in float64 until somebody asks for them.
-
-    Args:
-        names: What is summed.
-
-    >>> totals = Totals("correct", "targets")
-    >>> totals.update(torch.tensor([3, 4]))
-    >>> totals.compute()
-    {'correct': 3.0, 'targets': 4.0}
-    """
-
-    full_state_update = False
-    sums: Tensor
-
-    def __init__(self, *names: str) -> None:
-        super().__init__()
-        self.names = names
-        self.add_state("sums", torch.zeros(len(names), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, sums: Tensor) -> None:
-        """Add ``sums: (N,)``."""
-        self.sums += sums.to(self.sums)
-
-    def compute(self) -> dict[str, float]:
-        """Return the sums over all processes; on a GPU this waits for it, once."""
-        return dict(zip(self.names, self.sums.tolist(), strict=True))
-
-
 class Objective:
     """Cross-entropy over the targets that count: one a sequence, or one a position.
 
@@ -94,8 +65,6 @@ class Objective:
         columns: What is told of it.
         score: The column that picks the best checkpoint, of ``SCORES``.
     """
-
-    counted = ("loss", "correct", "targets")
 
     def __init__(self, columns: tuple[str, ...], score: str) -> None:
         self.columns, self.score = columns, SCORES[score]
@@ -125,12 +94,12 @@ class Objective:
         found = (scores.argmax(-1) == labels).sum().double()
         return torch.stack([total, found, (labels != IGNORED).sum().double()])
 
-    def values(self, totals: dict[str, float]) -> dict[str, float]:
-        """Return the columns from what was counted."""
-        targets = max(totals["targets"], 1.0)
-        loss = totals["loss"] / targets
-        found = {"loss": loss, "bits": loss / math.log(2), "accuracy": totals["correct"] / targets}
-        return {name: found[name] for name in self.columns}
+    def values(self, counts: Sequence[float]) -> dict[str, float]:
+        """Return the columns, and the number of targets as "count", from what was counted."""
+        total, correct, targets = counts
+        loss = total / max(targets, 1.0)
+        found = {"loss": loss, "bits": loss / math.log(2), "accuracy": correct / max(targets, 1.0)}
+        return {name: found[name] for name in self.columns} | {"count": targets}
 
     def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return scores.flatten(0, -2), labels.flatten()

@@ -35,7 +35,7 @@ from chela.identity import fingerprint, identities
 from chela.options import of_today
 from chela.results import RESULT_FORMAT_VERSION
 from chela.schema import Config
-from chela.training import checkpoint
+from chela.training import resume
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
 WEIGHTS = ("step", "model")  # all that scoring needs
@@ -104,8 +104,8 @@ class RunFolder:
             if not path.exists():
                 continue
             try:
-                state = checkpoint.load(path, LAST_KEYS, identities)
-            except checkpoint.TornError as error:
+                state = resume.load(path, LAST_KEYS, identities)
+            except resume.TornError as error:
                 torn.append(str(error))
                 continue
             if path == self.previous:
@@ -122,7 +122,7 @@ class RunFolder:
         saved: Any = OmegaConf.to_container(OmegaConf.load(self.config))
         older = of_today(saved["model"]["mixer"]) != saved["model"]["mixer"]
         known = identities(config, flat(saved) if older else None)
-        return checkpoint.load(self.best if which == "best" else self.last, WEIGHTS, known)
+        return resume.load(self.best if which == "best" else self.last, WEIGHTS, known)
 
     def load_into(self, model: nn.Module, config: Config, which: str) -> None:
         """Give a network the weights of a checkpoint.

@@ -23,7 +23,7 @@ from chela.groups import names
 from chela.models import build_model
 from chela.schema import Config
 from chela.training.machine import hardware, memory_of_machine
-from chela.training.module import build_optimizer
+from chela.training.step import build_optimizer
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, peak_memory
 from lra.tasks import get_task

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from chela.train import main, train
-from chela.training.module import LitModel
+from chela.training.step import LitModel
 
 PAUSE = 0.25  # seconds
 

@@ -14,7 +14,7 @@ from chela.config import load, resolve
 from chela.identity import fingerprint
 from chela.layers.attention import Attended
 from chela.models import build_model
-from chela.training import checkpoint
+from chela.training import resume as checkpoint
 from experiments.plot import main as plot_main
 from experiments.probe import attention_adds, has_weights, long_kernels, receptive_field, state_size, trained_model
 from experiments.probe import main as probe_main

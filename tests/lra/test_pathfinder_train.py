@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chela.evaluate import main as evaluate
-from chela.training.module import LitModel
+from chela.training.step import LitModel
 from tests.training.launches import assert_equal, launch, left_by, only_run
 
 SMALL = (

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from chela.training.module import LitModel
+from chela.training.step import LitModel
 from tests.training.launches import FORKS, TINY, launch, left_by, only_run
 
 

@@ -71,7 +71,7 @@ def launch(*words: str) -> Ended:
 # ---- launches that can be killed: forked from a process that has imported everything, so that one costs little ----
 
 FORKS = multiprocessing.get_context("forkserver")
-_LOADED = ["chela.training.fit", "chela.models", "lra.tasks.listops", "lra.generators.listops", "tensorflow_datasets"]
+_LOADED = ["chela.training.loop", "chela.models", "lra.tasks.listops", "lra.generators.listops", "tensorflow_datasets"]
 FORKS.set_forkserver_preload([*_LOADED, "pytest", "tests.training.launches"])
 
 
@@ -121,7 +121,7 @@ def _forked(
 
 def in_step(step: int, action: Callable[[], object]) -> None:
     """Call something when a step (from 1) is taken, in this process for good."""
-    from chela.training.module import LitModel
+    from chela.training.step import LitModel
 
     plain = LitModel.training_step
 
@@ -135,9 +135,9 @@ def in_step(step: int, action: Callable[[], object]) -> None:
 
 def die_at(point: int) -> None:
     """Kill this process at the given one of all points at which it is about to change, or has just changed, a file."""
-    from chela.training import metrics
-    from chela.training.module import LitModel
-    from lra import files
+    from chela.core import files
+    from chela.training import log as metrics
+    from chela.training.step import LitModel
 
     left = point
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chela.evaluate import main as evaluate
-from chela.training import fit
+from chela.training import loop as fit
 from chela.training.run import RunFolder
 from tests.lra.test_released_listops import TREES, release
 from tests.training.launches import TINY, launch, metrics_of, only_run

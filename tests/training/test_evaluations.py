@@ -10,9 +10,7 @@ import torch
 
 from chela.config import resolve
 from chela.identity import fingerprint
-from chela.training.fit import TrainingData
-from chela.training.machine import stdout_console
-from chela.training.metrics import cut_after
+from chela.training.score import data_of
 from tests.training.launches import TINY, assert_equal, launch, left_by, only_run
 
 
@@ -39,7 +37,7 @@ def test_the_tenth_is_fixed_and_no_part_of_the_fingerprint(tiny: tuple[str, ...]
     assert fingerprint(config) == fingerprint(resolve([*TINY, *tiny, "trainer.tenth_every=7"]))
     seen = []
     for seed in (0, 1):
-        data = TrainingData(resolve([*TINY, *tiny, f"seed={seed}"]), stdout_console())
+        data = data_of(resolve([*TINY, *tiny, f"seed={seed}"]))
         seen.append(torch.cat([batch["inputs"].sum(1) for batch in data.tenth_dataloader()]))
     assert len(seen[0]) == 3 and torch.equal(*seen)
     whole = torch.cat([batch["inputs"].sum(1) for batch in data.val_dataloader()])
@@ -55,19 +53,3 @@ def test_blocks_computed_again_give_the_same_run(
     for part in ("last", "best", "result"):
         found[part]["fingerprint"] = straight[part]["fingerprint"]
     assert_equal(found, straight)
-
-
-def test_a_file_without_the_last_column_goes_on(tmp_path: Path) -> None:
-    """As version 0.1 wrote it: every line stays, with nothing in the new column."""
-    columns = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds", "evaluation")
-    path = tmp_path / "metrics.csv"
-    older = [
-        "step,split,loss,accuracy,lr,tokens_per_second,seconds",
-        "1,train,2.0,0.5,0.1,900,0.5",
-        "1,validation,2.1,0.4,,,0.5",
-    ]
-    path.write_text("\n".join([*older, "2,trai"]))
-    cut_after(path, 9, columns)
-    assert path.read_text() == "".join(
-        line + end for line, end in zip(older, (",evaluation\n", ",\n", ",\n"), strict=True)
-    )

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from chela.training.metrics import ChanceWatch
-from chela.training.module import LitModel
+from chela.training.log import ChanceWatch
 from chela.training.run import RunFolder, RunState
+from chela.training.step import LitModel
 from tests.training.launches import launch, metrics_of, only_run
 
 STUCK = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12", "optimizer.warmup_steps=2", "model.norm=layer")
@@ -23,7 +23,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
         out = plain(self, batch, batch_idx)
         if self.step + 1 == step:
             if what == "loss":
-                self.of_step.sums.fill_(float("nan"))
+                self.of_step.fill_(float("nan"))
                 out = out * float("nan")
             else:
                 bias = self.model.head.out.bias
@@ -64,7 +64,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     def on_train_batch_start(self: LitModel, batch: Any, batch_idx: int) -> None:
         plain(self, batch, batch_idx)
         if self.step + 1 == 8:
-            for group in self.trainer.optimizers[0].param_groups:
+            for group in self.optimizers().param_groups:
                 group["lr"] = float("inf")
 
     monkeypatch.setattr(LitModel, "on_train_batch_start", on_train_batch_start)
@@ -78,8 +78,8 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_a_validation_loss_that_is_not_finite(
     tiny: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def validation_step(self: LitModel, batch: Any, batch_idx: int) -> None:
-        self.of_split.update(torch.full((3,), float("nan")))
+    def validation_step(self: LitModel, batch: Any, batch_idx: int) -> torch.Tensor:
+        return torch.full((1, 3), float("nan"))
 
     monkeypatch.setattr(LitModel, "validation_step", validation_step)
     ended = launch(*tiny)

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 from chela.core.errors import UsageError
-from chela.training import checkpoint, metrics
-from chela.training.module import LitModel
+from chela.training import log as metrics
+from chela.training import resume as checkpoint
+from chela.training.step import LitModel
 from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, metrics_of, only_run
 
 # Ragged evaluation batches. A bias just before a batch norm has no gradient but rounding, which Adam blows up to whole

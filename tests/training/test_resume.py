@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from chela.config import resolve
-from chela.training import fit as fitting
-from chela.training.module import LitModel
+from chela.training import loop as fitting
 from chela.training.run import claim_run, find_run
+from chela.training.step import LitModel
 from lra.builder import MANIFEST
 from tests.training.launches import (
     EPOCH,
@@ -136,7 +136,7 @@ def test_other_systems_and_settings(
 def test_killed_after_the_last_step(
     place: str, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = {"_save_best": fitting.Keeper, "test_step": LitModel, "write_result": fitting.RunFolder}[place]
+    owner = {"_save_best": fitting.Launch, "test_step": LitModel, "write_result": fitting.RunFolder}[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, lambda *_: kill())
         with pytest.raises(Killed):

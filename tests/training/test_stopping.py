@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from chela.core.errors import UsageError
-from chela.training import fit as fitting
-from chela.training.checkpoint import load
-from chela.training.module import LitModel
+from chela.training import loop as fitting
+from chela.training.resume import SIGNALS, Signals, Stopped, load
 from chela.training.run import LAST_KEYS, RunFolder, lock_run
-from chela.training.stopping import SIGNALS, Signals, Stopped
+from chela.training.step import LitModel
 from tests.training.launches import assert_equal, fork, launch, left_by, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
@@ -74,7 +73,7 @@ def sleep_in_a_step() -> None:
 
     def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
         if self.step == 2:
-            (Path(self.trainer.default_root_dir) / "asleep").touch()
+            (Path.cwd() / "asleep").touch()
             end = time.monotonic() + 60
             while time.monotonic() < end:
                 time.sleep(0.1)

@@ -17,8 +17,8 @@ from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.identity import fingerprint
 from chela.schema import OptimizerConfig
-from chela.training import fit
-from chela.training.contexts import Reading, of_text
+from chela.training import loop, score
+from chela.training.score import Reading, of_text
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 
@@ -66,7 +66,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             torch.manual_seed(seed)
             return base(task.l_max, task.vocab_size, fade, growing)
 
-        monkeypatch.setattr(fit, "build_model", build)
+        for module in (loop, score):
+            monkeypatch.setattr(module, "build_model", build)
 
     return put
 

@@ -1,0 +1,353 @@
+"""What happens in a step, and when something is logged, validated, saved or stopped.
+
+``fit`` is one launch of a run: it finds or makes the run's folder, goes on from the newest checkpoint, takes the
+remaining steps, scores the test set, and writes the result. Fabric moves things to the device, sets the precision and
+joins several processes; the rest stands here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+
+from lightning.fabric import Fabric
+from rich.console import Console
+
+from chela.config import first_line, seconds
+from chela.core.errors import DivergedError, UsageError
+from chela.core.files import sync
+from chela.identity import fingerprint, identities
+from chela.models import build_model
+from chela.results import read_result
+from chela.schema import Config
+from chela.training import resume
+from chela.training.log import ChanceWatch, Log
+from chela.training.machine import check_memory, hardware, processes, quiet_lightning, rank
+from chela.training.objectives import objective_of
+from chela.training.report import report, result_of, trusted
+from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by
+from chela.training.run import RunFolder, RunState, claim_run, find_run
+from chela.training.score import columns, data_of, expect_bounded
+from chela.training.step import LitModel, diverged
+from lra.batches import Batch
+from lra.datamodule import LRADataModule
+
+
+def fit(config: Config, console: Console, started: float) -> int:
+    """Train, test, and write the result; return the exit status.
+
+    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be.
+
+    Args:
+        config: The resolved configuration.
+        console: Where to print.
+        started: When this launch began, by ``time.monotonic()``: the start of ``trainer.max_time``.
+
+    Raises:
+        UsageError: What a person can mend.
+    """
+    begun = find_run(config)
+    if begun is not None and begun.result.exists():
+        result = read_result(begun.result)
+        if result["test"] is not None or not config.trainer.test:
+            report(console, config, begun, result)
+            return 0
+    quiet_lightning()
+    leads, platform = rank() == 0, hardware(config)
+    check_memory(config, platform["accelerator"])
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
+    fabric = Fabric(**platform, **processes(config, platform["accelerator"]))
+    with Signals() as signals:
+        try:
+            data = data_of(config)
+            data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
+            with _claimed(config, console, leads) as (run, goes_on):
+                module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
+                _check_network(module, data, console)
+                fabric.launch()  # from here on there are all processes, each with its part of every batch
+                run, goes_on = fabric.broadcast((run, goes_on))
+                launch = Launch(fabric, module, data, run, signals, started, console)
+                launch.run_to_the_end(goes_on)
+            return 0
+        except Stopped as stop:
+            if stop.step is None:  # the other processes were not asked; they would wait for this one
+                for other in getattr(fabric.strategy.launcher, "procs", ()):
+                    other.terminate()
+            return stop.status if leads else 0
+        except UsageError:
+            if leads:
+                raise
+            return 0  # every process comes to it at the same step; the first one says it
+
+
+class Launch:
+    """The steps that one launch takes of a run."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: LitModel,
+        data: LRADataModule,
+        run: RunFolder,
+        signals: Signals,
+        started: float,
+        console: Console,
+    ) -> None:
+        self.fabric, self.module, self.data, self.run = fabric, module, data, run
+        self.signals, self.started, self.console = signals, started, console
+        self.config, self.state = module.config, RunState()
+        fabric.to_device(module)
+        self.network, self.optimizer = fabric.setup(module, module.configure_optimizers())
+        module.setup()
+        pieces = self.config.trainer.sequence_parallel
+        data.rank, data.world_size = fabric.global_rank // pieces, fabric.world_size // pieces
+        self.watch = ChanceWatch(self.state, data.records("train").majority_accuracy(), console.print)
+        self.log: Log | None = None  # of process 0
+        self.earlier = self.clock = self.saved_at = 0.0
+        self.logged = 0.0, 0.0  # tokens of the run and seconds of training at the last line
+
+    def run_to_the_end(self, goes_on: bool) -> None:
+        """Go on where the last launch stopped, and finish the run."""
+        if goes_on:
+            self.restore()
+        try:
+            self.train()
+            if self.signals.asked:  # after the last step was saved
+                raise stopped_by(self.signals.asked)
+            self.finish()
+        except DivergedError as error:
+            where = self.run.last if self.run.last.exists() else "none yet"
+            raise DivergedError(f"{error}. Last good checkpoint: {where}") from None
+
+    def train(self) -> None:
+        """Take the remaining steps; batches, dropout and learning rate of a step follow from (seed, step) alone."""
+        fabric, module, network, state, config = self.fabric, self.module, self.network, self.state, self.config.trainer
+        in_first(fabric, self._open_log)
+        self.data.first_step = state.step
+        batches = iter(self.data.train_dataloader())
+        self.signals.patient = True  # from here on a signal waits for the end of the step
+        self.clock = self.saved_at = time.monotonic()
+        self.logged = state.totals[2], state.seconds
+        try:
+            for step in range(state.step, config.max_steps):
+                self.optimizer.zero_grad()
+                for part in range(config.accumulate):
+                    batch = fabric.to_device(next(batches))
+                    assert (step, part) == (batch["step"], batch["part"]), "the data module gives the steps in order"
+                    module.on_train_batch_start(batch, part)  # seeds the step, sets its learning rate
+                    with fabric.no_backward_sync(network, enabled=part + 1 < config.accumulate):
+                        with fabric.autocast():
+                            loss = network.training_step(batch, part)
+                        fabric.backward(loss / config.accumulate)
+                module.configure_gradient_clipping(self.optimizer)
+                self.optimizer.step()
+                state.step = module.step = step + 1
+
+                now = time.monotonic()
+                state.seconds += now - self.clock
+                self.clock = now
+                last = state.step == config.max_steps
+                if state.step % config.log_every == 0 or last:
+                    self.log_step()
+                self.watch.after_step(self.config, self.totals)
+                if (config.max_steps - state.step) % config.val_every == 0:
+                    self.validate()
+                elif config.tenth_every and state.step % config.tenth_every == 0:
+                    self.scored("tenth", self.data.tenth_dataloader())
+                self.save_or_stop()
+        finally:
+            self.signals.patient = False
+            if self.log is not None:
+                self.log.close()
+
+    def log_step(self) -> None:
+        """Make a line of the step's batch."""
+        self.module.expect_finite()
+        counts = self.fabric.all_reduce(self.module.of_step.clone(), reduce_op="sum")
+        tokens, seconds = self.totals()[2], self.state.seconds
+        values = self.module.objective.values(counts.tolist())
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        values["tokens_per_second"] = (tokens - self.logged[0]) / max(seconds - self.logged[1], 1e-9)
+        self.logged = tokens, seconds
+        self._line("train", values)
+
+    def totals(self) -> list[float]:
+        """Return targets hit, targets and tokens since the run's first step, of all processes; a GPU is waited for."""
+        new = self.fabric.all_reduce(self.module.of_run.clone(), reduce_op="sum").tolist()
+        self.state.totals = [old + more for old, more in zip(self.state.totals, new, strict=True)]
+        self.module.of_run.zero_()
+        return self.state.totals
+
+    def validate(self) -> None:
+        """Score the validation set, and keep the weights when they are the best so far."""
+        values = self.scored("validation", self.data.val_dataloader())
+        if not math.isfinite(values["loss"]):
+            raise diverged("the validation loss", self.state.step)
+        self.state.last = {"step": self.state.step, **values}
+        if self.module.objective.score.better(self.state.last, self.state.best):
+            self.state.best = self.state.last
+            in_first(self.fabric, self._save_best)
+
+    def scored(self, split: str, batches: Iterable[Batch]) -> dict[str, float]:
+        """Score what validates, or a tenth of it, and make a line; its time does not count as training."""
+        began = time.monotonic()
+        values, _ = columns(self.module, batches, fabric=self.fabric)
+        took = time.monotonic() - began
+        self.state.evaluation_seconds += took
+        self._line(split, values, took)
+        self.clock = time.monotonic()
+        return values
+
+    def save_or_stop(self) -> None:
+        """End a step: everything that belongs to it has been done."""
+        config, step, now = self.config.trainer, self.state.step, time.monotonic()
+        limit = seconds(config.max_time)
+        asked = self.signals.asked or (TIME_IS_UP if limit is not None and now - self.started > limit else 0)
+        late = now - self.saved_at > 60 * config.checkpoint_minutes
+        due = late or step % config.checkpoint_every == 0 or step == config.max_steps
+        due, asked = agree(self.fabric, due, asked)
+        if due or asked:
+            self.save()
+        if asked == TIME_IS_UP and step < config.max_steps:
+            raise Stopped(f"trainer.max_time={config.max_time}", 0, step)
+        if asked > TIME_IS_UP:
+            raise stopped_by(asked, step)
+
+    # ---- checkpoints ----
+
+    def save(self) -> None:
+        """Write the checkpoint of this step (process 0) while the others wait.
+
+        Raises:
+            DivergedError: A weight is no finite number; the checkpoint before this step is kept.
+            UsageError, OSError: It could not be written.
+        """
+        self.module.expect_finite()
+        for name, value in self.module.model.state_dict().items():
+            if not value.isfinite().all():
+                raise diverged(name, self.state.step)
+        self.totals()
+        self.state.wall_seconds = self.wall_seconds()
+        in_first(self.fabric, self._save_last)
+        self.saved_at = time.monotonic()
+
+    def _save_last(self) -> None:
+        if self.run.metrics.exists():
+            sync(self.run.metrics)  # a checkpoint never outlives the lines that led to it
+        saved = {
+            "step": self.state.step,
+            "fingerprint": fingerprint(self.config),
+            "model": self.module.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "state": dataclasses.asdict(self.state),
+            **({"carried": self.module.carried} if self.module.carried else {}),
+        }
+        resume.save(self.run.last, saved, previous=self.run.previous)
+
+    def _save_best(self) -> None:
+        """Write the best weights on their own. Killed before the next checkpoint, the run comes to them again."""
+        best = {"fingerprint": fingerprint(self.config), **self.state.last, "model": self.module.model.state_dict()}
+        resume.save(self.run.best, best)
+
+    def restore(self) -> None:
+        """Put weights, optimiser and state where the newest checkpoint has them.
+
+        Raises:
+            UsageError: It cannot be read, or is of another network.
+        """
+        try:  # in process 0, for all: each must go on from the same one
+            saved = in_first(self.fabric, lambda: self.run.load_last(identities(self.config), self.console.print))
+        except UsageError as error:
+            raise UsageError(f"resume: {error}") from None
+        if saved is None:
+            self.console.print("no checkpoint yet: from the first step")
+            return
+        try:
+            self.module.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.module.carried = self.fabric.to_device(saved.get("carried", {}))
+            for item in dataclasses.fields(self.state):
+                setattr(self.state, item.name, saved["state"][item.name])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"resume: expected the weights and optimiser of this run's model, got others "
+                f"({first_line(error)[:120]}); use the version of chela that wrote them"
+            ) from None
+        self.earlier = self.state.wall_seconds
+
+    def wall_seconds(self) -> float:
+        """Return the time of this launch and, of earlier ones, what led up to a checkpoint."""
+        return self.earlier + time.monotonic() - self.started
+
+    # ---- the end ----
+
+    def finish(self) -> None:
+        """Score the best weights on the test set, and write the result."""
+        state, module, data = self.state, self.module, self.data
+        best = in_first(self.fabric, lambda: self.run.load_weights(self.config, "best"))
+        assert best is not None
+        module.model.load_state_dict(best["model"])
+        # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
+        state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
+        tests = {}
+        for split in (*data.task.further, "test") if self.config.trainer.test else ():
+            records = data.records(split)
+            tests[split] = columns(module, data.evaluation(records), records, self.fabric)
+        if self.fabric.is_global_zero:
+            result = result_of(self.fabric, module, data, state, tests, self.wall_seconds())
+            self.run.write_result(result)
+            report(self.console, self.config, self.run, result)
+
+    # ---- the log, of process 0: what it cannot write ends all processes ----
+
+    def _open_log(self) -> None:
+        self.log = Log(self.run, self.config, self.module.objective, self.state.step, self.console)
+
+    def _line(self, split: str, values: dict[str, float], took: float | None = None) -> None:
+        line = self.state.step, split, values, self.state.seconds, took
+        in_first(self.fabric, lambda: self.log and self.log.line(*line))
+
+
+@contextlib.contextmanager
+def _claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
+    """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
+    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
+    if run is None or lock is None:
+        yield None, False
+        return
+    console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
+    try:
+        yield run, goes_on
+    except Stopped as stop:
+        where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
+        again = f"python -m chela.train resume={run.path}{trusted(config)}"
+        console.print(f"stopped ({stop.reason}){where}. To go on: {again}")
+        raise
+    except Exception as error:
+        if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
+def _check_network(module: LitModel, data: LRADataModule, console: Console) -> None:
+    """Refuse a network that cannot be trained as asked; say so where padding will be taken for tokens."""
+    config, backbone = module.config, module.model.get_submodule("backbone")
+    if config.trainer.sequence_parallel > 1:
+        backbone.expect_pieces()  # type: ignore[operator]
+    if config.data.carry:
+        expect_bounded(module.model, data.task.l_max, "data.carry=true")
+    layers = [block.mixer for block in getattr(backbone, "blocks", ()) if "mask" not in block.mixer.context]
+    deaf, lengths = {type(mixer.layer).__name__ for mixer in layers}, data.records("train").lengths()
+    if deaf and lengths.min() < lengths.max() and not config.model.causal:
+        console.print(
+            f"note: {', '.join(sorted(deaf))}.forward takes no mask, and records differ in length: unless it looks "
+            "back only, padding is mixed into real tokens (docs/extend.md)"
+        )

@@ -1,0 +1,175 @@
+"""Stopping and going on: signals, and checkpoints that are whole or absent and never unpickled.
+
+A run that is cut into launches ends where an uncut one does: data order, dropout and learning rate follow from the step
+of the whole run, so that weights, optimiser and ``RunState`` are all that has to be restored; with ``data.carry`` also
+what the network remembers of the text so far.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import time
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+
+from chela.config import first_line
+from chela.core.errors import UsageError
+from chela.core.files import write_whole
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+TIME_IS_UP = 1  # beside the numbers of signals, of which SIGHUP, 1, is not caught
+FORMAT_VERSION = 2
+
+
+class Stopped(BaseException):
+    """The run ends here on request. Not an ``Exception``: whoever catches those must not swallow it.
+
+    Args:
+        reason: In a few words.
+        status: Exit status of the process.
+        step: Steps that are saved; None when nothing new had to be saved.
+    """
+
+    def __init__(self, reason: str, status: int, step: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.status, self.step = reason, status, step
+
+
+class Signals:
+    """Catches SIGTERM, SIGINT and SIGUSR1 from ``with`` on, until its end.
+
+    While steps are taken (``patient``) a signal is only noted in ``asked``: the step is ended and saved first.
+    Elsewhere nothing has to be saved, and the signal raises ``Stopped`` at once. A second SIGINT ends the process as if
+    nobody caught it. Half a second must lie between the two: a launcher may pass on what the terminal has sent already.
+    """
+
+    SECOND_AFTER = 0.5  # seconds
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.patient = False
+        self._asked_at = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        for number in SIGNALS:
+            signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.asked and number == signal.SIGINT and now - self._asked_at > self.SECOND_AFTER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.asked:
+            self.asked, self._asked_at = number, now
+        if not self.patient:
+            raise stopped_by(number)
+
+
+def stopped_by(number: int, step: int | None = None) -> Stopped:
+    """Return the ``Stopped`` of a signal."""
+    return Stopped(signal.Signals(number).name, 128 + number, step)
+
+
+# ---- checkpoints ----
+
+
+class TornError(UsageError):
+    """A file that is not, or no longer, a checkpoint: an older one may still be whole."""
+
+
+def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Write a checkpoint in one stroke."""
+    buffer = io.BytesIO()  # so that a full disk is an OSError of ours, and nothing but bytes is left to go wrong
+    torch.save({"format_version": FORMAT_VERSION, **state}, buffer)
+    write_whole(path, buffer.getvalue(), previous)
+
+
+def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are accepted (``weights_only=True``).
+
+    Args:
+        path: The file.
+        keys: What it must hold.
+        identities: Fingerprints of the configuration that it must come from: today's, and that of its run's folder.
+
+    Raises:
+        TornError: Absent, torn or foreign.
+        UsageError: Of another format version or another configuration.
+    """
+    if not path.is_file():
+        raise TornError(f"expected a checkpoint at {path}, there is none")
+    try:
+        # torch itself does not look at the checksums, and what is no archive it would read as plain pickle
+        with zipfile.ZipFile(path) as archive:
+            if bad := archive.testzip():
+                raise ValueError(f"{bad} has another checksum than was written")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file can make the reader raise anything
+        reason = first_line(error)[:120]
+        raise TornError(
+            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
+        ) from None
+    if not isinstance(state, dict) or "format_version" not in state:
+        raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
+    version = state["format_version"]
+    if version != FORMAT_VERSION:
+        raise UsageError(
+            f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; use the version of chela that "
+            "wrote it"
+        )
+    if missing := [key for key in (*keys, "fingerprint") if key not in state]:
+        raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
+    if state["fingerprint"] not in identities:
+        raise UsageError(
+            f"expected a checkpoint of this run's configuration ({' or '.join(identities)}) at {path}, got one of "
+            f"another ({state['fingerprint']}); put back the run's own file, or the code it was trained with"
+        )
+    return state
+
+
+# ---- several processes: torchrun or Fabric started them, and each knows its own part only ----
+
+
+def in_first(fabric: Fabric, work: Callable[[], T]) -> T | None:
+    """Do ``work`` in process 0 and return in every process what it returns.
+
+    Raises:
+        UsageError, OSError: What ``work`` raises; in the other processes always a UsageError. Without being told, they
+            would wait for process 0 for ever.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if fabric.is_global_zero:
+        try:
+            result = work()
+        except (UsageError, OSError) as problem:
+            error = problem
+    result, told = fabric.broadcast((result, None if error is None else str(error)))
+    if told is not None:
+        raise error or UsageError(told)
+    return result
+
+
+def agree(fabric: Fabric, due: bool, asked: int) -> tuple[bool, int]:
+    """Save when process 0 wants to, stop when any process is asked to; all of them at the same step."""
+    if fabric.world_size == 1:
+        return due, asked
+    row = torch.tensor([int(due and fabric.is_global_zero), asked], device=fabric.device)
+    both = fabric.all_reduce(row, reduce_op="max").tolist()
+    return bool(both[0]), both[1]

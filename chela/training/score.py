@@ -1,0 +1,232 @@
+"""The one way to score: what a step counts, summed over batches, groups and processes; and how a text is read for it.
+
+Validation and test of a run, ``chela evaluate``, ``predict``, ``probe`` and ``length`` all go through ``each``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from chela.core.errors import UsageError
+from chela.models import build_model
+from chela.schema import Config
+from chela.training.log import DataProgress
+from chela.training.machine import hardware, quiet_lightning, stdout_console
+from chela.training.objectives import Score, objective_of
+from chela.training.run import RunFolder
+from chela.training.step import LitModel
+from lra.batches import Batch
+from lra.datamodule import LRADataModule
+from lra.tasks.base import Records
+from lra.texts import in_words
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def each(
+    model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], T], fabric: Fabric | None = None
+) -> Iterator[T]:
+    """Yield what ``step`` makes of each batch, with ``model`` in eval mode and without gradients.
+
+    Args:
+        model: What ``step`` calls; its modules are afterwards in the modes that they were in.
+        batches: As ``LRADataModule`` gives them.
+        step: Called with a batch on the model's device, in its precision.
+        fabric: Knows device and precision; None is the CPU.
+    """
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for batch in batches:
+            with fabric.autocast():
+                made = step(fabric.to_device(batch))
+            yield made
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def total(
+    model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], Tensor], fabric: Fabric | None = None
+) -> Tensor:
+    """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
+    counts = sum(each(model, batches, step, fabric), torch.zeros((), dtype=torch.float64))
+    return (counts if fabric is None else fabric.all_reduce(counts, reduce_op="sum")).cpu()
+
+
+def columns(
+    module: LitModel, batches: Iterable[Batch], records: Records | None = None, fabric: Fabric | None = None
+) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
+    """Score a network on a split: as in training, or as in a test when its records are given.
+
+    Returns:
+        The objective's columns with "count", the number of targets; the same of each group of ``records``.
+    """
+    groups = None if records is None else records.groups()
+    module.groups = [] if groups is None else sorted(set(groups.tolist()))  # all: every process sums the same
+    step = module.validation_step if records is None else module.test_step
+    whole, *parts = total(module, batches, lambda batch: step(batch, 0), fabric).tolist()
+    values = module.objective.values
+    return values(whole), {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
+
+
+def data_of(config: Config, **more: Any) -> LRADataModule:
+    """Return the data of a run, which says how far it is while records are made."""
+    names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
+    sizes = {name: getattr(config.trainer, name) for name in names}
+    sizes["pieces"] = config.trainer.sequence_parallel
+    progress = DataProgress(stdout_console())
+    return LRADataModule(config.task, config.data, seed=config.seed, progress=progress, **sizes)
+
+
+def evaluate(
+    config: Config, run: RunFolder, which: str, split: str, reading: Reading | None = None
+) -> tuple[Score, dict[str, Any]]:
+    """Score a checkpoint of a run ("best" or "last") on "test" or "validation"; the same number as the run's own.
+
+    Args:
+        config: The run's configuration.
+        run: Its folder.
+        which: The checkpoint.
+        split: What is scored; one of a task's ``further`` ones too.
+        reading: How a text is read; the default is as in training.
+
+    Returns:
+        The score that counts, and the objective's columns with ``count``, the number of targets; of a text also what
+        ``of_text`` tells.
+    """
+    quiet_lightning()
+    reading, trained, config = reading or Reading(), config, copy.deepcopy(config)
+    config.trainer.sequence_parallel = 1
+    if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
+        config.trainer.accelerator = "auto"
+    data = data_of(config)
+    data.prepare_data()
+    if split not in (known := ("test", "validation", *data.task.further)):
+        raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
+    fabric, read = Fabric(**hardware(config), devices=1), config.data.split(split)
+    module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
+    fabric.setup_module(module)  # in its precision before the weights come, which would lose half of their digits
+    run.load_into(module.model, trained, which)
+    if reading != Reading():
+        values, groups = columns(module, batches(data, module.model, read, reading), fabric=fabric)
+    elif split == "validation":
+        values, groups = columns(module, data.val_dataloader(), fabric=fabric)
+    else:
+        records = data.records(split)
+        values, groups = columns(module, data.evaluation(records), records, fabric)
+    by = {f"by_{data.task.grouped_by}": groups} if groups else {}
+    return module.objective.score, values | of_text(data.task, read, reading, values) | by
+
+
+# ---- texts: every symbol of a split is scored once, from as much of what stands before it as is said ----
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a text is read.
+
+    Attributes:
+        context: "window": in windows, each alone; "stride": in windows that overlap, where a symbol counts in the first
+            that has it; "stream": from the first symbol to the last, the network's state carried on.
+        window: Symbols of a window, or of a piece of the stream; 0 is that of training.
+        stride: Symbols from one window to the next; 0 is half a window.
+    """
+
+    context: str = "window"
+    window: int = 0
+    stride: int = 0
+
+    def of(self, task: Any) -> tuple[int, int]:
+        """Return window and stride on a task.
+
+        Raises:
+            UsageError: They do not fit together.
+        """
+        if not task.in_order:
+            raise UsageError(f"eval.context: expected a run on a text, {task.name} is none; leave eval.… out")
+        if self.stride and self.context != "stride":
+            raise UsageError(f"eval.stride: expected eval.context=stride with it, got {self.context}")
+        window = self.window or task.l_max
+        stride = (self.stride or max(1, window // 2)) if self.context == "stride" else window
+        if stride > window:
+            raise UsageError(f"eval.stride: expected at most eval.window={window}, got {stride}")
+        return window, stride
+
+    def in_words(self, task: Any) -> str:
+        """Say what a symbol is predicted from."""
+        window, stride = self.of(task)
+        if self.context == "stream":
+            return f"one stream, all symbols before, read in pieces of {window:,}"
+        return in_words(window, stride)
+
+
+def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading) -> Iterator[Batch]:
+    """Yield the batches of a split read in this way.
+
+    Raises:
+        UsageError: The task is no text, or the network cannot read it so.
+    """
+    task: Any = data.task
+    window, stride = reading.of(task)
+    records = task.pieces(split, window, stride)
+    if reading.context == "stream":
+        expect_bounded(model, task.l_max, "eval.context=stream")
+        return iter(data.in_order(records))
+    if window <= task.l_max:
+        return iter(data.evaluation(records))
+    expect_prefill(model, f"eval.window={window}")
+    data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
+    return ({**batch, "beyond": True} for batch in data.evaluation(records))
+
+
+def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -> dict[str, Any]:
+    """Return what is told of a text beside the columns; nothing for another task."""
+    if not task.in_order:
+        return {}
+    told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": reading.in_words(task)}
+    if words := task.words(split):
+        nats = values["loss"] * values["count"]
+        told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
+    return told
+
+
+def expect_prefill(model: nn.Module, key: str) -> None:
+    """Expect a network that reads on from a state, for longer than it was built for.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if not hasattr(model, "prefill"):
+        raise UsageError(f"{key}: expected a network with prefill(inputs, state), {type(model).__name__} has none")
+    ends = getattr(getattr(model, "backbone", None), "ends", str)()
+    if ends == "learned positions":
+        raise UsageError(f"{key}: expected model.positions=none, got learned ones, which end at the training window")
+    if ends:
+        raise UsageError(f"{key}: expected a system that reads on after the training window, {ends} ends there")
+
+
+def expect_bounded(model: nn.Module, l_max: int, key: str) -> None:
+    """Expect a network whose state does not grow with what it has read.
+
+    Raises:
+        UsageError: It does, or it cannot be told.
+    """
+    expect_prefill(model, key)
+    for mixer in model.get_submodule("backbone").mixers():  # type: ignore[operator]
+        size = getattr(mixer, "state_size", None)
+        if size is None or size(4 * l_max) != size(8 * l_max):
+            raise UsageError(
+                f"{key}: expected a system whose state does not grow with the text, that of {type(mixer).__name__} "
+                f"{'is of unknown size' if size is None else 'does'}"
+            )
