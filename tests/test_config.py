@@ -1,6 +1,5 @@
 import dataclasses
 import inspect
-import json
 import typing
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from chela import presets
 from chela.checks import parameters_at_least
 from chela.config import load, resolve, seconds, to_yaml
 from chela.core.errors import UsageError
-from chela.groups import configs_folder, flat, names
+from chela.groups import configs_folder, names
 from chela.identity import _fact, fields, fingerprint, identities, identity_of
 from chela.options import CONTEXT, mixer_options, systems
 from chela.presets import PRESETS, resolve_preset
@@ -208,15 +207,6 @@ def test_a_newer_option_leaves_older_fingerprints() -> None:
     options = {key: value for key, value, _ in fields(config)}
     assert not identity_of(options | newer).keys() & newer.keys()
     assert fingerprint(resolve(["preset=tiny", "trainer.accumulate=2"])) != fingerprint(config)
-
-
-def test_the_fingerprint_of_version_1_is_still_known() -> None:
-    results = sorted((ROOT / "experiments" / "results" / "v1" / "lra_mini").glob("*-mini/*-seed0-*/result.json"))
-    assert results
-    for result in results:
-        path = result.with_name("config.yaml")
-        known = identities(load(path), flat(OmegaConf.to_container(OmegaConf.load(path))))
-        assert json.loads(result.read_text())["fingerprint"] in known, path
 
 
 def test_how_often_a_line_is_written_changes_no_number() -> None:
