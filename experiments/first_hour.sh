@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The first hour on a new GPU: tests, benchmarks, a slice of ListOps at full size, a profile. Each part takes less than
+# The first hour on a new GPU: tests, benchmarks, a slice of ListOps at full size. Each part takes less than
 # nine minutes, so that a machine that is lent for ten at a time can run them one by one:
 #
 #   experiments/first_hour.sh OUT              all parts
@@ -38,6 +38,5 @@ failed=0
   done
   part bench-train python -m experiments.bench train $bench task=listops,image preset="$([ -n "$bench" ] && echo tiny || echo full)" out="$out/train.json"
   part listops-full python -m chela.train task=listops model=chela $slice runs="$out/runs" data.dir="$out/data" resume=auto
-  part profile python -m experiments.bench profile task=listops preset=full $bench out="$out/profile.json"
 }
 exit $((failed > 0))

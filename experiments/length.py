@@ -32,7 +32,7 @@ from chela.evaluate import RunWords
 from chela.predict import load_run
 from chela.training.contexts import expect_prefill
 from experiments.rows import row_names
-from experiments.runs import LENGTH, Run, read_json, read_runs
+from experiments.runs import LENGTH, Run, read_runs
 from lra.batches import collate, eval_batches
 from lra.tasks.base import IGNORED, Records
 
@@ -79,7 +79,7 @@ def main(words: Words) -> int:
 
 def _told(run: Run, words: Words) -> dict[str, Any]:
     """Return what a finished run's ``length.json`` tells, if it is of this split and these windows."""
-    told = read_json(run.path / LENGTH) if run.state == "finished" else {}
+    told = run.length if run.state == "finished" else {}
     scored = [row["window"] for row in told.get("windows", [])]
     asked = [told.get("training_window", 0) * factor for factor in words.times]
     whole = scored == asked[: len(scored)] and len(scored) + len(told.get("not_scored", [])) == len(asked)

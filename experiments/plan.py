@@ -40,7 +40,7 @@ from chela.core.options import check_options, option
 from chela.groups import is_file, label, names
 from chela.identity import fingerprint
 from chela.schema import Config
-from experiments.runs import RATE, TUNE, read_result, write
+from experiments.runs import RATE, RATES, TUNE, read_result, write
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
 
@@ -143,8 +143,7 @@ class Job:
 
     def finished(self) -> bool:
         """Return whether its result is there, with a test score if the run is to be tested."""
-        run = self.run_folder()
-        result = read_result(run) if run else {}
+        result = read_result(self.run_folder() or self.folder)
         return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
 
     def record_failure(self, status: int | None, error: str) -> None:
@@ -211,7 +210,9 @@ class Pair:
     def recorded_rate(self) -> float | None:
         """Return the rate that was chosen from this very grid; None when none was, or its record cannot be read."""
         try:
-            record: Any = OmegaConf.to_container(OmegaConf.load(self._record))
+            collected = self.folder / RATES
+            record: Any = OmegaConf.to_container(OmegaConf.load(self._record if self._record.exists() else collected))
+            record = record if self._record.exists() else record[self.name]
             same = [row["fingerprint"] for row in record["grid"]] == [fingerprint(job.config) for job in self.tune]
             return float(record["chosen"]) if same else None
         except (OSError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException):

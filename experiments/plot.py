@@ -30,7 +30,7 @@ from chela.core.options import option
 from chela.groups import names
 from chela.results import ACCURACY
 from experiments.rows import row_order
-from experiments.runs import NOT_MEASURED, Run, read_runs, write
+from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import score_heading
 
@@ -44,6 +44,7 @@ Item = TypeVar("Item")
 # The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
 BITS = "bits"  # a column that is drawn as a second axis of the loss
+NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation")  # columns of metrics.csv
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 

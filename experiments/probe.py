@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from chela.cli import command
-from chela.config import load, run_folder
+from chela.config import run_folder
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option
@@ -62,7 +62,7 @@ def state_size(run: Run) -> int | None:
     None where the system does not say, or the options are of a version that had others.
     """
     try:
-        config = load(run.path / "config.yaml")
+        config = run.load_config()
         return cost(config.model, get_task(config.task)).state_size
     except UsageError:
         return None

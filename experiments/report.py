@@ -1,6 +1,6 @@
 """Write one self-contained HTML page: the table, and the figures that go with it. It opens without a network.
 
-chela report experiments/results/v1/lra_mini out=report.html
+chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
 chela report runs/lra_mini bench=experiments/results/bench/epyc/layers.json
 

@@ -1,24 +1,26 @@
-"""Read run folders and committed results; neither torch nor lightning is imported.
+"""Read runs: their folders and collected results alike; neither torch nor lightning is imported.
 
 chela runs                                                          how far each run in runs/ is, and which still go
 chela runs status runs/lra_mini                                     the same of others
 chela runs list runs/lra_mini                                       one line for each run
-chela runs collect runs/lra_mini to=experiments/results/lra_mini    copies without checkpoints
+chela runs collect runs/lra_mini into=experiments/results/lra_mini  results as three files
 
-``collect`` copies what a table and its figures need (``config.yaml``, ``result.json``, ``metrics.csv``, and where they
-are ``probe.json`` and ``length.json``) and a sweep's choices of learning rates. It takes the folders of this machine
-out of the configuration.
+``collect`` writes what a table and its figures need: ``runs.jsonl``, a line for each finished or failed run with its
+name and the content of its files, ``curves.csv``, the lines of each ``metrics.csv`` after the name of its run, and
+``rates.yaml``, a sweep's choices of learning rates. Runs that are there already stay. It takes the folders of this
+machine out of the configuration. A collected run goes by the path that its folder would have there.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
-import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela import cli, results
+from chela import cli, config, results
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option
@@ -38,33 +40,49 @@ from chela.results import ACCURACY, GROUPS, TITLES
 if TYPE_CHECKING:
     import pandas as pd
 
+    from chela.schema import Config
+
 TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
 _ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
+RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results
+FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json", "length": "length.json"}
+PROBE, LENGTH = FILES["probe"], FILES["length"]  # written by chela probe and chela length
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
-PROBE = "probe.json"  # what its attention adds, written by chela probe
-LENGTH = "length.json"  # bits by window and by position, written by chela length
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 _LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
-NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation")  # columns of metrics.csv
+
+Record = dict[str, Any]
+"""What is told of a run: its ``config`` (nested, as in config.yaml), and of ``FILES`` the content of those it has."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it; ``score``, ``value`` and ``title`` are how tables show it."""
+    """A run, with its score as tables show it."""
 
-    path: Path
-    state: str  # "finished", "untested" (trainer.test=false), "failed" (a sweep wrote down how) or "unfinished"
+    path: Path  # its folder, or the one that it would have beside the collected results
+    curves: Path  # its own metrics.csv, or that of all collected runs
+    name: str  # in the latter; else empty
+    record: Record = field(repr=False)
     config: dict[str, Any] = field(repr=False)  # by dotted key, without what does not change numbers
-    result: dict[str, Any] = field(repr=False)  # in the form of version 2; empty unless finished or untested
-    error: str  # why it failed, in one line
+    state: str  # "finished", "untested" (trainer.test=false), "failed" (a sweep wrote down how) or "unfinished"
     fingerprint: str  # equal for runs that must give equal numbers; the folder's path where none was written down
     task: str  # of "my_module:MyTask" what follows the colon
     model: str
     preset: str
     policy: str  # what it was validated on: "holdout" or "test"
     seed: int
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Return ``result.json``; empty unless finished or untested."""
+        return self.record.get("result", {})
+
+    @property
+    def error(self) -> str:
+        """Return why it failed, in one line."""
+        return "" if self.result else str(self.record.get("failed", {}).get("error", ""))
 
     @property
     def title(self) -> str:
@@ -94,21 +112,32 @@ class Run:
     @property
     def probe(self) -> dict[str, Any]:
         """Return what ``chela probe`` measured of the run; empty where it was not asked."""
-        return read_json(self.path / PROBE)
+        return self.record.get("probe", {})
+
+    @property
+    def length(self) -> dict[str, Any]:
+        """Return what ``chela length`` measured of the run; empty where it was not asked."""
+        return self.record.get("length", {})
+
+    def load_config(self) -> Config:
+        """Return its configuration as one of today's; UsageError where it is none."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            OmegaConf.save(OmegaConf.create(self.record["config"]), path)
+            return config.load(path)
 
     def metrics(self, split: str) -> pd.DataFrame:
-        """Read the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
+        """Return the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
         import pandas as pd
 
         try:
-            text = (self.path / "metrics.csv").read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]  # the last line may be torn
-            frame = pd.read_csv(io.StringIO(whole or "split\n"))
-            return frame[frame.pop("split") == split].astype(float).reset_index(drop=True)
+            frame = _read_curves(self.curves, self.curves.stat().st_mtime_ns).get(self.name, pd.DataFrame())
+            lines = frame[frame["split"] == split].drop(columns="split") if len(frame) else frame
+            return lines.astype(float).reset_index(drop=True)
         except FileNotFoundError:
             return pd.DataFrame()
         except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"expected the metrics of a run at {self.path}/metrics.csv, got {error}") from None
+            raise UsageError(f"expected the metrics of a run at {self.curves}, got {error}") from None
 
 
 def read_runs(paths: Iterable[Path | str]) -> list[Run]:
@@ -118,10 +147,9 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
     """
     kept: dict[str, Run] = {}
     for top in map(Path, paths):
-        if not top.is_dir():
-            raise UsageError(f"expected the folder of a run, or one above it, there is none at {top}")
-        if not (found := [read_run(folder) for folder in _run_folders(top)]):
-            raise UsageError(f"expected runs in {top}, it holds none (a run has a config.yaml)")
+        if not (found := [*_collected_runs(top), *map(read_run, _run_folders(top))]):
+            what = f"expected runs in {top}, it holds none (a run has a config.yaml)"
+            raise UsageError(what if top.is_dir() else f"expected the folder of runs, there is none at {top}")
         for run in found:
             other = kept.get(run.fingerprint)
             if other is None or _RANK.index(run.state) >= _RANK.index(other.state):
@@ -137,29 +165,72 @@ def _run_folders(top: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder."""
-    result, failed = read_result(folder), read_json(folder / "failed.json")
+    """Read a run's folder."""
     path = folder / "config.yaml"
-    config = identity_of(flat(_read(path, lambda: OmegaConf.to_container(OmegaConf.load(path)))))
+    record = {"config": _read(path, lambda: OmegaConf.to_container(OmegaConf.load(path)))}
+    record |= {key: found for key, name in FILES.items() if (found := read_json(folder / name))}
+    if "result" in record:
+        record["result"] = results.read_result(folder / FILES["result"])
+    return _run(folder, record, folder / "metrics.csv")
+
+
+def _collected_runs(top: Path) -> Iterator[Run]:
+    """Read the collected runs at or below a path, which need not be there: their names alone say where they lie."""
+    above = [folder / RUNS for folder in (top, *top.parents) if (folder / RUNS).is_file()]
+    for file in [*above[:1], *sorted(set(top.rglob(RUNS)) - set(above))]:
+        for name, record in read_records(file).items():
+            if (path := file.parent / name).is_relative_to(top):
+                yield _run(path, record, file.with_name(CURVES), name)
+
+
+def read_records(file: Path) -> dict[str, Record]:
+    """Read ``runs.jsonl``: what is told of each run, by its name; nothing where there is no file."""
+    return _read_records(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
+@functools.lru_cache(maxsize=32)
+def _read_records(file: Path, changed: int) -> dict[str, Record]:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    records = [_read(file, functools.partial(json.loads, line)) for line in lines]
+    return {record["run"]: record for record in records}
+
+
+@functools.lru_cache(maxsize=32)
+def _read_curves(path: Path, changed: int) -> dict[str, pd.DataFrame]:
+    """Read a file of metrics, by the name of the run; a run's own goes by an empty name."""
+    import pandas as pd
+
+    text = path.read_text(encoding="utf-8")
+    frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1] or "split\n"))  # the last line may be torn
+    if "run" not in frame:
+        return {"": frame}
+    return {name: lines.drop(columns="run").dropna(axis=1, how="all") for name, lines in frame.groupby("run")}
+
+
+def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
+    result, failed = record.get("result", {}), record.get("failed", {})
+    options = identity_of(flat(record["config"]))
     if "own_code" in result:  # edited code is another row
-        config["own_code"] = ",".join(result["own_code"].values())
+        options["own_code"] = ",".join(result["own_code"].values())
     needed = ("task.name", "model.name", "preset", "data.validation", "seed")
-    if missing := sorted(set(needed) - set(config)):
-        raise UsageError(f"expected a run's config.yaml in {folder}, it lacks {', '.join(missing)}")
-    task, model, preset, policy = (label(str(config[key])) for key in needed[:-1])
+    if missing := sorted(set(needed) - set(options)):
+        raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
     state = "failed" if failed else "unfinished"
     if result:
         state = "finished" if result.get("test") else "untested"
-    in_name = _FINGERPRINT.search(folder.name)
-    mark = (result or failed).get("fingerprint") or (in_name[1] if in_name else folder)
-    error = "" if result else str(failed.get("error", ""))
-    return Run(folder, state, config, result, error, str(mark), task, model, preset, policy, int(config["seed"]))
+    in_name = _FINGERPRINT.search(path.name)
+    mark = str((result or failed).get("fingerprint") or (in_name[1] if in_name else path))
+    labels = (label(str(options[key])) for key in needed[:-1])
+    return Run(path, curves, name, record, options, state, mark, *labels, int(options["seed"]))
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Read ``result.json`` in the form of version 2, whichever version wrote it; empty where there is none."""
-    path = folder / "result.json"
-    return results.read_result(path) if path.exists() else {}
+    """Return the result of the run in a folder, or of the collected run that goes by it; empty where there is none."""
+    path = folder / FILES["result"]
+    if path.exists():
+        return results.read_result(path)
+    known = (read_records(above / RUNS).get(str(folder.relative_to(above)), {}) for above in folder.parents)
+    return next((record["result"] for record in known if "result" in record), {})
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -198,58 +269,71 @@ class Options:
     words: list[str] = option(
         ["status", "runs"], "status, list or collect, then run folders, or folders above them", positional=True
     )
-    to: Path | None = option(None, "where collect writes its copies")
+    into: Path | None = option(None, "the folder that collect writes to")
 
 
 @cli.command(Options, __doc__)
 def main(options: Options) -> int:
     """Tell of runs, list or collect them; return the exit status."""
     action, *paths = options.words
-    if not paths or action not in (("status", "list") if options.to is None else ("collect",)):
-        got = " ".join([*options.words, *([f"to={options.to}"] if options.to else [])])
-        raise UsageError(f"expected status RUN…, list RUN… or collect RUN… to=FOLDER, got {got}; see --help")
+    if not paths or action not in (("status", "list") if options.into is None else ("collect",)):
+        got = " ".join([*options.words, *([f"into={options.into}"] if options.into else [])])
+        raise UsageError(f"expected status RUN…, list RUN… or collect RUN… into=FOLDER, got {got}; see --help")
     if action == "status":
         from experiments.status import status_lines
 
         sys.stdout.writelines(f"{line}\n" for line in status_lines(read_runs(paths), time.time()))
         return 0
-    if options.to is not None:
-        return _collect(paths, options.to)
+    if options.into is not None:
+        sys.stdout.write(f"{collect(paths, options.into)}\n")
+        return 0
     for run in read_runs(paths):
         told, space = "–", "" if run.score["unit"] in ("", "%") else " "
         if run.state == "finished":
             told = f"{run.value:.{run.score['digits']}f}{space}{run.score['unit']}"
-            told += f" ({lra})" if (lra := results.of_arena(run.result)) else ""
+            told += f" ({arena})" if (arena := results.of_arena(run.result)) else ""
         words = (f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", run.state, told, str(run.path))
         sys.stdout.write("  ".join(words) + (f"  ({run.error})" if run.error else "") + "\n")
     return 0
 
 
-def _collect(paths: list[str], to: Path) -> int:
+def collect(paths: list[str], into: Path) -> str:
+    """Write the finished and failed runs, their curves and a sweep's rates as three files; say what was done."""
+    import pandas as pd
+
     runs = read_runs(paths)
-    for path in (*map(Path, paths), *(run.path for run in runs)):
-        if path.resolve().is_relative_to(to.resolve()):  # a copy would overwrite what it is made from
-            raise UsageError(f"to: expected a folder apart from the runs, got {to}, which holds {path}; name another")
     kept = [run for run in runs if run.state in ("finished", "failed")]
+    records, texts = dict(read_records(into / RUNS)), {"dtype": str, "keep_default_na": False}
+    curves = {}  # as text: a number stays as it was written
+    if (into / CURVES).exists():
+        curves = dict(iter(pd.read_csv(into / CURVES, **texts).groupby("run", sort=False)))
     for run in kept:
-        name = f"{run.model}-seed{run.seed}-{run.fingerprint}"
-        target = to / ("" if run.state == "finished" else "failed") / f"{run.task}-{run.preset}" / name
-        config = OmegaConf.load(run.path / "config.yaml")
-        for key, value in _LOCAL.items():
-            OmegaConf.update(config, key, value)
-        if run.config.get("data.released"):
-            OmegaConf.update(config, "data.root", "released")  # not where it lay, but that it was no generated data
-        if "data.text" in run.config:
-            OmegaConf.update(config, "data.root", run.config["data.text"])  # which text it was
-        write(target / "config.yaml", OmegaConf.to_yaml(config))
-        for file in ("result.json", "metrics.csv", "failed.json", PROBE, LENGTH):
-            if (run.path / file).is_file():
-                shutil.copyfile(run.path / file, target / file)
-    for rates in [file for path in paths for file in Path(path).glob("rates/*.yaml")]:
-        write(to / "rates" / rates.name, rates.read_bytes())
+        name = f"{run.task}-{run.preset}/{run.model}-seed{run.seed}-{run.fingerprint}"
+        name = name if run.state == "finished" else f"failed/{name}"
+        told = OmegaConf.create(run.record["config"])
+        own = {"data.root": "released"} if run.config.get("data.released") else {}  # that it was no generated data
+        own |= {"data.root": run.config["data.text"]} if "data.text" in run.config else {}  # which text it was
+        for key, value in (_LOCAL | own).items():
+            OmegaConf.update(told, key, value)
+        records[name] = {"run": name, **run.record, "config": OmegaConf.to_container(told)}
+        if run.curves.exists():
+            lines = pd.read_csv(run.curves, **texts)
+            lines = lines[lines["run"] == run.name].drop(columns="run") if run.name else lines
+            curves[name] = lines.assign(run=name)
+    lines = [json.dumps(records[name], ensure_ascii=False) for name in sorted(records)]
+    write(into / RUNS, "".join(f"{line}\n" for line in lines))
+    if curves:
+        by_width = sorted(curves.values(), key=lambda lines: -len(lines.columns))
+        columns = dict.fromkeys(["run", *(column for lines in by_width for column in lines)])
+        whole = pd.concat([curves[name] for name in sorted(curves)])
+        write(into / CURVES, whole.to_csv(columns=list(columns), index=False, lineterminator="\n"))
+    rates = {file.stem: OmegaConf.load(file) for path in paths for file in sorted(Path(path).glob("rates/*.yaml"))}
+    for file in [into / RATES, *(Path(path) / RATES for path in paths)]:
+        rates |= dict(OmegaConf.load(file)) if file.exists() else {}
+    if rates:
+        write(into / RATES, OmegaConf.to_yaml(OmegaConf.create(rates)))
     left = f"; {len(runs) - len(kept)} unfinished or untested left out" if len(kept) < len(runs) else ""
-    sys.stdout.write(f"copied {len(kept)} runs to {to}{left}\n")
-    return 0
+    return f"collected {len(kept)} runs into {into}{left}"
 
 
 if __name__ == "__main__":

@@ -7,19 +7,18 @@ import platform
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from chela.config import duration
 from experiments.runs import Run
 from experiments.summary import STEPS
 
 RECENT = 50  # logged steps from which the speed is taken
-_ALIVE = ("metrics.csv", ".holder", "config.yaml", "result.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+_ALIVE = (".holder", "config.yaml", "result.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
 
 
 def status_lines(runs: Sequence[Run], now: float) -> Iterator[str]:
     """Yield a line for each run, those that still go first; ``now`` is the time of day in seconds."""
-    told = [(_going(run), now - _last_sign(run.path), run) for run in runs]
+    told = [(_going(run), now - _last_sign(run), run) for run in runs]
     for going, quiet, run in sorted(told, key=lambda one: (not one[0], one[1])):
         state = "running" if going else "stopped" if run.state == "unfinished" else run.state
         words = [f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", state, *_how_far(run)]
@@ -51,8 +50,9 @@ def _how_far(run: Run) -> Iterator[str]:
         yield f"about {duration(left)} left"
 
 
-def _last_sign(folder: Path) -> float:
-    return max((path.stat().st_mtime for name in _ALIVE if (path := folder / name).exists()), default=0.0)
+def _last_sign(run: Run) -> float:
+    files = [run.curves, *(run.path / name for name in _ALIVE)]
+    return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
 
 def _going(run: Run) -> bool:

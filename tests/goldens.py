@@ -62,7 +62,7 @@ def tables(folder: Path) -> None:
     commands += [
         f"experiments/results/{path.name}"
         for path in sorted((ROOT / "experiments/results").iterdir())
-        if path.name not in ("bench", "v1")
+        if path.name != "bench"
     ]
     for words in dict.fromkeys(commands):
         out = io.StringIO()

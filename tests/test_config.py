@@ -187,9 +187,8 @@ def test_every_committed_run_is_read_with_its_fingerprint() -> None:
     """But for six: in four, the width of CHELA's pooling head was another option; two are older than task versions."""
     others = 0
     for path in sorted((ROOT / "experiments" / "results").rglob("result.json")):
-        if "v1" not in path.parts:
-            mark = json.loads(path.read_text())["fingerprint"]
-            others += fingerprint(load(path.with_name("config.yaml"))) != mark
+        mark = json.loads(path.read_text())["fingerprint"]
+        others += fingerprint(load(path.with_name("config.yaml"))) != mark
     assert others == 6
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import torch
 
 from chela.config import resolve
 from chela.models import build_model
-from experiments.bench import Row, __main__, linear_attention, published, sequence, timing, train
+from experiments.bench import Row, __main__, linear_attention, sequence, timing, train
 from experiments.bench.__main__ import main
 from lra.tasks import get_task
 
@@ -38,10 +37,10 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 def test_every_benchmark_is_listed_and_a_wrong_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"{name}: " in listed for name in ("convolution", "data", "layers", "linear_attention", "train"))
+    assert all(f"{name}: " in listed for name in ("convolution", "layers", "linear_attention", "train"))
     assert "    batch=…  records in a step" in listed
     assert main(["layer"]) == 2
-    assert "name: expected one of list, convolution, data" in (error := capsys.readouterr().err)
+    assert "name: expected one of list, convolution, generate" in (error := capsys.readouterr().err)
     assert "did you mean 'layers'?" in error
 
 
@@ -221,33 +220,3 @@ def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: p
     for words in (["layers", "task=text"], ["train", "tasks=text"], ["train", "task=txt"], ["train", "batch=0"]):
         assert main([*words, "--quick", "--out", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.count("expected") == 4 and not (tmp_path / "none.json").exists()
-
-
-def test_layers_are_timed_beside_their_authors_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Read from a clone, here one with other layers of the same names."""
-    layer = (
-        "\n\nclass {name}(nn.Linear):\n    def __init__(self, *_, **__):\n        super().__init__(1, 1, bias=False)\n"
-    )
-    layer += "\n    def forward(self, x):\n        return x * self.weight, None\n"
-    for path, needs, name in (
-        (
-            "mega/fairseq/modules/moving_average_gated_attention.py",
-            "from fairseq import utils",
-            "MovingAverageGatedAttention",
-        ),
-        ("s4/models/s4/s4d.py", "from src.models.nn import DropoutNd", "S4D"),
-    ):
-        (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(f"from torch import nn\n{needs}\n{layer.format(name=name)}")
-    monkeypatch.setattr(published, "LENGTHS", (64,))
-    words = ["published", "quick=true", f"mega={tmp_path / 'mega'}", f"out={tmp_path / 'a.json'}"]
-    assert main([*words, f"s4={tmp_path / 's4'}"]) == 0
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("fairseq", "models", "src")]:
-        del sys.modules[name]
-    (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
-    assert row["values"]["MEGA / published"] > 1 and row["values"]["S4D / published"] > 1
-    capsys.readouterr()
-    assert main(words) == 2 and "expected mega=FOLDER and s4=FOLDER" in capsys.readouterr().err
-    assert main([*words, f"s4={tmp_path}"]) == 2 and "a clone with models/s4 in it" in capsys.readouterr().err

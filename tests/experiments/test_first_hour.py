@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("listops-full", "profile")
+PARTS = ("listops-full", "bench-train")
 
 
 def run(out: Path, *part: str, dry: bool = True) -> subprocess.CompletedProcess[str]:
@@ -29,9 +29,9 @@ def test_a_dry_run_ends_well_and_names_the_card(part: str, tmp_path: Path) -> No
 
 
 def test_a_part_that_fails_is_told(tmp_path: Path) -> None:
-    (tmp_path / "profile.json").mkdir()  # where the part writes to
-    assert run(tmp_path, "profile").returncode == 1
-    assert json.loads((tmp_path / "profile.status.json").read_text())["status"] == 2
+    (tmp_path / "train.json").mkdir()  # where the part writes to
+    assert run(tmp_path, "bench-train").returncode == 1
+    assert json.loads((tmp_path / "bench-train.status.json").read_text())["status"] == 2
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A table of results in the README or in docs/results*.md is the first that the command named above it prints."""
+"""A table of results in the README or in docs/results.md is the first that the command named above it prints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.table import main as table_main
 ROOT = Path(__file__).parents[2]
 GRID = r"(?P<table>(?:\|.*\n)+)"
 MADE = re.compile(rf"<!-- python -m experiments\.table (?P<words>.*) -->\n{GRID}")
-PAGES = ("README.md", "docs/results.md", "docs/results-v1.md")
+PAGES = ("README.md", "docs/results.md")
 TABLES = [found for page in PAGES for found in MADE.findall((ROOT / page).read_text())]
 
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from chela.core.errors import UsageError
 from experiments.rows import row_names
-from experiments.runs import main, read_run, read_runs
+from experiments.runs import CURVES, RUNS, main, read_run, read_runs
 from experiments.summary import result_tables
 from experiments.table import cell_text
 from tests.experiments.conftest import MakeRun, strange
@@ -39,10 +40,9 @@ def test_both_versions_of_a_result_are_read(
     out = capsys.readouterr().out
     assert "listops-tiny  chela  seed 0  finished  40.00%" in out
     assert "Recall-tiny  mine  seed 1  finished  0.500 nats" in out
-    assert main(["collect", str(tmp_path / "runs"), f"to={tmp_path / 'kept'}"]) == 0
-    assert [path.parent.name for path in (tmp_path / "kept" / "Recall-tiny").glob("*/result.json")] == [
-        f"mine-seed1-{second.fingerprint}"
-    ]
+    assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
+    (kept,) = read_runs([tmp_path / "kept" / "Recall-tiny"])
+    assert kept.path == tmp_path / "kept" / "Recall-tiny" / f"mine-seed1-{second.fingerprint}"
 
 
 def test_how_far_runs_are_is_told(
@@ -66,7 +66,7 @@ def test_how_far_runs_are_is_told(
 
 
 @pytest.mark.parametrize(
-    "words", [["lits", "x"], ["list"], ["status"], ["collect", "x"], ["list", "x", "to=y"], ["list", "x", "a=b"]]
+    "words", [["lits", "x"], ["list"], ["status"], ["collect", "x"], ["list", "x", "into=y"], ["list", "x", "a=b"]]
 )
 def test_mistakes_are_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
@@ -127,8 +127,8 @@ def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
     assert untested.result["best_validation"]["accuracy"] == 0.5
     assert main(["list", str(tmp_path)]) == 0
     assert re.search(r"chela  seed 0  untested  –", capsys.readouterr().out)
-    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
-    assert "copied 1 runs" in capsys.readouterr().out
+    assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
+    assert "collected 1 runs" in capsys.readouterr().out
     (table,) = result_tables([untested, finished])
     assert cell_text(table.cells["chela"]["listops"]) == "– (1 untested)"
     assert (table.cells["chela"]["listops"].mean, table.majority("listops")) == (None, 17)
@@ -183,9 +183,9 @@ def test_a_release_is_other_data_than_what_is_generated(
     assert (runs[generated].cell != runs[released].cell) is apart
     names = row_names(list(runs.values()))
     assert names[generated] == "chela" and names[released] == ("chela [data.released=true]" if apart else "chela")
-    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
     assert {run.cell for run in read_runs([tmp_path / "kept"])} == {run.cell for run in runs.values()}
-    assert "/mine" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("config.yaml"))
+    assert "/mine" not in (tmp_path / "kept" / "runs.jsonl").read_text()
 
 
 def test_texts_of_ones_own_stay_apart_where_they_are_collected(
@@ -194,9 +194,9 @@ def test_texts_of_ones_own_stay_apart_where_they_are_collected(
     for name in ("novel.txt", "letters.txt"):
         make_run("task=corpus", f"data.root=/mine/{name}")
     cells = {run.cell for run in read_runs([tmp_path])}
-    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
+    assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
     assert len(cells) == 2 and {run.cell for run in read_runs([tmp_path / "kept"])} == cells
-    assert "/mine" not in "".join(path.read_text() for path in (tmp_path / "kept").rglob("config.yaml"))
+    assert "/mine" not in (tmp_path / "kept" / "runs.jsonl").read_text()
 
 
 def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
@@ -211,16 +211,19 @@ def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
     folder = make_run("data.dir=/secret/place", f"runs={tmp_path}/runs", accuracy=0.4)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "best.ckpt").write_text("large")
+    (folder / "probe.json").write_text('{"adds": 2.5}')
     make_run(seed=1, accuracy=None)
     (tmp_path / "runs" / "rates").mkdir()
     (tmp_path / "runs" / "rates" / "listops-tiny-chela.yaml").write_text("chosen: 0.002")
-    assert main(["collect", str(tmp_path / "runs"), "--to", str(tmp_path / "kept")]) == 0
-    assert "copied 1 runs" in capsys.readouterr().out
+    assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
+    assert "collected 1 runs" in capsys.readouterr().out
     files = sorted(path.name for path in (tmp_path / "kept").rglob("*") if path.is_file())
-    assert files == ["config.yaml", "listops-tiny-chela.yaml", "metrics.csv", "result.json"]
+    assert files == ["curves.csv", "rates.yaml", "runs.jsonl"]
     (kept,), (before,) = read_runs([tmp_path / "kept"]), read_runs([folder])
     assert (kept.config, kept.result, kept.fingerprint) == (before.config, before.result, before.fingerprint)
-    text = (kept.path / "config.yaml").read_text()
+    assert (kept.path, kept.probe) == (tmp_path / "kept" / folder.relative_to(tmp_path / "runs"), {"adds": 2.5})
+    assert kept.metrics("validation").equals(before.metrics("validation"))
+    text = (tmp_path / "kept" / "runs.jsonl").read_text()
     assert "/secret" not in text and str(tmp_path) not in text
 
 
@@ -231,21 +234,23 @@ def test_rates_are_collected_before_any_run_is_finished(
     (tmp_path / "runs" / "rates").mkdir()
     (tmp_path / "runs" / "rates" / "listops-tiny-chela.yaml").write_text("chosen: 0.002")
     kept = tmp_path / "results" / "kept"
-    assert main(["collect", str(tmp_path / "runs"), "--to", str(kept)]) == 0
-    assert "copied 0 runs" in capsys.readouterr().out
-    assert [path.name for path in kept.rglob("*.yaml")] == ["listops-tiny-chela.yaml"]
+    assert main(["collect", str(tmp_path / "runs"), f"into={kept}"]) == 0
+    assert "collected 0 runs" in capsys.readouterr().out
+    assert (kept / "rates.yaml").read_text() == "listops-tiny-chela:\n  chosen: 0.002\n"
 
 
-@pytest.mark.parametrize("of", [".", "listops-tiny"])
-def test_runs_are_not_collected_into_their_own_folder(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str
-) -> None:
-    config = make_run("data.dir=/its/place") / "config.yaml"
-    before = config.read_text()
-    assert main(["collect", str(tmp_path / "runs" / of), "--to", str(tmp_path / "runs")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: to: expected a folder apart from the runs") and error.count("\n") == 1
-    assert config.read_text() == before
+def test_what_is_collected_later_joins_what_is_there(make_run: MakeRun, tmp_path: Path) -> None:
+    """Other columns leave the first ones where they are, and a run that comes again replaces its line."""
+    kept, first, second = tmp_path / "kept", make_run(accuracy=0.4), strange(make_run(seed=1), loss=0.5)
+    for folder in (first, second, first):
+        assert main(["collect", str(folder), f"into={kept}"]) == 0
+    assert len((kept / "runs.jsonl").read_text().splitlines()) == 2
+    for run, folder in zip(read_runs([kept]), (first, second), strict=True):
+        before = read_run(folder)
+        assert (run.task, run.value, run.record["result"]) == (before.task, before.value, before.record["result"])
+        pd.testing.assert_frame_equal(run.metrics("train"), before.metrics("train"), check_like=True)
+    assert main(["collect", str(kept), f"into={tmp_path / 'copy'}"]) == 0
+    assert all((tmp_path / "copy" / name).read_text() == (kept / name).read_text() for name in (RUNS, CURVES))
 
 
 def test_torn_metrics_are_read_up_to_the_tear(make_run: MakeRun) -> None:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from experiments.plan import read_sweep
+from experiments.runs import main as collect
 from experiments.runs import read_runs
 from experiments.summary import result_tables
 from experiments.sweep import main
@@ -118,6 +119,15 @@ def test_the_rate_is_chosen_on_validation_and_written_down(done: Path) -> None:
         assert {run.config["trainer.max_steps"] for run in chosen} == {12}
     assert {run.state for run in read_runs([done])} == {"finished"}
     assert {run.state for run in read_runs([done / "tune"])} == {"untested", "unfinished"}  # 0.9 diverged
+
+
+def test_what_was_collected_is_finished_with_its_rates(
+    tmp_path: Path, done: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect(["collect", str(done), f"into={folder}"]) == 0
+    assert sweep(tmp_path, TUNED) == 0
+    assert "4 of 4 runs finished (4 of them before)" in capsys.readouterr().out
+    assert accuracies(folder) == accuracies(done) and not (folder / "tune").exists()
 
 
 def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, tuned: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from chela.config import resolve
 from chela.identity import identities
-from chela.results import upgraded
+from experiments.runs import read_runs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "mini_alone"
@@ -26,13 +26,8 @@ LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_
 
 def committed(words: list[str]) -> dict[str, object] | None:
     """Return the committed result of what the words stand for; None where none is."""
-    config = resolve([*words, "preset=mini"])
-    known = [RESULTS / f"{config.task.name}-mini" / f"chela-seed0-{mark}" for mark in identities(config)]
-    folder = next((folder for folder in known if folder.is_dir()), None)
-    if folder is None:
-        return None
-    result: dict[str, object] = upgraded(json.loads((folder / "result.json").read_text()))
-    return result
+    known = identities(resolve([*words, "preset=mini"]))
+    return next((run.result for run in read_runs([RESULTS]) if run.fingerprint in known), None)
 
 
 def test_every_task_has_a_line() -> None:
