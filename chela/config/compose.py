@@ -203,16 +203,22 @@ def load(path: Path, trust: str = "") -> Config:
         UsageError: It cannot be read, is of another version, or names a module that is not trusted.
     """
     try:
-        read: Any = OmegaConf.load(path)
-        task, mixer = str(read.task.name), str(read.model.mixer.name)
-        saved = flat(OmegaConf.to_container(read))  # type: ignore[arg-type]
+        saved: Any = OmegaConf.load(path)
+        str(saved.task.name), str(saved.model.mixer.name)  # or an error that says which is not there
+        saved = OmegaConf.to_container(saved)
     except Exception as error:  # a foreign file can make the reader raise anything
         raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
+    return from_saved(saved, path, trust)
+
+
+def from_saved(saved: dict[str, Any], path: Path, trust: str = "") -> Config:
+    """Return the configuration that was saved as sections at ``path``; see ``load``."""
+    task, mixer = str(saved["task"]["name"]), str(saved["model"]["mixer"]["name"])
     expect_trusted([task, mixer], trust.split(","), str(path))
     config = defaults(task, mixer)
     known = {key: item for key, _, item in fields(config)}
     try:
-        for key, value in of_today(saved, known).items():
+        for key, value in of_today(flat(saved), known).items():
             if key not in known:
                 raise ValueError(f"unknown key {shown(key)}")
             _set(config, key, value)
