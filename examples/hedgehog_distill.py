@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from chela import param_groups
-from chela.config import load
+from chela.config.compose import load
 from chela.models.convert import convert, distillation_loss, feature_maps
 from chela.models.pretrained import save_pretrained
 from chela.predict import load_run

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chela.core.errors import UsageError
-from chela.presets import cuda_devices
 from experiments.plan import Job, tail
 from experiments.runs import read_json, write
 
@@ -168,7 +167,9 @@ def _visible_gpus() -> list[str]:
     if listed is not None:
         names = (name.strip() for name in listed.split(","))
         return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
-    return [str(index) for index in range(cuda_devices())]
+    import torch
+
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def _cores() -> int:

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from chela.training.contexts import expect_prefill
 from torch import nn
 from torch.nn import functional as F
 
-from chela.cli import command
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.predict import load_run
-from chela.training.contexts import expect_prefill
 from experiments.rows import row_names
 from experiments.runs import LENGTH, Run, read_runs
 from lra.batches import collate, eval_batches

@@ -33,13 +33,13 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela.cli import plain
-from chela.config import first_line, resolve, to_yaml
-from chela.core.errors import UsageError
+from chela.config.compose import resolve, to_yaml
+from chela.config.groups import is_file, label, names
+from chela.config.identity import fingerprint
+from chela.config.schema import Config
+from chela.config.words import plain
+from chela.core.errors import UsageError, first_line
 from chela.core.options import check_options, option
-from chela.groups import is_file, label, names
-from chela.identity import fingerprint
-from chela.schema import Config
 from experiments.runs import RATE, RATES, TUNE, read_result, write
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say

@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chela import cli
+from chela.config.groups import names
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
-from chela.groups import names
 from chela.results import ACCURACY
 from experiments.rows import row_order
 from experiments.runs import Run, read_runs, write
@@ -321,7 +321,7 @@ class Options:
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
-@cli.command(Options, __doc__)
+@command(Options, __doc__)
 def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     if options.against == "state":

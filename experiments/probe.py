@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from chela.cli import command
-from chela.config import run_folder
+from chela.config.compose import run_folder
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option

@@ -20,7 +20,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from chela import cli
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.results import TITLES
@@ -169,7 +169,7 @@ class Options:
     title: str = option("CHELA", "the page's title")
 
 
-@cli.command(Options, __doc__)
+@command(Options, __doc__)
 def main(options: Options) -> int:
     """Write the page; return the exit status."""
     text = page(read_runs(options.runs), options.title, options.figures, options.bench)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from chela.cli import plain
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import flat
+from chela.config.identity import identity_of
+from chela.config.words import plain
 from chela.core.errors import UsageError
-from chela.groups import flat
-from chela.identity import identity_of
 from experiments.runs import RATE, Run
 
 _SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")

@@ -18,7 +18,6 @@ import io
 import json
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,18 +28,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from chela import cli, config, results
+from chela import results
+from chela.config.compose import from_saved
+from chela.config.groups import flat, label
+from chela.config.identity import identity_of
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.core.options import option
-from chela.groups import flat, label
-from chela.identity import identity_of
 from chela.results import ACCURACY, GROUPS, TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from chela.schema import Config
+    from chela.config.schema import Config
 
 TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
 _ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
@@ -121,10 +122,7 @@ class Run:
 
     def load_config(self) -> Config:
         """Return its configuration as one of today's; UsageError where it is none."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.yaml"
-            OmegaConf.save(OmegaConf.create(self.record["config"]), path)
-            return config.load(path)
+        return from_saved(self.record["config"], self.path)
 
     def metrics(self, split: str) -> pd.DataFrame:
         """Return the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
@@ -272,7 +270,7 @@ class Options:
     into: Path | None = option(None, "the folder that collect writes to")
 
 
-@cli.command(Options, __doc__)
+@command(Options, __doc__)
 def main(options: Options) -> int:
     """Tell of runs, list or collect them; return the exit status."""
     action, *paths = options.words

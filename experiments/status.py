@@ -8,7 +8,7 @@ import re
 import statistics
 from collections.abc import Iterator, Sequence
 
-from chela.config import duration
+from chela.config.words import duration
 from experiments.runs import Run
 from experiments.summary import STEPS
 

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from chela import cli
+from chela.config.words import command
 from chela.core.errors import DivergedError, UsageError
 from chela.core.options import option
 from experiments.launchers import TRAIN, Ended, Local, Slurm
@@ -227,7 +227,7 @@ class Options:
     shard: str = option("1/1", "do the i-th of n parts of the work, i/n")
 
 
-@cli.command(Options, __doc__, others=True)
+@command(Options, __doc__, others=True)
 def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> int:
     """Read the file, then do the work or say what there is; ``command`` is what is called with each run's words."""
     asked = {"tasks": options.task, "models": options.model, "seeds": options.seed, "preset": options.preset}

@@ -19,7 +19,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from chela import cli
+from chela.config.words import command
 from chela.core.options import option
 from chela.results import TITLES
 from experiments.runs import RATE, read_runs
@@ -316,7 +316,7 @@ class Options:
     published: bool = option(True, "print the rows of papers too")
 
 
-@cli.command(Options, __doc__)
+@command(Options, __doc__)
 def main(options: Options) -> int:
     """Print the table; return the exit status."""
     tables = result_tables(read_runs(options.runs), options.bench)

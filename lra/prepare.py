@@ -25,7 +25,7 @@ from lra.tasks.base import SPLITS, Task
 from lra.tasks.stored import StoredTask
 
 if TYPE_CHECKING:
-    from chela.schema import Config
+    from chela.config.schema import Config
 
 
 @dataclass
@@ -85,8 +85,9 @@ def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words, run, and return the exit status."""
-    from chela.cli import guarded, read_words
     from chela.cli import main as configured
+
+    from chela.config.words import guarded, read_words
 
     def run() -> int:
         words = sys.argv[1:] if argv is None else argv

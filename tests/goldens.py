@@ -33,8 +33,8 @@ SETTINGS = {
 
 def configs(folder: Path) -> None:
     """Write a file for each task: configuration and fingerprint of each model and preset."""
-    from chela.config import resolve, to_yaml
-    from chela.identity import fingerprint
+    from chela.config.compose import resolve, to_yaml
+    from chela.config.identity import fingerprint
 
     models = (
         "chela chela_conv_only chela_attention_only chela_short_only chela_long_only chela_no_gate chela_no_reparam"

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from chela import train
-from chela.config import resolve
-from chela.identity import fingerprint
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from chela.models import build_model
 from chela.models.pretrained import from_pretrained
 from chela.training import resume as checkpoint

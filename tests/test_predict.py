@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from chela.config import resolve
-from chela.identity import fingerprint
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from chela.models import build_model
 from chela.predict import label_sequences, load_run, main
 from chela.training import resume as checkpoint

@@ -54,8 +54,8 @@ import torch
 from chela import ChelaLayer, param_groups
 from chela.layers.mixers import build_mixer
 from chela.models import TaskFacts, build_model
-from chela.options import mixer_options, systems
-from chela.schema import ModelConfig
+from chela.layers.mixers import mixer_options, systems
+from chela.config.schema import ModelConfig
 for name in systems():
     mixer = build_mixer(name, 16, {{}}, l_max=64, causal=name == "lightning", layer=0, depth=2)
     mixer(torch.randn(2, 50, 16)).sum().backward()

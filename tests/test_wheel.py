@@ -48,6 +48,6 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
     for library in here.glob("nvidia*"):
         (packages / library.name).symlink_to(library)
     _run(python, "-W", "ignore", "-c", PROGRAM, cwd=tmp_path)
-    names = _run(python, "-c", "from chela.options import systems; print(*systems())", cwd=tmp_path).split()
+    names = _run(python, "-c", "from chela.layers.mixers import systems; print(*systems())", cwd=tmp_path).split()
     assert "lion" in names
     assert (packages / "chela" / "configs" / "model" / "lion.yaml").is_file()

@@ -18,10 +18,10 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from chela.config import duration
+from chela.config.schema import Config
+from chela.config.words import duration
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
-from chela.schema import Config
 from chela.training.objectives import Objective
 from chela.training.run import RunFolder, RunState
 

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from chela.config import first_line, seconds
-from chela.core.errors import DivergedError, UsageError
+from chela.config.checks import seconds
+from chela.config.identity import fingerprint
+from chela.config.schema import Config
+from chela.core.errors import DivergedError, UsageError, first_line
 from chela.core.files import sync
-from chela.identity import fingerprint, identities
 from chela.models import build_model
 from chela.results import read_result
-from chela.schema import Config
 from chela.training import resume
 from chela.training.log import ChanceWatch, Log
 from chela.training.machine import check_memory, hardware, processes, quiet_lightning, rank
@@ -262,7 +262,7 @@ class Launch:
             UsageError: It cannot be read, or is of another network.
         """
         try:  # in process 0, for all: each must go on from the same one
-            saved = in_first(self.fabric, lambda: self.run.load_last(identities(self.config), self.console.print))
+            saved = in_first(self.fabric, lambda: self.run.load_last([fingerprint(self.config)], self.console.print))
         except UsageError as error:
             raise UsageError(f"resume: {error}") from None
         if saved is None:

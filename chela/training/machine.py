@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from chela.checks import parameters_at_least
+from chela.config.checks import parameters_at_least
+from chela.config.schema import Config
 from chela.core.errors import UsageError
-from chela.schema import Config
 
 # Set by torchrun, by srun, or by hand on each node: who else takes part, and where the first one is reached.
 _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK")

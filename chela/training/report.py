@@ -11,13 +11,12 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from chela.config import to_the_letter
+from chela.config.identity import fingerprint, own_code
+from chela.config.schema import Config
 from chela.core.errors import UsageError
-from chela.identity import fingerprint, own_code
 from chela.models.generate import generate
 from chela.models.heads import TokenModel
-from chela.results import TITLES, of_arena
-from chela.schema import Config
+from chela.results import TITLES, of_arena, to_the_letter
 from chela.training import machine
 from chela.training.objectives import Score
 from chela.training.run import RunFolder, RunState

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.fabric import Fabric
 
-from chela.config import first_line
-from chela.core.errors import UsageError
+from chela.core.errors import UsageError, first_line
 from chela.core.files import write_whole
 
 T = TypeVar("T")

@@ -24,17 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
 from torch import nn
 
-from chela.config import run_folder, to_yaml
+from chela.config.compose import run_folder, to_yaml
+from chela.config.groups import label
+from chela.config.identity import fingerprint
+from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
-from chela.groups import flat, label
-from chela.identity import fingerprint, identities
-from chela.options import of_today
 from chela.results import RESULT_FORMAT_VERSION
-from chela.schema import Config
 from chela.training import resume
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
@@ -119,10 +117,7 @@ class RunFolder:
 
     def load_weights(self, config: Config, which: str) -> dict[str, Any]:
         """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
-        saved: Any = OmegaConf.to_container(OmegaConf.load(self.config))
-        older = of_today(saved["model"]["mixer"]) != saved["model"]["mixer"]
-        known = identities(config, flat(saved) if older else None)
-        return resume.load(self.best if which == "best" else self.last, WEIGHTS, known)
+        return resume.load(self.best if which == "best" else self.last, WEIGHTS, [fingerprint(config)])
 
     def load_into(self, model: nn.Module, config: Config, which: str) -> None:
         """Give a network the weights of a checkpoint.

@@ -15,9 +15,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.models import build_model
-from chela.schema import Config
 from chela.training.log import DataProgress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
 from chela.training.objectives import Score, objective_of

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from chela.config.schema import Config, OptimizerConfig
 from chela.core.errors import DivergedError
 from chela.layers.param_groups import param_groups
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.schema import Config, OptimizerConfig
 from chela.training.objectives import Objective
 from lra.batches import Batch
 

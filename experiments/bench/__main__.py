@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chela.cli import command, no_more, read_words
+from chela.config.words import command, no_more, read_words
 from chela.core.errors import UsageError
 from chela.core.options import option
 from experiments.bench import Row

@@ -11,10 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from chela.config.schema import ModelConfig
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.heads import TokenModel
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 from experiments.bench import Row
 from experiments.bench.timing import interleaved
 

@@ -20,13 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import distributed as dist
 
+from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError
 from chela.core.options import option
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.cost import cost
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 from experiments.bench import Row
 from experiments.bench.timing import peak_memory
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.benchmark import Measurement
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import names
+from chela.config.schema import Config
 from chela.core.options import option
-from chela.groups import names
 from chela.models import build_model
-from chela.schema import Config
 from chela.training.machine import hardware, memory_of_machine
 from chela.training.step import build_optimizer
 from experiments.bench import Row, timing

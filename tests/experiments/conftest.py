@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from chela.config import resolve, to_yaml
-from chela.identity import fingerprint
+from chela.config.compose import resolve, to_yaml
+from chela.config.identity import fingerprint
 from experiments.sweep import main
 
 MakeRun = Callable[..., Path]

@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from chela.config import resolve, to_yaml
-from chela.identity import fingerprint
+from chela.config.compose import resolve, to_yaml
+from chela.config.identity import fingerprint
 from chela.results import ACCURACY
 
 CRASHES, DIVERGES_ABOVE, DIES = 13, 0.05, 17  # d_ff, optimizer.lr, d_ff

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
 from chela.models import build_model
 from experiments.bench import Row, __main__, linear_attention, sequence, timing, train
 from experiments.bench.__main__ import main

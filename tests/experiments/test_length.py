@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from chela.config.schema import ModelConfig
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 from experiments.length import by_length, main
 from lra.schema import DataConfig
 from lra.tasks.corpus import Corpus

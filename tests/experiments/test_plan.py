@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import configs_folder, names
+from chela.config.identity import fingerprint
 from chela.core.errors import UsageError
-from chela.groups import configs_folder, names
-from chela.identity import fingerprint
 from experiments import launchers, plan
 from experiments.plan import Job, read_sweep
 from experiments.sweep import sharded

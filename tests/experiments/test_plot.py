@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chela.groups import names
+from chela.config.groups import names
 from experiments.plot import attention_adds, colours, learning_curves, main, mean_curve, with_curves
 from experiments.report import main as report
 from experiments.runs import read_runs

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from chela.config import load, resolve
-from chela.identity import fingerprint
+from chela.config.compose import load, resolve
+from chela.config.identity import fingerprint
 from chela.layers.attention import Attended
 from chela.models import build_model
 from chela.training import resume as checkpoint

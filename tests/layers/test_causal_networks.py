@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import names
 from chela.core.errors import UsageError
-from chela.groups import names
 from chela.models import build_model
 from lra.tasks import get_task
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
 from chela.layers.mixers.hedgehog import HedgehogAttention
 from chela.layers.mixers.softmax import SoftmaxAttention
 from chela.models import TaskFacts, build_model

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chela.config import resolve
-from chela.identity import identities
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from experiments.runs import read_runs
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_
 
 def committed(words: list[str]) -> dict[str, object] | None:
     """Return the committed result of what the words stand for; None where none is."""
-    known = identities(resolve([*words, "preset=mini"]))
+    known = [fingerprint(resolve([*words, "preset=mini"]))]
     return next((run.result for run in read_runs([RESULTS]) if run.fingerprint in known), None)
 
 

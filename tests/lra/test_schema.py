@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from chela.config import load, resolve, to_yaml
+from chela.config.compose import load, resolve, to_yaml
+from chela.config.identity import identity_of
 from chela.core.errors import UsageError
 from chela.core.options import check_options
-from chela.identity import identity_of
 from lra.schema import DataConfig
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.image import Image

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError
 from chela.models import build_model
 from chela.models.backbone import Residual
-from chela.schema import ModelConfig
 
 TASK = SimpleNamespace(num_classes=3, l_max=40, vocab_size=9, input_dim=1, pair=False)
 

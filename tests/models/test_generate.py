@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from chela.config.schema import ModelConfig
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.generate import Continuation, decode, encode, generate, sample
 from chela.models.pretrained import from_pretrained, save_pretrained
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 
 ALPHABET = "\n abcdef"
 

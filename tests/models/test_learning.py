@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from chela.config import resolve
-from chela.groups import names
+from chela.config.compose import resolve
+from chela.config.groups import names
 from chela.layers.param_groups import param_groups
 from chela.models import build_model
 from tests.models.test_one_block import LISTOPS

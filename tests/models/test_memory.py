@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from chela.config import resolve
+from chela.config.compose import resolve
 from chela.models import build_model
 from chela.models.__main__ import main
 from chela.models.memory import StepMemory, step_memory

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import names
 from chela.core.errors import UsageError
-from chela.groups import names
 from chela.models import build_model
 
 LISTOPS = SimpleNamespace(num_classes=10, l_max=96, vocab_size=17, input_dim=1, pair=False)

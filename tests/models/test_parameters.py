@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
-from chela.config import resolve
-from chela.groups import names
+from chela.config.compose import resolve
+from chela.config.groups import names
+from chela.config.schema import ModelConfig
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 from tests.models.test_one_block import LISTOPS
 
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import names
 from chela.core.errors import UsageError
-from chela.groups import names
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.pretrained import from_pretrained, save_pretrained
-from chela.options import mixer_options
 
 TASKS = {
     "symbols": TaskFacts(num_classes=10, l_max=50, vocab_size=17),

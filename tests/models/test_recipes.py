@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from chela.config import resolve, to_the_letter
-from chela.groups import names, read_group
+from chela.config.compose import resolve
+from chela.config.groups import names, read_group
 from chela.models import build_model
+from chela.results import to_the_letter
 from lra.tasks import get_task
 
 # arXiv 2209.10655, table 8: depth, d_model, width of values and feed-forward, width of queries, attention, norm,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import names
 from chela.core.errors import UsageError
-from chela.groups import names
 from chela.models import TaskFacts, build_model
 from chela.models.cost import cost
 from chela.models.pretrained import from_pretrained, save_pretrained

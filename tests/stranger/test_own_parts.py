@@ -153,7 +153,7 @@ def test_a_run_from_elsewhere_names_no_code_unasked(folder: Path) -> None:
 def test_a_saved_network_from_elsewhere_names_no_code_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.chdir(folder)
-    from chela.config import resolve
+    from chela.config.compose import resolve
     from chela.models import build_model
     from lra.tasks import get_task
 

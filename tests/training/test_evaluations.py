@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from chela.config import resolve
-from chela.identity import fingerprint
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from chela.training.score import data_of
 from tests.training.launches import TINY, assert_equal, launch, left_by, only_run
 

@@ -1,8 +1,8 @@
 import pytest
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.schema import Config
 from chela.core.errors import UsageError
-from chela.schema import Config
 from chela.training.machine import processes, rank
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chela.config import resolve
+from chela.config.compose import resolve
 from chela.training import loop as fitting
 from chela.training.run import claim_run, find_run
 from chela.training.step import LitModel

@@ -11,14 +11,14 @@ from unittest import mock
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError
 from chela.layers import norm
+from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.heads import Network
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.options import mixer_options
-from chela.schema import ModelConfig
 from chela.training.objectives import COLUMNS, Objective
 from lra.tasks.base import IGNORED
 from tests.processes import in_processes

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
+from chela.config.schema import OptimizerConfig
 from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
-from chela.identity import fingerprint
-from chela.schema import OptimizerConfig
 from chela.training import loop, score
 from chela.training.score import Reading, of_text
 from tests.training.launches import assert_equal, launch, left_by, only_run

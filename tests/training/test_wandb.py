@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from chela.config import resolve
-from chela.identity import fingerprint
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from tests.training.launches import assert_equal, launch, left_by, only_run
 
 INSTALLED = importlib.util.find_spec("wandb") is not None

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from chela.config import resolve
+from chela.config.compose import resolve
+from chela.config.groups import configs_folder, names
 from chela.core.errors import UsageError
-from chela.groups import configs_folder, names
 from chela.layers.mixers import build_mixer, mixer_class, systems
 
 CONTEXT = {"d_model", "l_max", "causal", "layer", "depth", "dropout"}

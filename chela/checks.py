@@ -1,1 +1,0 @@
-from chela.config.checks import *  # noqa: F403
