@@ -126,6 +126,7 @@ class RecordSet:
 
     Attributes:
         labels: Class of every record, int64 ``(N,)``.
+        sizes: The numbers stored beside the records, by ``RecordSpec.sizes``, int64 ``(N,)`` each.
         about: What the set's maker noted about it.
     """
 
@@ -137,19 +138,11 @@ class RecordSet:
         self.about: dict[str, Any] = manifest["about"]
         self.labels: np.ndarray = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
         sizes = np.load(folder / f"{split}.sizes.npy", allow_pickle=False).T
-        self._sizes: dict[str, np.ndarray] = dict(zip(manifest["sizes"], sizes, strict=True))
+        self.sizes: dict[str, np.ndarray] = dict(zip(manifest["sizes"], sizes, strict=True))
         self._source = quiet_tfds().builder_from_directory(os.fspath(folder)).as_data_source(split)
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def sizes(self, name: str = "length") -> np.ndarray:
-        """Return the number stored under ``name`` for every record, int64 ``(N,)``."""
-        return self._sizes[name]
-
-    def has(self, name: str) -> bool:
-        """Whether a number is stored under ``name``; an older version may not have done so."""
-        return name in self._sizes
 
     def read(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return the stored fields of several records. Raises ``DataError`` naming the one that cannot be read."""

@@ -10,22 +10,35 @@ chela prepare task=retrieval check=true           and compare every file's SHA-2
 
 from __future__ import annotations
 
+import base64
+import html
+import io
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from chela.core.options import option
 from lra.builder import check
 from lra.schema import DataConfig
-from lra.show import page
+from lra.streams import permutation
 from lra.tasks import get_task
-from lra.tasks.base import SPLITS, Task
+from lra.tasks.base import SPLITS, Records, Task, sequences
 from lra.tasks.stored import StoredTask
 
 if TYPE_CHECKING:
     from chela.config.schema import Config
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+article { border-top: 1px solid #ccc; padding: 1rem 0 } h2 { font-size: 1rem; margin: 0 0 .5rem }
+p.text { font: 13px ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
+img { image-rendering: pixelated; width: 256px; height: 256px; border: 1px solid #ccc }
+"""
 
 
 @dataclass
@@ -38,26 +51,18 @@ class Options:
 
 def prepare(config: Config, options: Options) -> int:
     """Make the records that a configuration asks for, say what there is, and return the exit status."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = get_task(config.task)
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        shown: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                shown[what] = bar.add_task(what, total=total or None)
-            bar.update(shown[what], completed=done)
-
-        task.prepare(config.data, progress)
+    task.prepare(config.data, _progress if sys.stderr.isatty() else None)
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     if options.show:
         path = Path(f"{task.name}.html").resolve()
         path.write_text(page(task, task.dataset("test"), "test", options.show), encoding="utf-8")
         sys.stdout.write(f"page: {path}\n")
     return 0
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    sys.stderr.write(f"\r{what}: {done:,}" + (f" of {total:,}" if total else "") + "\n" * (done == total))
 
 
 def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
@@ -81,6 +86,39 @@ def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
     if told := task.baseline():
         yield f"to beat: {told}"
     yield f"classes: {task.num_classes}; ids: {task.vocab_size or 'none, values'}; l_max: {task.l_max:,}"
+
+
+def page(task: Task, records: Records, split: str, number: int) -> str:
+    """Return HTML of so many records of a split, a fixed random choice, as the model gets them; no script."""
+    chosen = permutation(len(records), "show")[:number].tolist()
+    articles = []
+    for i, (encoded, label) in zip(chosen, records.read(chosen), strict=True):
+        text = task.as_text(records.stored(i), encoded, label)
+        body = f'<p class="text">{html.escape(text)}</p>' if text else "".join(map(_sequence, sequences(encoded)))
+        size = f"{' and '.join(f'{len(x):,}' for x in sequences(encoded))} positions of at most {task.l_max:,}"
+        named = f"{task.classes[int(label)]} ({label})" if task.classes else f"label {np.asarray(label).tolist()}"
+        articles.append(f"<article><h2>record {i}: {html.escape(named)}</h2><p>{size}</p>{body}</article>")
+    title = f"{task.name}: {len(chosen)} of {len(records):,} records of {split}"
+    note = f"<p><strong>{html.escape(task.note)}</strong></p>" if task.note else ""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1>{note}{''.join(articles)}</html>\n"
+    )
+
+
+def _sequence(encoded: np.ndarray) -> str:
+    """Return HTML of ids ``(L,)`` or values ``(L, F)``: a picture, lowest value black, where they may be one."""
+    side = math.isqrt(len(encoded))
+    if encoded.ndim != 2 or encoded.shape[1] != 1 or side**2 != len(encoded):
+        return f'<p class="text">{np.round(encoded, 3).tolist()}</p>'
+    from PIL import Image
+
+    low, high = float(encoded.min()), float(encoded.max())
+    levels = np.rint((encoded - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(levels.reshape(side, side)).save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt=""><p>values {low:.3g} … {high:.3g}</p>'
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -96,14 +96,12 @@ def _find(root: Path, mark: str) -> Path | None:
     """Return the file that the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
         return root if root.match(mark) else None
-    level = [root]
+    bases = [root]
     if root.resolve().match(mark.split("/")[0]):  # aclImdb itself
-        level.append(root.resolve().parent)
-    for _ in range(DEPTH + 1):
-        for base in level:
-            if found := [path for path in sorted(base.glob(mark)) if path.is_file()]:
-                return found[-1]
-        level = [folder for base in level for folder in sorted(base.glob("*/"))]
+        bases.append(root.resolve().parent)
+    for pattern in ("*/" * depth + mark for depth in range(DEPTH + 1)):
+        if found := sorted(path for base in bases for path in base.glob(pattern) if path.is_file()):
+            return found[-1]
     return None
 
 

@@ -26,7 +26,6 @@ from chela.core.errors import DataError
 from chela.core.options import check_options, shown
 from lra.builder import Progress
 from lra.schema import DataConfig
-from lra.show import sequence as shown_sequence
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Token ids ``(L,)`` integer or values ``(L, F)`` float32; a pair task has two of them."""
@@ -64,7 +63,7 @@ class Records(ABC):
         return self.read([range(len(self))[i]])[0]
 
     def stored(self, i: int) -> dict[str, Any]:
-        """Return one record as it is stored, for ``Task.draw``; empty where that is no other form."""
+        """Return one record as it is stored, for ``Task.as_text``; empty where that is no other form."""
         return {}
 
     def groups(self) -> np.ndarray | None:
@@ -218,10 +217,9 @@ class Task:
             raise ValueError(f"expected a multiple of {self.input_dim} numbers, got {values.size:,}")
         return values.astype(np.float32).reshape(-1, self.input_dim)
 
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return HTML that shows a record to people, and a caption; ``record`` is empty where it is not stored."""
-        caption = f"{self.classes[int(label)]} ({label})" if self.classes else f"label {np.asarray(label).tolist()}"
-        return "".join(map(shown_sequence, sequences(encoded))), caption
+    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
+        """Return a record as a text for people, empty where it is none; ``record`` is empty where it is not stored."""
+        return ""
 
 
 class InMemory(Records):

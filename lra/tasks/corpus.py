@@ -6,7 +6,6 @@ memory; a compressed one is unpacked once under the data folder. README, "Corpor
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import is_tarfile
@@ -20,7 +19,7 @@ from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.schema import DataConfig
 from lra.source import Form, Remote, given_root, locate, verify
-from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
+from lra.tasks.base import SPLITS, Encoded, Label, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
 BYTES = "".join(map(chr, range(256)))
@@ -30,6 +29,14 @@ PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
 """Where each split begins and ends, in hundredths of the text, rounded down."""
 
 MAHONEY = "http://mattmahoney.net/dc"
+SHA256 = {
+    "tinyshakespeare.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    "enwik8": "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    "enwik8.zip": "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    "text8": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    "text8.zip": "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    "wikitext-103-raw-v1.zip": "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+}
 
 
 def _window(symbols: int) -> Any:
@@ -169,11 +176,9 @@ class Corpus(Task):
         """Return the text of ids."""
         return bytes(ord(self.alphabet[i - 1]) for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
 
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return the text of a window; its last target in another colour."""
-        targets = np.asarray(label)
-        text, last = (html.escape(self.text(ids)) for ids in (np.asarray(encoded), targets[-1:]))
-        return f'<p class="text">{text}<span class="cut">{last}</span></p>', f"{(targets != IGNORED).sum()} targets"
+    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
+        """Return the text of a window, then its last target."""
+        return f"{self.text(np.asarray(encoded))}|{self.text(np.asarray(label)[-1:])}"
 
 
 class Shakespeare(Corpus):
@@ -187,7 +192,7 @@ class Shakespeare(Corpus):
         "tinyshakespeare.txt",
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         1_115_394,
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        SHA256["tinyshakespeare.txt"],
     )
     marks = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
 
@@ -200,15 +205,8 @@ class Enwik8(Corpus):
 
     own_text = False
     title = "enwik8"
-    remote = Remote(
-        "enwik8.zip",
-        f"{MAHONEY}/enwik8.zip",
-        36_445_475,
-        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-    )
-    content = Remote(
-        "enwik8", remote.url, 100_000_000, "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8"
-    )
+    remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
+    content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
     marks = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
 
 
@@ -221,15 +219,8 @@ class Text8(Corpus):
     own_text = False
     title = "text8"
     alphabet = " abcdefghijklmnopqrstuvwxyz"
-    remote = Remote(
-        "text8.zip",
-        f"{MAHONEY}/text8.zip",
-        31_344_016,
-        "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-    )
-    content = Remote(
-        "text8", remote.url, 100_000_000, "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7"
-    )
+    remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
+    content = Remote("text8", remote.url, 100_000_000, SHA256["text8"])
     marks = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
 
 
@@ -247,6 +238,6 @@ class WikiText103(Corpus):
         "wikitext-103-raw-v1.zip",
         "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
         191_984_949,
-        "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
+        SHA256["wikitext-103-raw-v1.zip"],
     )
     marks = (parts[0], remote.file)

@@ -220,10 +220,9 @@ class ListOps(StoredTask):
             raise ValueError(f"expected {self.input_help}")
         return tokens
 
-    def draw(self, record: dict[str, Any], encoded: Any, label: Any) -> tuple[str, str]:
-        """Return the expression in words, and its value."""
-        expression = text(encoded)
-        return f"<p><code>{expression}</code></p>", f"value {evaluate(expression)}, label {label}"
+    def as_text(self, record: dict[str, Any], encoded: Any, label: Any) -> str:
+        """Return the expression in words, with its value."""
+        return f"{text(encoded)} = {evaluate(text(encoded))}"
 
 
 def _example(tokens: np.ndarray, label: int) -> Example:

@@ -9,7 +9,6 @@ training record is drawn from (seed, step), one to validate or test on from its 
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,15 +95,14 @@ class Select(Task):
             for own, target in zip(has.tolist(), np.asarray(targets)[places].tolist(), strict=True):
                 yield (own, int(has.sum())), target
 
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Label) -> tuple[str, str]:
-        """Return the pieces, each with its name, and whether it has the word."""
-        targets = np.asarray(label)
-        has = dict(zip(record["order"], targets[targets != IGNORED].tolist(), strict=True))
-        body = ""
-        for piece, (name, text) in enumerate(zip(record["names"], record["texts"], strict=True)):
-            words = html.escape(text.decode("utf-8", "replace"))
-            body += f'<p class="text"><b>{name}</b>, {"with" if has[piece] else "without"} “{self.word}”: {words}</p>'
-        return body, f"by turns: {' '.join(str(record['names'][piece]) for piece in record['order'])}"
+    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
+        """Return the pieces, each behind its name and whether it has the word, and whose turn it is."""
+        has = dict(zip(record["order"], np.asarray(label)[np.asarray(label) != IGNORED].tolist(), strict=True))
+        lines = [
+            f"{name}, {'with' if has[piece] else 'without'} “{self.word}”: {text.decode('utf-8', 'replace')}"
+            for piece, (name, text) in enumerate(zip(record["names"], record["texts"], strict=True))
+        ]
+        return "\n".join([*lines, "by turns: " + " ".join(str(record["names"][piece]) for piece in record["order"])])
 
 
 class Selections(Drawn):

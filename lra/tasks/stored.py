@@ -36,7 +36,7 @@ class StoredTask(Task, ABC):
 
         Here: the stored number "length".
         """
-        return records.sizes()
+        return records.sizes["length"]
 
     def target(self, record: dict[str, Any]) -> Label:
         """Return the label of a stored record: its class. For targets per position, store them in a field."""
@@ -113,8 +113,8 @@ class StoredRecords(Records):
 
     def groups(self) -> np.ndarray | None:
         """Return the number stored beside each record under the name ``Task.grouped_by``, int64 ``(N,)``."""
-        name = self._task.grouped_by
-        return self._stored.sizes(name)[self._chosen] if self._stored.has(name) else None
+        numbers = self._stored.sizes.get(self._task.grouped_by)  # those of a release may not be known
+        return None if numbers is None else numbers[self._chosen]
 
     def labels(self) -> np.ndarray:
         """Return the class of every record, int64 ``(N,)``; none is read."""

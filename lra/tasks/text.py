@@ -6,7 +6,6 @@ Padding is id 0, a byte's id is its value + 1 (long-range-arena, ``text_classifi
 from __future__ import annotations
 
 import hashlib
-import html
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class TextTask(StoredTask):
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """Return the length of the longer text, from the stored sizes."""
-        longer: np.ndarray = np.max([records.sizes(name) for name in self.texts.values()], axis=0)
+        longer: np.ndarray = np.max([records.sizes[name] for name in self.texts.values()], axis=0)
         return np.minimum(longer, self.cut)
 
     def read_line(self, line: str) -> Encoded:
@@ -81,17 +80,14 @@ class TextTask(StoredTask):
         raw = (np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8) for part in parts)
         return self.encode(dict(zip(self.texts, raw, strict=True)))
 
-    def draw(self, record: dict[str, Any], encoded: Encoded, label: Any) -> tuple[str, str]:
-        """Return the texts, what is cut off in another colour, and the meaning of the class."""
-        texts = "".join(f"<div>{self._document(record[name])}</div>" for name in self.texts)
-        return f'<div class="two">{texts}</div>' if self.pair else texts, self.classes[label]
-
-    def _document(self, raw: np.ndarray) -> str:
-        seen, unseen = (
-            html.escape(part.tobytes().decode("utf-8", "replace")) for part in (raw[: self.cut], raw[self.cut :])
+    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Any) -> str:
+        """Return the texts, and how much of each is cut off."""
+        raws = [record[name] for name in self.texts]
+        texts = (raw[: self.cut].tobytes().decode("utf-8", "replace") for raw in raws)
+        cut = (f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" for raw in raws)
+        return "\n\n".join(
+            text + told * (len(raw) > self.cut) for raw, text, told in zip(raws, texts, cut, strict=True)
         )
-        told = f"<p>{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off</p>" if unseen else ""
-        return f'{told}<p class="text">{seen}<span class="cut" title="not seen">{unseen}</span></p>'
 
 
 ARCHIVE = Remote(

@@ -38,7 +38,7 @@ def test_records_come_back_in_order_with_sizes_and_labels(tmp_path: Path) -> Non
     assert ("records of train", 30, 30) in seen
     records = RecordSet(folder, "train")
     assert len(records) == 30
-    assert records.sizes().tolist() == list(range(1, 31))
+    assert records.sizes["length"].tolist() == list(range(1, 31))
     assert records.labels.tolist() == [i % 3 for i in range(30)]
     for i, record in zip((7, 0, 29), records.read([7, 0, 29]), strict=True):
         assert record["tokens"].tolist() == list(range(i + 1)) and record["label"] == i % 3

@@ -164,8 +164,7 @@ def test_a_line_and_a_drawing():
     task.check(ids)
     with pytest.raises(ValueError, match="expected at most 256"):
         task.check(task.read_line("a" * 257))
-    body, caption = task.draw({}, ids[:-1], ids[1:])
-    assert body == '<p class="text">To be, or no<span class="cut">t</span></p>' and caption == "12 targets"
+    assert task.as_text({}, ids[:-1], ids[1:]) == "To be, or no|t"
     assert Corpus().text(Corpus().read_line("é")) == "é"
 
 

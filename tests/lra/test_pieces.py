@@ -12,8 +12,8 @@ import pytest
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
 from lra.pieces import Drawn, Pairs, cosine_accuracy, hashed
+from lra.prepare import page
 from lra.schema import DataConfig
-from lra.show import page
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.select import Select, Selections
@@ -203,7 +203,7 @@ def test_real_reviews(real_text: DataConfig) -> None:
 
 def test_a_page_shows_them() -> None:
     shown = page(SMALL, Selections(SMALL, Reviews(), "test"), "test", 2)  # type: ignore[arg-type]
-    assert shown.count("</b>, with") == 8 and shown.count("by turns: ") == 2
+    assert shown.count("“bipw”: ") == 8 and shown.count("by turns: ") == 2
     pairs = Pairs(Reviews(), 20, 9, "test", words=False)  # type: ignore[arg-type]
     assert page(Retrieval(max_length=20), pairs, "test", 2).count("<article>") == 2
 

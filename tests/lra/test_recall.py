@@ -86,12 +86,6 @@ def test_a_bad_mix_is_one_line(options, message):
         Recall(**{"symbols": 40, **MIX, **options})
 
 
-def test_a_drawing_shows_the_targets(task):
-    tokens, targets = task.dataset("test").read([0])[0]
-    body, caption = task.draw({}, tokens, targets)
-    assert body.count("<b>") == 3 and caption == "3 pairs in 16"
-
-
 def test_results_tell_accuracy_by_number_of_pairs(tmp_path):
     from chela.train import main
 

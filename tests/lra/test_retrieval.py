@@ -102,5 +102,5 @@ def test_only_the_first_bytes_are_kept(aan: Path, tmp_path: Path) -> None:
     for split in ("train", "eval", "test"):
         (aan / f"new_aan_pairs.{split}.tsv").write_text("".join(rows))
     task = prepared(aan, tmp_path)
-    assert task.records("train").sizes("first").max() == retrieval.READ_BYTES == 10_000
+    assert task.records("train").sizes["first"].max() == retrieval.READ_BYTES == 10_000
     assert task.dataset("train").lengths().max() == 4000

@@ -14,8 +14,8 @@ from chela.core.options import option
 from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.datamodule import LRADataModule
+from lra.prepare import page
 from lra.schema import DataConfig
-from lra.show import page
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image
@@ -191,7 +191,7 @@ class StoredCopying(StoredTask):
         return record["tokens"]
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        return records.sizes()
+        return records.sizes["length"]
 
     def target(self, record: dict[str, Any]) -> np.ndarray:
         targets = record["targets"].astype(np.int64)

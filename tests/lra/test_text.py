@@ -125,18 +125,18 @@ def test_lengths_are_known_without_encoding() -> None:
     (example,) = made.examples([(0, "naïve".encode())])
     ids = made.encode(example.fields)
     assert isinstance(ids, np.ndarray) and ids.tolist() == [111, 98, 196, 176, 119] and ids.dtype == np.uint16
-    stored = SimpleNamespace(sizes=lambda name: np.array(example.sizes))
+    stored = SimpleNamespace(sizes={"bytes": np.array(example.sizes)})
     assert made.encoded_lengths(stored).tolist() == [5]  # type: ignore[arg-type]
-    assert "1 of 6 bytes are cut off" in made.draw(dict(example.fields), ids, 0)[0]
+    assert "1 of 6 bytes are cut off" in made.as_text(dict(example.fields), ids, 0)
 
 
 def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     task = Text()
     task.prepare(real_text)
     for split, total, longer in (("train", 33_132_823, 792), ("test", 32_350_685, 718)):
-        sizes = task.records(split).sizes("bytes")
+        sizes = task.records(split).sizes["bytes"]
         assert (len(sizes), sizes.sum(), np.count_nonzero(sizes > 4000)) == (25_000, total, longer)
-    assert task.records("train").sizes("bytes").max() == 13_704
+    assert task.records("train").sizes["bytes"].max() == 13_704
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [22_500, 2_500, 25_000]
     for split in ("train", "validation", "test"):
         assert task.dataset(split).majority_accuracy() == 0.5
