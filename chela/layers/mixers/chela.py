@@ -5,21 +5,19 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import Attended, columns, elu_plus_one
+from chela.layers.attention import Attended, columns
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.remade import with_remade
 from chela.layers.short_long_conv import ShortLongConv
+from chela.layers.stages import gated_linear, highway, queries_and_keys, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
@@ -150,10 +148,11 @@ class ChelaLayer(nn.Module):
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
-        h = with_remade(self.out, (_gated, o, self.gate_in(c)))
-        h = self.dropout(F.silu(h + self.skip(c)))
-        replaced = x if stream is None or self.gate == "highway" else stream
-        return torch.sigmoid(self.highway(c)) * zero_padding(h - replaced, mask)
+        h = gated_linear(self.out, self.gate_in(c), o) + self.skip(c)
+        x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
+        if self.training and self.dropout.p:
+            return zero_padding(torch.sigmoid(self.highway(c)) * (self.dropout(F.silu(h)) - x), mask)
+        return zero_padding(highway(h, self.highway(c), x), mask)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
@@ -217,7 +216,6 @@ class Core(nn.Module):
     def __init__(self, d_model: int, width: int, heads: int, d_qk: int, *, pools: bool, causal: bool) -> None:
         super().__init__()
         self.width, self.heads, self.d_qk, self.pools, self.causal = width, heads, d_qk, pools, causal
-        self.feature_map = elu_plus_one if pools else F.silu
         self.project = nn.Linear(d_model, heads * d_qk)
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
@@ -232,32 +230,31 @@ class Core(nn.Module):
         nn.init.zeros_(self.beta)
 
     def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``.
+        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
+        o: Tensor = self._attend(c, v, mask=mask)
+        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+
+    def _attend(self, c: Tensor, v: Tensor, **options: Any) -> Any:
+        """Return the op's output.
 
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
         """
-        o: Tensor = self._sum(c, v, mask=mask)
-        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
-
-    def _sum(self, c: Tensor, v: Tensor, **options: Any) -> Any:
         if self.pools and torch.is_autocast_enabled(c.device.type):
             with torch.autocast(c.device.type, enabled=False):
-                return self._sum(c.float(), v.float(), **options)
-        attend = functools.partial(linear_attention, causal=self.causal, normalize=self.pools, **options)
-        return with_remade(attend, *self._arguments(c, v))
+                return self._attend(c.float(), v.float(), **options)
 
-    def _arguments(self, c: Tensor, v: Tensor) -> list[tuple[Any, ...]]:
-        """Return how to make queries and keys ``(…, H, Z)`` and values ``(…, H, W / H)``, and of what."""
-        z = self.project(c)
-        read = [(self._mapped, z, gamma, beta) for gamma, beta in zip(self.gamma, self.beta, strict=True)]
-        return [*read, (self._by_head, v)]
+        def attend(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+            return linear_attention(
+                *self._parts(z, v, gamma, beta), causal=self.causal, normalize=self.pools, **options
+            )
 
-    def _mapped(self, z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return self.feature_map(rearrange(z, "... (h z) -> ... h z", h=self.heads) * gamma + beta)
+        return recomputed(attend, self.project(c), v, self.gamma, self.beta)
 
-    def _by_head(self, v: Tensor) -> Tensor:
-        return rearrange(F.silu(v), "... (h e) -> ... h e", h=self.heads)
+    def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
+        q, k = queries_and_keys(z, gamma, beta, positive=self.pools)
+        return q, k, F.silu(v).view(*v.shape[:-1], self.heads, -1)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
@@ -267,18 +264,14 @@ class Core(nn.Module):
 
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
-        o, sums = self._sum(c, v, initial_state=LinearAttentionState(**state), return_state=True)
+        o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
         return self.attended(self.norm(o.flatten(-2))), settled(**sums._asdict())
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
-        q, k, v = (make(*inputs) for make, *inputs in self._arguments(c, v))
+        q, k, v = self._parts(self.project(c), v, self.gamma, self.beta)
         o, sums = linear_attention_step(q, k, v, LinearAttentionState(**state), normalize=self.pools)
         return self.norm(o.flatten(-2)), sums._asdict()
-
-
-def _gated(o: Tensor, gate: Tensor) -> Tensor:
-    return o * F.silu(gate)
 
 
 MIXER = ChelaLayer
