@@ -1,13 +1,10 @@
-"""What the attention layers share: heads, rotary positions, feature maps, learned decays.
+"""What the attention layers share: heads, rotary positions, a feature map.
 
-Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H. A decay λ ∈ (0, 1] is given as
-log λ ≤ 0.
+Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -120,95 +117,3 @@ def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
 def elu_plus_one(x: Tensor) -> Tensor:
     """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
     return F.elu(x) + 1
-
-
-def shifted_silu(x: Tensor) -> Tensor:
-    """Return (SiLU(x) + 0.5) / ‖SiLU(x) + 0.5‖ over the last dimension, positive (arXiv 2502.16249)."""
-    return F.normalize(F.silu(x) + 0.5, dim=-1)
-
-
-FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": elu_plus_one,
-    "silu": F.silu,
-    "shifted_silu": shifted_silu,
-    "identity": torch.positive,
-}
-"""Feature maps φ of linear attention; only with positive ones can the sum of the weights be divided by."""
-
-
-class FixedDecay(nn.Module):
-    """A fixed decay per head, log λ = −slope·(1 − layer/(depth − 1) + 1e-5): deeper layers look further.
-
-    The slopes are ALiBi's; the factor is 1 when there is one layer (arXiv 2401.04658, 2405.17381).
-    """
-
-    log_decay: Tensor
-
-    def __init__(self, heads: int, layer: int, depth: int) -> None:
-        super().__init__()
-        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
-        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
-
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """Return ``log_decay: (H,)``, whatever x is."""
-        return self.log_decay
-
-
-def alibi_slopes(heads: int) -> list[float]:
-    """Return ALiBi's slopes (arXiv 2108.12409, section 3): from steep to flat, 2^(−8h/H) for h = 1 … H.
-
-    When H is no power of two, the slopes of the next lower power P come first, then every other one of those for 2·P.
-
-    >>> alibi_slopes(4)
-    [0.25, 0.0625, 0.015625, 0.00390625]
-    """
-    power = 1 << int(math.log2(heads))
-    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
-    between = [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
-    return slopes + between[: heads - power]
-
-
-class HeadDecay(nn.Module):
-    """A learned decay per head, log λ = −softplus(a) ≤ 0, with the heads' initial reach spread from near to far."""
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Spread the heads' reach 1 / (1 − λ) over about 4 to 1,000 tokens, on a log scale."""
-        with torch.no_grad():
-            self.raw.copy_(torch.log(torch.expm1(_spread(self.raw.numel()))))
-
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """Return ``log_decay: (H,)``, whatever x is."""
-        return -F.softplus(self.raw)
-
-
-class TokenDecay(nn.Linear):
-    """A decay per token and head, λ = σ(W x + b); the biases start spread as those of ``HeadDecay``, W ~ N(0, 0.1²)."""
-
-    def reset_parameters(self) -> None:
-        """Draw W and set the biases."""
-        nn.init.normal_(self.weight, std=0.1)
-        with torch.no_grad():
-            self.bias.copy_(-torch.log(torch.expm1(_spread(self.bias.numel()))))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``x: (..., D)`` to log λ ``(..., H)``."""
-        return F.logsigmoid(super().forward(x))
-
-
-def make_decay(name: str, d_model: int, heads: int, layer: int, depth: int) -> nn.Module | None:
-    """Build the decay called "fixed", "learned" (per head), "token" or "none": ``decay(x: (..., D))`` is log λ."""
-    if name == "none":
-        return None
-    if name == "fixed":
-        return FixedDecay(heads, layer, depth)
-    return HeadDecay(heads) if name == "learned" else TokenDecay(d_model, heads)
-
-
-def _spread(heads: int) -> Tensor:
-    """Return −log λ from 10^−0.6 to 10^−3, log-spaced."""
-    return torch.logspace(-0.6, -3, heads)

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from chela.core.options import check_value
 from chela.layers.padding import check_mask, may_look, zero_padding
-from chela.layers.remade import is_computed_again
+from chela.layers.stages import is_recomputed
 from chela.ops.precision import accumulation_dtype
 
 
@@ -92,7 +92,7 @@ class MaskedBatchNorm(nn.Module):
         if mask is None and x.numel() > len(self.weight) and x.dtype == self.weight.dtype and not _several_processes():
             return self._by_torch(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, mask, self.eps)  # type: ignore[no-untyped-call]
-        if is_computed_again():
+        if is_recomputed():
             return y  # type: ignore[no-any-return]
         with torch.no_grad():
             unbiased = var * (count / (count - 1).clamp(min=1))
@@ -108,7 +108,7 @@ class MaskedBatchNorm(nn.Module):
     def _by_torch(self, x: Tensor) -> Tensor:
         """Normalise by PyTorch's own batch norm: it takes half the time, but knows no padding and no other process."""
         moments = (self.running_mean, self.running_var)
-        if is_computed_again():
+        if is_recomputed():
             moments = (self.running_mean.clone(), self.running_var.clone())  # autograd keeps as many tensors as before
         tokens, on = x.flatten(0, -2), torch.backends.cudnn.enabled
         y = torch.batch_norm(tokens, self.weight, self.bias, *moments, True, self.momentum, self.eps, on)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from chela.ops.padding import rows_where
 
@@ -24,8 +27,21 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     check_mask(x, mask)
     if not may_look(x):
         return x.masked_fill(~mask.unsqueeze(-1), 0.0)
-    rows = rows_where(~mask)
+    rows = padding_rows(mask)
     return x.flatten(0, -2).index_fill(0, rows, 0.0).view_as(x) if len(rows) else x
+
+
+_ROWS: Any = WeakTensorKeyDictionary()
+
+
+def padding_rows(mask: Tensor) -> Tensor:
+    """Return the indices ``(N,)`` of the False elements of ``mask``, flattened; found once for a batch's mask."""
+    rows: Tensor
+    version, rows = _ROWS.get(mask, (None, None))
+    if mask.is_inference() or version != mask._version:
+        rows = rows_where(~mask)
+        _ROWS[mask] = (None if mask.is_inference() else mask._version, rows)
+    return rows
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:

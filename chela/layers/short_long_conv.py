@@ -96,7 +96,6 @@ class LongConv(Keeping):
         self.bias = nn.Parameter(torch.empty(kernel.d_model))
         mark(self, "gain", weight_decay=0.0)
         self._kept = Kept()
-        self.register_load_state_dict_pre_hook(_without_batch_norms)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     @torch.no_grad()
@@ -203,22 +202,6 @@ def _expect_odd(taps: int, causal: bool) -> None:
         raise ValueError(f"ShortLongConv: expected an odd number of taps when not causal, got {taps}")
 
 
-def _without_batch_norms(conv: LongConv, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Read the weights of version 0.1 too: there each branch had a batch norm, in eval mode a gain and a bias."""
-    if f"{prefix}gain" in state or f"{prefix}skip" not in state:
-        return
-    gains, biases = [torch.ones_like(state[f"{prefix}skip"])], [torch.zeros_like(state[f"{prefix}skip"])]
-    names = ("weight", "bias", "running_mean", "running_var")
-    for j, _ in enumerate(conv.gain):
-        weight, bias, mean, var = (state.pop(f"{prefix}norms.{j}.{name}", None) for name in names)
-        if j and f"{prefix}branches.{j - 1}.weight" in state:
-            state[f"{prefix}branches.{j - 1}"] = state.pop(f"{prefix}branches.{j - 1}.weight")
-        if var is not None:
-            gain = weight * torch.rsqrt(var + 1e-5)
-            gains[j:], biases[j:] = [gain], [bias - mean * gain]
-    state[f"{prefix}gain"], state[f"{prefix}bias"] = torch.stack(gains), torch.stack(biases).sum(0)
-
-
 class ShortLongConv(nn.Module):
     """``u = SiLU(short * x)``, ``c = SiLU(long * u + b)``, depthwise; see ``LongConv`` for what is in the long kernel.
 
@@ -265,21 +248,15 @@ class ShortLongConv(nn.Module):
             kernel = LONG_KERNELS[long_kernel](d_model, l_max, causal=causal, **(kernel_options or {}))
             self.long = LongConv(kernel, branches, deviation=1.0 if self.short is None else SHORT_DEVIATION)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, zeroed: bool = False) -> Tensor:
-        """Map ``x: (B, L, C)`` to ``(B, L, C)``, 0 where ``mask: (B, L)`` is False; None means all tokens are real.
-
-        ``zeroed`` says that x is 0 at padding already, which saves a pass over it.
-        """
-        return self.stages(x if zeroed else zero_padding(x, mask), mask)[1]
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ``x: (B, L, C)`` to c ``(B, L, C)``, 0 where ``mask: (B, L)`` is False; None: all tokens are real."""
+        return self.stages(zero_padding(x, mask), mask)[1]
 
     def stages(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map ``x: (B, L, C)``, 0 at padding, to ``(u, c)``: the short stage's output, or c without one, and c."""
-        u = None
-        if self.short is not None:
-            x = u = zero_padding(self.short(x), mask)
-        if self.long is not None:
-            x = zero_padding(F.silu(self.long(x)), mask)
-        return x if u is None else u, x
+        """Map ``x: (B, L, C)``, 0 at padding, to u and c; without a short stage both are c."""
+        u = x if self.short is None else zero_padding(self.short(x), mask)
+        c = u if self.long is None else zero_padding(F.silu(self.long(u)), mask)
+        return c if self.short is None else u, c
 
     def start(self, batch: int) -> State:
         """Return the state before the first token, ``short.…`` and ``long.…``.
@@ -288,21 +265,16 @@ class ShortLongConv(nn.Module):
             RuntimeError: The layer sees later tokens.
         """
         expect_causal(self)
-        return {
-            key: tensor for name, stage in self._stages() for key, tensor in nested(name, stage.start(batch)).items()
-        }
+        short = {} if self.short is None else nested("short", self.short.start(batch))
+        return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, C)`` that follow those of ``state``, of any number, to the causal form.
 
         They get what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
         """
-        (_, c), after = self.prefill_stages(x, state)
-        return c, after
-
-    def prefill_stages(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
-        """Return ``(u, c)`` of ``prefill``, and the new state."""
-        return self._go_on("prefill", x, state)
+        _, c, state = self.stages_on("prefill", x, state)
+        return c, state
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -311,31 +283,22 @@ class ShortLongConv(nn.Module):
         It equals the same position of ``prefill``. O(C·log² K) a token on average for a long kernel of K taps. The
         tensors of ``state`` may be written to.
         """
-        (_, c), after = self.step_stages(x, state)
-        return c, after
+        _, c, state = self.stages_on("step", x, state)
+        return c, state
 
-    @torch.no_grad()
-    def step_stages(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
-        """Return ``(u, c)`` of ``step``, and the new state."""
-        return self._go_on("step", x, state)
-
-    def _go_on(self, form: str, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor], State]:
-        after: State = {}
-        u = None
-        for name, stage in self._stages():
-            x, end = getattr(stage, form)(x, part(name, state))
-            after |= nested(name, end)
-            if name == "short":
-                u = x
-            else:
-                x = F.silu(x)
-        return (x if u is None else u, x), after
+    def stages_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Return u and c of ``prefill`` or ``step``, and the new state."""
+        u, after = x, State()
+        if self.short is not None:
+            u, end = getattr(self.short, form)(x, part("short", state))
+            after |= nested("short", end)
+        c = u
+        if self.long is not None:
+            y, end = getattr(self.long, form)(u, part("long", state))
+            c, after = F.silu(y), after | nested("long", end)
+        return c if self.short is None else u, c, after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
         short = 0 if self.short is None else self.short.weight.numel()
         return short + (0 if self.long is None else self.long.state_size(length))
-
-    def _stages(self) -> list[tuple[str, ShortConv | LongConv]]:
-        stages = (("short", self.short), ("long", self.long))
-        return [(name, stage) for name, stage in stages if stage is not None]

@@ -20,14 +20,14 @@ State: TypeAlias = dict[str, Tensor]
 class Stepwise(nn.Module):
     """A layer whose ``step`` is ``prefill`` of one token."""
 
-    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed ``x: (B, L, D)``; return what ``forward`` gives these positions, and the new state."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state. Without gradients."""
-        update, state = self.prefill(x[:, None], state, None if stream is None else stream[:, None])
+        update, state = self.prefill(x[:, None], state)
         return update[:, 0], state
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from chela.core.errors import UsageError
@@ -19,7 +18,7 @@ from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
-from chela.layers.remade import whole_block, with_remade
+from chela.layers.stages import gated_linear, whole_block
 from chela.layers.state import State, nested, part
 from chela.ops.sequence_parallel import current, first_position, within
 
@@ -102,7 +101,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each token of ``x: (B, L, D)``."""
-        return with_remade(self.down, (F.silu, self.up(x)))  # type: ignore[no-any-return]
+        return gated_linear(self.down, self.up(x))
 
 
 class Block(nn.Module):

@@ -16,47 +16,29 @@ def layer(dtype: torch.dtype = torch.float64, **options: Any) -> ChelaLayer:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("decay", ["none", "fixed"])
+@pytest.mark.parametrize("qk", ["short", "long"])
 @pytest.mark.parametrize("attention", ["select", "pool", "both"])
-def test_is_the_equations(attention: str, decay: str, causal: bool) -> None:
+def test_is_the_equations(attention: str, qk: str, causal: bool) -> None:
     """The definition of the docstring, with direct sums in place of the ops; the convolution has its own tests."""
-    m = layer(attention=attention, decay=decay, causal=causal, layer=1, depth=4)
+    m = layer(attention=attention, qk=qk, gate="highway", causal=causal)
     for parameter in m.parameters():
         parameter.data.normal_(std=0.5)
-    x, stream = torch.randn(2, 1, 9, D, dtype=torch.float64)
-    c, v = m.conv(x), F.silu(m.value(x))
-    at, parts = torch.arange(9), []
+    x = torch.randn(1, 9, D, dtype=torch.float64)
+    u, c, v, parts = m.conv.short(x), m.conv(x), F.silu(m.value(x)), []
     for core, values in zip(m.cores, v.split([core.width for core in m.cores], -1), strict=True):
         heads, pools = [], core.heads == 1
         for h, value in enumerate(values.chunk(core.heads, -1)):
-            z = (c @ core.project.weight.T + core.project.bias)[..., 4 * h : 4 * h + 4]
-            q, k = (z * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
+            z = (c if pools or qk == "long" else u) @ core.project.weight.T + core.project.bias
+            q, k = (z[..., 4 * h : 4 * h + 4] * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
             weights = (F.elu(q) + 1) @ (F.elu(k) + 1).mT if pools else F.silu(q) @ F.silu(k).mT
-            slope = 0 if pools or decay == "none" else (0.0625, 0.00390625)[h] * (1 - 1 / 3 + 1e-5)
-            weights = weights * torch.exp(-slope * (at[:, None] - at).abs())
             weights = weights.tril() if causal else weights
             heads.append(weights @ value / (weights.sum(-1, keepdim=True) if pools else 1))
         parts.append(core.norm(torch.cat(heads, -1)))
     h = F.silu(m.skip(c) + m.out(torch.cat(parts, -1) * F.silu(m.gate_in(c))))
-    torch.testing.assert_close(m(x, stream=stream), torch.sigmoid(m.highway(c)) * (h - stream), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(m(x), torch.sigmoid(m.highway(c)) * (h - x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_one_head_need_not_be_normalised(causal: bool) -> None:
-    """Its division by the sum of the weights is one factor a position, which the norm undoes."""
-    x = torch.randn(2, L_MAX, D, dtype=torch.float64)
-    for heads, same in ((1, True), (2, False)):
-        options = {"causal": causal, "heads": heads, "attention": "select", "feature_map": "elu"}
-        divided, plain = (layer(normalize=normalize, **options) for normalize in (True, False))
-        divided.cores[0].norm.eps = plain.cores[0].norm.eps = 0.0
-        with torch.no_grad():
-            for parameter in divided.parameters():
-                parameter.normal_()
-        plain.load_state_dict(divided.state_dict())
-        assert torch.allclose(divided(x), plain(x), rtol=0, atol=1e-9) == same
-
-
-@pytest.mark.parametrize("option", [{"conv": "wide"}, {"attention": "softmax"}, {"gate": "x"}, {"feature_map": "relu"}])
+@pytest.mark.parametrize("option", [{"conv": "wide"}, {"attention": "softmax"}, {"gate": "x"}, {"qk": "both"}])
 def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option))}: expected one of .*, got"):
         ChelaLayer(D, l_max=L_MAX, **option)

@@ -130,24 +130,6 @@ def test_branches_may_be_longer_than_the_sequence(l_max, causal):
     torch.testing.assert_close(layer(x), F.silu(y), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("branches", [0, 2])
-def test_weights_with_batch_norms_give_what_they_gave(branches):
-    layer = ShortLongConv(C, l_max=L_MAX, branches=(5, 31)[:branches])
-    old, gains, bias = dict(layer.state_dict()), [torch.ones(C)], torch.zeros(C)
-    del old["long.gain"], old["long.bias"]
-    for j in range(1 + branches if branches else 0):
-        names = ("weight", "bias", "running_mean", "running_var")
-        norm = {name: torch.randn(C).square() for name in names}
-        old |= {f"long.norms.{j}.{name}": value for name, value in norm.items()}
-        gain = norm["weight"] / (norm["running_var"] + 1e-5).sqrt()
-        gains[j:], bias = [gain], bias + norm["bias"] - norm["running_mean"] * gain
-        if j:
-            old[f"long.branches.{j - 1}.weight"] = old.pop(f"long.branches.{j - 1}")
-    layer.load_state_dict(old)
-    torch.testing.assert_close(layer.long.gain, torch.stack(gains))
-    torch.testing.assert_close(layer.long.bias, bias)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("branches", [(), (4, 31)], ids=["plain", "branches"])
 def test_steps_equal_the_whole(mode, branches):

@@ -29,9 +29,9 @@ from tests.training.test_processes import PAIR, assert_close, finish, free_port,
 Network_ = tuple[str, dict[str, Any], dict[str, Any], str]
 NETWORKS: list[Network_] = [
     ("chela", {}, {"norm": "batch"}, "classification"),
-    ("chela", {"long_kernel": "ema", "decay": "learned"}, {"causal": True, "positions": "learned"}, "tokens"),
-    ("chela", {"long_kernel": "free", "decay": "token", "feature_map": "elu", "normalize": True}, {}, "tokens"),
-    ("chela", {"attention": "none", "gate": "output"}, {}, "classification"),
+    ("chela", {"long_kernel": "ema"}, {"causal": True, "positions": "learned"}, "tokens"),
+    ("chela", {"qk": "short", "gate": "highway"}, {}, "tokens"),
+    ("chela", {"attention": "none", "gate": "highway"}, {}, "classification"),
     ("linear", {}, {"readout": "first"}, "classification"),
     ("linear", {}, {"causal": True}, "tokens"),
     ("lightning", {}, {"causal": True}, "tokens"),

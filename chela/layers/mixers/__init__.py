@@ -1,11 +1,10 @@
-"""One file per system, one signature: ``mixer(x, mask=None, stream=None)``, the update of the residual stream.
+"""One file per system, one signature: ``mixer(x, mask=None)``, the update that the block adds to the residual stream.
 
-``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, ``stream: (B, L, D)`` is the
-residual stream before the norm. The result is ``(B, L, D)``, 0 at padding: the block adds it to the stream. A system
-with a highway gate g returns ``g ⊙ (candidate − stream)``; without a ``stream`` it takes x for it.
+``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, the result is ``(B, L, D)``, 0 at
+padding. MEGA, and CHELA with its gate, may ask for ``stream: (B, L, D)`` too, the residual stream before the norm.
 
-A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state, stream=None)`` for ``(B, L, D)`` and
-``step(x, state, stream=None)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
+A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state)`` for ``(B, L, D)`` and
+``step(x, state)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
 
 ``in_pieces = True`` on the class says that ``forward`` mixes positions by the ops of ``chela.ops`` alone, so that a
 sequence may be spread over processes (``chela.ops.sequence_parallel``).

@@ -5,21 +5,19 @@ Shapes: B batch, L length, D model width, H heads, Z query/key width per head, V
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import FEATURE_MAPS, Attended, columns, make_decay
+from chela.layers.attention import Attended, columns
 from chela.layers.norm import LayerNorm
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
-from chela.layers.remade import with_remade
 from chela.layers.short_long_conv import ShortLongConv
+from chela.layers.stages import gated_linear, highway, queries_and_keys, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.precision import accumulation_dtype
@@ -28,16 +26,16 @@ from chela.ops.precision import accumulation_dtype
 class ChelaLayer(nn.Module):
     """Short-long convolutions help linear attention to focus (arXiv 2406.08128, section 3).
 
-    With c the convolution of the input x (``ShortLongConv``), φ the feature map and ⊙ the product by channel::
+    With u and c the short and the long stage of the convolution of the input x (``ShortLongConv``)::
 
         v = SiLU(W_v x)
-        z = W_z c,   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k              per head, of the selecting and of the pooling
-        s = norm(linear_attention(φ(q), φ(k), v_s))                      selects: H heads of signed weights
+        z = W_z u or W_z c,   q = γ_q ⊙ z + β_q,   k = γ_k ⊙ z + β_k     per head; of u to select (qk = "short")
+        s = norm(linear_attention(φ(q), φ(k), v_s))                      selects: H heads of signed weights, φ = SiLU
         p = norm(linear_attention(ψ(q), ψ(k), v_p) / Σ_j ψ(q)·ψ(k_j))    pools: one head, positive, ψ = elu + 1
         o = s,   o = p,   or o = [s, p]                                  attention = "select", "pool" or "both"
-        h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),   g = σ(W_u c),   returns g ⊙ (h − stream)     gate = "mega"
-        h = W_o (o ⊙ SiLU(W_g c))                                 returns h                  gate = "output"
-        h = W_o o                                                returns h                  gate = "none"
+        h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),   g = σ(W_u c)
+        returns g ⊙ (h − x)                                              gate = "highway"; of "mega" g ⊙ (h − stream)
+        returns W_o o                                                    gate = "none"
 
     Without options it is the system of the tables. Time O(L·log L·D + L·(D·V + Z·V)), memory O(L·(D + V)).
     ``docs/fidelity.md`` says what the paper states and what was decided here, ``docs/attention.md`` what it does.
@@ -47,27 +45,20 @@ class ChelaLayer(nn.Module):
         l_max: Longest sequence, and taps of the long kernel.
         causal: No position sees a later one.
         dropout: On h, before the gate, as in MEGA.
-        layer: Index of the layer, from 0; with ``depth``, for ``decay="fixed"`` alone.
-        depth: Number of layers.
         d_qk: Width Z of queries and keys, per head.
         d_value: Width V of the values, all heads together; None is 2·D.
-        pooled: Of these, about which share the pooling head gets of "both": what is left when the heads share the rest.
+        pooled: Share of V that the pooling head of "both" has, and what the selecting heads cannot share evenly.
         heads: Selecting heads H.
-        conv: Convolution before the attention; with "none", c = x.
-        short_kernel: Taps of the short convolution, odd.
+        qk: The stage that the selecting heads make queries and keys of. Without a short stage it is the long one.
+        conv: Convolution before the attention; with "none", u = c = x.
         long_kernel: How the long kernel is made; see ``chela.layers.long_kernel``.
         scale_size: Parameters of a piece of the multi-scale kernel, as the next three; see ``MultiscaleKernel``.
         initial_scale: Stretch all pieces 2^n times more, and have n fewer.
         scale_decay_min: A piece is so many times weaker than the one before it, in the first channel.
         scale_decay_max: The same in the last channel.
         reparam: Train short kernels beside the long one; see ``LongConv``.
-        attention: What the attention is made of; with "none", o = SiLU(W_v c).
-        feature_map: Feature map φ of the selecting heads; "elu" is elu + 1.
-        normalize: Divide their sums by that of the weights, which needs a positive φ.
-        decay: How their weights fade with the distance: not at all, or "fixed" by ALiBi's slopes, flatter in deeper
-            layers, "learned", one number a head, "token", one a head and token.
+        attention: What the attention is made of; with "none", o = norm(SiLU(W_v c)).
         gate: How the convolution gates the attention.
-        qk: Of which stage of the convolution the selecting heads make queries and keys; where there is one, of that.
 
     Raises:
         ValueError: An argument out of its limits, or values that the heads cannot share evenly.
@@ -87,14 +78,12 @@ class ChelaLayer(nn.Module):
         l_max: int,
         causal: bool = False,
         dropout: float = 0.0,
-        layer: int = 0,
-        depth: int = 1,
         d_qk: Annotated[int, {"ge": 1, "le": 256}] = 32,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
         pooled: Annotated[float, {"ge": 0, "le": 1, "neutral": 0.25}] = 0.25,
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
+        qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "long",
         conv: Literal["short-long", "short", "long", "none"] = "short-long",
-        short_kernel: Annotated[int, {"ge": 3, "le": 31, "odd": True}] = 5,
         long_kernel: Literal["multiscale", "free", "ema"] = "multiscale",
         scale_size: Annotated[int, {"ge": 1, "le": 4096, "neutral": 16}] = 16,
         initial_scale: Annotated[int, {"ge": 0, "le": 30, "neutral": 0}] = 0,
@@ -102,20 +91,15 @@ class ChelaLayer(nn.Module):
         scale_decay_max: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,
         reparam: bool = True,
         attention: Literal["both", "select", "pool", "none"] = "both",
-        feature_map: Literal["silu", "elu", "identity"] = "silu",
-        normalize: bool = False,
-        decay: Literal["none", "fixed", "learned", "token"] = "none",
-        gate: Literal["highway", "output", "mega", "none"] = "mega",
-        qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "long",
+        gate: Literal["highway", "mega", "none"] = "mega",
     ) -> None:
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
-        d_pool = d_value - heads * (int((1 - pooled) * d_value) // heads)
-        d_pool = {"pool": d_value, "both": d_pool}.get(attention, 0)
-        selecting = 0 if attention == "none" else d_value - d_pool
-        if selecting % heads or (attention == "both" and selecting <= 0):
+        pooled = {"select": 0.0, "both": pooled}.get(attention, 1.0)
+        d_select = heads * (int((1 - pooled) * d_value) // heads)
+        if (attention == "select" and d_select < d_value) or (attention == "both" and d_select == 0):
             raise ValueError(f"d_value: expected a multiple of heads={heads}, got {d_value}")
-        self.causal, self.gate, self.qk = causal, gate, qk
+        self.causal, self.qk, self.gate = causal, qk, gate
         scales: dict[str, float] = {"scale_size": scale_size, "initial_scale": initial_scale}
         scales |= {"decay_min": scale_decay_min, "decay_max": scale_decay_max}
         self.conv = ShortLongConv(
@@ -123,58 +107,52 @@ class ChelaLayer(nn.Module):
             l_max=l_max,
             causal=causal,
             mode=conv,
-            short_kernel=short_kernel,
             long_kernel=long_kernel,
             kernel_options=scales if long_kernel == "multiscale" else None,
             branches=(5, 31) if reparam else (),
         )
         self.cores: Any = nn.ModuleList()
         if attention in ("select", "both"):
-            options: dict[str, Any] = {"feature_map": feature_map, "normalize": normalize, "causal": causal}
-            options["decay"] = make_decay(decay, d_model, heads, layer, depth)
-            self.cores.append(Core(d_model, selecting, heads, d_qk, **options))
+            self.cores.append(Core(d_model, d_select, heads, d_qk, pools=False, causal=causal))
         if attention in ("pool", "both"):
-            self.cores.append(Core(d_model, d_pool, 1, d_qk, feature_map="elu", normalize=True, causal=causal))
+            self.cores.append(Core(d_model, d_value - d_select, 1, d_qk, pools=True, causal=causal))
         self.norm = LayerNorm(d_value) if attention == "none" else None
         self.value = nn.Linear(d_model, d_value)
         if gate != "none":
             self.gate_in = nn.Linear(d_model, d_value)
-        if gate in ("mega", "highway"):
             self.skip = nn.Linear(d_model, d_model)
             self.highway = nn.Linear(d_model, d_model)
         self.out = nn.Linear(d_value, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.register_load_state_dict_pre_hook(_with_cores)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
-        """Map the normed ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
+        """Map ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
 
-        ``gate="mega"`` replaces a part of ``stream: (B, L, D)``, the residual stream; None is x.
+        ``stream: (B, L, D)`` is what ``gate="mega"`` replaces a part of, the residual stream; None is x.
         """
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
-        parts = self._values(x, c)
-        if self.cores:
-            parts = [core(self._read(core, u, c), v, mask) for core, v in zip(self.cores, parts, strict=True)]
-        return self._combine(parts, c, x if stream is None or self.gate == "highway" else stream, mask)
+        parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
+        return self._combine(parts, x, c, stream, mask)
 
-    def _read(self, core: Core, u: Tensor, c: Tensor) -> Tensor:
-        """Return what a core makes queries and keys of: pooling ones of c."""
-        return u if self.qk == "short" and not core.normalize else c
+    def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
+        """Return each core with what it makes queries and keys of, and its values W_v x before SiLU."""
+        values = columns(self.value(x), [core.width for core in self.cores]) if self.cores else []
+        of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
+        return list(zip(self.cores, of, values, strict=True))
 
-    def _values(self, x: Tensor, c: Tensor) -> list[Tensor]:
-        """Return W_v x ``(…, W)`` of each core; without cores, what takes the place of their outputs."""
+    def _combine(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Join what the cores gave, and gate it by c."""
         if self.norm is not None:
-            return [self.norm(F.silu(self.value(c)))]
-        return columns(self.value(x), [core.width for core in self.cores])
-
-    def _combine(self, parts: list[Tensor], c: Tensor, stream: Tensor, mask: Tensor | None) -> Tensor:
+            parts = [self.norm(F.silu(self.value(c)))]
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        h = self.out(o) if self.gate == "none" else with_remade(self.out, (_gated, o, self.gate_in(c)))
-        if self.gate not in ("mega", "highway"):
-            return zero_padding(self.dropout(h), mask)
-        h = self.dropout(F.silu(h + self.skip(c)))
-        return torch.sigmoid(self.highway(c)) * zero_padding(h - stream, mask)
+        if self.gate == "none":
+            return zero_padding(self.dropout(self.out(o)), mask)
+        h = gated_linear(self.out, self.gate_in(c), o) + self.skip(c)
+        x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
+        if self.training and self.dropout.p:
+            return zero_padding(torch.sigmoid(self.highway(c)) * (self.dropout(F.silu(h)) - x), mask)
+        return zero_padding(highway(h, self.highway(c), x), mask)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
@@ -206,13 +184,17 @@ class ChelaLayer(nn.Module):
         """
         return self._go_on("step", x, state, stream)
 
-    def _go_on(self, form: str, x: Tensor, state: State, stream: Tensor | None) -> tuple[Tensor, State]:
-        (u, c), end = getattr(self.conv, f"{form}_stages")(x, part("conv", state))
-        parts, after = self._values(x, c), nested("conv", end)
-        for i, core in enumerate(self.cores):
-            parts[i], end = getattr(core, form)(self._read(core, u, c), parts[i], part(f"cores.{i}", state))
+    def _go_on(
+        self, form: Literal["prefill", "step"], x: Tensor, state: State, stream: Tensor | None
+    ) -> tuple[Tensor, State]:
+        u, c, end = self.conv.stages_on(form, x, part("conv", state))
+        parts: list[Tensor] = []
+        after = nested("conv", end)
+        for i, (core, z, v) in enumerate(self._inputs(x, u, c)):
+            o, end = getattr(core, form)(z, v, part(f"cores.{i}", state))
+            parts.append(o)
             after |= nested(f"cores.{i}", end)
-        return self._combine(parts, c, x if stream is None or self.gate == "highway" else stream, None), after
+        return self._combine(parts, x, c, stream, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
@@ -222,25 +204,18 @@ class ChelaLayer(nn.Module):
         sums: int = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self.cores)
         return sums + self.conv.state_size(length)
 
-    def extra_repr(self) -> str:
-        """Show what no submodule shows."""
-        return f"causal={self.causal}, gate={self.gate}"
-
 
 class Core(nn.Module):
-    """Linear attention over values ``SiLU(v: (B, L, W))``, with queries and keys from c, then a norm.
+    """Linear attention over values ``SiLU(v: (B, L, W))``, with queries and keys of c, then a norm.
 
     Queries and keys of a head are one projection, each with its own scale and shift (arXiv 2209.10655, section 3.2): at
-    the start equal tokens match, which is what recall is learned from (docs/attention.md).
+    the start equal tokens match, which is what recall is learned from (docs/attention.md). A core that ``pools`` has
+    positive weights, divided by their sum; one that does not has signed ones.
     """
 
-    def __init__(
-        self, d_model: int, width: int, heads: int, d_qk: int, *, feature_map: str, normalize: bool, causal: bool,
-        decay: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, d_model: int, width: int, heads: int, d_qk: int, *, pools: bool, causal: bool) -> None:
         super().__init__()
-        self.width, self.heads, self.d_qk, self.causal = width, heads, d_qk, causal
-        self.feature_map, self.normalize, self.decay = FEATURE_MAPS[feature_map], normalize, decay
+        self.width, self.heads, self.d_qk, self.pools, self.causal = width, heads, d_qk, pools, causal
         self.project = nn.Linear(d_model, heads * d_qk)
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
@@ -255,34 +230,31 @@ class Core(nn.Module):
         nn.init.zeros_(self.beta)
 
     def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``.
+        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
+        o: Tensor = self._attend(c, v, mask=mask)
+        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+
+    def _attend(self, c: Tensor, v: Tensor, **options: Any) -> Any:
+        """Return the op's output.
 
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
         """
-        o: Tensor = self._sum(c, v, mask=mask)
-        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
-
-    def _sum(self, c: Tensor, v: Tensor, **options: Any) -> Any:
-        if self.normalize and torch.is_autocast_enabled(c.device.type):
+        if self.pools and torch.is_autocast_enabled(c.device.type):
             with torch.autocast(c.device.type, enabled=False):
-                return self._sum(c.float(), v.float(), **options)
-        log_decay = None if self.decay is None else self.decay(c)  # log λ (H,) or (B, L, H)
-        options |= {"causal": self.causal, "log_decay": log_decay, "normalize": self.normalize}
-        attend = functools.partial(linear_attention, **options)
-        return with_remade(attend, *self._arguments(c, v))
+                return self._attend(c.float(), v.float(), **options)
 
-    def _arguments(self, c: Tensor, v: Tensor) -> list[tuple[Any, ...]]:
-        """Return how to make queries and keys ``(…, H, Z)`` and values ``(…, H, W / H)``, and of what."""
-        z = self.project(c)
-        read = [(self._mapped, z, gamma, beta) for gamma, beta in zip(self.gamma, self.beta, strict=True)]
-        return [*read, (self._by_head, v)]
+        def attend(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+            return linear_attention(
+                *self._parts(z, v, gamma, beta), causal=self.causal, normalize=self.pools, **options
+            )
 
-    def _mapped(self, z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return self.feature_map(rearrange(z, "... (h z) -> ... h z", h=self.heads) * gamma + beta)
+        return recomputed(attend, self.project(c), v, self.gamma, self.beta)
 
-    def _by_head(self, v: Tensor) -> Tensor:
-        return rearrange(F.silu(v), "... (h e) -> ... h e", h=self.heads)
+    def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
+        q, k = queries_and_keys(z, gamma, beta, positive=self.pools)
+        return q, k, F.silu(v).view(*v.shape[:-1], self.heads, -1)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
@@ -292,37 +264,14 @@ class Core(nn.Module):
 
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
-        o, sums = self._sum(c, v, initial_state=LinearAttentionState(**state), return_state=True)
+        o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
         return self.attended(self.norm(o.flatten(-2))), settled(**sums._asdict())
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
-        q, k, v = (make(*inputs) for make, *inputs in self._arguments(c, v))
-        log_decay = None if self.decay is None else self.decay(c)
-        past = LinearAttentionState(**state)
-        o, sums = linear_attention_step(q, k, v, past, log_decay=log_decay, normalize=self.normalize)
+        q, k, v = self._parts(self.project(c), v, self.gamma, self.beta)
+        o, sums = linear_attention_step(q, k, v, LinearAttentionState(**state), normalize=self.pools)
         return self.norm(o.flatten(-2)), sums._asdict()
-
-    def extra_repr(self) -> str:
-        """Show what no submodule shows."""
-        return f"heads={self.heads}, d_qk={self.d_qk}, normalize={self.normalize}"
-
-
-def _gated(o: Tensor, gate: Tensor) -> Tensor:
-    return o * F.silu(gate)
-
-
-def _with_cores(layer: ChelaLayer, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Read the weights of version 0.1 too: there all heads shared one projection, and the one norm was the layer's."""
-    if f"{prefix}query_key.gamma" not in state:
-        return
-    heads = state[f"{prefix}query_key.gamma"].shape[1]
-    for name in ("project.weight", "project.bias", "gamma", "beta"):
-        tensor = state.pop(f"{prefix}query_key.{name}")
-        state[f"{prefix}cores.0.{name}"] = torch.cat([tensor] * heads) if "project" in name else tensor
-    for name in ("norm.weight", "norm.bias", "decay.raw"):
-        if f"{prefix}{name}" in state:
-            state[f"{prefix}cores.0.{name}"] = state.pop(f"{prefix}{name}")
 
 
 MIXER = ChelaLayer

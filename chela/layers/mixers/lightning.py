@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import FixedDecay
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.norm import LayerNorm
 
@@ -75,6 +75,38 @@ class LightningAttention(LinearAttention):
         """Normalise ``o: (..., H, Z)`` and gate it by x; return ``(..., D)``, 0 at padding."""
         gated = self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))
         return super().merge(gated.view_as(o), x, mask)
+
+
+class FixedDecay(nn.Module):
+    """A fixed decay per head, log λ = −slope·(1 − layer/(depth − 1) + 1e-5): deeper layers look further.
+
+    The slopes are ALiBi's; the factor is 1 when there is one layer (arXiv 2401.04658, 2405.17381).
+    """
+
+    log_decay: Tensor
+
+    def __init__(self, heads: int, layer: int, depth: int) -> None:
+        super().__init__()
+        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
+        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Return ``log_decay: (H,)``, whatever x is."""
+        return self.log_decay
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """Return ALiBi's slopes (arXiv 2108.12409, section 3): from steep to flat, 2^(−8h/H) for h = 1 … H.
+
+    When H is no power of two, the slopes of the next lower power P come first, then every other one of those for 2·P.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    power = 1 << int(math.log2(heads))
+    slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
+    between = [2.0 ** (-4 * h / power) for h in range(1, 2 * power + 1, 2)]
+    return slopes + between[: heads - power]
 
 
 MIXER = LightningAttention

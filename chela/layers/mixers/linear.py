@@ -44,8 +44,8 @@ class LinearAttention(MultiHead):
         """Return log λ of the edges t−1 → t and t → t−1, each ``(H,)`` or ``(B, L, H)``; None is no decay."""
         return None, None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``; ``stream`` is not needed."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
         q, k, v = self.features(x)
         forth, back = self.edges(x, mask)
@@ -69,7 +69,7 @@ class LinearAttention(MultiHead):
         """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""
         return self.edges(x, None)[0], {}
 
-    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
 
         It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
@@ -81,7 +81,7 @@ class LinearAttention(MultiHead):
         return self.merge(self.attended(o), x, None), after | settled(**sums._asdict())
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state."""
         parts, edges, after = self._read(x[:, None], state)
         edges = edges[:, 0] if edges is not None and edges.ndim == 3 else edges

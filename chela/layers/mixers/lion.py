@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import FEATURE_MAPS, HeadDecay, TokenDecay
 from chela.layers.mixers.linear import LinearAttention
 from chela.layers.state import State, settled
 from chela.ops.sequence_parallel import current
+
+
+def shifted_silu(x: Tensor) -> Tensor:
+    """Return (SiLU(x) + 0.5) / ‖SiLU(x) + 0.5‖ over the last dimension, positive (arXiv 2502.16249)."""
+    return F.normalize(F.silu(x) + 0.5, dim=-1)
 
 
 class LION(LinearAttention):
@@ -33,12 +37,13 @@ class LION(LinearAttention):
         heads: Attention heads H.
         d_value: Width V of queries, keys and values, all heads together; None is D.
         decay: Of the attention weights: "none" is LION-LIT, "head" LION-D, "token" LION-S.
-        feature_map: φ: "shifted_silu" is the paper's, "elu" (elu + 1) what its code takes for LION-LIT.
         causal: No position sees a later one.
 
     >>> LION(16, decay="token")(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
     """
+
+    feature_map = staticmethod(shifted_silu)
 
     @checked
     def __init__(
@@ -48,11 +53,9 @@ class LION(LinearAttention):
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
         decay: Literal["none", "head", "token"] = "token",
-        feature_map: Literal["shifted_silu", "elu"] = "shifted_silu",
         causal: bool = False,
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
-        self.feature_map = FEATURE_MAPS[feature_map]
         self.head_decay = HeadDecay(heads) if decay == "head" else None
         self.token_decay = TokenDecay(d_model, heads) if decay == "token" else None
 
@@ -110,6 +113,43 @@ def from_previous(log_decay: Tensor, mask: Tensor | None = None) -> Tensor:
             first = torch.where(row[..., -1:] > 0, row[..., :-1], first)
         known = torch.cat([first, log_decay], dim=1)
     return known.gather(1, latest[:, :length])
+
+
+class HeadDecay(nn.Module):
+    """A learned decay per head, log λ = −softplus(a) ≤ 0, with the heads' initial reach spread from near to far."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Spread the heads' reach 1 / (1 − λ) over about 4 to 1,000 tokens, on a log scale."""
+        with torch.no_grad():
+            self.raw.copy_(torch.log(torch.expm1(_spread(self.raw.numel()))))
+
+    def forward(self, x: Tensor | None = None) -> Tensor:
+        """Return ``log_decay: (H,)``, whatever x is."""
+        return -F.softplus(self.raw)
+
+
+class TokenDecay(nn.Linear):
+    """A decay per token and head, λ = σ(W x + b); the biases start spread as those of ``HeadDecay``, W ~ N(0, 0.1²)."""
+
+    def reset_parameters(self) -> None:
+        """Draw W and set the biases."""
+        nn.init.normal_(self.weight, std=0.1)
+        with torch.no_grad():
+            self.bias.copy_(-torch.log(torch.expm1(_spread(self.bias.numel()))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x: (..., D)`` to log λ ``(..., H)``."""
+        return F.logsigmoid(super().forward(x))
+
+
+def _spread(heads: int) -> Tensor:
+    """Return −log λ from 10^−0.6 to 10^−3, log-spaced."""
+    return torch.logspace(-0.6, -3, heads)
 
 
 MIXER = LION

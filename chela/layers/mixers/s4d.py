@@ -69,8 +69,8 @@ class S4D(Stepwise):
         """Draw D from N(0, 1); the submodules draw their own."""
         nn.init.normal_(self.skip)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``; ``stream`` is not needed."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         length, channels = extent(x)
         forward, back = self.kernel(length, channels)
         y = fft_conv(zero_padding(x, mask), forward, kernel_back=back, skip=self.skip[channels])
@@ -81,7 +81,7 @@ class S4D(Stepwise):
         expect_causal(self)
         return self.kernel.start(batch)
 
-    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
 
         It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.

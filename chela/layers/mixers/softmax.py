@@ -48,8 +48,8 @@ class SoftmaxAttention(MultiHead):
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
         self.set_rotary(rotary)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
-        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``; ``stream`` is not needed."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
         q, k, v = (t.transpose(1, 2) for t in self.split(x))
         seen = None if mask is None else self._seen(mask)
@@ -77,7 +77,7 @@ class SoftmaxAttention(MultiHead):
         none = self.out.weight.new_empty(batch, 0, self.heads, self.head_width)
         return {"keys": none, "values": none.clone()}
 
-    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, D)`` that follow the T of ``state``; return their update and the new state.
 
         It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. Time

@@ -198,7 +198,7 @@ def mega(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
     return highway(h, update, stream, real)
 
 
-def chela(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
+def chela(layer, x: Tensor, real: Tensor, stream: Tensor | None = None) -> Tensor:
     present = real[..., None].to(x.dtype)
     c = x
     if layer.conv.short is not None:
@@ -210,6 +210,7 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
             for s in range(taps.shape[1])
         )
         c = silu(c) * present
+    u = c
     if layer.conv.long is not None:
         long, c = layer.conv.long, c * present
         forward, back = long.kernel(x.shape[1])
@@ -224,35 +225,22 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
         o = layer_norm(silu(affine(layer.value, c)), layer.norm.weight, layer.norm.bias)
     else:
         v = silu(affine(layer.value, x)).split([core.width for core in layer.cores], -1)
-        o = torch.cat([chela_core(core, c, part, real) for core, part in zip(layer.cores, v, strict=True)], -1)
+        read = c if layer.conv.short is None or layer.qk == "long" else u  # by the heads that select
+        o = [chela_core(core, c if core.pools else read, part, real) for core, part in zip(layer.cores, v, strict=True)]
+        o = torch.cat(o, -1)
     if layer.gate == "none":
         return affine(layer.out, o) * present
     h = affine(layer.out, o * silu(affine(layer.gate_in, c)))
-    if layer.gate == "output":
-        return h * present
-    return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), stream, real)
+    return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), x if stream is None else stream, real)
 
 
 def chela_core(core, c: Tensor, v: Tensor, real: Tensor) -> Tensor:
-    """Every weight written out: (q·k) times the decays of the real tokens between."""
-    steps = torch.cumsum(real.to(c.dtype), 1)
-    distance = (steps[:, :, None] - steps[:, None, :]).abs()
+    """Every weight written out."""
     outs = []
     for h, value in enumerate(v.chunk(core.heads, -1)):
         z = affine(core.project, c).unflatten(-1, (core.heads, -1))[:, :, h]
         q, k = (z * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
-        if core.feature_map is torch.nn.functional.silu:
-            q, k = silu(q), silu(k)
-        else:
-            q, k = (torch.where(t > 0, t + 1, torch.exp(t)) for t in (q, k))
-        weights = q @ k.transpose(-1, -2)
-        kind = type(core.decay).__name__
-        if kind == "TokenDecay":
-            rates = torch.log1p(torch.exp(-affine(core.decay, c)[..., h])) * real
-            weights = weights * torch.exp(-(rates.cumsum(1)[:, :, None] - rates.cumsum(1)[:, None, :]).abs())
-        elif core.decay is not None:
-            fixed = -core.decay.log_decay[h] if kind == "FixedDecay" else torch.log1p(torch.exp(core.decay.raw[h]))
-            weights = weights * torch.exp(-fixed * distance)
-        weights = weights * visible(c, real, core.causal)[:, 0]
-        outs.append((divided(weights, value) if core.normalize else weights @ value) * real[..., None])
+        q, k = (torch.where(t > 0, t + 1, torch.exp(t)) if core.pools else silu(t) for t in (q, k))
+        weights = q @ k.transpose(-1, -2) * visible(c, real, core.causal)[:, 0]
+        outs.append((divided(weights, value) if core.pools else weights @ value) * real[..., None])
     return layer_norm(torch.cat(outs, -1), core.norm.weight, core.norm.bias)

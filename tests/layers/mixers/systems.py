@@ -29,16 +29,17 @@ class System:
     depth: int = 1
 
     @property
-    def highway(self) -> bool:
+    def takes_stream(self) -> bool:
         """Whether the update depends on the residual stream."""
-        return self.definition is definitions.mega or (
-            self.definition is definitions.chela and self.options.get("gate", "mega") == "mega"
-        )
+        return self.mixer == "mega" or self.options.get("gate") == "mega"
+
+    def context(self, stream: Tensor) -> dict[str, Tensor]:
+        """What the layer is told beside input and mask."""
+        return {"stream": stream} if self.takes_stream else {}
 
     def defined(self, layer: nn.Module, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
-        """The update by the definition; those of MEGA and CHELA take the stream."""
-        more = (stream,) if self.definition in (definitions.mega, definitions.chela) else ()
-        return self.definition(layer, x, real, *more)
+        """The update by the definition."""
+        return self.definition(layer, x, real, **self.context(stream))
 
     def build_anew(self, causal: bool) -> nn.Module:
         """A float64 layer whose parameters are all away from special values."""
@@ -71,9 +72,7 @@ def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], 
     return functools.partial(definitions.lightning, index=layer, depth=depth)
 
 
-_CHELA = {"d_qk": 8, "d_value": 24, "heads": 2}
-_SELECT = _CHELA | {"attention": "select"}
-_FIRST = _SELECT | {"feature_map": "elu", "normalize": True, "heads": 1}
+_CHELA = {"d_qk": 8, "d_value": 24, "heads": 2, "qk": "short", "gate": "highway", "pooled": 0.5}
 _MEGA = {"d_qk": 8, "d_value": 24, "averages": 4}
 
 SYSTEMS: dict[str, System] = {
@@ -94,13 +93,10 @@ SYSTEMS: dict[str, System] = {
     "mega-chunk": System("mega", _MEGA | {"chunk": 5}, definitions.mega),
     "mega-chunk-laplace": System("mega", _MEGA | {"chunk": 5, "attention_function": "laplace"}, definitions.mega),
     "chela": System("chela", _CHELA, definitions.chela),
-    "chela-output-gate": System("chela", _CHELA | {"gate": "output"}, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
-    "chela-fixed": System("chela", _SELECT | {"decay": "fixed"}, definitions.chela, layer=1, depth=3),
+    "chela-mega-gate": System("chela", _CHELA | {"gate": "mega", "qk": "long"}, definitions.chela),
+    "chela-select": System("chela", _CHELA | {"attention": "select"}, definitions.chela),
     "chela-pool": System("chela", _CHELA | {"attention": "pool"}, definitions.chela),
-    "chela-learned": System("chela", _CHELA | {"decay": "learned"}, definitions.chela),
-    "chela-token": System("chela", _CHELA | {"decay": "token"}, definitions.chela),
-    "chela-0.1": System("chela", _FIRST, definitions.chela),
     "chela-no-branches": System("chela", _CHELA | {"reparam": False}, definitions.chela),
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
     "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),

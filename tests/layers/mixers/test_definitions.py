@@ -28,7 +28,7 @@ def test_equals_its_definition(name, causal, length, kind):
 
     stream = torch.randn(2, length, D_MODEL, dtype=torch.float64, requires_grad=True)
 
-    got, expected = layer(x, mask, stream), system.defined(layer, x, real, stream)
+    got, expected = layer(x, mask, **system.context(stream)), system.defined(layer, x, real, stream)
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(layer(x, mask), system.defined(layer, x, real, x), rtol=1e-8, atol=1e-9)
 
@@ -38,7 +38,7 @@ def test_equals_its_definition(name, causal, length, kind):
         torch.autograd.grad((weights * output).sum(), list(leaves.values()), allow_unused=True, materialize_grads=True)
         for output in (got, expected)
     ]
-    assert (grads[0][1].abs().max() > 0) == system.highway
+    assert (grads[0][1].abs().max() > 0) == system.takes_stream
     for leaf, a, b in zip(leaves, *grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=lambda text, leaf=leaf: f"d{leaf}: {text}")
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from chela.layers.attention import alibi_slopes
 from chela.layers.mixers import build_mixer
+from chela.layers.mixers.lightning import alibi_slopes
 from chela.layers.mixers.lion import from_previous
 from chela.ops import linear_attention
 from tests.layers.mixers import definitions

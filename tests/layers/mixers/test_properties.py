@@ -43,7 +43,7 @@ def test_padding_may_hold_anything(name, causal, x):
     results = []
     for filled in (0.0, float("nan"), float("inf")):
         leaves = [t.masked_fill(~mask[..., None], filled).requires_grad_() for t in (x, x.flip(1))]
-        h = layer(leaves[0], mask, stream=leaves[1])
+        h = layer(leaves[0], mask, **SYSTEMS[name].context(leaves[1]))
         assert (h[~mask] == 0).all()
         grads = torch.autograd.grad(h.square().sum(), [*leaves, *layer.parameters()], allow_unused=True)
         assert all((grad[~mask] == 0).all() for grad in grads[:2] if grad is not None)

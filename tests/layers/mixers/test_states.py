@@ -19,14 +19,14 @@ def x() -> torch.Tensor:
     return torch.randn(2, 149, D_MODEL, dtype=torch.float64)  # odd, longer than two chunks of the op
 
 
-def _fed(layer, x, ends, state=None, stream=None):
+def _fed(layer, x, ends, state=None, **context):
     """Prefill up to each of ``ends``, then step."""
     state, outputs, at = layer.start(len(x)) if state is None else state, [], 0
     for end in ends:
-        y, state = layer.prefill(x[:, at:end], state, None if stream is None else stream[:, at:end])
+        y, state = layer.prefill(x[:, at:end], state, **{name: given[:, at:end] for name, given in context.items()})
         outputs, at = [*outputs, y], end
     for t in range(at, x.shape[1]):
-        y, state = layer.step(x[:, t], state, None if stream is None else stream[:, t])
+        y, state = layer.step(x[:, t], state, **{name: given[:, t] for name, given in context.items()})
         outputs.append(y[:, None])
     return torch.cat(outputs, dim=1), state
 
@@ -44,11 +44,11 @@ def _same(a, b):
 @torch.no_grad()
 def test_prefills_and_steps_equal_the_whole(name, dtype, x):
     layer, x = SYSTEMS[name].build(True).to(dtype).eval(), x.to(dtype)
-    stream = x.flip(1) if SYSTEMS[name].highway else None
-    whole, near = layer(x, stream=stream), 1e-8 if dtype == torch.float64 else 1e-4
+    context = SYSTEMS[name].context(x.flip(1))
+    whole, near = layer(x, **context), 1e-8 if dtype == torch.float64 else 1e-4
     every = ((), (37, 38, 101, 140), (1, 66, 130), (x.shape[1],))
     for ends in every if dtype == torch.float64 else ((37, 101),):
-        torch.testing.assert_close(_fed(layer, x, ends, stream=stream)[0], whole, rtol=near, atol=near / 10)
+        torch.testing.assert_close(_fed(layer, x, ends, **context)[0], whole, rtol=near, atol=near / 10)
 
 
 @pytest.mark.parametrize("name", NAMES)
