@@ -13,6 +13,11 @@ from chela.core.options import Field, shown
 
 RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("chela", "model.mixer.d_pool"): {"neutral": None},
+    ("chela", "model.mixer.short_kernel"): {"value": 5},
+    ("chela", "model.mixer.feature_map"): {"value": "silu"},
+    ("chela", "model.mixer.normalize"): {"value": False},
+    ("chela", "model.mixer.decay"): {"value": "none"},
+    ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
 }
 """By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and
 that their fingerprint counts; or ``neutral``, one that it does not count."""
