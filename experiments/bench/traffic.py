@@ -157,13 +157,11 @@ class Inside:
 
     def __init__(self, g: SimpleNamespace, tile: int) -> None:
         self.g, self.tile, self.sides = g, tile, g.LOWER + g.UPPER
-        self.heard = [range(0)] * g.blocks  # first tokens of the tiles that each block hears
-        if g.INTRA:
-            chunks = [(block // g.NB * g.NB, min(block // g.NB * g.NB + g.NB, g.blocks)) for block in range(g.blocks)]
-            self.heard = [
-                range((first if g.LOWER else block) * g.BT, (end if g.UPPER else block + 1) * g.BT, tile)
-                for block, (first, end) in enumerate(chunks)
-            ]
+        chunks = [(block // g.NB * g.NB, min(block // g.NB * g.NB + g.NB, g.blocks)) for block in range(g.blocks)]
+        self.heard = [  # first tokens of the tiles that each block hears
+            range((first if g.LOWER else block) * g.BT, (end if g.UPPER else block + 1) * g.BT, tile)
+            for block, (first, end) in enumerate(chunks)
+        ]
         self.tiles = sum(len(tiles) for tiles in self.heard)
         self.tokens = sum(max(0, min(tile, g.L - start)) for tiles in self.heard for start in tiles)
 

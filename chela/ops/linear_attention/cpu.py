@@ -1,8 +1,8 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
-Here: causal attention with or without decay, and bidirectional attention with decay. Without decay, bidirectional
-attention is in ``cpu_undecayed.py``; a short sequence is one chunk, in ``cpu_short.py``. Others are taken segment by
-segment (``cpu_segments.py``). The forward pass saves the states at the borders of segments; the backward pass makes all
+Here: causal attention with or without decay, and bidirectional attention with decay; without, it is in
+``undecayed.py``. A short sequence is one chunk, in ``cpu_short.py``. Others are taken segment by segment
+(``cpu_segments.py``). The forward pass saves the states at the borders of segments; the backward pass makes all
 else again, last segment first.
 
 Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, the one that reaches each chunk.
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention import cpu_short, cpu_undecayed
+from chela.ops.linear_attention import cpu_short
 from chela.ops.linear_attention.cpu_segments import Edges, Segment, crossing, segments, tokens_per_segment
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.memory import Workspace, in_huge_pages
@@ -153,8 +153,6 @@ def _once(made: dict[Any, Any], key: Any, make: Callable[[], Made]) -> Made:
 
 def saved_shape(c: Call) -> tuple[int, ...]:
     """Return the shape of the states at segment borders: from the left and, when bidirectional, from the right."""
-    if c.undecayed:
-        return c.state_shape
     tokens = tokens_per_segment(c)
     return (1 if c.causal else 2, (c.q.shape[1] + tokens - 1) // tokens, *c.state_shape)
 
@@ -162,8 +160,6 @@ def saved_shape(c: Call) -> tuple[int, ...]:
 def forward(c: Call) -> Outputs:
     """Return the output, the normaliser, the last state and the states at segment borders."""
     with _workspace(c) as buffer:
-        if c.undecayed:
-            return cpu_undecayed.forward(c, buffer)
         if cpu_short.suits(c):
             return *cpu_short.forward(c, buffer), c.new(*saved_shape(c)).zero_()  # a shape that depends on L is a guard
         return _forward(c, Walk(c, buffer))
@@ -174,15 +170,13 @@ def backward(
 ) -> Gradients:
     """Return the gradients of q, k, v, both log decays and the first state; empty where there is none."""
     with _workspace(c) as buffer:
-        if c.undecayed:
-            return cpu_undecayed.backward(c, buffer, d_out, out, total, saved)
         if cpu_short.suits(c):
             return cpu_short.backward(c, buffer, d_out, d_end, out, total, decay_grad)
         return _backward(Walk(c, buffer, d_out, out, total), d_end, saved, decay_grad)
 
 
 def _workspace(c: Call) -> Workspace:
-    return Workspace(c.sum_dtype, c.q.device, buffers_per_block=2 if c.undecayed else 16)
+    return Workspace(c.sum_dtype, c.q.device, buffers_per_block=16)
 
 
 def _forward(c: Call, w: Walk) -> Outputs:

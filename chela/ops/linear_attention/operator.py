@@ -155,9 +155,7 @@ def call_flops(
     B, L, H, D = q
     causal, chunk = rest[3], rest[7]
     E, C = v[-1], min(chunk or 64, L)
-    if not causal and log_decay is None:
-        inside, states = 0, 4 if backward else 2
-    elif backward:
+    if backward:
         inside, states = C * (3 * D + 2 * E), 5 if causal else 11
     else:
         inside, states = C * (D + E), 2 if causal else 5
