@@ -25,7 +25,9 @@ class Call(NamedTuple):
     state: Tensor | None  # S and z before the first token, side by side (B, H, D, E + 1); None for zeros
     causal: bool
     normalize: bool
-    ones: bool  # whether z is needed beside S: then it is one more column of S, as if v had a further column of ones
+    # Whether z is needed beside S: then it is one more column of S, as if v had a further column of ones. If not, the
+    # last state is not asked for.
+    ones: bool
     eps: float
     chunk: int  # tokens per chunk; 0 lets the backend choose
 
