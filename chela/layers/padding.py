@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from chela.ops.padding import rows_where
+from chela.ops.padding import may_look, rows_where
 
 
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -55,8 +55,3 @@ def check_mask(x: Tensor, mask: Tensor) -> None:
             f"expected a bool mask of shape {tuple(x.shape[:-1])}, True = real token, got {mask.dtype} "
             f"{tuple(mask.shape)}; mask.bool() makes one of numbers"
         )
-
-
-def may_look(x: Tensor) -> bool:
-    """Return whether reading values of x is cheap: it is on a CPU, not fake, and no graph is being traced."""
-    return x.device.type == "cpu" and type(x) is torch.Tensor and not torch.compiler.is_compiling()

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def may_look(x: Tensor) -> bool:
+    """Return whether reading values of x is cheap: it is on a CPU, not fake, and no graph is being traced."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
 def rows_where(absent: Tensor) -> Tensor:
     """Return the indices ``(N,)`` of the True elements of ``absent: (…)`` bool, flattened. This waits for a GPU."""
     return absent.flatten().nonzero().squeeze(1)

@@ -16,6 +16,7 @@ from chela.ops.linear_attention.plain import linear_attention_plain
 from chela.ops.linear_attention.reference import linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
+from chela.ops.linear_attention.undecayed import attend_undecayed
 from chela.ops.precision import accumulation_dtype
 from chela.ops.sequence_parallel import current
 
@@ -120,6 +121,8 @@ def linear_attention(
     state = None if initial_state is None else torch.cat([initial_state.S, initial_state.z[..., None]], dim=-1)
     ones = normalize or return_state or state is not None
     call = Call(q, k, v, log_decay, log_decay_back, mask, state, causal, normalize, ones, eps, chunk_size or 0)
+    if call.undecayed and run in (linear_attention_triton, linear_attention_chunked):
+        run = attend_undecayed  # on every device: nothing is computed inside chunks
     piece = current()
     if piece is not None:
         if return_state or state is not None:

@@ -1,23 +1,23 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
-Here: causal attention with or without decay, and bidirectional attention with decay. Without decay, bidirectional
-attention is in ``cpu_undecayed.py``; a short sequence is one chunk, in ``cpu_short.py``. Others are taken segment by
-segment (``cpu_segments.py``). The forward pass saves the states at the borders of segments; the backward pass makes all
-else again, last segment first.
+Here: causal attention with or without decay, and bidirectional attention with decay; without, it is in
+``undecayed.py``. It is taken segment by segment (``cpu_segments.py``); a short sequence is one chunk, without states.
+The forward pass saves the states at the borders of segments; the backward pass makes all else again, last segment
+first.
 
 Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, the one that reaches each chunk.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention import cpu_short, cpu_undecayed
-from chela.ops.linear_attention.cpu_segments import Edges, Segment, crossing, segments, tokens_per_segment
+from chela.ops.linear_attention.cpu_segments import Edges, Segment, crossing, is_one_chunk, segments, tokens_per_segment
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.memory import Workspace, in_huge_pages
 
@@ -153,8 +153,6 @@ def _once(made: dict[Any, Any], key: Any, make: Callable[[], Made]) -> Made:
 
 def saved_shape(c: Call) -> tuple[int, ...]:
     """Return the shape of the states at segment borders: from the left and, when bidirectional, from the right."""
-    if c.undecayed:
-        return c.state_shape
     tokens = tokens_per_segment(c)
     return (1 if c.causal else 2, (c.q.shape[1] + tokens - 1) // tokens, *c.state_shape)
 
@@ -162,10 +160,6 @@ def saved_shape(c: Call) -> tuple[int, ...]:
 def forward(c: Call) -> Outputs:
     """Return the output, the normaliser, the last state and the states at segment borders."""
     with _workspace(c) as buffer:
-        if c.undecayed:
-            return cpu_undecayed.forward(c, buffer)
-        if cpu_short.suits(c):
-            return *cpu_short.forward(c, buffer), c.new(*saved_shape(c)).zero_()  # a shape that depends on L is a guard
         return _forward(c, Walk(c, buffer))
 
 
@@ -174,15 +168,11 @@ def backward(
 ) -> Gradients:
     """Return the gradients of q, k, v, both log decays and the first state; empty where there is none."""
     with _workspace(c) as buffer:
-        if c.undecayed:
-            return cpu_undecayed.backward(c, buffer, d_out, out, total, saved)
-        if cpu_short.suits(c):
-            return cpu_short.backward(c, buffer, d_out, d_end, out, total, decay_grad)
         return _backward(Walk(c, buffer, d_out, out, total), d_end, saved, decay_grad)
 
 
 def _workspace(c: Call) -> Workspace:
-    return Workspace(c.sum_dtype, c.q.device, buffers_per_block=2 if c.undecayed else 16)
+    return Workspace(c.sum_dtype, c.q.device, buffers_per_block=16)
 
 
 def _forward(c: Call, w: Walk) -> Outputs:
@@ -190,10 +180,12 @@ def _forward(c: Call, w: Walk) -> Outputs:
     out, total, end = c.new_outputs()
     in_huge_pages(out)
     saved = c.new(*saved_shape(c))
+    if is_one_chunk(c):
+        saved.zero_()  # where nothing is written
     for block in segments(c):
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
-        if not c.causal:
+        if not c.causal and not is_one_chunk(c):
             for s in reversed(block):
                 saved[1, s.index, rows] = carry
                 w.enter(s)
@@ -221,6 +213,8 @@ def _segment_output(w: Walk, carries: Tensor) -> tuple[Tensor, Tensor]:
     """
     P = product(w.q, w.k.mT, w.tokens("P", w.s.C)).mul_(w.within())
     o = product(P, w.v, w.tokens("o", w.v.shape[-1]))
+    if is_one_chunk(w.call):  # nothing comes in
+        return o, w.states(w.edge(False), carries[0])[1] if w.call.causal and w.call.ones else carries[0]
     ends = []
     for e, carry in zip(w.edges(), carries, strict=True):
         states, end = w.states(e, carry)
@@ -247,7 +241,7 @@ def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) ->
         rows = block[0].rows
         carry = torch.zeros_like(saved[0, 0, rows])
         lefts: list[Tensor] = []
-        if not c.causal:
+        if not c.causal and not is_one_chunk(c):
             # The gradient of what came from the right runs to the right: its states first.
             for s in block:
                 lefts.append(carry)
@@ -258,7 +252,7 @@ def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) ->
             carry = d_end[rows].to(saved.dtype)
         for s in reversed(block):
             w.enter(s)
-            ends = [carry, *lefts[s.index : s.index + 1]]
+            ends = [carry, *lefts[s.index : s.index + 1]] if d_end is not None or not is_one_chunk(c) else []
             carry = _segment_gradient(w, saved[:, s.index, rows], ends, decays if decay_grad else None)
             s.store(w.tokens("dq", c.q.shape[-1]), dq)
             s.store(w.tokens("dk", c.q.shape[-1]), dk)
@@ -271,8 +265,8 @@ def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) ->
 def _segment_gradient(w: Walk, carries: Tensor, ends: list[Tensor], decays: list[Tensor] | None) -> Tensor:
     """Write the gradients of the segment at hand to the buffers dq, dk, dv; return that of the state from the left.
 
-    ``carries`` are the states that enter it, and ``ends`` the gradients of those that leave it, one a direction.
-    Gradients of the log decays go to ``decays``, where somebody asks for them.
+    ``carries`` are the states that enter it, and ``ends`` the gradients of those that leave it, one a direction, or
+    none where no state enters or leaves. Gradients of the log decays go to ``decays``, where somebody asks for them.
     """
     C, D, E = w.s.C, w.q.shape[-1], w.v.shape[-1]
     P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(w.within())
@@ -282,31 +276,46 @@ def _segment_gradient(w: Walk, carries: Tensor, ends: list[Tensor], decays: list
     dq = product(G, w.k, w.tokens("dq", D))
     dk = product(G.mT, w.q, w.tokens("dk", D))
     dv = product(P.mT, w.g, w.tokens("dv", E))
-    firsts = []
-    for e, carry, end in zip(w.edges(), carries, ends, strict=True):
-        (states, _), (gradients, first) = w.states(e, carry), w.gradients(e, end)
-        firsts.append(first)
-        accumulate(w.received(e), states.mT, dq)
-        accumulate(w.sent(e), gradients.mT, dk)
-        leaving = _add(w, dv, w.k, gradients, e.sending)
-        if flow is not None and decays is not None and leaving is not None:
-            _add_decay_gradient(w, e, decays[e.leftward], flow, leaving, states, gradients)
-    return firsts[0]
+    start = torch.zeros_like(carries[0])
+    for e, carry, end in itertools.zip_longest(w.edges(), carries, ends):
+        outside = None
+        if end is not None:
+            (states, _), (gradients, first) = w.states(e, carry), w.gradients(e, end)
+            start = start if e.leftward else first
+            accumulate(w.received(e), states.mT, dq)
+            accumulate(w.sent(e), gradients.mT, dk)
+            leaving = _add(w, dv, w.k, gradients, e.sending)
+            outside = None if leaving is None else (leaving, states, gradients)
+        if flow is not None and decays is not None and e.sums is not None:
+            _add_decay_gradient(w, e, decays[e.leftward], flow, outside)
+    return start
 
 
 def _add_decay_gradient(
-    w: Walk, e: Edges, to: Tensor, flow: Tensor, leaving: Tensor, states: Tensor, gradients: Tensor
+    w: Walk, e: Edges, to: Tensor, flow: Tensor, outside: tuple[Tensor, Tensor, Tensor] | None
 ) -> None:
     """Add the gradient of one direction's log decays.
 
-    ``flow`` ``(n, B, H, C, C)`` is what flows from token j to token i inside the chunks, ``leaving``
-    ``(n, B, H, C, E)`` what each key meets outside its own.
+    ``flow`` ``(n, B, H, C, C)`` is what flows from token j to token i inside the chunks. ``outside`` is what each key
+    meets outside its own chunk ``(n, B, H, C, E)``, the states that reach the chunks, and the gradients of those that
+    leave them; None where there is but one chunk.
     """
-    sent = (w.sent(e) * leaving).sum(-1)
-    received = (w.received(e) * product(w.q, states, w.tokens("through", states.shape[-1]))).sum(-1)
-    exchanged = (sent, received) if e.leftward else (received, sent)
-    inside = crossing((flow.mT if e.leftward else flow).tril(-1))
-    gradient = edge_gradient(inside, *exchanged, e.across((states * gradients).sum((-1, -2))))
+    flow = flow.mT if e.leftward else flow
+    if e.steps is None:
+        gradient = crossing(flow.tril(-1))
+    else:  # one decay a head: each flow counts once for each edge on its way
+        lags, gradient = e.lags(flow), flow.new_zeros(1)
+        if lags.shape[:2] == (1, 1):
+            flow = flow.sum((0, 1), keepdim=True)
+        to += (flow * lags).sum((0, 1, 3, 4))
+    if outside is not None:
+        leaving, states, gradients = outside
+        sent = (w.sent(e) * leaving).sum(-1)
+        received = (w.received(e) * product(w.q, states, w.tokens("through", states.shape[-1]))).sum(-1)
+        exchanged = (sent, received) if e.leftward else (received, sent)
+        gradient = edge_gradient(gradient, *exchanged, e.across((states * gradients).sum((-1, -2))))
+    elif e.steps is not None:
+        return
     if w.s.absent is not None:
         gradient = gradient.masked_fill(w.s.absent, 0)
     if to.ndim == 1:

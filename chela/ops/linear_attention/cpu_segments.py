@@ -22,6 +22,9 @@ from chela.ops.padding import fill_rows_, rows_where
 
 # Elements of one buffer of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
 SEGMENT_ELEMENTS = 2**17
+# Most tokens that are one chunk if no state precedes them; and in both directions with one decay a head, where chunks
+# need twice as many states.
+ONE_CHUNK, ONE_CHUNK_BOTH = 96, 160
 
 
 def tokens_per_chunk(c: Call) -> int:
@@ -32,11 +35,13 @@ def tokens_per_chunk(c: Call) -> int:
 def tokens_per_segment(c: Call) -> int:
     """Return the tokens of a segment of one batch row: whatever the length, so that a graph needs no guard."""
     C = tokens_per_chunk(c)
-    return C * max(4, min(32, SEGMENT_ELEMENTS // (_row_elements(c) * C)))
+    return C * max(4, min(32, SEGMENT_ELEMENTS // (c.q.shape[2] * max(c.q.shape[-1], c.v.shape[-1]) * C)))
 
 
-def _row_elements(c: Call) -> int:
-    return c.q.shape[2] * max(c.q.shape[-1], c.v.shape[-1])
+def is_one_chunk(c: Call) -> bool:
+    """Return whether the sequence is so short that its L × L weights take less time than states at borders."""
+    twice = not c.causal and c.log_decay is not None and c.log_decay.ndim == 1
+    return not c.chunk and c.state is None and c.q.shape[1] <= (ONE_CHUNK_BOTH if twice else ONE_CHUNK)
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Edges:
     leftward: bool  # whether what crosses these edges travels from right to left
     # (n, B, H, C) float64: Σ of log decays from the chunk's first edge to token i's own edge.
     sums: Tensor | None = None
+    # (n, B, 1, C) float64: how many of these edges are real; None where each token has a decay of its own.
+    steps: Tensor | None = None
     # exp(sums_i), from the chunk's left border to i, and exp(sums_last − sums_i), from i to the last one:
     # (n, B, H, C, 1), or as wide as values, so that a product by element is one long loop.
     enter: Tensor | None = None
@@ -73,6 +80,11 @@ class Edges:
         M = x.new_empty(*self.sums.shape, C)
         torch.sub(self.sums[..., :, None], self.sums[..., None, :], out=M)
         return M.clamp_(max=0).exp_().tril_()
+
+    def lags(self, x: Tensor) -> Tensor:
+        """Return how many real edges lie between j and i inside each chunk, ``(n, B, 1, C, C)`` like x; 0 for j > i."""
+        assert self.steps is not None
+        return (self.steps[..., :, None] - self.steps[..., None, :]).clamp_(min=0).to(x.dtype)
 
     def carry(self, states: Tensor, *, leftward: bool) -> None:
         """Carry states ``(n + 1, B, H, D, E)`` over the borders of the chunks, in place.
@@ -142,31 +154,35 @@ class Segment:
         if log_decay is None:
             return Edges(leftward)
         log_decay = log_decay.detach().clamp(min=lowest_log_decay(dtype))
+        steps = None
         if log_decay.ndim == 3:
             B, H = self.rows.stop - self.rows.start, log_decay.shape[-1]
-            steps = torch.empty(self.n, B, H, self.C, 1, dtype=torch.float64, device=device)
-            sums = self.load(log_decay[..., None], steps)[..., 0].cumsum(-1)
-        elif self.own_edges and self.absent is not None:
-            sums = (~self.absent).double().cumsum(-1) * log_decay.double()[:, None]
+            of_tokens = torch.empty(self.n, B, H, self.C, 1, dtype=torch.float64, device=device)
+            sums = self.load(log_decay[..., None], of_tokens)[..., 0].cumsum(-1)
         else:
-            steps = torch.arange(1, self.C + 1, dtype=torch.float64, device=device)
-            sums = (log_decay.double()[:, None] * steps)[None, None]
+            steps = torch.arange(1, self.C + 1, dtype=torch.float64, device=device)[None, None, None]
+            if self.own_edges and self.absent is not None:
+                steps = (~self.absent).double().cumsum(-1)
+            sums = steps * log_decay.double()[:, None]
         enter, leave = (x.exp().to(dtype)[..., None] for x in (sums, sums[..., -1:] - sums))
         if not self.own_edges:
             enter, leave = (x.repeat_interleave(c.v.shape[-1] + c.ones, dim=-1) for x in (enter, leave))
-        return Edges(leftward, sums, enter, leave)
+        return Edges(leftward, sums, steps, enter, leave)
 
 
 def segments(c: Call) -> list[list[Segment]]:
     """Cut a call into blocks of batch rows, each a list of segments in the order of the sequence."""
-    B, L = c.q.shape[:2]
-    rows = max(1, SEGMENT_ELEMENTS // (_row_elements(c) * min(L, tokens_per_segment(c))))
+    B, L, H, D = c.q.shape
+    one = is_one_chunk(c)
+    width = max(D, c.v.shape[-1], L // 2 if one else 0)
+    rows = max(1, SEGMENT_ELEMENTS // (H * width * (L if one else min(L, tokens_per_segment(c)))))
     return [list(_along(c, slice(b, min(b + rows, B)))) for b in range(0, B, rows)]
 
 
 def _along(c: Call, rows: slice) -> Iterator[Segment]:
-    L, H, chunk = c.q.shape[1], c.q.shape[2], tokens_per_chunk(c)
-    length, own = tokens_per_segment(c), _own_edges(c)
+    L, H = c.q.shape[1:3]
+    chunk, length = (L, L) if is_one_chunk(c) else (tokens_per_chunk(c), tokens_per_segment(c))
+    own = _own_edges(c)
     for index, start in enumerate(range(0, L, length)):
         tokens = slice(start, min(start + length, L))
         T = tokens.stop - tokens.start
@@ -178,7 +194,7 @@ def _along(c: Call, rows: slice) -> Iterator[Segment]:
             real[:, :T] = True if c.mask is None else c.mask[rows, tokens]
             absent = ~real.view(-1, chunks, C).transpose(0, 1)[:, :, None]
             gone = rows_where(absent.expand(-1, -1, H, -1))
-        pauses = own or (c.causal and c.log_decay is not None and absent is not None)
+        pauses = own or (c.causal and c.ones and c.log_decay is not None and absent is not None)
         yield Segment(index, rows, tokens, chunks, C, absent, pauses, gone)
 
 

@@ -118,9 +118,9 @@ def store_crossing(flow_ptr, row, flow_rows, flow_part, edges, mask, w, gone, he
 def attend_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, own_ptr, flow_ptr,
-    L, H, WA, WC, blocks, states, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part, eps,
+    L, H, WA, WC, blocks, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part, eps,
     KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
-    BR: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, INTRA: tl.constexpr, DECAY: tl.constexpr,
+    BR: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, DECAY: tl.constexpr,
     MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -156,13 +156,13 @@ def attend_kernel(
     a = load_tile(a_base, t, tl.arange(0, BK), H, WA, real)
     scale = load_tokens(scale_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
     delta = load_tokens(delta_ptr, bh * L, t, real, KIND == "dq" and NORMALIZE)
-    chunk_at = (bh * tl.cdiv(blocks, NB) + chunk) * (NB * BT)
+    state_at = bh * tl.cdiv(blocks, NB) + chunk
+    chunk_at = state_at * (NB * BT)
     if FLOW:
         own = load_tile(own_ptr + head * WC, t, wc, H, WC, real)
 
     acc = tl.zeros((BT, BC), dtype=tl.float32)
     total = tl.zeros((BT,), dtype=tl.float32)
-    state_at = bh * states + tl.minimum(chunk, states - 1)
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
             state_ptr, z_ptr = (left_ptr, z_left_ptr) if side == 0 else (right_ptr, z_right_ptr)
@@ -187,47 +187,46 @@ def attend_kernel(
             acc += y
             total += part
 
-    if INTRA:
-        from_left, from_right = tl.zeros((BT,), dtype=tl.float32), tl.zeros((BT,), dtype=tl.float32)
-        first = chunk * NB if LOWER else block
-        end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
-        for step in range(first, end):
-            other = step
-            if FLOW and UPPER:  # towards the block from both ends of the chunk, itself last
-                other = tl.where(step < block, step, block + end - 1 - step)
-            u = (other * BT + here).to(tl.int32)
-            real_u = load_real(mask_ptr, b, u, L, MASKED)
-            c_tile = load_tile(c_base, u, wc, H, WC, real_u)
-            b_tile = load_tile(b_base, u, tl.arange(0, BK), H, WA, real_u)
-            s = product(a, b_tile, a_base, b_base, t, u, real, real_u, H, WA, BA, BK, PRECISION)
-            if NORMALIZE and KIND == "dq":
-                s = s - delta[:, None]
-            position = (other % NB) * BT + here
-            after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
-            if DECAY:
-                s = s * decay_between(
-                    after, before, position, ahead_base, back_base, sum_part,
-                    ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
+    from_left, from_right = tl.zeros((BT,), dtype=tl.float32), tl.zeros((BT,), dtype=tl.float32)
+    first = chunk * NB if LOWER else block
+    end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
+    for step in range(first, end):
+        other = step
+        if FLOW and UPPER:  # towards the block from both ends of the chunk, itself last
+            other = tl.where(step < block, step, block + end - 1 - step)
+        u = (other * BT + here).to(tl.int32)
+        real_u = load_real(mask_ptr, b, u, L, MASKED)
+        c_tile = load_tile(c_base, u, wc, H, WC, real_u)
+        b_tile = load_tile(b_base, u, tl.arange(0, BK), H, WA, real_u)
+        s = product(a, b_tile, a_base, b_base, t, u, real, real_u, H, WA, BA, BK, PRECISION)
+        if NORMALIZE and KIND == "dq":
+            s = s - delta[:, None]
+        position = (other % NB) * BT + here
+        after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
+        if DECAY:
+            s = s * decay_between(
+                after, before, position, ahead_base, back_base, sum_part,
+                ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
+            )  # fmt: skip
+        s = kept(s, after, before, LOWER, UPPER)
+        if KIND == "out":
+            total += tl.sum(s, 1)
+        if FLOW:
+            w = s * tl.dot(own, tl.trans(c_tile), input_precision=PRECISION)
+            if NORMALIZE:
+                w = w * scale[:, None]
+        acc = tl.dot(s.to(DOT), c_tile.to(DOT), acc, input_precision=PRECISION)
+        if FLOW:
+            edges, lane = chunk_at + position, 2 + block % NB
+            if LOWER:
+                from_left = store_crossing(
+                    flow_ptr, lane, flow_rows, flow_part, edges + 1, position + 1 < NB * BT, w, from_left,
+                    after, True,
                 )  # fmt: skip
-            s = kept(s, after, before, LOWER, UPPER)
-            if KIND == "out":
-                total += tl.sum(s, 1)
-            if FLOW:
-                w = s * tl.dot(own, tl.trans(c_tile), input_precision=PRECISION)
-                if NORMALIZE:
-                    w = w * scale[:, None]
-            acc = tl.dot(s.to(DOT), c_tile.to(DOT), acc, input_precision=PRECISION)
-            if FLOW:
-                edges, lane = chunk_at + position, 2 + block % NB
-                if LOWER:
-                    from_left = store_crossing(
-                        flow_ptr, lane, flow_rows, flow_part, edges + 1, position + 1 < NB * BT, w, from_left,
-                        after, True,
-                    )  # fmt: skip
-                if UPPER:
-                    from_right = store_crossing(
-                        flow_ptr, lane + NB, flow_rows, flow_part, edges, here < BT, w, from_right, before, False
-                    )
+            if UPPER:
+                from_right = store_crossing(
+                    flow_ptr, lane + NB, flow_rows, flow_part, edges, here < BT, w, from_right, before, False
+                )
 
     if KIND == "out" and NORMALIZE:
         acc = acc / tl.where(real, eps + total, 1.0)[:, None]
@@ -245,10 +244,10 @@ def attend_kernel(
 def keys_kernel(
     q_ptr, k_ptr, v_ptr, d_out_ptr, dk_ptr, dv_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, flow_ptr,
-    L, H, D, E, blocks, states, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part,
+    L, H, D, E, blocks, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part,
     BT: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, KD: tl.constexpr, KE: tl.constexpr,
     CD: tl.constexpr, CE: tl.constexpr, BR: tl.constexpr, BU: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr,
-    INTRA: tl.constexpr, DECAY: tl.constexpr, MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr,
+    DECAY: tl.constexpr, MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr,
     FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of k and v for one block of tokens j, CD columns of the one and CE of the other.
@@ -276,10 +275,10 @@ def keys_kernel(
     back_high, back_low = load_sums(back_base, sum_part, mine, DECAY and UPPER)
     real = load_real(mask_ptr, b, t, L, MASKED)
     k, v = load_tile(k_base, t, first_d, H, D, real), load_tile(v_base, t, first_e, H, E, real)
-    chunk_at = (bh * tl.cdiv(blocks, NB) + chunk) * (NB * BT)
+    state_at = bh * tl.cdiv(blocks, NB) + chunk
+    chunk_at = state_at * (NB * BT)
 
     dk, dv = tl.zeros((BT, CD), dtype=tl.float32), tl.zeros((BT, CE), dtype=tl.float32)
-    state_at = bh * states + tl.minimum(chunk, states - 1)
     for side in tl.static_range(2):
         if (side == 0 and LOWER) or (side == 1 and UPPER):
             state_ptr, z_ptr = (left_ptr, z_left_ptr) if side == 0 else (right_ptr, z_right_ptr)
@@ -302,32 +301,31 @@ def keys_kernel(
                 y = y * weight[:, None]
             dv += y
 
-    if INTRA:
-        first = chunk * NB if LOWER else block
-        end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
-        for start in range(first * BT, end * BT, BU):
-            u = (start + tl.arange(0, BU)).to(tl.int32)
-            real_u = load_real(mask_ptr, b, u, L, MASKED)
-            q, d_out = load_tile(q_base, u, first_d, H, D, real_u), load_tile(d_out_base, u, first_e, H, E, real_u)
-            position = start - chunk * (NB * BT) + tl.arange(0, BU)
-            after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
-            M = tl.full((BT, BU), 1.0, dtype=tl.float32)
-            if DECAY:
-                M = decay_between(
-                    after, before, position, ahead_base, back_base, sum_part,
-                    ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
-                )  # fmt: skip
-            if NORMALIZE:
-                M = M * load_tokens(scale_ptr, bh * L, u, real_u, True)[None, :]
-            M = kept(M, after, before, LOWER, UPPER)
-            s = product(k, q, k_base, q_base, t, u, real, real_u, H, D, BD, KD, PRECISION) * M
-            d_out_e = d_out if KE == CE and CE == BE else load_tile(d_out_base, u, e, H, E, real_u)
-            dv = tl.dot(s.to(DOT), d_out_e.to(DOT), dv, input_precision=PRECISION)
-            p = product(v, d_out, v_base, d_out_base, t, u, real, real_u, H, E, BE, KE, PRECISION)
-            if NORMALIZE:
-                p = p - load_tokens(delta_ptr, bh * L, u, real_u, True)[None, :]
-            q_d = q if KD == CD and CD == BD else load_tile(q_base, u, d, H, D, real_u)
-            dk = tl.dot((p * M).to(DOT), q_d.to(DOT), dk, input_precision=PRECISION)
+    first = chunk * NB if LOWER else block
+    end = tl.minimum(chunk * NB + NB, blocks) if UPPER else block + 1
+    for start in range(first * BT, end * BT, BU):
+        u = (start + tl.arange(0, BU)).to(tl.int32)
+        real_u = load_real(mask_ptr, b, u, L, MASKED)
+        q, d_out = load_tile(q_base, u, first_d, H, D, real_u), load_tile(d_out_base, u, first_e, H, E, real_u)
+        position = start - chunk * (NB * BT) + tl.arange(0, BU)
+        after, before = mine[:, None] > position[None, :], mine[:, None] < position[None, :]
+        M = tl.full((BT, BU), 1.0, dtype=tl.float32)
+        if DECAY:
+            M = decay_between(
+                after, before, position, ahead_base, back_base, sum_part,
+                ahead_high, ahead_low, back_high, back_low, LOWER, UPPER,
+            )  # fmt: skip
+        if NORMALIZE:
+            M = M * load_tokens(scale_ptr, bh * L, u, real_u, True)[None, :]
+        M = kept(M, after, before, LOWER, UPPER)
+        s = product(k, q, k_base, q_base, t, u, real, real_u, H, D, BD, KD, PRECISION) * M
+        d_out_e = d_out if KE == CE and CE == BE else load_tile(d_out_base, u, e, H, E, real_u)
+        dv = tl.dot(s.to(DOT), d_out_e.to(DOT), dv, input_precision=PRECISION)
+        p = product(v, d_out, v_base, d_out_base, t, u, real, real_u, H, E, BE, KE, PRECISION)
+        if NORMALIZE:
+            p = p - load_tokens(delta_ptr, bh * L, u, real_u, True)[None, :]
+        q_d = q if KD == CD and CD == BD else load_tile(q_base, u, d, H, D, real_u)
+        dk = tl.dot((p * M).to(DOT), q_d.to(DOT), dk, input_precision=PRECISION)
 
     at = t[:, None].to(tl.int64)
     d_at, e_at = at * (H * D) + d[None, :], at * (H * E) + e[None, :]

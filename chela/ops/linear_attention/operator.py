@@ -25,7 +25,9 @@ class Call(NamedTuple):
     state: Tensor | None  # S and z before the first token, side by side (B, H, D, E + 1); None for zeros
     causal: bool
     normalize: bool
-    ones: bool  # whether z is needed beside S: then it is one more column of S, as if v had a further column of ones
+    # Whether z is needed beside S: then it is one more column of S, as if v had a further column of ones. If not, the
+    # last state is not asked for.
+    ones: bool
     eps: float
     chunk: int  # tokens per chunk; 0 lets the backend choose
 
@@ -155,9 +157,7 @@ def call_flops(
     B, L, H, D = q
     causal, chunk = rest[3], rest[7]
     E, C = v[-1], min(chunk or 64, L)
-    if not causal and log_decay is None:
-        inside, states = 0, 4 if backward else 2
-    elif backward:
+    if backward:
         inside, states = C * (3 * D + 2 * E), 5 if causal else 11
     else:
         inside, states = C * (D + E), 2 if causal else 5

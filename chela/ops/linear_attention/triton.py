@@ -104,8 +104,6 @@ class Run:
         self.E = p.v.shape[-1]
         self.blocks = -(-self.L // launch.BT)
         self.NB = min(self.blocks, max(1, p.chunk // launch.BT) if p.chunk else launch.NB)
-        if p.undecayed:  # nothing is computed inside chunks, and fewer chunks make fewer states to add
-            self.NB = min(16, self.blocks)
         self.chunks = -(-self.blocks // self.NB)
         self.C = self.NB * launch.BT
         self.ahead, self.back = sums_of(p, p.log_decay, self.C), sums_of(p, p.log_decay_back, self.C)
@@ -148,8 +146,6 @@ class Run:
             self.L, self.H, D, E, n, *sums.strides,
             BD=BD, BE=BE, SUFFIX=suffix, SCALED=scaled, WITH_Z=with_z, **self.common,
         )  # fmt: skip
-        if self.p.undecayed:
-            return States(S.sum(2), z.sum(2), self.nothing, self.nothing, self.nothing)
         first = (None, None) if start is None else (start[..., :-1], start[..., -1])
         met = (None, None) if meets is None else (meets.S, meets.z)
         S_end, S_through = self.scan(S, sums, first[0], met[0], suffix=suffix)
@@ -220,12 +216,12 @@ class Run:
             "mask_ptr": self.mask, "scale_ptr": self.scale, "delta_ptr": self.delta,
             "left_ptr": left_.S, "right_ptr": right_.S, "z_left_ptr": left_.z, "z_right_ptr": right_.z,
             "ahead_ptr": ahead.data, "back_ptr": back.data, "flow_ptr": self.nothing if flow is None else flow,
-            "L": self.L, "H": self.H, "blocks": self.blocks, "states": 1 if self.p.undecayed else self.chunks,
+            "L": self.L, "H": self.H, "blocks": self.blocks,
             # Both have the same strides, or one is a stand-in.
             **dict(zip(("sum_part", "sum_b", "sum_h", "sum_n"), max(ahead.strides, back.strides), strict=True)),
             "flow_rows": 0 if flow is None else flow.shape[1], "flow_part": self.B * self.H * self.chunks * self.C,
             "LOWER": left is not None, "UPPER": right is not None, "FLOW": flow is not None,
-            "INTRA": not self.p.undecayed, "NORMALIZE": self.p.normalize, **self.common,
+            "NORMALIZE": self.p.normalize, **self.common,
         }  # fmt: skip
 
     def crossing(self, flow: Tensor, side: int) -> Tensor:
@@ -258,8 +254,7 @@ def _states(run: Run) -> tuple[States, States | None]:
     """Return the states of k vᵀ from the left and, when bidirectional with decay, from the right."""
     p = run.p
     left = run.states(run.k, run.v, run.ahead, suffix=False, with_z=p.ones, start=p.state)
-    both = not p.causal and not p.undecayed
-    return left, run.states(run.k, run.v, run.back, suffix=True, with_z=p.normalize) if both else None
+    return left, None if p.causal else run.states(run.k, run.v, run.back, suffix=True, with_z=p.normalize)
 
 
 def backward(
@@ -282,8 +277,7 @@ def backward(
         d_right.write_end(d_state)
 
     flow_q = run.attend("dq", d_out, run.v, run.k, dq, left, right)
-    # Over Mᵀ left and right change places; where all tokens share one state there is but one.
-    flow_k = run.keys(d_out, dk, dv, *((d_right, None) if p.undecayed else (d_left, d_right)))
+    flow_k = run.keys(d_out, dk, dv, d_left, d_right)  # over Mᵀ left and right change places
     if run.flow:
         through = run.ahead.across(d_right.through)
         gradient = edge_gradient(run.crossing(flow_q, 0), exchanged(flow_q, 0), exchanged(flow_k, 1), through)

@@ -61,7 +61,7 @@ def compile_one(c: Configuration, arch: int) -> dict:
         constants |= {"SUFFIX": True, "SCALED": True}
     else:
         width, BK, BC = padded(c.width), min(launch.BK, padded(c.width)), min(launch.BC, padded(c.width))
-        constants = {"NB": launch.NB, "LOWER": True, "UPPER": True, "INTRA": True, "NORMALIZE": True}
+        constants = {"NB": launch.NB, "LOWER": True, "UPPER": True, "NORMALIZE": True}
         if c.kernel == "keys":
             function = kernels.keys_kernel
             constants |= {"BD": width, "BE": width, "KD": BK, "KE": BK, "CD": BC, "CE": BC, "FLOW": True}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from chela.ops.linear_attention import undecayed
 from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios, run
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -44,6 +46,32 @@ def test_padding_at_the_end_agrees_with_the_definition(causal: bool, decay: str,
 @pytest.mark.parametrize("case", cases(DTYPES)[::5], ids=str)
 def test_reference_keeps_its_dtype_and_gradients(case: Case) -> None:
     check(case, "reference")
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_bidirectional_products_in_bfloat16_agree_with_the_definition(
+    monkeypatch: pytest.MonkeyPatch, normalize: bool, mask: bool
+) -> None:
+    """As on tensor cores: every factor is rounded to bfloat16, sums are float32."""
+
+    def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        assert dtype == torch.bfloat16
+        return torch.bmm(a.to(dtype).float(), b.to(dtype).float())
+
+    monkeypatch.setattr(undecayed, "factor_dtype", lambda x: torch.bfloat16)
+    monkeypatch.setattr(undecayed, "product", product)
+    for L in (1, 17, 1000):
+        check(Case(L, 16, 24, False, "none", mask, normalize, torch.bfloat16), "chunked")
+
+
+def test_bidirectional_products_on_a_gpu_are_asked_for_in_bfloat16() -> None:
+    """Without one here: dtypes alone."""
+    with FakeTensorMode():
+        q = torch.empty(2, 30, 8, device="cuda", dtype=torch.bfloat16)
+        dtype = undecayed.factor_dtype(q)
+        assert dtype == torch.bfloat16
+        assert undecayed.product(q, q.mT.float(), dtype).dtype == torch.float32
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from chela.ops import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.linear_attention import cpu_segments as segments
-from chela.ops.linear_attention import cpu_short
 from tests.ops.linear_attention.cases import Case, draw, error_ratios, run
 
 BACKENDS = ("reference", "plain", "chunked")
@@ -28,7 +27,8 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut into many segments and batch blocks what would fit one."""
     monkeypatch.setattr(segments, "SEGMENT_ELEMENTS", 2048)
-    monkeypatch.setattr(cpu_short, "LONGEST", {True: 0, False: 0})
+    monkeypatch.setattr(segments, "ONE_CHUNK", 0)
+    monkeypatch.setattr(segments, "ONE_CHUNK_BOTH", 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -74,6 +74,20 @@ def test_steps_equal_the_whole(decay: str, normalize: bool) -> None:
         close(out, whole[:, t])
     close(state.S, end.S)
     close(state.z, end.z)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("L", (20, 150))
+def test_the_state_after_padding_is_that_after_the_last_real_token(decay: str, L: int) -> None:
+    x = draw_double(Case(L, 8, 16, True, decay, False, True))
+    x.pop("d_out")
+    real = L // 3
+    mask = (torch.arange(L) < real).expand(x["q"].shape[:2])
+    _, end = linear_attention(**x, mask=mask, causal=True, return_state=True)
+    part = {name: y if y.ndim == 1 else y[:, :real] for name, y in x.items()}
+    _, expected = linear_attention(**part, causal=True, return_state=True, backend="reference")
+    close(end.S, expected.S)
+    close(end.z, expected.z)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
