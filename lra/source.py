@@ -88,7 +88,7 @@ def locate(task: str, data: DataConfig, forms: Sequence[Form]) -> tuple[Form, Pa
             return form, fetch(task, form.remote, downloads, allowed=data.download)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER`"
+        f"`chela prepare task={task} data.root=FOLDER`"
     )
 
 
@@ -136,7 +136,7 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
     target = folder / remote.file
     by_hand = (
         f"get {remote.url} ({remote.size / 1e6:,.0f} MB) another way and put it at {target}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER` with the folder that has it"
+        f"`chela prepare task={task} data.root=FOLDER` with the folder that has it"
     )
     if target.exists():
         verify(target, remote)

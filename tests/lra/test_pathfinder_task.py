@@ -15,8 +15,8 @@ from PIL import Image
 from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
 from lra.generators.pathfinder_options import PathfinderOptions
-from lra.prepare import page
 from lra.schema import DataConfig
+from lra.show import page
 from lra.tasks.pathfinder import Pathfinder, PathX, list_release, split_release
 
 PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.prepare import main
+from chela.prepare import main
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -23,7 +23,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_listops_with_a_page(here: Path) -> None:
-    status, out, err = run("task=listops", "preset=tiny", "--show", "3", "--check")
+    status, out, err = run("task=listops", "preset=tiny", "show=3", "check=true")
     assert (status, err) == (0, "")
     assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
     assert "every file has its SHA-256" in out
@@ -58,7 +58,7 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
     ("words", "message"),
     [
         (["task=listop"], "did you mean 'listops'"),
-        (["task=listops", "--show"], "show: expected one value, got none"),
+        (["task=listops", "--show"], "expected key=value, got '--show': say show=…"),
         (["task=listops", "show=x"], "show: expected a whole number, got 'x'"),
         (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
         (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth: expected at least 1, got 0"),

@@ -80,7 +80,7 @@ def test_without_network_the_error_names_file_place_and_command(tmp_path: Path) 
         fetch("text", remote(), tmp_path)
     for part in ("set.bin could not be fetched", "http://127.0.0.1:1/set.bin", str(tmp_path / "set.bin")):
         assert part in str(error.value)
-    assert "python -m lra.prepare task=text data.root=FOLDER" in str(error.value)
+    assert "chela prepare task=text data.root=FOLDER" in str(error.value)
     with pytest.raises(DataError, match=r"data.download is false: get http"):
         fetch("text", remote(), tmp_path, allowed=False)
 

@@ -14,8 +14,8 @@ from chela.core.options import option
 from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.datamodule import LRADataModule
-from lra.prepare import page
 from lra.schema import DataConfig
+from lra.show import page
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image
