@@ -86,22 +86,23 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
     Raises:
         DataError: A line that is no sequence of the task, with its number.
     """
-    import torch
+    from chela.training.score import each
+    from chela.training.step import scores_of
+    from lra.batches import Batch, collate
 
-    from lra.batches import collate
+    def batches() -> Iterator[Batch]:
+        rows = enumerate(lines, 1)
+        while chunk := list(islice(rows, batch)):
+            encoded = [_encode(task, line, number) for number, line in chunk]
+            lengths = [max(map(len, sequences(x))) for x in encoded]
+            yield collate([(x, 0) for x in encoded], max(lengths), 0) | {"lengths": lengths}
 
-    rows = enumerate(lines, 1)
-    while chunk := list(islice(rows, batch)):
-        encoded = [_encode(task, line, number) for number, line in chunk]
-        lengths = [max(map(len, sequences(x))) for x in encoded]
-        padded = collate([(x, 0) for x in encoded], max(lengths), 0)
-        inputs = padded["inputs"]
-        if inputs.is_floating_point():
-            inputs = inputs.to(next(model.parameters()).dtype)
-        with torch.inference_mode():
-            scores = model(inputs, padded["mask"]).float().softmax(-1)
-        for row, length in zip(scores, lengths, strict=True):
-            row = row if row.ndim == 1 else row[:length]
+    def probabilities(given: Batch) -> list[Any]:
+        rows = scores_of(model, given).float().softmax(-1)
+        return [row if row.ndim == 1 else row[:length] for row, length in zip(rows, given["lengths"], strict=True)]
+
+    for rows in each(model, batches(), probabilities):
+        for row in rows:
             yield row.argmax(-1).tolist(), row.tolist()
 
 

@@ -186,6 +186,7 @@ def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading)
     if window <= task.l_max:
         return iter(data.evaluation(records))
     expect_prefill(model, f"eval.window={window}")
+    data = copy.copy(data)  # which other windows are read from
     data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
     return ({**batch, "beyond": True} for batch in data.evaluation(records))
 

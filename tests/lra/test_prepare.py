@@ -49,7 +49,7 @@ def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[
 
 def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  # type: ignore[no-untyped-def]
     where = (f"data.dir={real_image.dir}", f"data.root={real_image.root}")
-    assert run("task=image", "preset=mini", *where, "--show", "2")[0] == 0
+    assert run("task=image", "preset=mini", *where, "show=2")[0] == 0
     page = (here / "image.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
 
