@@ -1,4 +1,4 @@
-"""Read runs: their folders and collected results alike; neither torch nor lightning is imported.
+"""Read runs: their folders and collected results alike; lightning is not imported.
 
 chela runs                                                          how far each run in runs/ is, and which still go
 chela runs status runs/lra_mini                                     the same of others

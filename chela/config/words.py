@@ -36,7 +36,7 @@ def command(
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(run)
-        def main(argv: Sequence[str] | None = None) -> int:
+        def main(argv: Sequence[str] | None = None, **more: Any) -> int:
             words = list(sys.argv[1:] if argv is None else argv)
             if set(HELP) & set(words):
                 sys.stdout.write(options_text(options, about or ""))
@@ -45,7 +45,7 @@ def command(
             def begin() -> int:
                 made, rest = read_words(options, words)
                 if others:
-                    return run(made, rest)
+                    return run(made, rest, **more)
                 no_more(rest, options)
                 return run(made)
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.identity import fingerprint
+from chela.results import ACCURACY, TITLES
 from experiments.sweep import main
 
 MakeRun = Callable[..., Path]
@@ -56,17 +57,20 @@ def make_run(tmp_path: Path) -> MakeRun:
         write_metrics(folder / "metrics.csv", seed, result.get("tokens_per_second", 9000))
         if accuracy is not None:
             found = {
-                "format_version": 1,
+                "format_version": 2,
+                "objective": "classification",
+                "score": ACCURACY,
                 "task": config.task.name,
+                "task_title": TITLES.get(config.task.name, config.task.name),
                 "model": config.model.name,
                 "preset": config.preset,
                 "seed": seed,
                 "fingerprint": mark,
                 "steps": config.trainer.max_steps,
                 "parameters": 1000,
-                "best_validation_accuracy": accuracy,
-                "validation_accuracy": accuracy,
-                "test_accuracy": accuracy,
+                "best_validation": {"accuracy": accuracy},
+                "last_validation": {"accuracy": accuracy},
+                "test": {"accuracy": accuracy, "loss": None, "count": None},
                 "majority_accuracy": 0.17,
                 "validation_policy": config.data.validation,
                 "learned": True,
@@ -97,10 +101,8 @@ def strange(folder: Path, loss: float) -> Path:
         OmegaConf.update(config, key, value)
     OmegaConf.save(config, folder / "config.yaml")
     result = json.loads((folder / "result.json").read_text())
-    result = {key: value for key, value in result.items() if "accuracy" not in key}
     scores = {"loss": loss, "accuracy": 0.25, "bits": 1.5 * loss}
     result |= {
-        "format_version": 2,
         "objective": "tokens",
         "score": LOSS,
         "task_title": "Recall",
