@@ -12,15 +12,10 @@ T = TypeVar("T")
 
 
 def ahead(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
-    """Yield the results of ``calls`` in order, computed ahead by threads.
+    """Yield the results of ``calls``, which may be endless, in order, computed ahead by threads (0: one per core).
 
-    Args:
-        calls: Functions that release the interpreter lock. There may be endlessly many: at most 2 · ``workers`` results
-            wait for the reader. When the reader stops, the calls that have not begun are dropped.
-        workers: Threads; 0 for one per core.
-
-    Raises:
-        Exception: What a call raised, in its place.
+    At most 2 · ``workers`` results wait for the reader. What a call raises comes in its place; when the reader stops,
+    the calls that have not begun are dropped.
 
     >>> list(ahead([lambda: 1, lambda: 2], workers=1))
     [1, 2]

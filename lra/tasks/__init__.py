@@ -1,7 +1,6 @@
 """Tasks by name: what there is, what each can be told, and a task made from its options.
 
-A task is one module here that ends with ``TASK = TheClass``, one of several that a module lists in ``TASKS``, or a
-class of your own, named ``module:Class``.
+A task is a class in one of the modules here, or one of your own, named ``module:Class``.
 """
 
 from __future__ import annotations
@@ -10,29 +9,36 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import pkgutil
 import re
 from typing import Any, get_type_hints
 
 from chela.core.options import closest, option, shown
 from lra.tasks.base import Task
 
-
-@functools.cache
-def _own() -> dict[str, type[Task]]:
-    """Return the tasks of this package: what its modules name in ``TASK``, or in ``TASKS`` where they are several."""
-    modules = [importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-    found = [task for module in modules for task in getattr(module, "TASKS", (getattr(module, "TASK", None),)) if task]
-    return {task.name: task for task in found}
+_WHERE = {
+    "corpus": "corpus:Corpus",
+    "enwik8": "corpus:Enwik8",
+    "image": "image:Image",
+    "listops": "listops:ListOps",
+    "pathfinder": "pathfinder:Pathfinder",
+    "pathx": "pathfinder:PathX",
+    "recall": "recall:Recall",
+    "retrieval": "retrieval:Retrieval",
+    "select": "select:Select",
+    "shakespeare": "corpus:Shakespeare",
+    "text": "text:Text",
+    "text8": "corpus:Text8",
+    "wikitext103": "corpus:WikiText103",
+}
 
 
 def names() -> list[str]:
     """List the tasks of this package."""
-    return sorted(_own())
+    return sorted(_WHERE)
 
 
 def task_class(name: str) -> type[Task]:
-    """Return a task's class by its name here, or by ``module:Class``, which is imported.
+    """Return a task's class by its name here, or by ``module:Class``; its module is imported.
 
     Raises:
         ValueError: There is no such task.
@@ -40,14 +46,12 @@ def task_class(name: str) -> type[Task]:
     >>> task_class("listops").title
     'ListOps'
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        if name not in names():
-            raise ValueError(
-                f"task.name: expected one of {', '.join(names())}, or module:Class, got {shown(name)}"
-                f"{closest(name, names())}"
-            )
-        return _own()[name]
+    if ":" not in name and name not in _WHERE:
+        known = ", ".join(names())
+        raise ValueError(
+            f"task.name: expected one of {known}, or module:Class, got {shown(name)}{closest(name, names())}"
+        )
+    module, _, attribute = (f"{__name__}.{_WHERE[name]}" if name in _WHERE else name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

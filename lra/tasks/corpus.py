@@ -45,17 +45,7 @@ def _window(symbols: int) -> Any:
 
 @dataclass
 class Corpus(Task):
-    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora.
-
-    Attributes:
-        alphabet: Its symbols, in the order of their ids.
-        marks: Names under which people have it, plain or compressed.
-        remote: Where it can be fetched from.
-        content: The bytes and the SHA-256 that the text must have, where one file is the whole of it.
-        parts: The files of train, validation and test, where each split has its own.
-        places: Where the splits lie in the text, where it is one file.
-        knows_words: Whether words are what white space separates, and one end for each line.
-    """
+    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
 
     window: int = _window(256)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
@@ -66,13 +56,13 @@ class Corpus(Task):
     own_text = True
     in_order = True
     input_help = "a text; each symbol is answered by the next one's id"
-    alphabet: ClassVar[str] = BYTES
-    marks: ClassVar[tuple[str, ...]] = ()
-    remote: ClassVar[Remote | None] = None
-    content: ClassVar[Remote | None] = None
-    parts: ClassVar[tuple[str, ...]] = ()
-    places: ClassVar[dict[str, tuple[int, int]]] = PLACES
-    knows_words: ClassVar[bool] = False
+    alphabet: ClassVar[str] = BYTES  # its symbols, in the order of their ids
+    marks: ClassVar[tuple[str, ...]] = ()  # names under which people have it, plain or compressed
+    remote: ClassVar[Remote | None] = None  # where it can be fetched from
+    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
+    parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
+    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
+    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,6 +231,3 @@ class WikiText103(Corpus):
         SHA256["wikitext-103-raw-v1.zip"],
     )
     marks = (parts[0], remote.file)
-
-
-TASKS = (Corpus, Shakespeare, Enwik8, Text8, WikiText103)

@@ -173,6 +173,3 @@ def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _example(row: np.ndarray) -> Example:
     return Example({"pixels": row[1:].reshape(3, 1024).T.reshape(-1)}, int(row[0]), (3072,))
-
-
-TASK = Image

@@ -116,6 +116,3 @@ class RecallRecords(Records):
     def majority_accuracy(self) -> float:
         """Return the share of one value among the targets: they are drawn evenly."""
         return 2 / self._task.symbols
-
-
-TASK = Recall

@@ -112,6 +112,3 @@ class Retrieval(TextTask):
     def ids(self, text: np.ndarray) -> np.ndarray:
         """Return the ids of one text: of its words, hashed, or of its bytes."""
         return hashed(text.tobytes())[: self.l_max] if self.words else super().ids(text)
-
-
-TASK = Retrieval

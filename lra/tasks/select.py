@@ -166,6 +166,3 @@ def _apart(words: np.ndarray, bound: int) -> np.ndarray:
         for earlier in np.sort(drawn[:, :i], axis=1).T:
             drawn[:, i] += drawn[:, i] >= earlier
     return drawn
-
-
-TASK = Select

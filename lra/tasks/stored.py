@@ -83,13 +83,7 @@ class StoredTask(Task, ABC):
 
 
 class StoredRecords(Records):
-    """Encoded records of one split.
-
-    Args:
-        task: Encodes them.
-        stored: The records on disk.
-        chosen: Which of them, in order.
-    """
+    """Encoded records of one split: the ``chosen`` ones of those on disk, in order."""
 
     def __init__(self, task: StoredTask, stored: RecordSet, chosen: np.ndarray) -> None:
         self._task, self._stored, self._chosen = task, stored, chosen

@@ -82,12 +82,11 @@ class TextTask(StoredTask):
 
     def as_text(self, record: dict[str, Any], encoded: Encoded, label: Any) -> str:
         """Return the texts, and how much of each is cut off."""
-        raws = [record[name] for name in self.texts]
-        texts = (raw[: self.cut].tobytes().decode("utf-8", "replace") for raw in raws)
-        cut = (f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" for raw in raws)
-        return "\n\n".join(
-            text + told * (len(raw) > self.cut) for raw, text, told in zip(raws, texts, cut, strict=True)
-        )
+        texts = []
+        for raw in (record[name] for name in self.texts):
+            told = f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" if len(raw) > self.cut else ""
+            texts.append(raw[: self.cut].tobytes().decode("utf-8", "replace") + told)
+        return "\n\n".join(texts)
 
 
 ARCHIVE = Remote(
@@ -178,6 +177,3 @@ class Text(TextTask):
         rank = np.where(positive, np.cumsum(positive), np.cumsum(~positive))  # of a review among its class
         order = np.argsort(rank, kind="stable")
         return "train", np.sort(order[: self.validation] if split == "validation" else order[self.validation :])
-
-
-TASK = Text
