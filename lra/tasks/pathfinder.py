@@ -143,7 +143,7 @@ class Pathfinder(PixelTask):
         chosen = apart(options, made) if self.distinct else np.ones(len(numbers), bool)
         values = [made.images, made.labels, made.lengths, chosen]
         writing = path.with_suffix(".writing.npz")
-        np.savez_compressed(writing, **dict(zip(names, values, strict=True)))
+        np.savez_compressed(writing, **dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
         os.replace(writing, path)
         return values
 

@@ -94,7 +94,7 @@ class Retrieval(TextTask):
 
         return prepare(data.folder(), spec, splits, progress)
 
-    def dataset(self, split: str) -> Records:
+    def dataset(self, split: str) -> Records:  # type: ignore[override]
         """Return the records of a split; of imdb they are drawn on demand."""
         return super().dataset(split) if self._reviews is None else self._pairs(self._reviews, split)
 

@@ -41,7 +41,7 @@ class TextTask(StoredTask):
         super().__post_init__()
         self.l_max = self.cut = self.max_length or LRA_LENGTH
 
-    def spec(self, config: str, counts: Mapping[str, int], expected_bytes: int) -> RecordSpec:
+    def spec(self, config: str, counts: dict[str, int], expected_bytes: int) -> RecordSpec:
         """Return what a set of texts is."""
         fields, sizes = tuple(self.texts), tuple(self.texts.values())
         return RecordSpec(
@@ -69,8 +69,7 @@ class TextTask(StoredTask):
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """Return the length of the longer text, from the stored sizes."""
-        longer: np.ndarray = np.max([records.sizes[name] for name in self.texts.values()], axis=0)
-        return np.minimum(longer, self.cut)
+        return np.asarray(np.max([records.sizes[name] for name in self.texts.values()], axis=0).clip(max=self.cut))
 
     def read_line(self, line: str) -> Encoded:
         """Return the input that a text, or two with a tab between, stand for. Raises ``ValueError``."""
