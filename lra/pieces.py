@@ -55,7 +55,7 @@ def ids_of(text: bytes, words: bool) -> np.ndarray:
     return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
 
 
-class Drawn(Records):
+class SampledRecords(Records):
     """Records drawn from a split's reviews. Training takes new ones at every step, the others those of 0 … N − 1.
 
     A review has ``least`` bytes or is not used; ``number`` is N, in training what counts as an epoch.
@@ -116,7 +116,7 @@ def below(words: np.ndarray, bound: Any) -> np.ndarray:
     return ((words * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-class Pairs(Drawn):
+class Pairs(SampledRecords):
     """Two pieces of ``piece`` bytes each: of one review and disjoint (label 1), or of two (label 0).
 
     Where in its review a piece lies is drawn alike for both labels: of two disjoint places one is taken. With ``words``

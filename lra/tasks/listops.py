@@ -15,7 +15,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.source import Form, digest, locate
+from lra.source import Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.stored import StoredTask
 
@@ -115,7 +115,7 @@ def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
             raise DataError(f"{path} line {rows.line_num}: {error}: the file is damaged") from None
 
 
-RELEASED = Form("the trees of the LRA release", "basic_train.tsv")
+RELEASED = Layout("the trees of the LRA release", "basic_train.tsv")
 
 
 @dataclass

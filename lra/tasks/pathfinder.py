@@ -23,11 +23,11 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSpec, prepare
 from lra.generators.pathfinder_options import PathfinderOptions
+from lra.prefetch import prefetch
 from lra.schema import DataConfig
-from lra.source import Form, digest, locate
+from lra.source import Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.image import PixelTask, shuffled
 
@@ -126,7 +126,7 @@ class Pathfinder(PixelTask):
     def _generated(self, parts: Path, images: range, threads: int) -> Iterator[Example]:
         """Yield the images of these numbers, drawn ahead; each block is kept until the build is whole."""
         blocks = [images[at : at + BLOCK] for at in range(0, len(images), BLOCK)]
-        made = ahead((partial(self._block, parts, block) for block in blocks), threads)
+        made = prefetch((partial(self._block, parts, block) for block in blocks), threads)
         for block, (drawn, labels, dashes, chosen) in zip(blocks, made, strict=True):
             for i in np.flatnonzero(chosen).tolist():
                 yield _example(drawn[i], int(labels[i]), block[i], int(dashes[i]))
@@ -149,8 +149,8 @@ class Pathfinder(PixelTask):
 
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
         names = [f"{start}{FOLDERS[self.level]}" for start in (f"pathfinder{self.resolution}/", "")]
-        forms = [Form(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
-        source = locate(self.name, data, forms)[1].parents[1].resolve()
+        layouts = [Layout(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
+        source = locate(self.name, data, layouts)[1].parents[1].resolve()
         config = f"released_r{self.resolution}_{self.level}_{digest(source)}"
         spec = self._spec(config, {}, {"origin": f"LRA's release: {source}"})  # which tells the counts
 

@@ -18,7 +18,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.source import Form, Remote, check_content, locate, members
+from lra.source import Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded
 from lra.tasks.stored import StoredTask
 
@@ -123,10 +123,10 @@ def _read_archive(archive: Path) -> Iterator[Review]:
         yield split, CLASSES.index(label), raw
 
 
-FORMS = (
-    Form("the extracted tree", "aclImdb/train/pos/0_*.txt"),
-    Form("the official archive", ARCHIVE.file, ARCHIVE),
-    Form("the labelled part as an archive", "aclImdb*.tar.*"),
+LAYOUTS = (
+    Layout("the extracted tree", "aclImdb/train/pos/0_*.txt"),
+    Layout("the official archive", ARCHIVE.file, ARCHIVE),
+    Layout("the labelled part as an archive", "aclImdb*.tar.*"),
 )
 
 
@@ -161,8 +161,8 @@ class Text(TextTask):
         spec = self.spec("plain_text", COUNTS, 160_000_000)
 
         def splits() -> Mapping[str, Iterator[Example]]:
-            form, path = locate(self.name, data, FORMS)
-            spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
+            layout, path = locate(self.name, data, LAYOUTS)
+            spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
             reviews = _in_order(_read_tree(path) if path.suffix == ".txt" else _read_archive(path), progress)
             return {split: self.examples(reviews[split]) for split in COUNTS}
 

@@ -11,13 +11,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
+def prefetch(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
     """Yield the results of ``calls``, which may be endless, in order, computed ahead by threads (0: one per core).
 
     At most 2 · ``workers`` results wait for the reader. What a call raises comes in its place; when the reader stops,
     the calls that have not begun are dropped.
 
-    >>> list(ahead([lambda: 1, lambda: 2], workers=1))
+    >>> list(prefetch([lambda: 1, lambda: 2], workers=1))
     [1, 2]
     """
     workers = workers or os.cpu_count() or 1
