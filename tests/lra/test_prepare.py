@@ -28,8 +28,8 @@ def test_listops_with_a_page(here: Path) -> None:
     assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
     assert "every file has its SHA-256" in out
     page = (here / "listops.html").read_text()
-    assert page.count("<article>") == 3
-    values = re.findall(r"label (\d)</h2>.*? = (\d)</p>", page)
+    assert page.count("<h2>") == 3
+    values = re.findall(r"label (\d)</h2>.*?\n<pre>.*? = (\d)</pre>", page)
     assert len(values) == 3 and all(label == value for label, value in values)
 
 
@@ -43,7 +43,7 @@ def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[
     status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "show=6")
     assert (status, err) == (0, "")
     page = (here / "text.html").read_text()
-    assert page.count("<article>") == 6 and "bytes are cut off]" in page
+    assert page.count("<h2>") == 6 and "bytes are cut off]" in page
     assert "positive" in page and "negative" in page
 
 
