@@ -21,6 +21,7 @@ from chela.models import build_model
 from chela.training.log import DataProgress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
 from chela.training.objectives import Score, objective_of
+from chela.training.resume import summed
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -61,7 +62,7 @@ def total(
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
     counts = sum(each(model, batches, step, fabric), torch.zeros((), dtype=torch.float64))
-    return (counts if fabric is None else fabric.all_reduce(counts, reduce_op="sum")).cpu()
+    return (counts if fabric is None else summed(fabric, counts)).cpu()
 
 
 def columns(
