@@ -212,6 +212,7 @@ def score_against(table: ResultTable, key: str, title: str) -> Figure:
         _majority_line(axis, table.majority(task))
         axis.set(title=f"{task} {table.preset}", xlabel=title, ylabel=f"test {score_heading(table.score(task))}")
         axis.set(xscale="log" if state else "linear")
+        axis.margins(x=None if state else 0.1)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if state else MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
