@@ -113,7 +113,7 @@ def test_how_many_runs_fit(
         with pytest.raises(UsageError, match=r"expected up to the 1 GPUs of this machine, got 2"):
             launchers.Local(tmp_path, 0, 1, job)
     else:
-        assert launchers.Local(tmp_path, 0, 1, job).room() == room
+        assert len(launchers.Local(tmp_path, 0, 1, job).slots) == room
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_result_that_does_not_tell_its_speed_has_no_time_of_training(make_run:
     assert text.count("does not tell them") == 1
     assert f"listops {odd.name}: its seconds of training are left out" in text
     (part,) = result_tables(read_runs([tmp_path / "runs"]))
-    assert part.cells["chela"]["listops"].cost("training_seconds") == 9.0
+    assert part.cells["training_seconds"]["chela", "listops"] == 9.0
 
 
 def test_a_benchmark_is_drawn_against_the_length(
