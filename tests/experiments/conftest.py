@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from omegaconf import OmegaConf
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.identity import fingerprint
+from chela.layers.mixers import mixer_options
 from chela.results import ACCURACY, TITLES
 from experiments.sweep import main
 
@@ -21,6 +24,15 @@ MakeRun = Callable[..., Path]
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")  # those of chela.training
 LOSS = {"name": "loss", "unit": "nats", "scale": 1, "digits": 3, "best": "min"}
 FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
+os.environ["FAKE_OPTIONS"] = json.dumps(
+    {
+        name: [
+            (field.name, field.type, field.default, dict(field.metadata))
+            for field in dataclasses.fields(mixer_options(name))
+        ]
+        for name in ("chela", "softmax", "linear", "lightning")
+    }
+)
 SMALL = {
     "preset": "tiny",
     "tasks": ["listops"],
