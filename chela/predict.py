@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from chela.config.compose import run_folder
 from chela.config.groups import names
-from chela.config.words import command, opened
+from chela.config.words import HELP, command, opened
 from chela.core.errors import DataError, UsageError
 from chela.core.options import option
 from chela.evaluate import RunWords
@@ -40,8 +40,10 @@ class Words(RunWords):
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words, print a line of JSON for each input line, return the exit status."""
-    lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
-    return command(Words, f"{__doc__}{lines}")(predict)(argv)
+    words = sys.argv[1:] if argv is None else argv
+    tasks = names("task") if set(HELP) & set(words) else []  # each is loaded for it
+    lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in tasks)
+    return command(Words, f"{__doc__}{lines}")(predict)(words)
 
 
 def predict(words: Words) -> int:
