@@ -18,7 +18,7 @@ COMMANDS = {
     "predict": ("chela.predict", "label sequences of your own with a run"),
     "generate": ("chela.generate", "write on after a prompt, with a language model"),
     "models": ("chela.models.__main__", "list the systems with their size and cost on a task"),
-    "prepare": ("lra.prepare", "make or check the data of a task, and show some"),
+    "prepare": ("chela.prepare", "make or check the data of a task, and show some"),
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
     "runs": ("experiments.runs", "tell how far runs are, list them, or collect their results"),
     "table": ("experiments.table", "make a table of runs"),

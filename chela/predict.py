@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from chela.config.compose import run_folder
 from chela.config.groups import names
-from chela.config.words import command, opened
+from chela.config.words import HELP, command, opened
 from chela.core.errors import DataError, UsageError
 from chela.core.options import option
 from chela.evaluate import RunWords
@@ -40,8 +40,10 @@ class Words(RunWords):
 
 def main(argv: list[str] | None = None) -> int:
     """Read the words, print a line of JSON for each input line, return the exit status."""
-    lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
-    return command(Words, f"{__doc__}{lines}")(predict)(argv)
+    words = sys.argv[1:] if argv is None else argv
+    tasks = names("task") if set(HELP) & set(words) else []  # each is loaded for it
+    lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in tasks)
+    return command(Words, f"{__doc__}{lines}")(predict)(words)
 
 
 def predict(words: Words) -> int:
@@ -86,22 +88,23 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
     Raises:
         DataError: A line that is no sequence of the task, with its number.
     """
-    import torch
+    from chela.training.score import each
+    from chela.training.step import scores_of
+    from lra.batches import Batch, collate
 
-    from lra.batches import collate
+    def batches() -> Iterator[Batch]:
+        rows = enumerate(lines, 1)
+        while chunk := list(islice(rows, batch)):
+            encoded = [_encode(task, line, number) for number, line in chunk]
+            lengths = [max(map(len, sequences(x))) for x in encoded]
+            yield collate([(x, 0) for x in encoded], max(lengths), 0) | {"lengths": lengths}
 
-    rows = enumerate(lines, 1)
-    while chunk := list(islice(rows, batch)):
-        encoded = [_encode(task, line, number) for number, line in chunk]
-        lengths = [max(map(len, sequences(x))) for x in encoded]
-        padded = collate([(x, 0) for x in encoded], max(lengths), 0)
-        inputs = padded["inputs"]
-        if inputs.is_floating_point():
-            inputs = inputs.to(next(model.parameters()).dtype)
-        with torch.inference_mode():
-            scores = model(inputs, padded["mask"]).float().softmax(-1)
-        for row, length in zip(scores, lengths, strict=True):
-            row = row if row.ndim == 1 else row[:length]
+    def probabilities(given: Batch) -> list[Any]:
+        rows = scores_of(model, given).float().softmax(-1)
+        return [row if row.ndim == 1 else row[:length] for row, length in zip(rows, given["lengths"], strict=True)]
+
+    for rows in each(model, batches(), probabilities):
+        for row in rows:
             yield row.argmax(-1).tolist(), row.tolist()
 
 

@@ -1,10 +1,18 @@
-"""A LightningModule of your own with CHELA layers; the learning rates of their kernels come along by `param_groups`."""
+"""CHELA layers in a LightningModule of your own, and a task of this package under a Trainer of yours.
+
+`param_groups` says which parameters learn how fast.
+"""
 
 import lightning
 import torch
 from torch import nn
 
 from chela import ChelaLayer, param_groups
+from chela.config.compose import resolve
+from chela.models import build_model
+from chela.training.objectives import objective_of
+from chela.training.score import data_of
+from chela.training.step import LitModel
 
 
 class Tagger(lightning.LightningModule):
@@ -33,7 +41,18 @@ class Tagger(lightning.LightningModule):
         return torch.optim.AdamW(param_groups(self, lr=3e-3, weight_decay=0.01))
 
 
+def task_of_this_package(*words: str) -> tuple[LitModel, lightning.LightningDataModule]:
+    """Return the module and the data of `chela train WORDS`, for `Trainer.fit`: its epoch is the whole run."""
+    config = resolve(list(words))
+    data = data_of(config)
+    model = build_model(config.model, data.task, config.seed)
+    return LitModel(model, objective_of(data.task), config), data
+
+
 if __name__ == "__main__":
     data = torch.utils.data.DataLoader(torch.randint(0, 2, (2000, 20)), batch_size=32)
     trainer = lightning.Trainer(max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(Tagger(), data)
+    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    module, task = task_of_this_package("task=listops", "preset=tiny")
+    trainer.fit(module, datamodule=task)

@@ -1,38 +1,79 @@
-"""Where runs are started: here, as many at once as the machine has cores or GPUs for, or as Slurm job arrays."""
+"""Where runs are started: a pool of processes on this machine, or Slurm job arrays."""
 
 from __future__ import annotations
 
 import fcntl
 import itertools
-import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chela.core.errors import UsageError
 from experiments.plan import Job, tail
-from experiments.runs import read_json, write
 
 TRAIN = (sys.executable, "-m", "chela.train")
+ATTEMPTS = 3  # of a run that is killed, in one launch of the sweep
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-DEFAULTS = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256}
+SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256}
 MOST_TIMEOUTS = 100  # of one run, each followed by a requeue
-LOOK_SECONDS = 2.0  # between two looks at the queue
+LOOK_SECONDS = 0.5  # until a run that another launcher has is looked at again
 
 
 class Ended(NamedTuple):
-    """A run's process has ended."""
+    """A run's process has ended, or was left to another launcher."""
 
     job: Job
-    status: int | None  # negative: killed by that signal; None: a scheduler took it away
-    last_line: str  # that it wrote
+    status: int | None  # negative: killed by that signal; None: a scheduler took it away, or it was not started
+    last_line: str = ""  # that it wrote
+    elsewhere: bool = False
+
+
+def say(name: str, line: str) -> None:
+    """Print what happened to a run, a pair or the sweep, with the time of day."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {name}: {line}\n")
+    sys.stdout.flush()
+
+
+@dataclass
+class Launcher:
+    """What the launchers have in common."""
+
+    folder: Path  # the sweep's; logs and locks lie there
+    jobs: int  # most runs at once; 0: as many as fit
+    threads: int  # CPU threads of each process
+    example: Job  # one of the runs, to see what a run takes
+    command: Sequence[str] = TRAIN  # what is called with a run's words
+    asked: bool = field(default=False, init=False)  # to stop
+    stopping = ""  # what then becomes of the runs
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Run them, and yield each as it ends."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Start no more, and let ``run`` come to its end."""
+        self.asked = True
+
+    def training(self, job: Job) -> Training:
+        """Return a run's process."""
+        return Training((*self.command, *job.words), self.threads, self.log(job), self.folder / "locks" / job.name)
+
+    def log(self, job: Job) -> Path:
+        """Return the file of a run's output."""
+        return self.folder / "logs" / f"{job.name}.log"
+
+    def ended(self, job: Job, status: int | None) -> Ended:
+        """Return how a run ended, with the last line that it wrote: an error says itself there."""
+        lines = tail(self.log(job)).strip().splitlines() or [""]
+        return Ended(job, status, lines[-1].strip()[:300])
 
 
 @dataclass
@@ -91,75 +132,66 @@ class Training:
 
 
 @dataclass
-class Launcher:
-    """What the launchers have in common; ``stopping`` says what becomes of the runs when one is told to ``stop()``."""
-
-    folder: Path  # the sweep's; logs and locks lie there
-    jobs: int  # most runs at once; 0: as many as fit
-    threads: int  # CPU threads of each process
-    example: Job  # one of the runs, to see what a run takes
-    command: Sequence[str] = TRAIN  # what is called with a run's words
-    handles: dict[Job, Any] = field(default_factory=dict, init=False)  # of the runs that go: what tells how
-
-    def training(self, job: Job) -> Training:
-        """Return a run's process."""
-        command = (*self.command, *job.words)
-        return Training(command, self.threads, self._log(job), self.folder / "locks" / job.name)
-
-    def _log(self, job: Job) -> Path:
-        return self.folder / "logs" / f"{job.name}.log"
-
-    def ended(self, job: Job, status: int | None) -> Ended:
-        """Return how a run ended, with the last line that it wrote: an error says itself there."""
-        lines = tail(self._log(job)).strip().splitlines() or [""]
-        return Ended(job, status, lines[-1].strip()[:300])
-
-
-@dataclass
 class Local(Launcher):
-    """Runs on this machine."""
+    """A pool of processes on this machine."""
 
     stopping = "the runs save and stop"
 
     def __post_init__(self) -> None:
-        """Count the machine's GPUs and cores."""
+        """Count the machine's GPUs and cores, by which runs fit."""
         trainer = self.example.config.trainer
-        gpus = _visible_gpus() if trainer.accelerator != "cpu" else []
-        self._free_gpus, have = gpus, len(gpus)
-        if have < trainer.devices and (gpus or trainer.accelerator == "gpu"):
-            raise UsageError(f"trainer.devices: expected up to the {have} GPUs of this machine, got {trainer.devices}")
-        self._gpus_each = trainer.devices if gpus else 0
-        fits = have // self._gpus_each if gpus else _cores() // (self.threads * trainer.devices)
-        self.jobs = self.jobs or max(1, fits)
+        gpus, each = _visible_gpus() if trainer.accelerator != "cpu" else [], trainer.devices
+        if len(gpus) < each and (gpus or trainer.accelerator == "gpu"):
+            raise UsageError(f"trainer.devices: expected up to the {len(gpus)} GPUs of this machine, got {each}")
+        slots = [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)]
+        if not gpus:
+            slots = [[]] * (self.jobs or max(1, _cores() // (self.threads * each)))
+        self.slots = slots[: self.jobs or None]  # the GPUs of each run that goes at once
+        self._processes: set[subprocess.Popen[bytes]] = set()
 
-    def room(self) -> int:
-        """Return how many more runs fit."""
-        free = self.jobs - len(self.handles)
-        return min(free, len(self._free_gpus) // self._gpus_each) if self._gpus_each else free
+    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Run a process for each, and yield how it ended; those that another launcher has come last."""
+        free: queue.Queue[list[str]] = queue.Queue()
+        for slot in self.slots:
+            free.put(slot)
+        with ThreadPoolExecutor(len(self.slots)) as pool:
+            going = {pool.submit(self._train, job, free) for job in jobs}
+            while going:
+                done, going = wait(going, return_when=FIRST_COMPLETED)
+                for ended in (future.result() for future in done):
+                    if ended.elsewhere and not self.asked:
+                        going.add(pool.submit(self._train, ended.job, free))
+                    else:
+                        yield ended
 
-    def start(self, jobs: Sequence[Job]) -> list[Job]:
-        """Start a process for each; return those that another launcher has."""
-        for job in jobs:
-            gpus = self._free_gpus[: self._gpus_each]
-            if process := self.training(job).start(gpus):
-                self._free_gpus = self._free_gpus[self._gpus_each :]
-                self.handles[job] = (process, gpus)
-        return [job for job in jobs if job not in self.handles]
+    def _train(self, job: Job, free: queue.Queue[list[str]]) -> Ended:
+        gpus, status = free.get(), None
+        try:
+            for attempt in range(ATTEMPTS):
+                if self.asked or job.finished():  # by another launcher, while it waited here
+                    return Ended(job, status)
+                step = job.step()
+                if (process := self.training(job).start(gpus)) is None:
+                    time.sleep(LOOK_SECONDS)
+                    return Ended(job, None, elsewhere=True)
+                self._processes.add(process)
+                say(job.name, f"goes on from step {step}" if step else "started")
+                if self.asked:
+                    process.terminate()
+                status = process.wait()
+                self._processes.discard(process)
+                if status >= 0 or attempt == ATTEMPTS - 1 or job.finished():
+                    break
+                say(job.name, f"killed by signal {-status}, goes on from its last checkpoint")
+            return self.ended(job, status)
+        finally:
+            free.put(gpus)
 
-    def poll(self) -> list[Ended]:
-        """Collect the processes that have ended."""
-        over = {job: process.poll() for job, (process, _) in self.handles.items() if process.poll() is not None}
-        for job in over:
-            self._free_gpus += self.handles.pop(job)[1]
-        return [self.ended(job, status) for job, status in over.items()]
-
-    def stop(self) -> list[Ended]:
-        """Ask the runs to save and stop, and wait for them."""
-        for process, _ in self.handles.values():
-            process.send_signal(signal.SIGTERM)  # nothing happens to one that has ended
-        for process, _ in self.handles.values():
-            process.wait()
-        return self.poll()
+    def stop(self) -> None:
+        """Ask the runs to save and stop; no other is started."""
+        super().stop()
+        for process in list(self._processes):
+            process.terminate()  # nothing happens to one that has ended
 
 
 def _visible_gpus() -> list[str]:
@@ -178,35 +210,32 @@ def _cores() -> int:
 
 @dataclass
 class Slurm(Launcher):
-    """Runs as Slurm job arrays, through submitit (extra ``slurm``), in a folder that the nodes share.
+    """Slurm job arrays, through submitit (extra ``slurm``), in a folder that the nodes share.
 
     A run that reaches its time limit is asked to save, is put back into the queue, and goes on with ``resume=auto``.
-    Submitted jobs are written down, so that a launcher that is started again watches them instead of submitting them
-    anew; ending the launcher leaves them in the queue.
+    Ending the launcher leaves its jobs in the queue; started again it submits what is not finished, and of a run that
+    is there twice the later job does nothing.
     """
 
     options: dict[str, Any] = field(default_factory=dict)  # words of submitit's SlurmExecutor, such as partition
 
-    stopping = "the runs stay in the queue (scancel takes them out); start the sweep again to watch them"
+    stopping = "the runs stay in the queue (scancel takes them out)"
 
     def __post_init__(self) -> None:
-        """Prepare submitit's executor, and read what was submitted before."""
+        """Prepare submitit's executor."""
         trainer = self.example.config.trainer
         if trainer.num_nodes > 1:
             raise UsageError(f"trainer.num_nodes: expected 1 for launcher=slurm, got {trainer.num_nodes}")
-        words = {"job_name": f"chela-{self.folder.name}", "cpus_per_task": self.threads * trainer.devices, **DEFAULTS}
-        if trainer.accelerator == "gpu":
-            words["gpus_per_node"] = trainer.devices
-        if self.jobs:
-            words["array_parallelism"] = self.jobs
+        words = {"job_name": f"chela-{self.folder.name}", "cpus_per_task": self.threads * trainer.devices, **SLURM}
+        words |= {"gpus_per_node": trainer.devices} if trainer.accelerator == "gpu" else {}
+        words |= {"array_parallelism": self.jobs} if self.jobs else {}
         words |= self.options
         self.folder = self.folder.resolve()
         try:
             import submitit
 
-            self._executor = submitit.SlurmExecutor(
-                self.folder / "slurm", max_num_timeout=words.pop("max_num_timeout", MOST_TIMEOUTS)
-            )
+            timeouts = words.pop("max_num_timeout", MOST_TIMEOUTS)
+            self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=timeouts)
             self._executor.update_parameters(**words)
         except ImportError:
             raise UsageError("launcher=slurm: expected submitit, there is none: pip install 'chela[slurm]'") from None
@@ -214,60 +243,17 @@ class Slurm(Launcher):
             raise UsageError("launcher=slurm: expected Slurm's commands on this machine, there is no srun") from None
         except (ValueError, TypeError) as error:
             raise UsageError(f"slurm: expected words of submitit's SlurmExecutor, {error}") from None
-        self._record = self.folder / "slurm" / "submitted.json"
-        self._submitted: dict[str, str] = read_json(self._record)
-        self._missing: Counter[Job] = Counter()  # looks in a row at which a run was not in the queue
-        self._looked = 0.0
 
-    def room(self) -> int:
-        """Return a number that no sweep reaches: the queue takes all."""
-        return 1_000_000
-
-    def start(self, jobs: Sequence[Job]) -> list[Job]:
-        """Submit an array of the runs that are not in the queue already."""
-        import submitit
-
-        queue = self._look(force=True) or set()
-        known = {job: number for job in jobs if (number := self._submitted.get(job.name)) in queue}
-        self.handles |= {job: submitit.SlurmJob(self._executor.folder, str(known[job])) for job in known}
-        if new := [job for job in jobs if job not in known]:
-            with self._executor.batch():
-                handles = [self._executor.submit(self.training(job)) for job in new]
-            self.handles |= dict(zip(new, handles, strict=True))
-            self._submitted |= {job.name: self.handles[job].job_id for job in new}
-            write(self._record, json.dumps(self._submitted, indent=1))
-        return []
-
-    def poll(self) -> list[Ended]:
-        """Collect the runs that have left their result, or have left the queue without one."""
-        queue = self._look()
-        ended = []
-        for job, handle in list(self.handles.items()):
-            if queue is not None:
-                self._missing[job] = 0 if handle.job_id in queue else self._missing[job] + 1
-            if handle.paths.result_pickle.exists() or self._missing[job] > 2:
-                del self.handles[job]
-                ended.append(self._how(job, handle))
-        return ended
-
-    def _how(self, job: Job, handle: Any) -> Ended:
-        if not handle.paths.result_pickle.exists():
-            said = self.ended(job, None).last_line
-            return Ended(job, None, f"job {handle.job_id} left the queue without a result: {said}")
-        error = handle.exception()
-        if error is None:
-            return self.ended(job, handle.result())
-        told = [line for line in str(error).splitlines() if "Error" in line]
-        return Ended(job, None, (told or [str(error)])[-1][:300])
-
-    def stop(self) -> list[Ended]:
-        """Leave everything in the queue."""
-        return []
-
-    def _look(self, force: bool = False) -> set[str] | None:
-        """Return the ids in the queue; None between two looks, or when the controller does not answer."""
-        if not force and time.monotonic() - self._looked < LOOK_SECONDS:
-            return None
-        self._looked = time.monotonic()
-        done = subprocess.run(["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True)
-        return set(done.stdout.split()) if done.returncode == 0 else None
+    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Submit them as one array, and yield each as it ends, until asked to stop."""
+        submitted = self._executor.submit_array([self.training(job) for job in jobs]) if jobs else []
+        waiting = dict(zip(jobs, submitted, strict=True))
+        for job, handle in waiting.items():
+            say(job.name, f"submitted as {handle.job_id}")
+        while waiting and not self.asked:
+            for job in [job for job, handle in waiting.items() if handle.done()]:
+                handle = waiting.pop(job)
+                error = handle.exception()
+                told = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+                yield Ended(job, None, told[-1][:300]) if error else self.ended(job, handle.result())
+            time.sleep(LOOK_SECONDS)

@@ -19,10 +19,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from chela.training.contexts import expect_prefill
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.config.words import command
@@ -31,10 +29,14 @@ from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.predict import load_run
+from chela.training.score import Reading, batches, expect_prefill, total
+from chela.training.step import scores_of
 from experiments.rows import row_names
 from experiments.runs import LENGTH, Run, read_runs
-from lra.batches import collate, eval_batches
-from lra.tasks.base import IGNORED, Records
+from lra.batches import Batch
+from lra.datamodule import LRADataModule
+from lra.schema import DataConfig
+from lra.tasks.base import IGNORED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,18 +116,19 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
         "positions": of each doubling of the position in a training window that stands alone, its last position and
         the bits of the targets there.
     """
+    size = max(1, TOKENS // task.l_max)
+    data = LRADataModule(task, DataConfig(), batch_size=size, seed=0, max_steps=1)
     rows, not_scored = [], []
     for window in (task.l_max * factor for factor in times):
-        records = task.pieces(split, window, window // 2)
-        if window > task.l_max:
-            try:
+        try:
+            if window > task.l_max:
                 expect_prefill(model, f"a window of {window}")
-            except UsageError as error:
-                not_scored.append(str(error))
-                continue
-        nats, targets = losses(model, records, window, task.l_max)
-        rows.append({"window": window, "context": window // 2, "bits": float(nats.sum() / targets.sum() / math.log(2))})
-    nats, targets = losses(model, task.pieces(split, task.l_max, task.l_max), task.l_max, task.l_max)
+        except UsageError as error:
+            not_scored.append(str(error))
+            continue
+        nats, targets = by_position(model, data, split, Reading("stride", window)).sum(1).tolist()
+        rows.append({"window": window, "context": window // 2, "bits": nats / targets / math.log(2)})
+    nats, targets = by_position(model, data, split, Reading())
     edges = [0, *(2**i for i in range((task.l_max - 1).bit_length())), task.l_max]
     positions = [
         {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
@@ -135,19 +138,17 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
     return told | {"positions": positions}
 
 
-@torch.inference_mode()
-def losses(model: nn.Module, records: Records, window: int, l_max: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return by position in the window the sum of the losses in nats, and the number of targets; each ``(window,)``."""
-    network: Any = model
-    nats, targets = torch.zeros(2, window, dtype=torch.float64)
-    for indices in eval_batches(records.lengths(), max(1, TOKENS // window)):
-        batch = collate(records.read(indices), int(records.lengths()[indices].max()), 0)
-        inputs, labels = batch["inputs"], batch["labels"]
-        scores = network.prefill(inputs)[0] if window > l_max else network(inputs, batch["mask"])
+def by_position(model: nn.Module, data: LRADataModule, split: str, reading: Reading) -> Tensor:
+    """Return by position in the window the sum of the losses in nats, and the number of targets: ``(2, window)``."""
+    window, _ = reading.of(data.task)
+
+    def count(batch: Batch) -> Tensor:
+        scores, labels = scores_of(model, batch), batch["labels"]
         loss = F.cross_entropy(scores.mT.float(), labels, ignore_index=IGNORED, reduction="none")
-        nats[: loss.shape[1]] += loss.double().sum(0)
-        targets[: loss.shape[1]] += (labels != IGNORED).sum(0)
-    return nats.numpy(), targets.numpy()
+        counts = torch.stack([loss.double().sum(0), (labels != IGNORED).double().sum(0)])
+        return F.pad(counts, (0, window - labels.shape[1]))
+
+    return total(model, batches(data, model, split, reading), count)
 
 
 def drawn(found: dict[str, dict[str, Any]]) -> Figure:

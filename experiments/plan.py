@@ -241,12 +241,7 @@ class Pair:
 
 def tail(path: Path, characters: int = 4000) -> str:
     """Return the end of a text file; nothing where there is none."""
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - characters))
-        return file.read().decode(errors="replace")
+    return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.is_file() else ""
 
 
 def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:

@@ -45,6 +45,7 @@ Item = TypeVar("Item")
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
 BITS = "bits"  # a column that is drawn as a second axis of the loss
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation")  # columns of metrics.csv
+STATE = "state"
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -100,7 +101,12 @@ def curve_panels(runs: Sequence[Run]) -> list[tuple[ResultTable, str, dict[str, 
     groups = [(table, task) for table in result_tables(runs) for task in table.tasks if table.runs_of(task)]
     if len(groups) > 1:
         return [(table, task, table.score(task)) for table, task in groups]
-    return [(*group, one) for group in groups for one in measured_scores(runs) if one["name"] != BITS]
+    known = {"accuracy": ACCURACY} | {run.score["name"]: run.score for run in runs}
+    columns = dict.fromkeys(
+        column for run in runs for split in ("validation", "train") for column in run.metrics(split)
+    )
+    measured = [column for column in columns if column not in (*NOT_MEASURED, BITS)]
+    return [(*groups[0], known.get(column, {"name": column, "unit": "", "scale": 1})) for column in measured]
 
 
 def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
@@ -113,31 +119,20 @@ def learning_curves(runs: Sequence[Run], training: bool = True) -> Figure:
     """
     drawn = curve_panels(runs)
     figure, axes = new_figure(len(drawn), 3, 4.4, 3.2)
-    colour = colours([name for table, *_ in drawn for name in table.cells])
+    colour = colours([name for table, *_ in drawn for name in table.rows])
     one_task = len({(table.name, task) for table, task, _ in drawn}) == 1  # of several, each may have other seeds
     for axis, (table, task, score) in _panels(axes, drawn):
-        for name, cell in table.column(task).items():
+        for name, seeds in table.column(task)["runs"].items():
             if training:
-                _band(axis, [run.metrics("train") for run in cell.runs], score, colour[name], SMOOTHING)
-            title = f"{name} seed {cell.runs[0].seed}" if one_task and len(cell.runs) == 1 else name
-            _band(axis, [run.metrics("validation") for run in cell.runs], score, colour[name], 1, title)
+                _band(axis, [run.metrics("train") for run in seeds], score, colour[name], SMOOTHING)
+            title = f"{name} seed {seeds[0].seed}" if one_task and len(seeds) == 1 else name
+            _band(axis, [run.metrics("validation") for run in seeds], score, colour[name], 1, title)
         axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
         if score["name"] == "accuracy":
             _majority_line(axis, table.majority(task))
         _scale(axis, score)
     _legend(figure)
     return figure
-
-
-def measured_scores(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return what the runs have measured, a score for each column of their metrics that their objective writes."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        known = {"accuracy": ACCURACY, run.score["name"]: run.score}
-        for column in itertools.chain(*(run.metrics(split).columns for split in ("validation", "train"))):
-            if column not in NOT_MEASURED:
-                found.setdefault(column, known.get(column, {"name": column, "unit": "", "scale": 1}))
-    return list(found.values())
 
 
 def _panels(axes: NDArray[Any], items: Iterable[Item]) -> Iterator[tuple[Axes, Item]]:
@@ -159,8 +154,8 @@ def _legend(figure: Figure) -> None:
     figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
-def _majority_line(axis: Axes, value: float | None) -> None:
-    if value is not None:
+def _majority_line(axis: Axes, value: float) -> None:
+    if not math.isnan(value):
         axis.axhline(value, color="0.5", linestyle="--", linewidth=0.8)
 
 
@@ -189,49 +184,37 @@ def _band(
 
 
 def score_against(table: ResultTable, key: str, title: str) -> Figure:
-    """Draw the test score (mean, ± deviation over seeds) against a number of ``result.json``, a panel for each task."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    """Draw the test score (mean, ± deviation over seeds) against a number of each cell, a panel for each task.
 
-    tasks = [task for task in table.tasks if table.column(task)]
-    figure, axes = new_figure(len(tasks), 3, 4.0, 3.0)
-    colour = colours(list(table.cells))
-    for axis, task in _panels(axes, tasks):
-        for name, cell in table.column(task).items():
-            if (cost := cell.cost(key)) is not None and cell.mean is not None:
-                axis.errorbar(cost, cell.mean, yerr=cell.sd, fmt="o", color=colour[name], capsize=2, label=name)
-        _majority_line(axis, table.majority(task))
-        axis.margins(x=0.1)
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axis.set(title=f"{task} {table.preset}", xlabel=title, ylabel=f"test {score_heading(table.score(task))}")
-    _legend(figure)
-    return figure
-
-
-def score_against_state(table: ResultTable) -> Figure:
-    """Draw the test score against the numbers that the causal form remembers of the longest sequence, a panel a task.
-
-    Runs of one system at several sizes are joined by a line.
+    ``key`` is a column of the table's cells, or ``STATE``, the numbers that the causal form remembers of the longest
+    sequence; there the runs of one system at several sizes are joined by a line.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     from experiments.probe import state_size
 
-    tasks = [task for task in table.tasks if table.column(task)]
-    figure, axes = new_figure(len(tasks), 3, 4.8, 3.4)
-    colour = colours([run.model for run in table.runs])
+    state = key == STATE
+    tasks = [task for task in table.tasks if len(table.column(task))]
+    figure, axes = new_figure(len(tasks), 3, *((4.8, 3.4) if state else (4.0, 3.0)))
+    colour = colours([run.model for run in table.runs] if state else table.rows)
     for axis, task in _panels(axes, tasks):
-        points: dict[str, list[tuple[int, float, float]]] = {}
-        for cell in table.column(task).values():
-            if cell.mean is not None and (size := state_size(cell.finished[0])):
-                points.setdefault(cell.finished[0].model, []).append((size, cell.mean, cell.sd or 0.0))
+        points: dict[str, list[tuple[float, float, float]]] = {}
+        for row, cell in table.column(task).iterrows():
+            done = [run for run in cell["runs"] if run.state == "finished"]
+            size = (state_size(done[0]) if state else cell[key]) if done else None
+            if size is not None and not pd.isna(size):
+                name = done[0].model if state else str(row)
+                points.setdefault(name, []).append((size, cell["mean"], cell["sd"] if len(done) > 1 else 0.0))
         for name, at in points.items():
             sizes, means, spreads = zip(*sorted(at), strict=True)
-            axis.errorbar(sizes, means, yerr=spreads, fmt="o-", color=colour[name], capsize=2, label=name)
+            look = "o-" if state else "o"
+            axis.errorbar(sizes, means, yerr=spreads, fmt=look, color=colour[name], capsize=2, label=name)
         _majority_line(axis, table.majority(task))
-        score = score_heading(table.score(task))
-        axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
-        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
+        axis.set(title=f"{task} {table.preset}", xlabel=title, ylabel=f"test {score_heading(table.score(task))}")
+        axis.set(xscale="log" if state else "linear")
+        axis.margins(x=None if state else 0.1)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if state else MaxNLocator(5))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure)
     return figure
@@ -271,12 +254,13 @@ def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figu
 def attention_adds(table: ResultTable) -> Figure:
     """Draw what the attention adds where it was probed: a panel for each score, a bar for each task and system."""
     bars: dict[str, list[tuple[str, str, float]]] = {}
-    for task, name, cell in table.probed():
-        label = f"{table.runs_of(task)[0].title}, {name}"
-        bars.setdefault(score_heading(table.score(task)), []).append((label, name, cell.adds))
+    for task in table.tasks:
+        for name, adds in table.column(task)["adds"].dropna().items():
+            label = f"{table.runs_of(task)[0].title}, {name}"
+            bars.setdefault(score_heading(table.score(task)), []).append((label, str(name), adds))
     heights = [len(found) + 2 for found in bars.values()]
     figure, axes = new_figure(len(bars), 1, 7.0, 0.3 * sum(heights) / len(bars), heights)
-    colour = colours(list(table.cells))
+    colour = colours(table.rows)
     for axis, (score, found) in _panels(axes, bars.items()):
         labels, systems, values = zip(*found, strict=True)
         axis.bar_label(axis.barh(labels, values, color=[colour[name] for name in systems]), fmt="%.3g", padding=3)
@@ -328,7 +312,7 @@ def main(options: Options) -> int:
         for number, table in enumerate(result_tables(read_runs(options.runs)), 1):
             target = options.out or Path(f"state-{table.preset}.png")
             target = target if number == 1 else target.with_stem(f"{target.stem}-{number}")
-            save(score_against_state(table), target)
+            save(score_against(table, STATE, "numbers in the state"), target)
             sys.stdout.write(f"{target}: preset {table.preset}\n")
         return 0
     runs, left_out = with_curves(read_runs(options.runs))

@@ -35,8 +35,12 @@ from chela.layers.long_kernel import LongKernel
 from chela.models.cost import cost
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
+from chela.training.score import total
+from chela.training.step import scores_of
 from experiments.runs import PROBE, Run
-from lra.batches import collate, eval_batches
+from lra.batches import Batch
+from lra.datamodule import LRADataModule
+from lra.schema import DataConfig
 from lra.tasks import get_task
 
 MOST_TOKENS = 2048  # of the random sequences on which the receptive field is measured
@@ -146,12 +150,11 @@ def main(words: Words) -> int:
 WAYS = ("as it is", "mean", "zeros")
 
 
-@torch.no_grad()
 def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int = 64) -> dict[str, Any]:
     """Score a network three times on the test set, and measure how its attention varies over positions.
 
     Args:
-        model: In eval mode.
+        model: Maps ``(inputs, mask)`` to scores.
         task: Prepared.
         records: Take the first so many; 0 takes all.
         batch: Records at a time.
@@ -162,25 +165,24 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
         of its norm.
     """
     objective, test = objective_of(task), task.dataset("test")
-    lengths = test.lengths()[: records or None]
-    dtype, built_from = next(model.parameters()).dtype, getattr(model, "built_from", None)
+    chosen = np.arange(len(test))[: records or None]
+    data = LRADataModule(task, DataConfig(), batch_size=batch, seed=0, max_steps=1)
+    built_from = getattr(model, "built_from", None)
     causal = built_from is not None and built_from[0].causal
-    totals = {way: torch.zeros(len(objective.counted), dtype=torch.float64) for way in WAYS}
     varied: dict[str, Tensor] = {}
-    for indices in eval_batches(lengths, batch):
-        given = collate(test.read(indices), int(lengths[indices].max()), 0)
-        inputs, mask = given["inputs"], given["mask"]
-        inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
-        for way in WAYS:
-            with _listening(model, partial(_edited, way, causal, varied, mask)):
-                totals[way] += objective.count(model(inputs, mask), given["labels"])
     score, scores = objective.score, {}
-    for way, total in totals.items():
-        scores[way] = objective.values(dict(zip(objective.counted, total.tolist(), strict=True)))[score.name]
+    for way in WAYS:
+
+        def count(given: Batch, way: str = way) -> Tensor:
+            with _listening(model, partial(_edited, way, causal, varied, given["mask"])):
+                return objective.count(scores_of(model, given), given["labels"])
+
+        counts = total(model, data.evaluation(test, chosen), count)
+        scores[way] = objective.values(counts.tolist())[score.name]
     sign = 1 if score.best == "max" else -1
     layers = [{"name": name, "varies": (sums[0] / sums[1]).sqrt().item()} for name, sums in varied.items()]
     adds = sign * score.scale * (scores["as it is"] - scores["mean"])
-    return {"records": len(lengths), "score": asdict(score), "scores": scores, "adds": adds, "layers": layers}
+    return {"records": len(chosen), "score": asdict(score), "scores": scores, "adds": adds, "layers": layers}
 
 
 @contextmanager

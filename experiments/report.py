@@ -27,16 +27,15 @@ from chela.results import TITLES
 from experiments import plot
 from experiments.bench.curves import bench_curves
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ResultTable, result_tables
-from experiments.table import Text, from_papers, measured, render
+from experiments.summary import ResultTable, lacks, result_tables
+from experiments.table import from_papers, measured, render
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } p { max-width: 60rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; white-space: nowrap; text-align: right; }
-th[scope=row], .words { text-align: left; }
-td.words { white-space: normal; min-width: 6rem; } thead th { border-bottom: 2px solid #888; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; white-space: nowrap; text-align: left; }
+td { font-variant-numeric: tabular-nums; } thead th { border-bottom: 2px solid #888; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: 13px; }
 """
 
@@ -56,14 +55,14 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
         )
         yield "curves", plot.learning_curves(runs, training=False), caption
     yield from left_out
-    if any(run.state == "finished" for run in table.runs):
+    if finished := [run for run in table.runs if run.state == "finished"]:
         scores = " or ".join(dict.fromkeys(table.score(task)["name"] for task in table.tasks if table.runs_of(task)))
         for key, title in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
             caption = f"Test {scores} (mean and standard deviation over seeds) against {title}."
             yield key, plot.score_against(table, key, title), caption
-            for run in (run for row in table.cells.values() for cell in row.values() for run in cell.lacking(key)):
+            for run in (run for run in finished if lacks(run, key)):
                 yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
-    if table.probed():
+    if table.cells["adds"].any():
         caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
         yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."
 
@@ -75,8 +74,8 @@ def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
     lacking = 0
     for task in table.tasks:
         fields = {}
-        for name, cell in table.column(task).items():
-            run = next((run for run in cell.finished if has_weights(run)), None)
+        for name, seeds in table.column(task)["runs"].items():
+            run = next((run for run in seeds if run.state == "finished" and has_weights(run)), None)
             if run is None:
                 lacking += 1
                 continue
@@ -120,8 +119,8 @@ def bench_figure(path: Path) -> Drawn | str:
 def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
     """Show what the language models write, of each cell its first run that kept a sample."""
     for table in tables:
-        for name, cell in ((name, cell) for name, row in table.cells.items() for cell in row.values()):
-            if text := next((run.result["sample"] for run in cell.finished if run.result.get("sample")), ""):
+        for (name, _), seeds in table.cells["runs"].items():
+            if text := next((run.result["sample"] for run in seeds if run.result.get("sample")), ""):
                 yield f"<h3>{html.escape(f'{name}, {table.preset}, writes')}</h3><pre>{html.escape(text)}</pre>"
 
 
@@ -130,15 +129,15 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
     tables = result_tables(runs)
     of_lra = any(run.task in TITLES for run in runs)
     several = len(tables) > 1
-    firsts = [Text(f"{table.name}: {told}" if several else told) for table in tables if (told := table.firsts())]
+    firsts = [f"{table.name}: {told}" if several else told for table in tables if (told := table.firsts())]
     blocks = [*firsts, *measured(tables, compact=not of_lra)]
     body = [f"<h1>{html.escape(title)}</h1>", render(blocks, "html"), *samples(tables)]
 
     def add(heading: str, stem: str, all_drawn: Iterator[Drawn | str]) -> None:
-        body.append(render([Text(heading, level=2)], "html"))
+        body.append(render([f"## {heading}"], "html"))
         for drawn in all_drawn:
             if isinstance(drawn, str):
-                body.append(render([Text(drawn)], "html"))
+                body.append(render([drawn], "html"))
                 continue
             name, figure, caption = drawn
             if folder is not None:

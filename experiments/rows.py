@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from chela.config.compose import resolve
 from chela.config.groups import flat
 from chela.config.identity import identity_of
@@ -38,8 +40,8 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        tasks = {run.task: [other for other in members if other.task == run.task] for run in members} if keys else {}
-        usual = {task: _usual(runs) for task, runs in tasks.items()}
+        by_task = {run.task: [other for other in members if other.task == run.task] for run in members if keys}
+        usual = {task: _usual(found) for task, found in by_task.items()}
         for run in members:
             words = [
                 f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
@@ -50,18 +52,13 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
 
 def _telling_apart(runs: Sequence[Run]) -> list[str]:
     """Return the options that differ between runs of one system on one task."""
-    tasks: dict[str, dict[Any, dict[str, Any]]] = defaultdict(dict)
-    for run in runs:
-        tasks[run.task][run.cell] = run.config
-
-    def told(ways: dict[Any, dict[str, Any]], keys: Sequence[str]) -> int:
-        return len({tuple(repr(way.get(key)) for key in keys) for way in ways.values()})
-
     options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
-    keys = [key for key in options if any(told(ways, [key]) > 1 for ways in tasks.values())]
+    told = pd.DataFrame([{key: repr(run.config.get(key)) for key in options} for run in runs])
+    tasks = [ways.drop_duplicates() for _, ways in told.groupby([run.task for run in runs])]
+    keys = [key for key in options if any(ways[key].nunique() > 1 for ways in tasks)]
     for last in _SAID_LAST:
         fewer = [key for key in keys if key != last]
-        if all(told(ways, fewer) == len(ways) for ways in tasks.values()):
+        if all(len(set(ways[fewer].itertuples(index=False))) == len(ways) for ways in tasks):
             keys = fewer
     return keys
 

@@ -1,4 +1,4 @@
-"""Read runs: their folders and collected results alike; neither torch nor lightning is imported.
+"""Read runs: their folders and collected results alike; lightning is not imported.
 
 chela runs                                                          how far each run in runs/ is, and which still go
 chela runs status runs/lra_mini                                     the same of others
@@ -78,7 +78,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """Return ``result.json``; empty unless finished or untested."""
-        return self.record.get("result", {})
+        return dict(self.record.get("result", {}))
 
     @property
     def error(self) -> str:
@@ -113,12 +113,12 @@ class Run:
     @property
     def probe(self) -> dict[str, Any]:
         """Return what ``chela probe`` measured of the run; empty where it was not asked."""
-        return self.record.get("probe", {})
+        return dict(self.record.get("probe", {}))
 
     @property
     def length(self) -> dict[str, Any]:
         """Return what ``chela length`` measured of the run; empty where it was not asked."""
-        return self.record.get("length", {})
+        return dict(self.record.get("length", {}))
 
     def load_config(self) -> Config:
         """Return its configuration as one of today's; UsageError where it is none."""
@@ -218,8 +218,9 @@ def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
         state = "finished" if result.get("test") else "untested"
     in_name = _FINGERPRINT.search(path.name)
     mark = str((result or failed).get("fingerprint") or (in_name[1] if in_name else path))
-    labels = (label(str(options[key])) for key in needed[:-1])
-    return Run(path, curves, name, record, options, state, mark, *labels, int(options["seed"]))
+    task, model, preset, policy = (label(str(options[key])) for key in needed[:-1])
+    seed = int(options["seed"])
+    return Run(path, curves, name, record, options, state, mark, task, model, preset, policy, seed)
 
 
 def read_result(folder: Path) -> dict[str, Any]:

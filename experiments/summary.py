@@ -1,131 +1,76 @@
-"""From runs to the numbers of a table: every cell is one configuration over its seeds."""
+"""From runs to the numbers of a table: one frame, in which a line is a cell, one configuration over its seeds."""
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from omegaconf import OmegaConf
 
 from chela.results import ACCURACY, GROUPS
 from experiments.rows import row_names, row_order
-from experiments.runs import TASKS, Run, read_json, task_order
+from experiments.runs import RATE, TASKS, Run, read_json, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
-COSTS = ("parameters", "tokens_per_second", "peak_memory_bytes")
+COSTS = {"parameters": "parameters", "tokens_per_second": "tokens/s", "peak_memory_bytes": "memory"}  # and their titles
+STATES = ("at chance", "failed", "unfinished", "untested")  # at chance: it never left the majority class by a point
 STEPS = "trainer.max_steps"
-_PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
 ARENA = ("full", "lite")  # presets with LRA's own tasks
+_PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
 
 
-@dataclass(frozen=True)
-class Cell:
-    """The runs of one system on one task that differ by their seed alone."""
+def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the line of runs that differ by their seed alone; NaN where nothing is known.
 
-    runs: tuple[Run, ...]
+    Scores are over every finished seed, the unlucky ones too. Costs are means over the seeds that tell them, but
+    tokens/s and the seconds of training are as at the median logged step, which leaves out what a pause did.
+    """
+    done = [run for run in runs if run.state == "finished"]
+    values = pd.Series([run.value for run in done], dtype=float)
+    told = pd.DataFrame([run.result for run in done])
+    line = {"runs": list(runs), "mean": values.mean(), "sd": values.std(), "seeds": len(done)}
+    line |= {state: sum(run.state == state for run in runs) for state in STATES}
+    line["at chance"] = sum(run.result.get("learned") is False for run in done)
+    for key in (*COSTS, "wall_seconds", "training_seconds", "epochs"):
+        lacking = [lacks(run, key) for run in done]
+        line[key] = float(told[key][~np.array(lacking)].mean()) if key in told else np.nan
+    speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
+    if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):
+        at_median = [
+            run.result["training_seconds"] * run.result["tokens_per_second"] / median
+            for run in done
+            if not lacks(run, "training_seconds")
+        ]
+        line |= {"tokens_per_second": median, "training_seconds": pd.Series(at_median, dtype=float).mean()}
+    line["adds"] = pd.Series([run.probe["adds"] for run in done if run.probe], dtype=float).mean()
+    number = done[0].result["test"].get("count") if done and done[0].score["name"] == "accuracy" else None
+    line["test variance"] = line["mean"] * (100 - line["mean"]) / number if number else 0.0  # in %²
+    line["machines"] = frozenset(map(machine, done))
+    return line | {"lr": runs[0].config[RATE], "steps": runs[0].config[STEPS]}
 
-    @cached_property
-    def finished(self) -> tuple[Run, ...]:
-        """Return the runs that have a result."""
-        return tuple(run for run in self.runs if run.state == "finished")
 
-    @cached_property
-    def mean(self) -> float | None:
-        """Return the mean score of every finished seed, the unlucky ones too."""
-        return statistics.fmean(run.value for run in self.finished) if self.finished else None
-
-    @property
-    def sd(self) -> float | None:
-        """Return the standard deviation over the seeds (n − 1); None for a single one."""
-        return statistics.stdev(run.value for run in self.finished) if len(self.finished) > 1 else None
-
-    @property
-    def test_variance(self) -> float:
-        """Return the variance, in %², of an accuracy measured on so many test records; 0 where that is not known."""
-        number = self.finished[0].result["test"].get("count") if self.finished else None
-        known = number and self.mean is not None and self.finished[0].score["name"] == "accuracy"
-        return self.mean * (100 - self.mean) / number if known else 0.0
-
-    def count(self, state: str) -> int:
-        """Count the runs in a state; "at chance": that never left the majority class by more than a point."""
-        if state == "at chance":
-            return sum(run.result.get("learned") is False for run in self.finished)
-        return sum(run.state == state for run in self.runs)
-
-    def cost(self, key: str) -> float | None:
-        """Return the mean of a number of ``result.json`` over the seeds.
-
-        Two are told as they were at the median logged step, which leaves out what a pause or a busy neighbour did to a
-        run: tokens/s, and the seconds of training, which are all its tokens at that speed. Seeds of ``lacking`` are
-        left out.
-        """
-        lacking = self.lacking(key)
-        results = [run.result for run in self.finished if run not in lacking]
-        values = [result[key] for result in results]
-        if self._median_speed and key == "tokens_per_second":
-            return self._median_speed
-        if self._median_speed and key == "training_seconds":
-            values = [result[key] * result["tokens_per_second"] / self._median_speed for result in results]
-        return statistics.fmean(values) if values else None
-
-    def lacking(self, key: str) -> list[Run]:
-        """Return the finished runs whose ``result.json`` does not tell what a cost is made of."""
-        needed = (key, "tokens_per_second") if key == "training_seconds" else (key,)
-        return [run for run in self.finished if not all(run.result.get(name) for name in needed)]
-
-    @cached_property
-    def _median_speed(self) -> float | None:
-        steps = [value for run in self.finished for value in run.metrics("train").get("tokens_per_second", ())]
-        return statistics.median(steps) if steps else None
-
-    @cached_property
-    def adds(self) -> float | None:
-        """Return what the attention adds to the score, the mean over the probed seeds."""
-        found = [run.probe["adds"] for run in self.finished if run.probe]
-        return statistics.fmean(found) if found else None
-
-    @cached_property
-    def by_group(self) -> dict[str, float]:
-        """Return the score of each group of test records and of each further test set, by its heading.
-
-        Means over the seeds: ``{"dashes 2": 91.2, …}``; empty where results tell of none.
-        """
-        found: dict[str, list[float]] = defaultdict(list)
-        for run in self.finished:
-            name, scale = run.score["name"], run.score["scale"]
-            for key, value in run.result.items():
-                if key.startswith("test_by_"):
-                    for group, part in value.items():
-                        found[f"{key.removeprefix('test_by_')} {group}"].append(scale * part[name])
-                elif key.startswith("test_") and isinstance(value, dict):
-                    found[key.removeprefix("test_")].append(scale * value[name])
-        return {heading: statistics.fmean(values) for heading, values in found.items()}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Return the options, which all seeds share but for the seed."""
-        return self.runs[0].config
+def lacks(run: Run, key: str) -> bool:
+    """Whether a finished run's result does not tell what a cost is made of."""
+    needed = (key, "tokens_per_second") if key == "training_seconds" else (key,)
+    return not all(run.result.get(name) for name in needed)
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """What may stand side by side: the runs of one preset and one validation policy."""
+    """What may stand side by side: the runs of one preset, one validation policy and one edition of the mini tasks."""
 
     preset: str
     policy: str
-    cells: dict[str, dict[str, Cell]]
-    """By row, then by task."""
-    edition: int = 1
-    """Of the mini tasks."""
-    bench: Mapping[str, Mapping[str, float]] | None = None
-    """What ``chela bench train`` measured in one session, by task."""
+    edition: int
+    runs: Sequence[Run]
+    cells: pd.DataFrame
+    """The lines of ``cell_of`` by row and task, with each of ``COSTS`` beside softmax (``parameters ×``)."""
 
     @property
     def name(self) -> str:
@@ -136,22 +81,16 @@ class ResultTable:
     @property
     def tasks(self) -> list[str]:
         """Return the six tasks, and others that were run."""
-        run = {task for row in self.cells.values() for task in row}
-        return sorted(run | set(TASKS), key=task_order)
+        return sorted({run.task for run in self.runs} | set(TASKS), key=task_order)
 
     @property
-    def runs(self) -> list[Run]:
-        """Return all runs of the table."""
-        return [run for row in self.cells.values() for cell in row.values() for run in cell.runs]
+    def rows(self) -> list[str]:
+        """Return the names of the rows, in order."""
+        return list(self.cells.index.unique("row"))
 
-    def column(self, task: str) -> dict[str, Cell]:
+    def column(self, task: str) -> pd.DataFrame:
         """Return the cells of a task by row, where it was run."""
-        return {row: cells[task] for row, cells in self.cells.items() if task in cells}
-
-    def probed(self) -> list[tuple[str, str, Cell]]:
-        """Return task, row and cell of what has a probe's result, in the order of the columns."""
-        cells = [(task, row, cell) for task in self.tasks for row, cell in self.column(task).items()]
-        return [found for found in cells if found[-1].adds is not None]
+        return self.cells[self.cells.index.get_level_values("task") == task].droplevel("task")
 
     def runs_of(self, task: str) -> list[Run]:
         """Return the runs of a task, finished ones first: those tell its title and its score."""
@@ -161,10 +100,11 @@ class ResultTable:
         """Return how a task is scored."""
         return next((run.score for run in self.runs_of(task)), ACCURACY)
 
-    def majority(self, task: str) -> float | None:
-        """Return the accuracy of always naming the most frequent class of the test set, in per cent."""
+    def majority(self, task: str) -> float:
+        """Return the accuracy of always naming the most frequent class of the test set, in per cent; else NaN."""
         found = {run.result.get("majority_accuracy") for run in self.runs_of(task) if run.state == "finished"} - {None}
-        return 100 * float(found.pop() or 0) if len(found) == 1 and self.score(task)["name"] == "accuracy" else None
+        known = len(found) == 1 and self.score(task)["name"] == "accuracy"
+        return 100 * float(found.pop() or 0) if known else np.nan
 
     def groups(self) -> dict[str, list[str]]:
         """Return the tasks of each group of columns, in order; those of nobody's group come last, under no name."""
@@ -172,34 +112,28 @@ class ResultTable:
         rest = [task for task in self.tasks if not any(task in tasks for tasks in GROUPS.values())]
         return {name: tasks for name, tasks in {**grouped, "": rest}.items() if tasks}
 
-    def average(self, row: str, tasks: Sequence[str]) -> float | None:
-        """Return the mean score of a row over the tasks of a group; None unless all of them have a result."""
-        means = [self.cells[row][task].mean if task in self.cells[row] else None for task in tasks]
-        return statistics.fmean(mean for mean in means if mean is not None) if None not in means else None
+    def averages(self, tasks: Sequence[str]) -> pd.Series[float]:
+        """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""
+        return self.cells["mean"].unstack("task").reindex(index=self.rows, columns=tasks).mean(axis=1, skipna=False)
 
     def leaders(self, task: str) -> list[str]:
         """Return the rows that are first on a task: the best, and all that two standard errors do not tell from it.
 
         The error is that of the difference of two means. Two or three seeds say little of a row's own deviation, so all
         rows are given the column's, pooled over the rows with several seeds; where none has, that of an accuracy on so
-        many test records. What never left chance is nowhere first, and says nothing of how far apart trained seeds lie.
+        many test records. Rows that never left chance are left out.
         """
         column = self.column(task)
-        learned = {row: cell for row, cell in column.items() if cell.count("at chance") < len(cell.finished)}
-        means = {row: cell.mean for row, cell in learned.items() if cell.mean is not None}
-        if not means:
+        column = column[column["at chance"] < column["seeds"]]
+        if column.empty:
             return []
-        known = [(len(cell.finished) - 1, cell.sd) for cell in learned.values() if cell.sd is not None]
-        pooled = sum(n * sd**2 for n, sd in known) / sum(n for n, _ in known) if known else None
-        errors = {
-            row: (column[row].test_variance if pooled is None else pooled) / len(column[row].finished) for row in means
-        }
-        best = (max if self.score(task)["best"] == "max" else min)(means, key=means.__getitem__)
-        return [
-            row
-            for row, mean in means.items()
-            if row == best or abs(mean - means[best]) <= 2 * math.sqrt(errors[row] + errors[best])
-        ]
+        several = column[column["seeds"] > 1]
+        freedom, mean = several["seeds"] - 1, column["mean"]
+        pooled = (freedom * several["sd"] ** 2).sum() / freedom.sum() if len(several) else column["test variance"]
+        errors = pooled / column["seeds"]
+        best = mean.idxmax() if self.score(task)["best"] == "max" else mean.idxmin()
+        level = (mean - mean[best]).abs() <= 2 * np.sqrt(errors + errors[best])
+        return [str(row) for row in column.index[level | (column.index == best)]]
 
     def firsts(self) -> str:
         """Say in one sentence who is first where."""
@@ -210,29 +144,10 @@ class ResultTable:
         told = [f"{_listed(rows or ['nobody'])} on {_listed(tasks)}" for rows, tasks in by_rows.items()]
         return f"First, with all that two standard errors do not tell from the best: {'; '.join(told)}." if told else ""
 
-    def relative(self, row: str, task: str, key: str) -> float | None:
-        """Return a cost divided by that of softmax on the same task; None where it was another machine's.
-
-        The number of parameters is the same everywhere. Since edition 2 speed and memory come from one session of the
-        benchmark alone: runs share their machine with whatever else goes on.
-        """
-        if key != "parameters" and (self.bench is not None or self.edition > 1):
-            measured = (self.bench or {}).get(task, {})
-            what = "speed" if key == "tokens_per_second" else "memory"
-            return 1.0 if row == BASELINE and measured else measured.get(f"{what}, {row} / {BASELINE}")
-        mine, base = self.cells[row].get(task), self.cells.get(BASELINE, {}).get(task)
-        if mine is None or base is None:
-            return None
-        machines = [{machine(run) for run in cell.finished} for cell in (mine, base)]
-        if key != "parameters" and machines[0] != machines[1]:
-            return None
-        mine_cost, base_cost = mine.cost(key), base.cost(key)
-        return mine_cost / base_cost if mine_cost and base_cost else None
-
-    def mean_relative(self, row: str, key: str) -> float | None:
-        """Return the geometric mean of ``relative`` over the tasks where there is one."""
-        ratios = [ratio for task in self.cells[row] if (ratio := self.relative(row, task, key))]
-        return math.exp(statistics.fmean(map(math.log, ratios))) if ratios else None
+    def mean_relative(self, key: str) -> pd.Series[float]:
+        """Return the geometric mean of a row's costs beside softmax, over the tasks where they are known."""
+        logs = np.log(self.cells[f"{key} ×"].where(self.cells[f"{key} ×"] > 0))
+        return np.exp(logs.groupby("row", sort=False).mean())
 
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
@@ -242,25 +157,25 @@ class ResultTable:
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
         smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
         lite = ": LRA's tasks, a smaller network and fewer epochs than its rows; read it with both"
+        tested = "the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart"
         notes = [
             f"preset {self.preset}"
             + (": a smaller task, not an LRA number" if smaller else lite if self.preset == "lite" else ""),
-            f"validation {self.policy}: "
-            + ("the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart")
-            + "; the best checkpoint on validation is tested once",
+            f"validation {self.policy}: {tested}; the best checkpoint on validation is tested once",
             f"commit {', '.join(short) or 'unknown'}",
             f"{len(finished)} finished runs, {hours:.1f} hours of them in all",
         ]
         for task in self.tasks:
+            runs = self.runs_of(task)
             by_steps: dict[Any, set[str]] = defaultdict(set)
-            for run in self.runs_of(task):
+            for run in runs:
                 by_steps[run.config.get(STEPS)].add(run.model)
             if len(by_steps) > 1:
                 said = "; ".join(f"{steps}: {', '.join(sorted(names))}" for steps, names in sorted(by_steps.items()))
                 notes.append(f"{task}: the steps differ ({said})")
-            if self.preset in ARENA and any(run.result.get("lra") is False for run in self.runs_of(task)):
+            if self.preset in ARENA and any(run.result.get("lra") is False for run in runs):
                 notes.append(f"{task}: not LRA's task to the letter in every row")
-            if sources := {run.config.get("data.source", "auto") for run in self.runs_of(task)} - {"auto"}:
+            if sources := {run.config.get("data.source", "auto") for run in runs} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
         machines = sorted({machine(run) for run in finished})
         if len(machines) > 1:
@@ -294,15 +209,36 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
         groups[run.preset, run.policy, run.edition].append(run)
     tables = []
     for (preset, policy, edition), members in groups.items():
-        named = row_names(members)
-        rows: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+        names, lines = row_names(members), defaultdict(list)
         for run in members:
-            rows[named[run.path]][run.task].append(run)
-        ordered = sorted(rows.items(), key=lambda item: row_order(item[0]))
-        cells = {name: {task: Cell(tuple(runs)) for task, runs in row.items()} for name, row in ordered}
+            lines[names[run.path], run.task].append(run)
+        order = sorted(lines, key=lambda place: (row_order(place[0]), task_order(place[1])))
+        index = pd.MultiIndex.from_tuples(order, names=["row", "task"])
+        cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
         speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
-        tables.append(ResultTable(preset, policy, cells, edition, speeds if bench else None))
+        measured = speeds if bench or edition > 1 else None
+        for key in COSTS:
+            cells[f"{key} ×"] = [_beside(cells, row, task, key, measured) for row, task in order]
+        tables.append(ResultTable(preset, policy, edition, members, cells))
     return tables
+
+
+def _beside(
+    cells: pd.DataFrame, row: str, task: str, key: str, bench: Mapping[str, Mapping[str, float]] | None
+) -> float:
+    """Return a cost divided by that of softmax on the same task; NaN where it was another machine's.
+
+    The number of parameters is the same everywhere. Since edition 2 speed and memory come from one session of the
+    benchmark alone (``bench``, by task): runs share their machine with whatever else goes on.
+    """
+    if key != "parameters" and bench is not None:
+        measured = bench.get(task, {})
+        what = "speed" if key == "tokens_per_second" else "memory"
+        return 1.0 if row == BASELINE and measured else measured.get(f"{what}, {row} / {BASELINE}", np.nan)
+    if (BASELINE, task) not in cells.index:
+        return np.nan
+    mine, base = cells.loc[(row, task)], cells.loc[(BASELINE, task)]
+    return mine[key] / base[key] if key == "parameters" or mine["machines"] == base["machines"] else np.nan
 
 
 def published() -> list[dict[str, Any]]:

@@ -13,202 +13,109 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from chela.config.words import command
 from chela.core.errors import DivergedError, UsageError
 from chela.core.options import option
-from experiments.launchers import TRAIN, Ended, Local, Slurm
+from experiments.launchers import TRAIN, Ended, Launcher, Local, Slurm, say
 from experiments.plan import Job, Pair, read_sweep
 
-ATTEMPTS = 3  # of a run that is killed, in one launch of the sweep
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the run was asked to stop, and saved
-PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False, "emoji": False}
-MOST_BARS = 24  # of runs shown at once
 
 
 @dataclass
 class Sweep:
-    """Starts what is ready, watches what runs, and chooses a pair's learning rate once its grid is complete.
+    """Runs the grids of learning rates, chooses a rate for each pair, then runs all seeds; each event is a line."""
 
-    Each event is a line; a terminal also shows how far each run is.
-    """
-
-    undecided: list[Pair]  # the work, in order
-    folder: Path  # runs, rates/, failed/, logs/, locks/
-    launcher: Local | Slurm
-    console: Console = field(default_factory=lambda: Console(file=sys.stdout, **PLAIN))
-    poll_seconds: float = 0.5  # between two looks
-
-    def __post_init__(self) -> None:
-        """Begin with nothing known."""
-        self.waiting: deque[Job] = deque()
-        self.known: set[Job] = set()
-        self.before = self.done = 0  # runs that were finished before, and in all
-        self.kills: Counter[Job] = Counter()
-        self.begun: set[Job] = set()
-        self.diverged: set[Job] = set()  # runs of a grid: an answer, no failure
-        self.failed: dict[str, str] = {}  # by the run's name: its last line
-        self.blocked: dict[str, str] = {}  # by the pair's name: why its seeds cannot be run
-        columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=self.console, speed_estimate_period=1e6)
-        self._progress.disable = not self.console.is_terminal
-        self._bars: dict[Job | None, TaskID] = {}  # None: of the whole sweep
-        self._news = True  # something has ended since the pairs were last looked at
-        self._asked: int | None = None
+    pairs: list[Pair]  # the work, in order
+    launcher: Launcher
+    known: set[Job] = field(default_factory=set)
+    before: int = 0  # runs that were finished before
+    done: int = 0  # and in all
+    begun: set[Job] = field(default_factory=set)  # that were stopped
+    diverged: set[Job] = field(default_factory=set)  # runs of a grid: an answer, no failure
+    failed: dict[str, str] = field(default_factory=dict)  # by the run's name: its last line
+    blocked: dict[str, str] = field(default_factory=dict)  # by the pair's name: why its seeds cannot be run
+    asked: int = 0  # the signal that asked to stop
 
     def run(self) -> int:
         """Work until nothing is left to do, and say how it ended; return the exit status."""
-        handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            while self._asked is None and self._turn():
-                time.sleep(self.poll_seconds)
-            if self._asked is not None:
-                self.say("asked to stop", self.launcher.stopping)
-                for ended in self.launcher.stop():
-                    self._settle(ended)
+            untuned = [pair for pair in self.pairs if pair.tune and pair.recorded_rate() is None]
+            self._work(job for pair in untuned for job in pair.tune)
+            for pair in untuned:
+                self._choose(pair)
+            ready = [pair for pair in self.pairs if not pair.tune or pair.recorded_rate() is not None]
+            self._work(job for pair in ready for job in pair.runs(pair.recorded_rate()))
         finally:
-            self._progress.stop()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         self._summary()
-        return 128 + self._asked if self._asked is not None else 1 if self.failed or self.blocked else 0
+        return 128 + self.asked if self.asked else 1 if self.failed or self.blocked else 0
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = number
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        self.launcher.stop()
 
-    def say(self, name: str, line: str) -> None:
-        """Print what happened to a run, a pair or the sweep, with the time of day."""
-        self.console.print(f"{time.strftime('%H:%M:%S')}  {name}: {line}")
-
-    def _turn(self) -> bool:
-        """Look once at everything; return whether there is anything left to wait for."""
-        for ended in self.launcher.poll():
-            self._settle(ended)
-        if self._news:
-            self._news = False
-            self._decide()
-        self._start()
-        if not self._progress.disable:
-            self.show()
-        return bool(self._news or self.waiting or self.launcher.handles)
-
-    def _decide(self) -> None:
-        """Queue the grids of rates, and the seeds of the pairs whose rate is known."""
-        undecided, self.undecided = self.undecided, []
-        for pair in undecided:
-            rate = pair.recorded_rate()
-            if pair.tune and rate is None:
-                self._queue(pair.tune)
-                rate = self._choose(pair)
-            if rate is not None or not pair.tune:
-                self._queue(pair.runs(rate), first=bool(pair.tune))
-            elif pair.name not in self.blocked:
-                self.undecided.append(pair)
-
-    def _choose(self, pair: Pair) -> float | None:
-        """Choose the rate when each run of the grid is finished or has diverged; note a grid that cannot be."""
-        unfinished = [job for job in pair.tune if job not in self.diverged and not job.finished()]
-        ended = [job.name for job in unfinished if job.name in self.failed or job in self.begun]
-        if not unfinished and not self.diverged.issuperset(pair.tune):
-            rate = pair.choose_rate()
-            self.say(pair.name, f"learning rate {rate} chosen on validation")
-            return rate
-        if len(ended) == len(unfinished):
-            reason = f"no learning rate yet, as {', '.join(ended)} did not finish"
-            self.blocked[pair.name] = reason if ended else "training diverged at every learning rate of the grid"
-            self.say(pair.name, self.blocked[pair.name])
-        return None
-
-    def _queue(self, jobs: Iterable[Job], first: bool = False) -> None:
-        """Add the runs that are not finished, before all others where a rate was chosen for them."""
-        new = [job for job in jobs if job not in self.known]
-        self.known.update(new)
+    def _work(self, jobs: Iterable[Job]) -> None:
+        """Run what is not finished."""
+        new = list(dict.fromkeys(jobs))
         todo = [job for job in new if not job.finished()]
         for job in set(new).difference(todo):
             job.clear_failure()
+        self.known |= set(new)
         self.before += len(new) - len(todo)
         self.done += len(new) - len(todo)
-        self.waiting = deque([*todo, *self.waiting] if first else [*self.waiting, *todo])
-
-    def _start(self) -> None:
-        ready = []
-        for _ in range(min(self.launcher.room(), len(self.waiting))):
-            job = self.waiting.popleft()
-            if job.finished():  # by another launcher, while it waited here
-                self._finish(job)
-            else:
-                ready.append(job)
-        elsewhere = self.launcher.start(ready) if ready else []
-        self.waiting.extend(elsewhere)
-        for job in ready:
-            if job not in elsewhere:
-                step = job.step()
-                self.say(job.name, f"goes on from step {step}" if step else "started")
-
-    def _finish(self, job: Job, how: str = "finished") -> None:
-        self._news = True
-        self.done += 1
-        self.say(job.name, f"{how} ({self.done}/{len(self.known)})")
+        for ended in self.launcher.run([] if self.asked else todo):
+            self._settle(ended)
 
     def _settle(self, ended: Ended) -> None:
-        self._news = True
-        job, status, line = ended
+        job, status, line, _ = ended
         if job.finished():
             job.clear_failure()
-            self._finish(job)
-        elif status == 0 or status in STOPPED or self._asked is not None:
+            self._finish(job, "finished")
+        elif status in (0, *STOPPED) or self.asked:
             self.begun.add(job)
-            self.say(job.name, f"stopped at step {job.step()} of {job.config.trainer.max_steps}")
-        elif status is not None and status < 0 and self.kills[job] < ATTEMPTS - 1:
-            self.kills[job] += 1
-            self.say(job.name, f"killed by signal {-status}, goes on from its last checkpoint")
-            self.waiting.append(job)
+            if status is not None:
+                say(job.name, f"stopped at step {job.step()} of {job.config.trainer.max_steps}")
         elif job.tunes and status == DivergedError.status:
             self.diverged.add(job)
             self._finish(job, f"diverged: {line}")
         else:
             job.record_failure(status, line)
             self.failed[job.name] = line or f"exit status {status}"
-            self.say(job.name, f"FAILED, the others go on: {self.failed[job.name]}")
+            say(job.name, f"FAILED, the others go on: {self.failed[job.name]}")
 
-    def show(self) -> None:
-        """Draw how far the sweep and its runs are."""
-        running = list(self.launcher.handles)
-        whole = f"{len(running)} running, {len(self.waiting)} waiting, {len(self.failed)} failed"
-        if self.undecided:
-            whole += f", {len(self.undecided)} systems without a learning rate yet"
-        self._progress.start()
-        shown: dict[Job | None, tuple[str, int, int]] = {None: (whole, self.done, len(self.known))}
-        shown |= {job: (job.name, job.step(), job.config.trainer.max_steps) for job in running[:MOST_BARS]}
-        for job in [job for job in self._bars if job not in shown]:
-            self._progress.remove_task(self._bars.pop(job))
-        for job, (text, done, total) in shown.items():
-            if job not in self._bars:
-                self._bars[job] = self._progress.add_task(text, completed=done, total=total)
-            self._progress.update(self._bars[job], description=text, completed=done, total=total)
+    def _finish(self, job: Job, how: str) -> None:
+        self.done += 1
+        say(job.name, f"{how} ({self.done}/{len(self.known)})")
+
+    def _choose(self, pair: Pair) -> None:
+        """Choose the rate when each run of the grid is finished or has diverged; note a grid that cannot be."""
+        unfinished = [job.name for job in pair.tune if job not in self.diverged and not job.finished()]
+        if not unfinished and not self.diverged.issuperset(pair.tune):
+            say(pair.name, f"learning rate {pair.choose_rate()} chosen on validation")
+            return
+        reason = f"no learning rate yet, as {', '.join(unfinished)} did not finish"
+        self.blocked[pair.name] = reason if unfinished else "training diverged at every learning rate of the grid"
 
     def _summary(self) -> None:
         """Say how it ended and what to do next."""
-        say, total = self.console.print, len(self.known)
-        say(f"{self.done} of {total} runs finished ({self.before} of them before), {len(self.failed)} failed")
+        if self.asked:
+            say("asked to stop", self.launcher.stopping)
+        total = len(self.known)
+        lines = [f"{self.done} of {total} runs finished ({self.before} of them before), {len(self.failed)} failed"]
         for name, line in self.failed.items():
-            say(f"  failed: {name}: {line} (log: {self.folder / 'logs' / name}.log)")
-        for name, reason in self.blocked.items():
-            say(f"  not run: {name}: {reason}")
-        if self.done < total or self.blocked:
-            say("to go on: start the same command again")
-        if self.done:
-            say(f"table: python -m experiments.table {self.folder}")
+            lines.append(f"  failed: {name}: {line} (log: {self.launcher.folder / 'logs' / name}.log)")
+        lines += [f"  not run: {name}: {reason}" for name, reason in self.blocked.items()]
+        lines += ["to go on: start the same command again"] if self.done < total or self.blocked else []
+        lines += [f"table: python -m experiments.table {self.launcher.folder}"] if self.done else []
+        sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 @dataclass
@@ -239,8 +146,7 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
     what = (folder, options.jobs or file.jobs, file.threads, pairs[0].runs(None)[0], command)
-    launcher = Slurm(*what, file.slurm) if options.launcher == "slurm" else Local(*what)
-    return Sweep(pairs, folder, launcher).run()
+    return Sweep(pairs, Slurm(*what, file.slurm) if options.launcher == "slurm" else Local(*what)).run()
 
 
 def sharded(pairs: list[Pair], shard: str) -> list[Pair]:

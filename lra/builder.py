@@ -50,7 +50,7 @@ class RecordSpec:
     config: str  # everything that decides the bytes, as a folder's name
     version: str  # of the content, ``1.0.0``
     fields: tuple[str, ...]  # names of the byte fields
-    counts: Mapping[str, int]  # records of each split; a build that yields another number fails
+    counts: dict[str, int]  # records of each split; a build that yields another number fails
     sizes: tuple[str, ...] = ("length",)  # names of the numbers in ``Example.sizes``
     about: dict[str, Any] = field(default_factory=dict)  # kept in ``records.json``; may grow while records are read
     expected_bytes: int = 0  # room that the build needs, 0 if not known
@@ -80,41 +80,31 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
     return folder
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Return what is noted about a folder of records. Raises ``DataError`` where it is damaged or of another format."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / MANIFEST} is missing or does not parse ({error!r}): {_again(folder)}") from None
-    if version != FORMAT:
-        raise DataError(
-            f"{folder} has format {version}, expected {FORMAT}, by another version of this program: {_again(folder)}"
-        )
-    return manifest
-
-
 def check(folder: Path, counts: Mapping[str, int] | None = None, *, full: bool = False) -> dict[str, Any]:
-    """Return the manifest of a folder of records after a check of counts and sizes, of every SHA-256 too if ``full``.
+    """Return the manifest of a folder of records, its format, counts and sizes checked; every SHA-256 too if ``full``.
 
     Raises:
         DataError: Naming the file, what was expected and what came.
     """
-    manifest = read_manifest(folder)
-    if counts is not None and manifest["counts"] != dict(counts):
-        raise DataError(f"{folder} holds {manifest['counts']} records, expected {dict(counts)}: {_again(folder)}")
-    for name, stored in manifest["files"].items():
-        path = folder / name
+    remedy = f"delete {folder} to have it built again"
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, held, files = manifest["format_version"], manifest["counts"], manifest["files"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / MANIFEST} is missing or does not parse ({error!r}): {remedy}") from None
+    if version != FORMAT:
+        raise DataError(
+            f"{folder} has format {version}, expected {FORMAT}, by another version of this program: {remedy}"
+        )
+    if counts and held != counts:
+        raise DataError(f"{folder} holds {held} records, expected {counts}: {remedy}")
+    for path, stored in ((folder / name, stored) for name, stored in files.items()):
         size = path.stat().st_size if path.is_file() else 0
         if size != stored["bytes"]:
-            raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, got {size:,}: {_again(folder)}")
+            raise DataError(f"{path} is damaged: expected {stored['bytes']:,} bytes, got {size:,}: {remedy}")
         if full and sha256(path) != stored["sha256"]:
-            raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {_again(folder)}")
+            raise DataError(f"{path} is damaged: its SHA-256 is not {stored['sha256'][:12]}…: {remedy}")
     return manifest
-
-
-def _again(folder: Path) -> str:
-    return f"delete {folder} to have it built again"
 
 
 class RecordSet:
@@ -131,7 +121,7 @@ class RecordSet:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        manifest = read_manifest(folder)
+        manifest = check(folder)
         if split not in manifest["counts"]:
             raise DataError(f"{folder} has no split {split!r}, only {', '.join(manifest['counts'])}")
         self.folder, self.split = folder, split

@@ -74,19 +74,16 @@ class LRADataModule(lightning.LightningDataModule):
     Args:
         task: A task, or its options (``lra.tasks.task_options``).
         data_config: Where data lies and how batches are made.
-        batch_size: Records of a global training batch.
+        batch_size: Records of a global training batch; with several processes, each takes its part here, so that
+            ``Trainer(use_distributed_sampler=False)`` is needed.
         eval_batch_size: Most records of a global evaluation batch; ``batch_size`` when None.
         seed: Of the data order.
         first_step: First step that ``train_dataloader`` yields: 0, or where a run goes on.
         max_steps: The step after the last.
-        rank: This process; the trainer's once attached.
-        world_size: Number of processes; the trainer's once attached.
-        accumulate: Parts of a training batch that a process takes one by one, for
-            ``Trainer(accumulate_grad_batches=...)``; each has its number as ``part``.
+        rank, world_size: This process among how many; the trainer's once attached.
+        accumulate: Parts of a training batch that a process takes one by one, each with its number as ``part``.
         pieces: Neighbouring processes that get the same records, each to work on a piece of every sequence.
         progress: Called with (what, done, total) while records are made.
-
-    With several processes, ``Trainer(use_distributed_sampler=False)`` is needed: the parts are cut here.
 
     Raises:
         ValueError: A batch that cannot be shared evenly among the processes.

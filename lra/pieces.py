@@ -55,14 +55,10 @@ def ids_of(text: bytes, words: bool) -> np.ndarray:
     return np.frombuffer(text, np.uint8).astype(np.uint16) + np.uint16(1)
 
 
-class Drawn(Records):
-    """Records drawn from reviews. Training takes new ones at every step, validation and test those of 0 … N − 1.
+class SampledRecords(Records):
+    """Records drawn from a split's reviews. Training takes new ones at every step, the others those of 0 … N − 1.
 
-    Args:
-        reviews: Of the split.
-        least: Bytes that a review must have to be used.
-        number: N; of training only what counts as an epoch.
-        name: Of the task and split.
+    A review has ``least`` bytes or is not used; ``number`` is N, in training what counts as an epoch.
     """
 
     def __init__(self, reviews: StoredRecords, least: int, number: int, name: str) -> None:
@@ -120,17 +116,11 @@ def below(words: np.ndarray, bound: Any) -> np.ndarray:
     return ((words * np.asarray(bound).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
 
-class Pairs(Drawn):
-    """Two pieces of one length: of one review and disjoint (label 1), or of two (label 0).
+class Pairs(SampledRecords):
+    """Two pieces of ``piece`` bytes each: of one review and disjoint (label 1), or of two (label 0).
 
-    Where in its review a piece lies is drawn alike for both labels: of two disjoint places one is taken.
-
-    Args:
-        reviews: Of the split.
-        piece: Bytes of a piece.
-        number: See ``Drawn``.
-        name: Of the split.
-        words: Whether words are hashed, in place of bytes.
+    Where in its review a piece lies is drawn alike for both labels: of two disjoint places one is taken. With ``words``
+    their words are hashed, in place of bytes.
     """
 
     def __init__(self, reviews: StoredRecords, piece: int, number: int, name: str, words: bool) -> None:
@@ -153,11 +143,8 @@ class Pairs(Drawn):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (two sequences, label) of several records."""
-        return [(self._encoded(int(i)), int(i) & 1) for i in indices]
-
-    def _encoded(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        first, second = (ids_of(text, self._words) for text in self.texts(i))
-        return first, second
+        texts = [(self.texts(int(i)), int(i) & 1) for i in indices]
+        return [((ids_of(first, self._words), ids_of(second, self._words)), label) for (first, second), label in texts]
 
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return what the length is at most."""

@@ -39,12 +39,12 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class Form:
-    """One form in which users have a data set."""
+class Layout:
+    """One way in which users have the files of a data set."""
 
     name: str  # for messages, "the extracted tree"
-    mark: str  # a file that is there when the form is, relative to a folder; may hold ``*``
-    remote: Remote | None = None  # where the official file comes from, if this form is one that can be fetched
+    pattern: str  # a file of it, relative to a folder; may hold ``*``
+    remote: Remote | None = None  # where that file can be fetched, if it can be
 
 
 def given_root(task: str, data: DataConfig) -> Path | None:
@@ -65,42 +65,42 @@ def digest(source: Path) -> str:
     return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:10]
 
 
-def locate(task: str, data: DataConfig, forms: Sequence[Form]) -> tuple[Form, Path]:
-    """Return the first form that is there, and where its mark is; or fetch one that can be.
+def locate(task: str, data: DataConfig, layouts: Sequence[Layout]) -> tuple[Layout, Path]:
+    """Return the first layout that is there, and its file; or fetch one that can be.
 
-    Forms lie under ``data.root`` if it is set, else in the data folder's ``downloads``; they are tried in their order.
+    They are looked for in their order, under ``data.root`` if it is set, else in the data folder's ``downloads``.
 
     Raises:
         DataError: Naming what is missing, where it was looked for, and what to do.
     """
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
-    for form in forms:
-        if (found := _find(root, form.mark)) is not None:
-            if form.remote is not None:
-                verify(found, form.remote)
-            return form, found
-    wanted = "; ".join(f"{form.name} ({form.mark})" for form in forms)
+    for layout in layouts:
+        if (found := _find(root, layout.pattern)) is not None:
+            if layout.remote is not None:
+                verify(found, layout.remote)
+            return layout, found
+    wanted = "; ".join(f"{layout.name} ({layout.pattern})" for layout in layouts)
     if data.root is not None:
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
-    for form in forms:
-        if form.remote is not None:
-            return form, fetch(task, form.remote, downloads, allowed=data.download)
+    for layout in layouts:
+        if layout.remote is not None:
+            return layout, fetch(task, layout.remote, downloads, allowed=data.download)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER`"
+        f"`chela prepare task={task} data.root=FOLDER`"
     )
 
 
-def _find(root: Path, mark: str) -> Path | None:
-    """Return the file that the mark names at ``root`` or up to ``DEPTH`` folders below; the last of several."""
+def _find(root: Path, pattern: str) -> Path | None:
+    """Return the file of a pattern at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
-        return root if root.match(mark) else None
+        return root if root.match(pattern) else None
     bases = [root]
-    if root.resolve().match(mark.split("/")[0]):  # aclImdb itself
+    if root.resolve().match(pattern.split("/")[0]):  # aclImdb itself
         bases.append(root.resolve().parent)
-    for pattern in ("*/" * depth + mark for depth in range(DEPTH + 1)):
-        if found := sorted(path for base in bases for path in base.glob(pattern) if path.is_file()):
+    for deeper in ("*/" * depth + pattern for depth in range(DEPTH + 1)):
+        if found := sorted(path for base in bases for path in base.glob(deeper) if path.is_file()):
             return found[-1]
     return None
 
@@ -136,7 +136,7 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
     target = folder / remote.file
     by_hand = (
         f"get {remote.url} ({remote.size / 1e6:,.0f} MB) another way and put it at {target}, or run "
-        f"`python -m lra.prepare task={task} data.root=FOLDER` with the folder that has it"
+        f"`chela prepare task={task} data.root=FOLDER` with the folder that has it"
     )
     if target.exists():
         verify(target, remote)

@@ -59,12 +59,8 @@ class Span:
 class Windows(Records):
     """Windows of a text: record i holds the symbols from i·stride on as targets, and as input the one before each.
 
-    Args:
-        table: The id of each byte.
-        span: The symbols.
-        window: Of a record; the last one of a span may be shorter.
-        stride: From one record to the next, at most the window.
-        once: Whether a symbol is a target in one record only, the first that has it.
+    ``table`` has the id of each byte; the last window of a span may be shorter. With ``once`` a symbol is a target in
+    one record only, the first that has it.
     """
 
     def __init__(self, table: np.ndarray, span: Span, window: int, stride: int, once: bool) -> None:

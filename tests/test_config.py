@@ -79,8 +79,10 @@ def test_later_layers_win() -> None:
 def test_no_configuration_changes_the_next_one(tmp_path: Path) -> None:
     """Defaults and shipped files are read once; a file of one's own is read each time."""
     before = resolve(["task=pathfinder", "preset=tiny"])
-    other = resolve(["task=pathfinder", "preset=tiny", "model.depth=7", "task.paddle_margins=[1]", "optimizer.lr=0.5"])
-    other.task.paddle_margins.append(3)
+    other = resolve(
+        ["task=pathfinder", "preset=tiny", "model.depth=7", "task.contour_lengths=[2,3]", "optimizer.lr=0.5"]
+    )
+    other.task.contour_lengths.append(4)
     other.model.mixer.heads = 0
     assert resolve(["task=pathfinder", "preset=tiny"]) == before
     for depth in (3, 4):

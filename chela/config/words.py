@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.groups import PRESETS, names
-from chela.config.schema import Config, fields
+from chela.config.schema import fields
 from chela.core.errors import UsageError
 from chela.core.options import Field, check_options, closest, kind_of, read_value, shown
 
@@ -36,7 +36,7 @@ def command(
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(run)
-        def main(argv: Sequence[str] | None = None) -> int:
+        def main(argv: Sequence[str] | None = None, **more: Any) -> int:
             words = list(sys.argv[1:] if argv is None else argv)
             if set(HELP) & set(words):
                 sys.stdout.write(options_text(options, about or ""))
@@ -45,7 +45,7 @@ def command(
             def begin() -> int:
                 made, rest = read_words(options, words)
                 if others:
-                    return run(made, rest)
+                    return run(made, rest, **more)
                 no_more(rest, options)
                 return run(made)
 
@@ -56,11 +56,22 @@ def command(
     return wrapped
 
 
-def configured(run: Callable[[Config], int], about: str, words: list[str]) -> int:
-    """Answer ``--help`` and ``--cfg``, or resolve the configuration and run; return the exit status."""
+def configured(run: Callable[..., int], about: str, words: list[str], options: type | None = None) -> int:
+    """Answer ``--help`` and ``--cfg``, or resolve the configuration and run; return the exit status.
+
+    Args:
+        run: Is given the configuration, and the command's own options where it has some.
+        about: The command's docstring.
+        words: What was said.
+        options: A dataclass of the command's own options.
+    """
 
     def begin() -> int:
         rest = [word for word in words if word not in (*HELP, "--cfg")]
+        own: list[Any] = []
+        if options is not None:
+            read, rest = read_words(options, rest)  # type: ignore[var-annotated]
+            own.append(read)
         if set(HELP) & set(words):
             sys.stdout.write(help_text(about, rest))
             return 0
@@ -68,7 +79,7 @@ def configured(run: Callable[[Config], int], about: str, words: list[str]) -> in
         if "--cfg" in words:
             sys.stdout.write(to_yaml(config))
             return 0
-        return run(config)
+        return run(config, *own)
 
     return guarded(begin)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
-import inspect
+import importlib.util
 import os
 import sys
 from collections.abc import Collection
@@ -39,5 +38,8 @@ def expect_trusted(named: list[str], trust: Collection[str], where: str) -> None
 
 def code_of(name: str) -> str:
     """Return a hash of the module of ``module:Class``: its code without comments and layout."""
-    source = inspect.getsource(importlib.import_module(name.partition(":")[0]))
-    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:8]
+    spec = importlib.util.find_spec(name.partition(":")[0])
+    if spec is None or spec.origin is None:
+        raise UsageError(f"expected a module for {name} in this folder or on the Python path, there is none")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]

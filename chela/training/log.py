@@ -13,7 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric import Fabric
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,54 +24,57 @@ from chela.config.words import duration
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.training.objectives import Objective
+from chela.training.resume import in_first
 from chela.training.run import RunFolder, RunState
 
 
 class Log:
-    """Writes and shows a line for each logged step and each evaluation; of process 0 alone.
+    """Writes and shows a line for each logged step and each evaluation; what process 0 cannot write ends them all.
 
-    ``metrics.csv`` is appended to when a run goes on, after it has been cut to the checkpoint's step, so that no line
-    is lost or doubled.
-
-    Args:
-        run: The run's folder.
-        config: Says where else to log.
-        objective: Its columns are logged.
-        step: From which this launch goes on.
-        console: Where to show the lines.
+    When a run goes on from ``step``, ``metrics.csv`` is cut to that step, so that no line is lost or doubled.
     """
 
-    def __init__(self, run: RunFolder, config: Config, objective: Objective, step: int, console: Console) -> None:
-        self._path = run.metrics
+    def __init__(
+        self, fabric: Fabric, run: RunFolder, config: Config, objective: Objective, step: int, console: Console
+    ) -> None:
+        self._fabric, self._run, self._config = fabric, run, config
         self.columns = ("step", "split", *objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
-        self._wandb = open_wandb(run.path, config) if config.wandb else None
-        cut_after(run.metrics, step, self.columns)
         self._board: TensorBoardLogger | None = None
-        if config.tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            self._board = TensorBoardLogger(run.path, "tensorboard", "", purge_step=step + 1)
+        self._wandb: WandbLogger | None = None
+        in_first(fabric, lambda: self._open(step))
         self._display = Display(console, config, objective, step)
 
+    def _open(self, step: int) -> None:
+        if self._config.wandb:
+            self._wandb = open_wandb(self._run.path, self._config)
+        cut_after(self._run.metrics, step, self.columns)
+        if self._config.tensorboard and importlib.util.find_spec("tensorboard") is not None:
+            self._board = TensorBoardLogger(self._run.path, "tensorboard", "", purge_step=step + 1)
+
     def line(self, step: int, split: str, values: dict[str, float], seconds: float, took: float | None = None) -> None:
-        """Write a line.
+        """Tell of a batch ("train") or an evaluation ("validation", or "tenth" of it) after so many steps.
 
         Args:
             step: Steps of the run that are done.
-            split: "train", "validation", or "tenth" of a fixed tenth of that.
+            split: What the values are of.
             values: The objective's columns; in training also ``lr`` and ``tokens_per_second`` (since the last line).
             seconds: Of training so far.
             took: Seconds of the evaluation; None in training.
         """
-        row = {**values, "step": step, "split": split, "seconds": round(seconds, 3)}
+        row: dict[str, Any] = {**values, "step": step, "split": split, "seconds": round(seconds, 3)}
         if took is None:
             row["tokens_per_second"] = round(values["tokens_per_second"])
         else:
             row["evaluation"] = round(took, 3)
-        append(self._path, row, self.columns)
-        scalars = {f"{split}/{name}": values[name] for name in self.columns[2:-3] if name in values}
+        in_first(self._fabric, lambda: self._write(row))
+        self._display.line(step, split, values, took)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        append(self._run.metrics, row, self.columns)
+        scalars = {f"{row['split']}/{name}": row[name] for name in self.columns[2:-3] if name in row}
         for logger in (self._board, self._wandb):
             if logger is not None:
-                logger.log_metrics(scalars, step)
-        self._display.line(step, split, values, took)
+                logger.log_metrics(scalars, row["step"])
 
     def close(self) -> None:
         """Close what was opened, so that what was logged is there."""
@@ -135,8 +139,9 @@ class Display:
     LINES = 20  # of a run, where nothing is live
 
     def __init__(self, console: Console, config: Config, objective: Objective, step: int) -> None:
-        mode = config.trainer.progress
-        self.mode = mode if mode != "auto" else "live" if console.is_terminal else "plain"
+        self.mode = "none" if console.quiet else config.trainer.progress
+        if self.mode == "auto":
+            self.mode = "live" if console.is_terminal else "plain"
         self.console, self._score, self._total = console, objective.score, config.trainer.max_steps
         self.smooth: dict[str, float] = {}
         self._start, self._first, self._said, self._estimated = time.monotonic(), step, step, False

@@ -7,13 +7,11 @@ joins several processes; the rest stands here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
-import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -29,9 +27,9 @@ from chela.training import resume
 from chela.training.log import ChanceWatch, Log
 from chela.training.machine import check_memory, hardware, processes, quiet_lightning, rank
 from chela.training.objectives import objective_of
-from chela.training.report import report, result_of, trusted
-from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by
-from chela.training.run import RunFolder, RunState, claim_run, find_run
+from chela.training.report import report, result_of
+from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by, summed
+from chela.training.run import RunFolder, RunState, claimed, find_run
 from chela.training.score import columns, data_of, expect_bounded
 from chela.training.step import LitModel, diverged
 from lra.batches import Batch
@@ -67,11 +65,12 @@ def fit(config: Config, console: Console, started: float) -> int:
         try:
             data = data_of(config)
             data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
-            with _claimed(config, console, leads) as (run, goes_on):
+            with claimed(config, console, leads) as (run, goes_on):
                 module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
                 _check_network(module, data, console)
                 fabric.launch()  # from here on there are all processes, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
+                assert run is not None
                 launch = Launch(fabric, module, data, run, signals, started, console)
                 launch.run_to_the_end(goes_on)
             return 0
@@ -108,14 +107,13 @@ class Launch:
         pieces = self.config.trainer.sequence_parallel
         data.rank, data.world_size = fabric.global_rank // pieces, fabric.world_size // pieces
         self.watch = ChanceWatch(self.state, data.records("train").majority_accuracy(), console.print)
-        self.log: Log | None = None  # of process 0
-        self.earlier = self.clock = self.saved_at = 0.0
-        self.logged = 0.0, 0.0  # tokens of the run and seconds of training at the last line
 
     def run_to_the_end(self, goes_on: bool) -> None:
         """Go on where the last launch stopped, and finish the run."""
         if goes_on:
             self.restore()
+        self.earlier = self.state.wall_seconds
+        self.log = Log(self.fabric, self.run, self.config, self.module.objective, self.state.step, self.console)
         try:
             self.train()
             if self.signals.asked:  # after the last step was saved
@@ -128,7 +126,6 @@ class Launch:
     def train(self) -> None:
         """Take the remaining steps; batches, dropout and learning rate of a step follow from (seed, step) alone."""
         fabric, module, network, state, config = self.fabric, self.module, self.network, self.state, self.config.trainer
-        in_first(fabric, self._open_log)
         self.data.first_step = state.step
         batches = iter(self.data.train_dataloader())
         self.signals.patient = True  # from here on a signal waits for the end of the step
@@ -163,23 +160,22 @@ class Launch:
                 self.save_or_stop()
         finally:
             self.signals.patient = False
-            if self.log is not None:
-                self.log.close()
+            self.log.close()
 
     def log_step(self) -> None:
         """Make a line of the step's batch."""
         self.module.expect_finite()
-        counts = self.fabric.all_reduce(self.module.of_step.clone(), reduce_op="sum")
-        tokens, seconds = self.totals()[2], self.state.seconds
+        counts = summed(self.fabric, self.module.of_step)
+        (_, _, tokens), seconds = self.totals(), self.state.seconds
         values = self.module.objective.values(counts.tolist())
         values["lr"] = self.optimizer.param_groups[0]["lr"]
         values["tokens_per_second"] = (tokens - self.logged[0]) / max(seconds - self.logged[1], 1e-9)
         self.logged = tokens, seconds
-        self._line("train", values)
+        self.log.line(self.state.step, "train", values, seconds)
 
     def totals(self) -> list[float]:
         """Return targets hit, targets and tokens since the run's first step, of all processes; a GPU is waited for."""
-        new = self.fabric.all_reduce(self.module.of_run.clone(), reduce_op="sum").tolist()
+        new = summed(self.fabric, self.module.of_run).tolist()
         self.state.totals = [old + more for old, more in zip(self.state.totals, new, strict=True)]
         self.module.of_run.zero_()
         return self.state.totals
@@ -200,7 +196,7 @@ class Launch:
         values, _ = columns(self.module, batches, fabric=self.fabric)
         took = time.monotonic() - began
         self.state.evaluation_seconds += took
-        self._line(split, values, took)
+        self.log.line(self.state.step, split, values, self.state.seconds, took)
         self.clock = time.monotonic()
         return values
 
@@ -279,7 +275,6 @@ class Launch:
                 f"resume: expected the weights and optimiser of this run's model, got others "
                 f"({first_line(error)[:120]}); use the version of chela that wrote them"
             ) from None
-        self.earlier = self.state.wall_seconds
 
     def wall_seconds(self) -> float:
         """Return the time of this launch and, of earlier ones, what led up to a checkpoint."""
@@ -303,38 +298,6 @@ class Launch:
             result = result_of(self.fabric, module, data, state, tests, self.wall_seconds())
             self.run.write_result(result)
             report(self.console, self.config, self.run, result)
-
-    # ---- the log, of process 0: what it cannot write ends all processes ----
-
-    def _open_log(self) -> None:
-        self.log = Log(self.run, self.config, self.module.objective, self.state.step, self.console)
-
-    def _line(self, split: str, values: dict[str, float], took: float | None = None) -> None:
-        line = self.state.step, split, values, self.state.seconds, took
-        in_first(self.fabric, lambda: self.log and self.log.line(*line))
-
-
-@contextlib.contextmanager
-def _claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
-    """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
-    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
-    if run is None or lock is None:
-        yield None, False
-        return
-    console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
-    try:
-        yield run, goes_on
-    except Stopped as stop:
-        where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
-        again = f"python -m chela.train resume={run.path}{trusted(config)}"
-        console.print(f"stopped ({stop.reason}){where}. To go on: {again}")
-        raise
-    except Exception as error:
-        if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
-            shutil.rmtree(run.path, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
 
 
 def _check_network(module: LitModel, data: LRADataModule, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.metadata
 import logging
@@ -26,22 +27,20 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK")
 
 
 def hardware(config: Config) -> dict[str, Any]:
-    """Choose accelerator and precision.
+    """Choose accelerator and precision, and set the threads.
 
     Raises:
         UsageError: A GPU is asked for and torch sees none.
     """
-    has_gpu = torch.cuda.is_available()
-    wanted = config.trainer.accelerator
+    has_gpu, wanted, precision = torch.cuda.is_available(), config.trainer.accelerator, config.trainer.precision
     if wanted == "gpu" and not has_gpu:
         raise UsageError("trainer.accelerator: expected a CUDA GPU for gpu, torch sees none; use cpu or auto")
-    accelerator = ("cuda" if has_gpu else "cpu") if wanted == "auto" else {"gpu": "cuda", "cpu": "cpu"}[wanted]
-    precision = config.trainer.precision
+    on_gpu = has_gpu and wanted != "cpu"
     if precision == "auto":
-        precision = "bf16-mixed" if accelerator == "cuda" else "32-true"
+        precision = "bf16-mixed" if on_gpu else "32-true"
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
-    return {"accelerator": accelerator, "precision": precision}
+    return {"accelerator": "cuda" if on_gpu else "cpu", "precision": precision}
 
 
 def processes(config: Config, accelerator: str) -> dict[str, Any]:
@@ -60,8 +59,8 @@ def processes(config: Config, accelerator: str) -> dict[str, Any]:
             f"trainer.num_nodes={nodes}: expected a launcher (torchrun or srun) on every node, got none; "
             "see docs/runs.md"
         )
-    started = int(os.environ.get("WORLD_SIZE", devices * nodes)) if "TORCHELASTIC_RUN_ID" in os.environ else None
-    if started is not None and started != devices * nodes:
+    started = int(os.environ.get("WORLD_SIZE", devices * nodes))
+    if "TORCHELASTIC_RUN_ID" in os.environ and started != devices * nodes:
         raise UsageError(
             f"expected trainer.devices x trainer.num_nodes = {started}, the processes that torchrun started, got "
             f"{devices} x {nodes}"
@@ -112,16 +111,9 @@ def stdout_console() -> Console:
 
 def quiet_lightning() -> None:
     """Keep back Lightning's advertisements and the hints that do not hold here."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*srun. command is available.*",
-        ".*litmodels.*|.*litlogger.*|.*tensorboardX.*",
-        ".*Total length of .* across ranks is zero.*",  # the steps are done: only the test is left
-    ):
-        warnings.filterwarnings("ignore", message=text)
+    warnings.filterwarnings("ignore", message=".*srun. command is available.*")
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
@@ -139,17 +131,6 @@ def tune_allocator() -> bool:
     except (OSError, AttributeError):  # another libc, such as musl
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 64 << 20))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of what computes."""
-    found = {"python": platform.python_version()}
-    for name in ("chela", "torch", "lightning", "triton", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def git_commit() -> str | None:
@@ -183,10 +164,14 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return what ran this: device, threads, versions, commit."""
+    """Return what ran this: device, threads, versions of Python and of what computes, commit."""
+    versions = {"python": platform.python_version()}
+    for name in ("chela", "torch", "lightning", "triton", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "versions": versions(),
+        "versions": versions,
         "git_commit": git_commit(),
     }

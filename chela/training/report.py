@@ -19,7 +19,7 @@ from chela.models.heads import TokenModel
 from chela.results import TITLES, of_arena, to_the_letter
 from chela.training import machine
 from chela.training.objectives import Score
-from chela.training.run import RunFolder, RunState
+from chela.training.run import RunFolder, RunState, trusted
 from chela.training.step import LitModel
 from lra.datamodule import LRADataModule
 
@@ -112,9 +112,3 @@ def report(console: Console, config: Config, run: RunFolder, result: dict[str, A
     console.print(f"evaluate: python -m chela.evaluate run={run.path}{trusted(config)}")
     console.print(f"resume:   python -m chela.train resume={run.path}{trusted(config)}")
     console.print(f"plot:     python -m experiments.plot {run.path}")
-
-
-def trusted(config: Config) -> str:
-    """Return the word that lets a run folder name the modules that this run's words named."""
-    modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
-    return f" trust={','.join(sorted(modules))}" if modules else ""

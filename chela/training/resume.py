@@ -15,10 +15,11 @@ import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
+from torch import Tensor
 
 from chela.core.errors import UsageError, first_line
 from chela.core.files import write_whole
@@ -169,6 +170,12 @@ def agree(fabric: Fabric, due: bool, asked: int) -> tuple[bool, int]:
     """Save when process 0 wants to, stop when any process is asked to; all of them at the same step."""
     if fabric.world_size == 1:
         return due, asked
-    row = torch.tensor([int(due and fabric.is_global_zero), asked], device=fabric.device)
-    both = fabric.all_reduce(row, reduce_op="max").tolist()
-    return bool(both[0]), both[1]
+    both: Any = torch.tensor([int(due and fabric.is_global_zero), asked], device=fabric.device)
+    due, asked = fabric.all_reduce(both, reduce_op="max").tolist()  # type: ignore[union-attr]
+    return bool(due), asked
+
+
+def summed(fabric: Fabric, x: Tensor) -> Tensor:
+    """Return the sum of ``x`` over the processes."""
+    total: Any = fabric.all_reduce(x.clone(), reduce_op="sum")  # in place
+    return cast(Tensor, total)

@@ -18,22 +18,25 @@ import itertools
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from rich.console import Console
 from torch import nn
 
 from chela.config.compose import run_folder, to_yaml
 from chela.config.groups import label
 from chela.config.identity import fingerprint
 from chela.config.schema import Config
-from chela.core.errors import UsageError
+from chela.core.errors import DivergedError, UsageError
 from chela.core.files import write_whole
 from chela.results import RESULT_FORMAT_VERSION
 from chela.training import resume
+from chela.training.resume import Stopped
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
 WEIGHTS = ("step", "model")  # all that scoring needs
@@ -155,6 +158,29 @@ def find_run(config: Config) -> RunFolder | None:
     return RunFolder(begun[-1]) if begun else None
 
 
+@contextlib.contextmanager
+def claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
+    """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
+    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
+    if run is None or lock is None:
+        yield None, False
+        return
+    console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
+    try:
+        yield run, goes_on
+    except Stopped as stop:
+        where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
+        again = f"python -m chela.train resume={run.path}{trusted(config)}"
+        console.print(f"stopped ({stop.reason}){where}. To go on: {again}")
+        raise
+    except Exception as error:
+        if not (goes_on or run.last.exists() or run.metrics.exists() or isinstance(error, DivergedError)):
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+
+
 def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     """Take the run's folder for this launch: ``(folder, goes on, lock)``.
 
@@ -164,9 +190,15 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     Raises:
         UsageError: The folder cannot be written, or another launch works in it.
     """
+    auto = config.resume == "auto"
     try:
-        while (run := find_run(config) or _make_folder(config)) is None:
-            pass  # another launch was faster: look again
+        while (run := find_run(config)) is None:
+            path = next(path for path in _folders(config) if auto or not path.exists())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # another launch was faster: look again
+                path.mkdir()
+                run = RunFolder(path)
+                break
         lock = lock_run(run.path)
         run.last.parent.mkdir(exist_ok=True)
         goes_on = run.config.exists()
@@ -201,23 +233,15 @@ def lock_run(folder: Path) -> FileLock:
     return lock
 
 
-def _make_folder(config: Config) -> RunFolder | None:
-    for path in _folders(config):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                path.mkdir()
-                return RunFolder(path)
-            return None
-        if path.is_dir() and config.resume == "auto":  # another launch has just made it
-            return None
-    raise AssertionError("the names do not end")
-
-
 def _folders(config: Config) -> Iterator[Path]:
-    """Name the folders that runs of this configuration get, in order."""
+    """Name the folders that runs of this configuration get, in order; a file may be in the way."""
     parent = Path(os.path.expanduser(config.runs)) / f"{label(config.task.name)}-{config.preset}"
     stem = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
-    yield parent / stem
-    for number in itertools.count(2):
-        yield parent / f"{stem}-{number}"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return (parent / name for name in names if not (parent / name).is_file())
+
+
+def trusted(config: Config) -> str:
+    """Return the word that lets a run folder name the modules that this run's words named."""
+    modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
+    return f" trust={','.join(sorted(modules))}" if modules else ""

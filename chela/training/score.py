@@ -21,6 +21,7 @@ from chela.models import build_model
 from chela.training.log import DataProgress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
 from chela.training.objectives import Score, objective_of
+from chela.training.resume import summed
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -61,7 +62,7 @@ def total(
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
     counts = sum(each(model, batches, step, fabric), torch.zeros((), dtype=torch.float64))
-    return (counts if fabric is None else fabric.all_reduce(counts, reduce_op="sum")).cpu()
+    return (counts if fabric is None else summed(fabric, counts)).cpu()
 
 
 def columns(
@@ -186,6 +187,7 @@ def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading)
     if window <= task.l_max:
         return iter(data.evaluation(records))
     expect_prefill(model, f"eval.window={window}")
+    data = copy.copy(data)  # which other windows are read from
     data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
     return ({**batch, "beyond": True} for batch in data.evaluation(records))
 

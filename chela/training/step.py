@@ -142,15 +142,18 @@ class LitModel(L.LightningModule):
         self.log("train/loss", outputs["loss"])
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the columns; Lightning averages them over the targets."""
-        columns = self.objective.values(outputs[0].tolist())
-        for name in self.objective.columns:
-            size = int(columns["count"])
-            self.log(f"validation/{name}", columns[name], on_epoch=True, sync_dist=True, batch_size=size)
+        """Log the columns."""
+        self._log_columns("validation", outputs)
 
     def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the columns."""
-        self.on_validation_batch_end(outputs, batch, batch_idx)
+        self._log_columns("test", outputs)
+
+    def _log_columns(self, split: str, counts: Tensor) -> None:
+        columns = self.objective.values(counts[0].tolist())
+        targets = int(columns["count"])  # over which Lightning averages
+        for name in self.objective.columns:
+            self.log(f"{split}/{name}", columns[name], on_epoch=True, sync_dist=True, batch_size=targets)
 
     # ---- the network ----
 

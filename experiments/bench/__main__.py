@@ -2,7 +2,6 @@
 
 chela bench list                                   what there is, and the words of each
 chela bench layers                                 writes experiments/results/bench/layers.json
-chela bench layers compare=OLD.json out=NEW.json   beside each value: new / old
 chela bench train task=text,image model=chela,softmax preset=full batch=4 out=FILE
 """
 
@@ -40,7 +39,6 @@ class Options:
     )
     quick: bool = option(False, "smallest sizes only, to see that it works")
     cpu_time: bool = option(False, "count CPU seconds, not the wall clock: for a busy machine and one thread")
-    compare: Path | None = option(None, "JSON of an earlier run: show new / old beside each value")
     out: Path | None = option(None, f"where the JSON goes; null is {RESULTS}/NAME.json. The plot goes beside it")
 
 
@@ -64,7 +62,6 @@ def main(asked: Options, words: list[str]) -> int:
 
     from experiments.bench import timing
 
-    old = [] if asked.compare is None else read(asked.compare)
     path = asked.out or RESULTS / f"{asked.name}.json"
     check_writable(path)  # before minutes of measuring, not after
     if asked.cpu_time:
@@ -73,7 +70,7 @@ def main(asked: Options, words: list[str]) -> int:
     rows = module.run(asked.quick, *given)
     result = {"name": asked.name, "machine": facts, "rows": [vars(row) for row in rows]}
     write(path, json.dumps(result, indent=1) + "\n")
-    sys.stdout.write(text(about(module), rows, facts, old, shutil.get_terminal_size().columns))
+    sys.stdout.write(text(about(module), rows, facts, shutil.get_terminal_size().columns))
     if hasattr(module, "PLOT"):
         from experiments.bench.curves import bench_curves
         from experiments.plot import save
@@ -96,18 +93,6 @@ def about(module: Any) -> str:
     return (module.__doc__ or "").strip().partition("\n")[0].replace("``", "")
 
 
-def read(path: Path) -> list[Row]:
-    """Read the rows of an earlier run; UsageError where the file holds something else."""
-    try:
-        return [
-            Row(dict(row["key"]), {name: float(value) for name, value in row["values"].items() if value is not None})
-            for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
-        ]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"compare: expected the JSON of experiments.bench at {path}, got {reason}") from None
-
-
 def check_writable(path: Path) -> None:
     """See that the JSON, and the plot beside it, can be written; UsageError where one cannot."""
     plot = path.with_suffix(".png")
@@ -120,23 +105,18 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"out: expected a JSON file that can be written, and beside it {plot.name}, got {path}")
 
 
-def text(title: str, rows: Sequence[Row], machine: dict[str, Any], old: Sequence[Row], width: int) -> str:
+def text(title: str, rows: Sequence[Row], machine: dict[str, Any], width: int) -> str:
     """Return the whole screen: title, table, notes and machine, wrapped at ``width``."""
-    facts = "; ".join(f"{key} {_plain(value)}" for key, value in machine.items())
+    facts = "; ".join(f"{key} {value}" for key, value in machine.items())
     notes = dict.fromkeys(row.note for row in rows if row.note)
     wrapped = [textwrap.fill(part, width, break_on_hyphens=False) for part in (*notes, f"machine: {facts}")]
-    return "\n\n".join([textwrap.fill(title, width), table(rows, old, width), *wrapped]) + "\n"
+    return "\n\n".join([textwrap.fill(title, width), table(rows, width), *wrapped]) + "\n"
 
 
-def _plain(value: Any) -> str:
-    return ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
-
-
-def table(rows: Sequence[Row], old: Sequence[Row] = (), width: int = 80) -> str:
+def table(rows: Sequence[Row], width: int = 80) -> str:
     """Return a line for each value and a column for each row; columns that do not fit in follow in a second block.
 
-    What is the same in the keys of all rows is said once, above the table. Where the key of an ``old`` row agrees, each
-    value is followed by new / old. ``width`` is in characters.
+    What is the same in the keys of all rows is said once, above the table. ``width`` is in characters.
 
     >>> print(table([Row({"H": 4, "L": L}, {"ours [ms]": L / 1e6, "ours / theirs": 0.5}) for L in (1024, 4096)]))
     H 4
@@ -147,23 +127,21 @@ def table(rows: Sequence[Row], old: Sequence[Row] = (), width: int = 80) -> str:
     """
     import pandas as pd
 
-    before = {str(sorted(row.key.items())): row.values for row in old}
     fixed = {key: row.key[key] for row in rows[:1] for key in row.key if len({str(r.key.get(key)) for r in rows}) == 1}
     parts = [textwrap.fill(", ".join(f"{key} {value}" for key, value in fixed.items()), width)] if fixed else []
     for _, alike in itertools.groupby(rows, key=lambda row: (list(row.key), list(row.values))):
-        columns = []
-        for row in alike:
-            past = before.get(str(sorted(row.key.items())), {})
-            cells = {key: str(value) for key, value in row.key.items() if key not in fixed}
-            columns.append(cells | {name: _cell(name, value, past.get(name)) for name, value in row.values.items()})
+        columns = [
+            {key: str(value) for key, value in row.key.items() if key not in fixed}
+            | {name: _cell(name, value) for name, value in row.values.items()}
+            for row in alike
+        ]
         parts.append(pd.DataFrame(columns).T.to_string(header=False, line_width=width))
     return "\n\n".join(parts)
 
 
-def _cell(name: str, value: float, old: float | None) -> str:
+def _cell(name: str, value: float) -> str:
     shown = value * 1e3 if name.endswith("[ms]") else value
-    number = f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:.{4 if name.endswith('[ms]') else 3}g}"
-    return f"{number} (×{value / old:.2f})" if old else number
+    return f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:.{4 if name.endswith('[ms]') else 3}g}"
 
 
 if __name__ == "__main__":

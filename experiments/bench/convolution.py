@@ -35,8 +35,9 @@ def plain(u: Tensor, kernel: Tensor) -> Tensor:
     """Convolve u ``(B, L, C)`` with kernel ``(C, L)`` as one writes it down."""
     length = u.shape[1]
     n = 2 * length
-    product = torch.fft.rfft(u.transpose(1, 2), n=n) * torch.fft.rfft(kernel, n=n)
-    return torch.fft.irfft(product, n=n)[..., :length].transpose(1, 2)
+    product: Tensor = torch.fft.rfft(u.transpose(1, 2), n=n) * torch.fft.rfft(kernel, n=n)
+    y: Tensor = torch.fft.irfft(product, n=n)[..., :length]
+    return y.transpose(1, 2)
 
 
 def transforms_and_products(batch: int, channels: int, length: int) -> Callable[[], None]:

@@ -107,7 +107,7 @@ def measure(rank: int, count: int, length: int, limit: float, folder: Path) -> N
         with sequence_parallel(length) as piece:
             inputs, labels = piece.cut(text[:, :length]), piece.cut(text[:, 1 : length + 1])
             loss = F.cross_entropy(model(inputs).flatten(0, 1), labels.flatten(), reduction="sum") / length
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         sent = sum(piece.sent.values())
         for weight in model.parameters():
             dist.all_reduce(weight.grad)
@@ -135,8 +135,8 @@ def resident() -> int:
 def sent_by_the_model(length: int, count: int) -> float:
     """Return the bytes that a process sends in a step by the cost model of docs/scale.md, with CHELA's options."""
     mixer: Any = build_model(configuration("chela"), facts(1024), seed=0).backbone.mixers()[0]
-    states = sum(core.heads * (core.d_qk * (core.width // core.heads + 1) + 1) for core in mixer.cores)
-    halo = 2 * (mixer.conv.short.weight.shape[1] - 1) * WIDTH
+    states: int = sum(core.heads * (core.d_qk * (core.width // core.heads + 1) + 1) for core in mixer.cores)
+    halo: int = 2 * (mixer.conv.short.weight.shape[1] - 1) * WIDTH
     channels = 4 * length * WIDTH * (count - 1) / count**2
     return FLOAT * (channels + 2 * states * (count - 1) + (halo if count > 1 else 0))
 

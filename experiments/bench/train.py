@@ -1,4 +1,4 @@
-"""Whole training steps: every system (``configs/model``) at each task's shape, mini and full, against softmax.
+"""Whole training steps: every system (``configs/model``) at each task's shape, against softmax.
 
 Forward, loss, backward, clipping and AdamW of the real model on random records, each as long as the longest to learn
 from: no data is needed. Precision and allocator are those of ``chela.train``. At full a CPU takes one record, a GPU the
@@ -22,14 +22,13 @@ from chela.config.groups import names
 from chela.config.schema import Config
 from chela.core.options import option
 from chela.models import build_model
-from chela.training.machine import hardware, memory_of_machine
+from chela.training.machine import hardware
 from chela.training.step import build_optimizer
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, peak_memory
 from lra.tasks import get_task
 
 RIVAL = "softmax"
-LONGEST_STEP = 6.0  # seconds, on a CPU; what may take longer is not begun
 
 
 @dataclass
@@ -38,14 +37,14 @@ class Options:
 
     task: list[str] = option([], "tasks; all when none is named")
     model: list[str] = option([], "systems; all when none is named")
-    preset: list[str] = option([], "presets; mini and full when none is named")
+    preset: list[str] = option([], "presets; mini when none is named, on a GPU full too")
     batch: int | None = option(None, "records in a step; null is the recipe's, on a CPU one at full", ge=1)
 
 
 def run(quick: bool, options: Options) -> list[Row]:
     """Measure every task at every preset; UsageError for a name that there is not."""
     tasks = options.task or (["listops"] if quick else names("task"))
-    presets = options.preset or (["tiny"] if quick else ["mini", "full"])
+    presets = options.preset or (["tiny"] if quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"])
     shapes = [[f"preset={preset}", f"task={task}"] for preset in presets for task in tasks]
     models = [f"model={model}" for model in options.model or names("model")]
     plan = [[resolve([*shape, model]) for model in models] for shape in shapes]  # a name may be wrong: before measuring
@@ -68,17 +67,12 @@ def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
     memory: dict[str, int] = {}
     notes = []
     for config in configs:
-        name, step = config.model.name, partial(shortened, training_step(config, about, **platform), *records)
-        whole = partial(step, about.train_length)
-        refused = "" if on_gpu else too_much(step, about.train_length)
+        name, step = config.model.name, partial(training_step(config, about, **platform), *records)
         try:
-            if not refused:
-                whole()  # Adam's moments are there from here on
-                memory[name], steps[name] = peak_memory(whole), whole
-        except torch.OutOfMemoryError:
-            refused = f"{size} records do not fit into the GPU's memory; try a smaller batch=N"
-        if refused:
-            notes.append(f"{shape.task.name} {shape.preset} {name} not run: {refused}")
+            step()  # Adam's moments are there from here on
+            memory[name], steps[name] = peak_memory(step), step
+        except (torch.OutOfMemoryError, MemoryError):
+            notes.append(f"{shape.task.name} {shape.preset} {name} not run: {size} records do not fit; try batch=N")
     key = {"task": shape.task.name, "preset": shape.preset, "L": about.train_length, "batch": size}
     key |= {"recipe's batch": shape.trainer.batch_size, "precision": platform["precision"]}
     key["allocator"] = timing.allocator(keep=not on_gpu)
@@ -119,34 +113,9 @@ def training_step(config: Config, about: Any, accelerator: str, precision: str) 
     def step(inputs: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
         with torch.autocast(accelerator, torch.bfloat16, enabled=precision == "bf16-mixed"):
             loss = F.cross_entropy(model(inputs, mask).flatten(0, -2), labels.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()
         optimizer.zero_grad()
 
     return step
-
-
-def shortened(step: Callable[..., None], inputs: Tensor, labels: Tensor, length: int) -> None:
-    """Run a step on the first ``length`` positions."""
-    step(inputs[:, :length], labels[:, :length] if labels.ndim > 1 else labels)
-
-
-def too_much(step: Callable[[int], None], length: int) -> str:
-    """Climb to ``length`` by doublings and say why to stop before it, or nothing.
-
-    A step of twice the tokens takes and holds at most four times as much: no system is more than quadratic.
-    """
-    room = memory_of_machine()
-    step(length // 8)  # first calls of torch's kernels, Adam's moments
-    for shorter in (length // 8, length // 4, length // 2):
-        began = timing.clock()
-        step(shorter)
-        took = timing.clock() - began
-        held = peak_memory(partial(step, shorter))
-        if 4 * took > LONGEST_STEP or 4 * held > room:
-            return (
-                f"a step of {shorter} tokens a sequence took {took:.2f} s and {held / 2**30:.1f} GiB; one of twice as "
-                f"many may take four times that, on a CPU at most {LONGEST_STEP:.0f} s and {room / 2**30:.0f} GiB"
-            )
-    return ""

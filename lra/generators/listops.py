@@ -19,8 +19,8 @@ import numpy as np
 from numba import njit
 
 from chela.core.errors import DataError
-from lra.ahead import ahead
 from lra.generators.splitmix import mix, uniform, word
+from lra.prefetch import prefetch
 from lra.streams import GOLDEN, key, permutation
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def generate(
     seed = key(options.seed, "listops")
     limits = (options.min_length, options.max_length, options.max_depth, options.max_args)
     calls = (partial(_block, seed, first, _BLOCK, *limits) for first in count(0, _BLOCK))
-    for tokens, lengths, values in ahead(calls, threads):
+    for tokens, lengths, values in prefetch(calls, threads):
         before, ends = len(trees), np.cumsum(lengths)
         for start, end, value in zip(ends - lengths, ends, values, strict=True):
             if len(trees) < wanted:

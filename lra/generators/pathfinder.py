@@ -25,20 +25,15 @@ from lra.generators.pathfinder_stamps import make_setup
 class Pictures(NamedTuple):
     """A run of images and how they were made."""
 
-    images: np.ndarray
-    """``(N, size, size)`` uint8."""
-    labels: np.ndarray
-    """``(N,)`` uint8: 1 if both markers lie on one path."""
-    markers: np.ndarray
-    """``(N, 2, 2)`` int64: row and column of the marked origin tip, then of the marked terminal tip."""
-    margins: np.ndarray
-    """``(N,)`` int64: the paddle margin of each image."""
-    lengths: np.ndarray
-    """``(N,)`` int64: the dashes of each of an image's two long paths."""
-    paddles: np.ndarray
-    """``(N, P, 4)`` int64: row, column, direction (``Setup.angle``) and path of each dash; ``counts[:, 0]`` count."""
-    counts: np.ndarray
-    """``(N, 2)`` int64: dashes and paths (two long ones, then distractors) of each image."""
+    images: np.ndarray  # (N, size, size) uint8
+    labels: np.ndarray  # (N,) uint8: 1 if both markers lie on one path
+    markers: np.ndarray  # (N, 2, 2) int64: row and column of the marked origin tip, then of the marked terminal tip
+    margins: np.ndarray  # (N,) int64: the paddle margin of each image
+    lengths: np.ndarray  # (N,) int64: the dashes of each of an image's two long paths
+    paddles: np.ndarray  # (N, P, 4) int64: row, column, direction (``Setup.angle``) and path of each dash
+    counts: (
+        np.ndarray
+    )  # (N, 2) int64: how many of an image's paddles count, and its paths (two long ones, then distractors)
 
 
 def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> Pictures:

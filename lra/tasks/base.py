@@ -99,52 +99,30 @@ class Task:
 
     Its options are its constructor's keyword arguments: the fields of a dataclass, with ``option``, or the
     arguments of ``__init__``. What depends on them, such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
-
-    Attributes:
-        name: In results and folders; the class's name in small letters unless it says another.
-        title: In tables; the class's name unless it says another.
-        version: Of the records and their encoding.
-        objective: "classification" gives each sequence a label, "tokens" each position.
-        score: What picks the best checkpoint and what tables show, "accuracy" or "loss".
-        num_classes: Number of classes, or of the symbols that a position's target is one of.
-        l_max: Longest encoded sequence.
-        vocab_size: Number of token ids, padding 0 included; None for continuous input.
-        input_dim: Values per position for continuous input, 1 for tokens.
-        pair: Whether a record is two sequences.
-        note: What every result on this data must say, after ``prepare``: empty, or why it is not the benchmark's.
-        sources: Values of ``data.source`` that the task knows.
-        generated: Whether its data is generated unless ``data.root`` names a release of it.
-        grouped_by: What ``Records.groups`` tells of a record, such as "pairs"; empty where it tells nothing.
-        further: Names of splits beside the three on which a trained network is tested too.
-        own_text: Whether what ``data.root`` names is what is learned; its file's name is of a run's fingerprint then.
-        in_order: Whether the records are of one text, each target the next input, which ``data.carry`` reads in order.
-        context: From how much of a text a target is predicted in validation and test; empty where it is no text.
-        input_help: What a line of ``chela predict``'s input holds.
-        classes: Names of the classes, for people.
-        retired: Options of before and the one value that they have now: it still counts in the fingerprint of a run.
     """
 
-    name: str
-    title: str
-    version: str = "1.0.0"
-    objective: str = "classification"
-    score: str = "accuracy"
-    num_classes: int
-    l_max: int
-    vocab_size: int | None = None
-    input_dim: int = 1
-    pair: bool = False
-    note: str = ""
-    sources: tuple[str, ...] = ("auto",)
-    generated: bool = False
-    grouped_by: str = ""
-    further: tuple[str, ...] = ()
-    own_text: bool = False
-    in_order: bool = False
-    context: str = ""
-    input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"
-    classes: tuple[str, ...] = ()
+    name: str  # in results and folders; the class's name in small letters unless it says another
+    title: str  # in tables; the class's name unless it says another
+    version: str = "1.0.0"  # of the records and their encoding
+    objective: str = "classification"  # gives each sequence a label; "tokens": each position
+    score: str = "accuracy"  # what picks the best checkpoint and what tables show; or "loss"
+    num_classes: int  # or the number of symbols that a position's target is one of
+    l_max: int  # longest encoded sequence
+    vocab_size: int | None = None  # number of token ids, padding 0 included; None for continuous input
+    input_dim: int = 1  # values per position for continuous input, 1 for tokens
+    pair: bool = False  # whether a record is two sequences
+    note: str = ""  # what every result on this data must say, after ``prepare``: why it is not the benchmark's
+    sources: tuple[str, ...] = ("auto",)  # values of ``data.source`` that the task knows
+    generated: bool = False  # whether its data is generated unless ``data.root`` names a release of it
+    grouped_by: str = ""  # what ``Records.groups`` tells of a record, such as "pairs"
+    further: tuple[str, ...] = ()  # names of splits beside the three on which a trained network is tested too
+    own_text: bool = False  # ``data.root`` is what is learned, and its file's name is of a run's fingerprint
+    in_order: bool = False  # the records are of one text, each target the next input: ``data.carry`` reads in order
+    context: str = ""  # from how much of a text a target is predicted in validation and test; empty where it is none
+    input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"  # of a line
+    classes: tuple[str, ...] = ()  # their names, for people
     retired: ClassVar[dict[str, Any]] = {}
+    """Options that went, with the one value that is left: it still counts in the fingerprint of a run."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())

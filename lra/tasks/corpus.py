@@ -18,7 +18,7 @@ from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.schema import DataConfig
-from lra.source import Form, Remote, given_root, locate, verify
+from lra.source import Layout, Remote, given_root, locate, verify
 from lra.tasks.base import SPLITS, Encoded, Label, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
@@ -45,17 +45,7 @@ def _window(symbols: int) -> Any:
 
 @dataclass
 class Corpus(Task):
-    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora.
-
-    Attributes:
-        alphabet: Its symbols, in the order of their ids.
-        marks: Names under which people have it, plain or compressed.
-        remote: Where it can be fetched from.
-        content: The bytes and the SHA-256 that the text must have, where one file is the whole of it.
-        parts: The files of train, validation and test, where each split has its own.
-        places: Where the splits lie in the text, where it is one file.
-        knows_words: Whether words are what white space separates, and one end for each line.
-    """
+    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
 
     window: int = _window(256)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
@@ -66,13 +56,13 @@ class Corpus(Task):
     own_text = True
     in_order = True
     input_help = "a text; each symbol is answered by the next one's id"
-    alphabet: ClassVar[str] = BYTES
-    marks: ClassVar[tuple[str, ...]] = ()
-    remote: ClassVar[Remote | None] = None
-    content: ClassVar[Remote | None] = None
-    parts: ClassVar[tuple[str, ...]] = ()
-    places: ClassVar[dict[str, tuple[int, int]]] = PLACES
-    knows_words: ClassVar[bool] = False
+    alphabet: ClassVar[str] = BYTES  # its symbols, in the order of their ids
+    files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, plain or compressed
+    remote: ClassVar[Remote | None] = None  # where it can be fetched from
+    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
+    parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
+    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
+    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,12 +123,12 @@ class Corpus(Task):
         root = given_root(self.name, data)
         if root is not None and root.is_file():
             return root
-        if not self.marks:
+        if not self.files:
             got = "nothing" if root is None else f"{root}, which is no file"
             raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
         fetched = self.remote.file if self.remote else ""
-        forms = [Form(mark, mark, remote=self.remote if mark == fetched else None) for mark in self.marks]
-        return locate(self.name, data, forms)[1]
+        layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
+        return locate(self.name, data, layouts)[1]
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""
@@ -194,7 +184,7 @@ class Shakespeare(Corpus):
         1_115_394,
         SHA256["tinyshakespeare.txt"],
     )
-    marks = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
+    files = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
 
 
 @dataclass
@@ -207,7 +197,7 @@ class Enwik8(Corpus):
     title = "enwik8"
     remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
     content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
-    marks = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
+    files = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
 
 
 @dataclass
@@ -221,7 +211,7 @@ class Text8(Corpus):
     alphabet = " abcdefghijklmnopqrstuvwxyz"
     remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
     content = Remote("text8", remote.url, 100_000_000, SHA256["text8"])
-    marks = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
+    files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
 
 
 @dataclass
@@ -240,4 +230,4 @@ class WikiText103(Corpus):
         191_984_949,
         SHA256["wikitext-103-raw-v1.zip"],
     )
-    marks = (parts[0], remote.file)
+    files = (parts[0], remote.file)

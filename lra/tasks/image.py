@@ -13,7 +13,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.source import Form, Remote, check_content, locate, members
+from lra.source import Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
 
@@ -98,9 +98,9 @@ def read_batches(found: Path) -> dict[str, np.ndarray]:
     return {split: np.frombuffer(raw, np.uint8).reshape(-1, _ROW) for split, raw in whole.items()}
 
 
-FORMS = (
-    Form("the binary version", "cifar-10-batches-bin/data_batch_1.bin"),
-    Form("its archive", ARCHIVE.file, ARCHIVE),
+LAYOUTS = (
+    Layout("the binary version", "cifar-10-batches-bin/data_batch_1.bin"),
+    Layout("its archive", ARCHIVE.file, ARCHIVE),
 )
 
 
@@ -135,11 +135,11 @@ class Image(PixelTask):
         spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",), expected_bytes=size)
 
         def splits() -> dict[str, Iterable[Example]]:
-            form, path = locate(self.name, data, FORMS)
+            layout, path = locate(self.name, data, LAYOUTS)
             rows = read_batches(path)
             parts = (part.tobytes() for split in COUNTS for part in np.split(rows[split], [1], axis=1))
             check_content("image", parts, CONTENT, ARCHIVE)
-            spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
+            spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
             return {split: map(_example, rows[split]) for split in COUNTS}
 
         return prepare(data.folder(), spec, splits, progress)

@@ -16,18 +16,18 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.ahead import ahead
-from lra.builder import Example, Progress, RecordSpec, check, prepare
+from lra.builder import Example, Progress, RecordSpec, prepare
 from lra.generators.pathfinder_options import PathfinderOptions
+from lra.prefetch import prefetch
 from lra.schema import DataConfig
-from lra.source import Form, digest, locate
+from lra.source import Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.image import PixelTask, shuffled
 
@@ -37,12 +37,16 @@ BLOCK = 512  # images of a part: what a killed build loses at most, per worker
 _DRAWN_FOR_ONE = 20  # of distinct ones, at most; a third is taken where paths are short
 _STATISTICS = {"s4": (0.0, 1.0), "mega": (0.5, 0.5)}
 _NUMBER = np.dtype("<i8")
+_AGAIN = "unpack the release again"
 _RETIRED = (
     "padding paddle_length paddle_thickness paddle_margins marker_radius seed_distance contour_length "
     "distractor_length continuity snake_contrasts paddle_contrasts antialias segment_retries distractor_retries "
     "single_paddles"
 )
 FOLDERS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
+
+Listed = tuple[Path, int]
+"""An image of the release: its path, and its label, 1 if both markers lie on one path."""
 
 
 @dataclass
@@ -122,7 +126,7 @@ class Pathfinder(PixelTask):
     def _generated(self, parts: Path, images: range, threads: int) -> Iterator[Example]:
         """Yield the images of these numbers, drawn ahead; each block is kept until the build is whole."""
         blocks = [images[at : at + BLOCK] for at in range(0, len(images), BLOCK)]
-        made = ahead((partial(self._block, parts, block) for block in blocks), threads)
+        made = prefetch((partial(self._block, parts, block) for block in blocks), threads)
         for block, (drawn, labels, dashes, chosen) in zip(blocks, made, strict=True):
             for i in np.flatnonzero(chosen).tolist():
                 yield _example(drawn[i], int(labels[i]), block[i], int(dashes[i]))
@@ -139,31 +143,30 @@ class Pathfinder(PixelTask):
         chosen = apart(options, made) if self.distinct else np.ones(len(numbers), bool)
         values = [made.images, made.labels, made.lengths, chosen]
         writing = path.with_suffix(".writing.npz")
-        np.savez_compressed(writing, **dict(zip(names, values, strict=True)))
+        np.savez_compressed(writing, **dict(zip(names, values, strict=True)))  # type: ignore[arg-type]
         os.replace(writing, path)
         return values
 
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
         names = [f"{start}{FOLDERS[self.level]}" for start in (f"pathfinder{self.resolution}/", "")]
-        forms = [Form(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
-        source = locate(self.name, data, forms)[1].parents[1].resolve()
+        layouts = [Layout(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
+        source = locate(self.name, data, layouts)[1].parents[1].resolve()
         config = f"released_r{self.resolution}_{self.level}_{digest(source)}"
-        about: dict[str, Any] = {"origin": f"LRA's release: {source}"}
-        folder = self._spec(config, {}, about).folder(data.folder())
-        if folder.exists():
-            check(folder)
-            return folder
-        images, empty = list_release(source)
-        about["empty"] = [str(path.relative_to(source)) for path in empty]
+        spec = self._spec(config, {}, {"origin": f"LRA's release: {source}"})  # which tells the counts
 
-        def read(part: np.ndarray) -> Iterator[Example]:
-            for i in part.tolist():
-                path, label = images[i]
-                yield _example(read_image(path, self.resolution), label, i)
+        def splits() -> dict[str, Iterator[Example]]:
+            images, empty = list_release(source)
+            spec.about["empty"] = [str(path.relative_to(source)) for path in empty]
+            parts = split_release(len(images))
+            spec.counts.update({name: len(part) for name, part in parts.items()})
+            return {name: self._read(images, part) for name, part in parts.items()}
 
-        parts = split_release(len(images))
-        spec = self._spec(config, {name: len(part) for name, part in parts.items()}, about)
-        return prepare(data.folder(), spec, lambda: {name: read(part) for name, part in parts.items()}, progress)
+        return prepare(data.folder(), spec, splits, progress)
+
+    def _read(self, images: list[Listed], part: np.ndarray) -> Iterator[Example]:
+        for i in part.tolist():
+            path, label = images[i]
+            yield _example(read_image(path, self.resolution), label, i)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Return the pixels row by row."""
@@ -197,10 +200,6 @@ def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
             yield example
 
 
-Listed = tuple[Path, int]
-"""An image as the metadata lists it: its path, and its label, 1 if both markers lie on one path."""
-
-
 def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
     """List the images of a folder in the order of the metadata, files by number, then rows.
 
@@ -208,39 +207,28 @@ def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
         The images, and the empty files (the release has one).
 
     Raises:
-        DataError: Metadata that does not parse, or an image that is not there.
+        DataError: Metadata that does not parse.
     """
     listed: list[Listed] = []
     empty: list[Path] = []
     for file in sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem)):
-        for number, (inside, name, _, label) in enumerate(_metadata(file), start=1):
-            where, path = f"{file} row {number}", PurePosixPath(inside, name)
-            if label not in ("0", "1"):
-                raise DataError(
-                    f"{where}: expected a label 0 or 1 in column 4, got {label!r}: unpack the release again"
-                )
-            if path.is_absolute() or ".." in path.parts:
-                raise DataError(f"{where}: {path} leads out of {folder}: this is not a released folder")
-            if not (folder / path).is_file():
-                raise DataError(f"{folder / path} is missing; {where} lists it: unpack the release again")
-            if (folder / path).stat().st_size:
-                listed.append((folder / path, int(label)))
+        try:  # the release's arrays are plain text in spite of their name
+            rows = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2)
+            if not np.isin(rows[:, 3], ("0", "1")).all():
+                raise ValueError("a label that is not 0 or 1")
+        except (ValueError, OSError) as error:
+            raise DataError(f"{file} has no rows of folder, file, number and label ({error}): {_AGAIN}") from None
+        for inside, name, _, label in rows.tolist():
+            path = folder / inside / name
+            if path.is_file() and path.stat().st_size == 0:
+                empty.append(path)
             else:
-                empty.append(folder / path)
+                listed.append((path, int(label)))
     if empty:
         log.warning("%d empty image(s) left out, the first is %s", len(empty), empty[0])
     if len(listed) < 10:
-        raise DataError(f"{folder} lists {len(listed)} images, expected 10 at the least: unpack the release again")
+        raise DataError(f"{folder} lists {len(listed)} images, expected 10 at the least: {_AGAIN}")
     return listed, empty
-
-
-def _metadata(file: Path) -> list[list[str]]:
-    """Return folder, file, number and label of each row; the release's arrays are plain text in spite of their name."""
-    try:
-        rows: list[list[str]] = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2).tolist()
-    except (ValueError, OSError) as error:
-        raise DataError(f"{file} has no rows of 4 or more words ({error}): unpack the release again") from None
-    return rows
 
 
 def read_image(path: Path, resolution: int) -> np.ndarray:
@@ -251,7 +239,7 @@ def read_image(path: Path, resolution: int) -> np.ndarray:
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert("L"))
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is no whole picture ({error}): unpack the release again") from None
+        raise DataError(f"{path} is no whole picture ({error}): {_AGAIN}") from None
     if pixels.shape != (resolution, resolution):
         rows, columns = pixels.shape
         raise DataError(

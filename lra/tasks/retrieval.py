@@ -18,14 +18,14 @@ from chela.core.options import option, shown
 from lra.builder import Example, Progress, prepare
 from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
 from lra.schema import DataConfig
-from lra.source import Form, digest, locate
+from lra.source import Layout, digest, locate
 from lra.tasks.base import Records
 from lra.tasks.text import Text, TextTask
 
 READ_BYTES = 10_000  # of a document that LRA looks at before it cuts to 4,000 tokens
 COUNTS = {"train": 147_086, "validation": 18_090, "test": 17_437}
 FILES = {"train": "new_aan_pairs.train.tsv", "validation": "new_aan_pairs.eval.tsv", "test": "new_aan_pairs.test.tsv"}
-AAN = Form("the pairs of the LRA release", FILES["train"])
+AAN = Layout("the pairs of the LRA release", FILES["train"])
 
 
 def _read_pairs(path: Path) -> Iterator[tuple[int, bytes, bytes]]:
@@ -94,7 +94,7 @@ class Retrieval(TextTask):
 
         return prepare(data.folder(), spec, splits, progress)
 
-    def dataset(self, split: str) -> Records:
+    def dataset(self, split: str) -> Records:  # type: ignore[override]
         """Return the records of a split; of imdb they are drawn on demand."""
         return super().dataset(split) if self._reviews is None else self._pairs(self._reviews, split)
 

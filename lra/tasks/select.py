@@ -19,7 +19,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import option, shown
 from lra.builder import Progress
-from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, Drawn, below, hashed, ids_of, reviews_of
+from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, SampledRecords, below, hashed, ids_of, reviews_of
 from lra.schema import DataConfig
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
 from lra.tasks.stored import StoredRecords
@@ -105,7 +105,7 @@ class Select(Task):
         return "\n".join([*lines, "by turns: " + " ".join(str(record["names"][piece]) for piece in record["order"])])
 
 
-class Selections(Drawn):
+class Selections(SampledRecords):
     """Rows of pieces, each of a review's end."""
 
     def __init__(self, task: Select, reviews: StoredRecords, split: str) -> None:

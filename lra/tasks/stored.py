@@ -83,17 +83,11 @@ class StoredTask(Task, ABC):
 
 
 class StoredRecords(Records):
-    """Encoded records of one split.
-
-    Args:
-        task: Encodes them.
-        stored: The records on disk.
-        chosen: Which of them, in order.
-    """
+    """Encoded records of one split: the ``chosen`` ones of those on disk, in order."""
 
     def __init__(self, task: StoredTask, stored: RecordSet, chosen: np.ndarray) -> None:
         self._task, self._stored, self._chosen = task, stored, chosen
-        self._lengths = task.encoded_lengths(stored)[self._chosen]
+        self._lengths: np.ndarray = task.encoded_lengths(stored)[self._chosen]
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -114,11 +108,11 @@ class StoredRecords(Records):
     def groups(self) -> np.ndarray | None:
         """Return the number stored beside each record under the name ``Task.grouped_by``, int64 ``(N,)``."""
         numbers = self._stored.sizes.get(self._task.grouped_by)  # those of a release may not be known
-        return None if numbers is None else numbers[self._chosen]
+        return None if numbers is None else np.asarray(numbers[self._chosen])
 
     def labels(self) -> np.ndarray:
         """Return the class of every record, int64 ``(N,)``; none is read."""
-        return self._stored.labels[self._chosen]
+        return np.asarray(self._stored.labels[self._chosen])
 
     def majority_accuracy(self) -> float:
         """Return what the most frequent target scores as the constant answer; only targets per position are read."""

@@ -18,7 +18,7 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.schema import DataConfig
-from lra.source import Form, Remote, check_content, locate, members
+from lra.source import Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded
 from lra.tasks.stored import StoredTask
 
@@ -41,7 +41,7 @@ class TextTask(StoredTask):
         super().__post_init__()
         self.l_max = self.cut = self.max_length or LRA_LENGTH
 
-    def spec(self, config: str, counts: Mapping[str, int], expected_bytes: int) -> RecordSpec:
+    def spec(self, config: str, counts: dict[str, int], expected_bytes: int) -> RecordSpec:
         """Return what a set of texts is."""
         fields, sizes = tuple(self.texts), tuple(self.texts.values())
         return RecordSpec(
@@ -69,8 +69,7 @@ class TextTask(StoredTask):
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """Return the length of the longer text, from the stored sizes."""
-        longer: np.ndarray = np.max([records.sizes[name] for name in self.texts.values()], axis=0)
-        return np.minimum(longer, self.cut)
+        return np.asarray(np.max([records.sizes[name] for name in self.texts.values()], axis=0).clip(max=self.cut))
 
     def read_line(self, line: str) -> Encoded:
         """Return the input that a text, or two with a tab between, stand for. Raises ``ValueError``."""
@@ -82,12 +81,11 @@ class TextTask(StoredTask):
 
     def as_text(self, record: dict[str, Any], encoded: Encoded, label: Any) -> str:
         """Return the texts, and how much of each is cut off."""
-        raws = [record[name] for name in self.texts]
-        texts = (raw[: self.cut].tobytes().decode("utf-8", "replace") for raw in raws)
-        cut = (f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" for raw in raws)
-        return "\n\n".join(
-            text + told * (len(raw) > self.cut) for raw, text, told in zip(raws, texts, cut, strict=True)
-        )
+        texts = []
+        for raw in (record[name] for name in self.texts):
+            told = f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" if len(raw) > self.cut else ""
+            texts.append(raw[: self.cut].tobytes().decode("utf-8", "replace") + told)
+        return "\n\n".join(texts)
 
 
 ARCHIVE = Remote(
@@ -125,10 +123,10 @@ def _read_archive(archive: Path) -> Iterator[Review]:
         yield split, CLASSES.index(label), raw
 
 
-FORMS = (
-    Form("the extracted tree", "aclImdb/train/pos/0_*.txt"),
-    Form("the official archive", ARCHIVE.file, ARCHIVE),
-    Form("the labelled part as an archive", "aclImdb*.tar.*"),
+LAYOUTS = (
+    Layout("the extracted tree", "aclImdb/train/pos/0_*.txt"),
+    Layout("the official archive", ARCHIVE.file, ARCHIVE),
+    Layout("the labelled part as an archive", "aclImdb*.tar.*"),
 )
 
 
@@ -163,8 +161,8 @@ class Text(TextTask):
         spec = self.spec("plain_text", COUNTS, 160_000_000)
 
         def splits() -> Mapping[str, Iterator[Example]]:
-            form, path = locate(self.name, data, FORMS)
-            spec.about.update(origin=f"{form.name}: {path}", content_sha256=CONTENT)
+            layout, path = locate(self.name, data, LAYOUTS)
+            spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
             reviews = _in_order(_read_tree(path) if path.suffix == ".txt" else _read_archive(path), progress)
             return {split: self.examples(reviews[split]) for split in COUNTS}
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,23 @@ from omegaconf import OmegaConf
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.identity import fingerprint
+from chela.layers.mixers import mixer_options
+from chela.results import ACCURACY, TITLES
 from experiments.sweep import main
 
 MakeRun = Callable[..., Path]
 COLUMNS = ("step", "split", "loss", "accuracy", "lr", "tokens_per_second", "seconds")  # those of chela.training
 LOSS = {"name": "loss", "unit": "nats", "scale": 1, "digits": 3, "best": "min"}
 FAKE = (sys.executable, "-m", "tests.experiments.fake_train")
+os.environ["FAKE_OPTIONS"] = json.dumps(
+    {
+        name: [
+            (field.name, field.type, field.default, dict(field.metadata))
+            for field in dataclasses.fields(mixer_options(name))
+        ]
+        for name in ("chela", "softmax", "linear", "lightning")
+    }
+)
 SMALL = {
     "preset": "tiny",
     "tasks": ["listops"],
@@ -56,17 +69,20 @@ def make_run(tmp_path: Path) -> MakeRun:
         write_metrics(folder / "metrics.csv", seed, result.get("tokens_per_second", 9000))
         if accuracy is not None:
             found = {
-                "format_version": 1,
+                "format_version": 2,
+                "objective": "classification",
+                "score": ACCURACY,
                 "task": config.task.name,
+                "task_title": TITLES.get(config.task.name, config.task.name),
                 "model": config.model.name,
                 "preset": config.preset,
                 "seed": seed,
                 "fingerprint": mark,
                 "steps": config.trainer.max_steps,
                 "parameters": 1000,
-                "best_validation_accuracy": accuracy,
-                "validation_accuracy": accuracy,
-                "test_accuracy": accuracy,
+                "best_validation": {"accuracy": accuracy},
+                "last_validation": {"accuracy": accuracy},
+                "test": {"accuracy": accuracy, "loss": None, "count": None},
                 "majority_accuracy": 0.17,
                 "validation_policy": config.data.validation,
                 "learned": True,
@@ -97,10 +113,8 @@ def strange(folder: Path, loss: float) -> Path:
         OmegaConf.update(config, key, value)
     OmegaConf.save(config, folder / "config.yaml")
     result = json.loads((folder / "result.json").read_text())
-    result = {key: value for key, value in result.items() if "accuracy" not in key}
     scores = {"loss": loss, "accuracy": 0.25, "bits": 1.5 * loss}
     result |= {
-        "format_version": 2,
         "objective": "tokens",
         "score": LOSS,
         "task_title": "Recall",

@@ -6,6 +6,8 @@ is cut, doubled or begun anew by mistake scores something else. ``model.d_ff`` c
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,12 +15,22 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.identity import fingerprint
 from chela.results import ACCURACY
 
 CRASHES, DIVERGES_ABOVE, DIES = 13, 0.05, 17  # d_ff, optimizer.lr, d_ff
+
+
+@functools.cache
+def mixer_options(name: str) -> Any:
+    """The options of a system as the tests hand them over: its class would load torch, a second a run."""
+    declared = json.loads(os.environ["FAKE_OPTIONS"])[name]
+    fields = [(key, kind, dataclasses.field(default=value, metadata=said)) for key, kind, value, said in declared]
+    return dataclasses.make_dataclass("Options", fields)
 
 
 def main(words: list[str]) -> int:
@@ -70,4 +82,5 @@ def _write(path: Path, value: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["chela.layers.mixers"] = SimpleNamespace(mixer_options=mixer_options)  # type: ignore[assignment]
     sys.exit(main(sys.argv[1:]))

@@ -84,7 +84,7 @@ def test_the_report_draws_kernels_and_receptive_fields_from_checkpoints(make_run
     loaded = trained_model(run)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, check_dtype=False)
-    assert main([str(folder), "--out", str(tmp_path / "r.html"), "--figures", str(tmp_path / "f")]) == 0
+    assert main([str(folder), f"out={tmp_path / 'r.html'}", f"figures={tmp_path / 'f'}"]) == 0
     names = {path.name for path in (tmp_path / "f").iterdir()}
     assert f"tiny-holdout-listops-chela-{run.fingerprint}-kernels.png" in names
     assert "tiny-holdout-listops-receptive-field.png" in names
@@ -100,7 +100,7 @@ def test_a_run_whose_network_cannot_be_had_is_left_out_and_the_others_are_drawn(
     weights = build("model=softmax").float().state_dict()
     save_best(renamed, {name.replace("backbone", "trunk"): value for name, value in weights.items()})
     out, drawn = tmp_path / "r.html", tmp_path / "f"
-    assert main([str(tmp_path / "runs"), "--out", str(out), "--figures", str(drawn)]) == 0
+    assert main([str(tmp_path / "runs"), f"out={out}", f"figures={drawn}"]) == 0
     text = " ".join(html.unescape(out.read_text()).split())
     left_out = f"The kernels and receptive field of listops {renamed.name} are left out: expected "
     assert left_out + "weights of this run's network in " in text

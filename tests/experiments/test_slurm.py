@@ -56,7 +56,7 @@ def test_an_array_whose_run_meets_its_time_limit_is_complete_in_the_end(
     assert "going on with" in log, f"expected a run that was requeued, got one launch of it:\n{log}\n{out}"
     arrays = {path.name.split("_")[0] for path in (tmp_path / "sweep" / "slurm").glob("*_[0-3]_*.out")}
     assert len(arrays) == 1
-    assert table([str(tmp_path / "sweep"), "--no-published"]) == 0
+    assert table([str(tmp_path / "sweep"), "published=false"]) == 0
     shown = capsys.readouterr().out
     assert all(any(line.startswith(f"| {name} |") and "(1" in line for line in shown.splitlines()) for name in runs)
 
@@ -70,7 +70,8 @@ def test_a_failure_in_the_queue_is_told(slurm: None, tmp_path: Path, capsys: pyt
     assert sorted(run.state for run in read_runs([tmp_path / "sweep"])) == ["failed", "finished"]
 
 
-def test_a_launcher_that_was_killed_finds_its_runs_in_the_queue(slurm: None, tmp_path: Path) -> None:
+def test_a_launcher_that_was_killed_is_started_again_and_doubles_no_run(slurm: None, tmp_path: Path) -> None:
+    """The later job of a run does nothing while the first one goes on."""
     words = write(tmp_path, {"models": ["chela", "softmax"], "overrides": {"trainer.max_steps": 40}})
     code = "import sys; from experiments.sweep import main; sys.exit(main(sys.argv[2:], command=sys.argv[1].split()))"
     env = {**os.environ, "FAKE_STEP_SECONDS": "0.3"}
@@ -81,9 +82,11 @@ def test_a_launcher_that_was_killed_finds_its_runs_in_the_queue(slurm: None, tmp
         time.sleep(0.2)
     first.kill()
     first.wait()
-    assert subprocess.run(launch, env=env, stdout=subprocess.DEVNULL).returncode == 0
-    submitted = list((tmp_path / "sweep" / "slurm").glob("*_submitted.pkl"))
-    assert len(submitted) == 2, "expected the two runs to have been submitted once"
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "sweep").rglob("result.json"))) < 2 and time.monotonic() < deadline:
+        assert subprocess.run(launch, env=env, stdout=subprocess.DEVNULL).returncode == 0
+    steps = [path.read_text().count(",train,") for path in (tmp_path / "sweep").rglob("metrics.csv")]
+    assert steps == [40, 40], "expected nobody's step to have been taken twice"
     assert [run.state for run in read_runs([tmp_path / "sweep"])] == ["finished", "finished"]
 
 

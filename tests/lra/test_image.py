@@ -7,7 +7,7 @@ import pytest
 from chela.core.errors import DataError
 from chela.core.files import sha256
 from lra.schema import DataConfig
-from lra.source import Form, Remote
+from lra.source import Layout, Remote
 from lra.tasks import image
 from lra.tasks.image import Image
 from tests.lra.test_source import archive
@@ -60,7 +60,7 @@ def test_records_do_not_depend_on_the_form_they_came_in(
         files = {f"cifar-10-batches-bin/{n}": raw for n, raw in binary(batches).items()}
         path = archive(mine / "cifar-10-binary.tar.gz", files | {"cifar-10-batches-bin/batches.meta.txt": b"dog"})
         remote = Remote(path.name, "", path.stat().st_size, sha256(path))
-        monkeypatch.setattr(image, "FORMS", (Form("the archive", path.name, remote),))
+        monkeypatch.setattr(image, "LAYOUTS", (Layout("the archive", path.name, remote),))
     task = Image(form="tokens", validation=10)
     task.prepare(DataConfig(dir=str(tmp_path / "records"), root=str(mine)))
     records = task.records("train")

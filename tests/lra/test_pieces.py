@@ -11,9 +11,9 @@ import pytest
 
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
-from lra.pieces import Drawn, Pairs, cosine_accuracy, hashed
-from lra.prepare import page
+from lra.pieces import Pairs, SampledRecords, cosine_accuracy, hashed
 from lra.schema import DataConfig
+from lra.show import page
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.select import Select, Selections
@@ -74,8 +74,8 @@ def test_reviews_too_short_are_left_out() -> None:
 
 @pytest.mark.parametrize("make", [lambda r: Pairs(r, 20, 9, "train", False), lambda r: Selections(SMALL, r, "train")])
 def test_training_records_are_a_function_of_seed_and_step(make) -> None:
-    records: Drawn = make(Reviews())
-    again: Drawn = pickle.loads(pickle.dumps(records))
+    records: SampledRecords = make(Reviews())
+    again: SampledRecords = pickle.loads(pickle.dumps(records))
     drawn = [records.batch(8, 4, 0, step) for step in range(12)]
     assert all(np.array_equal(again.batch(8, 4, 0, step), drawn[step]) for step in (11, 3, 0))
     assert len(np.unique(drawn)) == 96  # none comes again
@@ -205,7 +205,7 @@ def test_a_page_shows_them() -> None:
     shown = page(SMALL, Selections(SMALL, Reviews(), "test"), "test", 2)  # type: ignore[arg-type]
     assert shown.count("“bipw”: ") == 8 and shown.count("by turns: ") == 2
     pairs = Pairs(Reviews(), 20, 9, "test", words=False)  # type: ignore[arg-type]
-    assert page(Retrieval(max_length=20), pairs, "test", 2).count("<article>") == 2
+    assert page(Retrieval(max_length=20), pairs, "test", 2).count("<h2>") == 2
 
 
 def test_without_reviews_it_says_what_is_missing(tmp_path: Path) -> None:

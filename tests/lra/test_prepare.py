@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lra.prepare import main
+from chela.prepare import main
 
 
 def run(*words: str) -> tuple[int, str, str]:
@@ -23,13 +23,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_listops_with_a_page(here: Path) -> None:
-    status, out, err = run("task=listops", "preset=tiny", "--show", "3", "--check")
+    status, out, err = run("task=listops", "preset=tiny", "show=3", "check=true")
     assert (status, err) == (0, "")
     assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
     assert "every file has its SHA-256" in out
     page = (here / "listops.html").read_text()
-    assert page.count("<article>") == 3
-    values = re.findall(r"label (\d)</h2>.*? = (\d)</p>", page)
+    assert page.count("<h2>") == 3
+    values = re.findall(r"label (\d)</h2>.*?\n<pre>.*? = (\d)</pre>", page)
     assert len(values) == 3 and all(label == value for label, value in values)
 
 
@@ -43,13 +43,13 @@ def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[
     status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "show=6")
     assert (status, err) == (0, "")
     page = (here / "text.html").read_text()
-    assert page.count("<article>") == 6 and "bytes are cut off]" in page
+    assert page.count("<h2>") == 6 and "bytes are cut off]" in page
     assert "positive" in page and "negative" in page
 
 
 def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  # type: ignore[no-untyped-def]
     where = (f"data.dir={real_image.dir}", f"data.root={real_image.root}")
-    assert run("task=image", "preset=mini", *where, "--show", "2")[0] == 0
+    assert run("task=image", "preset=mini", *where, "show=2")[0] == 0
     page = (here / "image.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
 
@@ -58,7 +58,7 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
     ("words", "message"),
     [
         (["task=listop"], "did you mean 'listops'"),
-        (["task=listops", "--show"], "show: expected one value, got none"),
+        (["task=listops", "--show"], "expected key=value, got '--show': say show=…"),
         (["task=listops", "show=x"], "show: expected a whole number, got 'x'"),
         (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
         (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth: expected at least 1, got 0"),

@@ -10,7 +10,7 @@ import pytest
 
 from chela.core.errors import DataError
 from lra.schema import DataConfig
-from lra.source import Form, Remote, fetch, locate, members, verify
+from lra.source import Layout, Remote, fetch, locate, members, verify
 
 BODY = bytes(range(256)) * 20_000  # 5 MB
 
@@ -80,7 +80,7 @@ def test_without_network_the_error_names_file_place_and_command(tmp_path: Path) 
         fetch("text", remote(), tmp_path)
     for part in ("set.bin could not be fetched", "http://127.0.0.1:1/set.bin", str(tmp_path / "set.bin")):
         assert part in str(error.value)
-    assert "python -m lra.prepare task=text data.root=FOLDER" in str(error.value)
+    assert "chela prepare task=text data.root=FOLDER" in str(error.value)
     with pytest.raises(DataError, match=r"data.download is false: get http"):
         fetch("text", remote(), tmp_path, allowed=False)
 
@@ -89,16 +89,16 @@ def test_a_wrong_checksum_leaves_the_file_of_the_user_alone(tmp_path: Path) -> N
     mine = tmp_path / "set.bin"
     mine.write_bytes(BODY[:-1] + b"?")
     with pytest.raises(DataError, match=r"has SHA-256 [0-9a-f]{64}, expected [0-9a-f]{64}"):
-        locate("text", DataConfig(root=str(tmp_path)), [Form("it", "set.bin", remote=remote())])
+        locate("text", DataConfig(root=str(tmp_path)), [Layout("it", "set.bin", remote=remote())])
     mine.write_bytes(BODY[:-1])
     with pytest.raises(DataError, match="has 5,119,999 bytes, expected 5,120,000: it is truncated"):
         verify(mine, remote())
     assert mine.exists()
 
 
-FORMS = [
-    Form("a tree", "aclImdb/train/pos/0_*.txt"),
-    Form("an archive", "set*.tar.gz"),
+LAYOUTS = [
+    Layout("a tree", "aclImdb/train/pos/0_*.txt"),
+    Layout("an archive", "set*.tar.gz"),
 ]
 
 
@@ -108,32 +108,32 @@ def test_forms_are_found_at_the_root_and_below(tmp_path: Path, below: str, made:
     path = tmp_path / below / made
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("")
-    assert locate("text", DataConfig(root=str(tmp_path)), FORMS)[1] == path
+    assert locate("text", DataConfig(root=str(tmp_path)), LAYOUTS)[1] == path
 
 
 def test_the_root_may_be_the_tree_or_the_archive_itself(tmp_path: Path) -> None:
     tree = tmp_path / "aclImdb" / "train" / "pos" / "0_7.txt"
     tree.parent.mkdir(parents=True)
     tree.write_text("")
-    assert locate("text", DataConfig(root=str(tmp_path / "aclImdb")), FORMS)[1] == tree
+    assert locate("text", DataConfig(root=str(tmp_path / "aclImdb")), LAYOUTS)[1] == tree
     archive = tmp_path / "set.tar.gz"
     archive.write_text("")
-    assert locate("text", DataConfig(root=str(archive)), FORMS) == (FORMS[1], archive)
+    assert locate("text", DataConfig(root=str(archive)), LAYOUTS) == (LAYOUTS[1], archive)
 
 
 def test_what_is_absent_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="which does not exist"):
-        locate("text", DataConfig(root=str(tmp_path / "none")), FORMS)
+        locate("text", DataConfig(root=str(tmp_path / "none")), LAYOUTS)
     with pytest.raises(DataError, match=r"holds none of: a tree \(aclImdb/train/pos/0_\*\.txt\); an archive"):
-        locate("text", DataConfig(root=str(tmp_path)), FORMS)
+        locate("text", DataConfig(root=str(tmp_path)), LAYOUTS)
     with pytest.raises(DataError, match=rf"cannot be fetched for you; .* put it into {tmp_path / 'downloads'}"):
-        locate("text", DataConfig(dir=str(tmp_path)), FORMS)
+        locate("text", DataConfig(dir=str(tmp_path)), LAYOUTS)
 
 
 def test_what_lies_in_the_downloads_is_taken(tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads" / "set.bin").write_bytes(BODY)
-    form = Form("it", "set.bin", remote=remote())
+    form = Layout("it", "set.bin", remote=remote())
     assert locate("text", DataConfig(dir=str(tmp_path)), [form])[1].read_bytes() == BODY
 
 

@@ -11,11 +11,11 @@ import torch
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.ahead import ahead
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
 from lra.datamodule import LRADataModule
-from lra.prepare import page
+from lra.prefetch import prefetch
 from lra.schema import DataConfig
+from lra.show import page
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image
@@ -140,7 +140,7 @@ def test_a_task_of_ones_own_with_a_label_for_each_position() -> None:
     counts = np.bincount(targets[targets >= 0])
     assert data.records("test").majority_accuracy() == counts.max() / counts.sum()
     shown = page(data.task, data.records("test"), "test", 2)
-    assert shown.count("<article>") == 2 and "label [-100, " in shown
+    assert shown.count("<h2>") == 2 and "label [-100, " in shown
 
 
 def test_a_record_that_the_network_cannot_take_is_named() -> None:
@@ -235,7 +235,7 @@ def test_ahead_keeps_the_order_and_drops_what_nobody_waits_for() -> None:
         return i
 
     calls = ((lambda i=i: call(i)) for i in range(1000))
-    reader = ahead(calls, workers=2)
+    reader = prefetch(calls, workers=2)
     assert [next(reader) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="five"):
         next(reader)

@@ -11,18 +11,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
-    """Yield the results of ``calls`` in order, computed ahead by threads.
+def prefetch(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
+    """Yield the results of ``calls``, which may be endless, in order, computed ahead by threads (0: one per core).
 
-    Args:
-        calls: Functions that release the interpreter lock. There may be endlessly many: at most 2 · ``workers`` results
-            wait for the reader. When the reader stops, the calls that have not begun are dropped.
-        workers: Threads; 0 for one per core.
+    At most 2 · ``workers`` results wait for the reader. What a call raises comes in its place; when the reader stops,
+    the calls that have not begun are dropped.
 
-    Raises:
-        Exception: What a call raised, in its place.
-
-    >>> list(ahead([lambda: 1, lambda: 2], workers=1))
+    >>> list(prefetch([lambda: 1, lambda: 2], workers=1))
     [1, 2]
     """
     workers = workers or os.cpu_count() or 1

@@ -1,0 +1,80 @@
+"""Make the records of a task, or check those that are there.
+
+chela prepare task=listops                        generate the trees (preset=full|mini|tiny)
+chela prepare task=text data.root=~/downloads     from an extracted or packed aclImdb of your own
+chela prepare task=image show=6                   and write a page with six records as the model sees them
+chela prepare task=retrieval check=true           and compare every file's SHA-256
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from chela.config.schema import Config
+from chela.config.words import configured
+from chela.core.options import option
+from lra.builder import check
+from lra.schema import DataConfig
+from lra.show import page
+from lra.tasks import get_task
+from lra.tasks.base import SPLITS, Task
+from lra.tasks.stored import StoredTask
+
+
+@dataclass
+class Options:
+    """What the command can be told beside the words of the configuration."""
+
+    show: int = option(0, "write a page that shows so many records", ge=0, le=1000)
+    check: bool = option(False, "compare every file's SHA-256")
+
+
+def prepare(config: Config, options: Options) -> int:
+    """Make the records that a configuration asks for, say what there is, and return the exit status."""
+    task = get_task(config.task)
+    task.prepare(config.data, _progress if sys.stderr.isatty() else None)
+    sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
+    if options.show:
+        path = Path(f"{task.name}.html").resolve()
+        path.write_text(page(task, task.dataset("test"), "test", options.show), encoding="utf-8")
+        sys.stdout.write(f"page: {path}\n")
+    return 0
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    sys.stderr.write(f"\r{what}: {done:,}" + (f" of {total:,}" if total else "") + "\n" * (done == total))
+
+
+def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
+    if isinstance(task, StoredTask):
+        yield f"{task.name}: {task.folder}"
+        yield f"origin: {check(task.folder, full=full_check)['about'].get('origin', 'unknown')}"
+        if full_check:
+            yield "every file has its SHA-256"
+    else:
+        yield task.name
+    if task.note:
+        yield f"note: {task.note}"
+    for split in SPLITS:
+        records = task.dataset(data.split(split))
+        lengths = records.lengths()
+        policy = f" (data.validation={data.validation})" if split == "validation" else ""
+        yield (
+            f"{split}: {len(records):,} records, length {lengths.min():,} … {lengths.max():,}, "
+            f"mean {lengths.mean():,.0f}, most frequent class {records.majority_accuracy():.2%}{policy}"
+        )
+    if told := task.baseline():
+        yield f"to beat: {told}"
+    yield f"classes: {task.num_classes}; ids: {task.vocab_size or 'none, values'}; l_max: {task.l_max:,}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the words, run, and return the exit status."""
+    return configured(prepare, __doc__ or "", sys.argv[1:] if argv is None else argv, Options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
