@@ -46,7 +46,7 @@ def test_every_benchmark_is_listed_and_a_wrong_name_is_told(capsys: pytest.Captu
 
 def test_quick_run_writes_json_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.json"
-    assert main(["linear_attention", "--quick", "--out", str(path)]) == 0
+    assert main(["linear_attention", "quick=true", f"out={path}"]) == 0
     data = json.loads(path.read_text())
     assert {"device", "cores", "threads", "versions", "allocator", "git_commit"} <= data["machine"].keys()
     (row,) = data["rows"]
@@ -81,7 +81,7 @@ def test_an_out_that_cannot_be_written_is_told_before_measuring(
     unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
 ) -> None:
     (tmp_path / "folder").mkdir(), (tmp_path / "file").touch(), (tmp_path / "taken.png").mkdir()
-    assert main(["layers", "--out", str(tmp_path / out)]) == 2
+    assert main(["layers", f"out={tmp_path / out}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: out: expected a ") and error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "taken.png"]
@@ -99,7 +99,7 @@ def test_looking_whether_it_can_be_written_changes_nothing(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def training_steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     path = tmp_path_factory.mktemp("bench") / "train.json"
-    words = ["task=listops,retrieval,image", "model=chela,softmax", "batch=3", "--quick", "--out", str(path)]
+    words = ["task=listops,retrieval,image", "model=chela,softmax", "batch=3", "quick=true", f"out={path}"]
     assert main(["train", *words]) == 0
     return json.loads(path.read_text())
 
@@ -166,5 +166,5 @@ def test_a_sequence_over_two_processes_takes_half_of_the_memory_and_sends_what_t
 
 def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["layers", "task=text"], ["train", "tasks=text"], ["train", "task=txt"], ["train", "batch=0"]):
-        assert main([*words, "--quick", "--out", str(tmp_path / "none.json")]) == 2
+        assert main([*words, "quick=true", f"out={tmp_path / 'none.json'}"]) == 2
     assert capsys.readouterr().err.count("expected") == 4 and not (tmp_path / "none.json").exists()

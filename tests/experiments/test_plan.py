@@ -93,7 +93,7 @@ def test_a_job_is_what_its_words_resolve_to(tmp_path: Path, folder: Path) -> Non
 
 def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = {**TUNED, "tasks": ["listops", "image"], "seeds": [0], "per_task": {"listops": {"seeds": [0, 1]}}}
-    assert sweep(tmp_path, content, "--dry-run", "seed=1") == 0
+    assert sweep(tmp_path, content, "dry_run=true", "seed=1") == 0
     out = capsys.readouterr().out
     assert "listops-tiny" in out and "task=image" not in out and "image-tiny" not in out
 
@@ -135,7 +135,7 @@ def test_how_many_runs_fit(
         (SMALL, ["task=image"], "expected some of the sweep's listops"),
         (SMALL, ["launcher=cloud"], "expected one of local, slurm"),
         (SMALL, ["jobs=many"], "jobs: expected a whole number"),
-        (SMALL, ["--shard", "3/2"], "expected i/n"),
+        (SMALL, ["shard=3/2"], "expected i/n"),
         (SMALL, ["nonsense"], "file: expected one value"),
     ],
 )

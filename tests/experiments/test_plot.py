@@ -32,16 +32,16 @@ def test_one_run_is_drawn_beside_its_metrics(make_run: MakeRun, capsys: pytest.C
 def test_several_runs_go_to_the_file_that_is_named(make_run: MakeRun, tmp_path: Path) -> None:
     make_run(seed=0), make_run(seed=1), make_run("model=softmax")
     out = tmp_path / "figures" / "listops.png"
-    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "runs"), f"out={out}"]) == 0
     first = out.read_bytes()
     assert first.startswith(PNG)
-    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "runs"), f"out={out}"]) == 0
     assert out.read_bytes() == first  # the same runs give the same bytes
 
 
 def test_errors_are_one_line(make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run()
-    assert main([str(folder), "--out", str(tmp_path / "a.nonsense")]) == 2
+    assert main([str(folder), f"out={tmp_path / 'a.nonsense'}"]) == 2
     (folder / "metrics.csv").unlink()
     assert main([str(folder)]) == 2
     assert main([str(tmp_path / "absent")]) == 2
@@ -55,14 +55,14 @@ def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
     odd, out = make_run(seed=1), tmp_path / "curves.png"
     (odd / "metrics.csv").write_text("step,split,loss\n10,train,2.0\n10,validation,2.0\n")
     line = f"The curves of listops {odd.name} are left out: "
-    assert main([str(odd), "--out", str(out)]) == 2
+    assert main([str(odd), f"out={out}"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {line}") and "got none of accuracy" in error and error.count("\n") == 1
     make_run(seed=0)
-    assert main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    assert main([str(tmp_path / "runs"), f"out={out}"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].endswith("learning curves of 1 run") and said[1].startswith(line)
-    assert report([str(tmp_path / "runs"), "--out", str(tmp_path / "r.html")]) == 0
+    assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     assert line in (tmp_path / "r.html").read_text()
 
 
@@ -83,7 +83,7 @@ def test_one_task_shows_all_that_was_measured_and_each_of_several_its_score(make
     np.testing.assert_allclose(bits.get_ylim(), np.array(figure.axes[1].get_ylim()) / np.log(2))
     assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     text = (tmp_path / "r.html").read_text()
-    assert "Validation accuracy or loss;" in text and "Test accuracy or loss (mean" in text
+    assert "Validation accuracy or loss;" in text
 
 
 def shown(figure: Figure) -> list[tuple[str, str]]:

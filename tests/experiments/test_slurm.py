@@ -56,7 +56,7 @@ def test_an_array_whose_run_meets_its_time_limit_is_complete_in_the_end(
     assert "going on with" in log, f"expected a run that was requeued, got one launch of it:\n{log}\n{out}"
     arrays = {path.name.split("_")[0] for path in (tmp_path / "sweep" / "slurm").glob("*_[0-3]_*.out")}
     assert len(arrays) == 1
-    assert table([str(tmp_path / "sweep"), "--no-published"]) == 0
+    assert table([str(tmp_path / "sweep"), "published=false"]) == 0
     shown = capsys.readouterr().out
     assert all(any(line.startswith(f"| {name} |") and "(1" in line for line in shown.splitlines()) for name in runs)
 

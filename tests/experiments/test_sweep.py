@@ -164,7 +164,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
 ) -> None:
     assert sweep(tmp_path, SMALL, "seed=0", "model=chela") == 0
     capsys.readouterr()
-    assert sweep(tmp_path, SMALL, "--dry-run") == 0
+    assert sweep(tmp_path, SMALL, "dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["finished", "new", "new", "new"]
     assert "python -m chela.train task=listops model=softmax preset=tiny" in lines[-1]
