@@ -121,7 +121,7 @@ class Job:
     """One run of the sweep."""
 
     words: tuple[str, ...]  # what chela.train is told
-    folder: Path  # where its run folder lies, unless the name was taken and numbered
+    folder: Path  # of its run
     config: Config = field(repr=False, compare=False)
 
     @property
@@ -135,15 +135,9 @@ class Job:
         """Return whether it belongs to the search for a learning rate."""
         return self.folder.parent.parent.name == TUNE
 
-    def run_folder(self) -> Path | None:
-        """Return the folder of the finished run, else the newest begun, else None."""
-        found = sorted(self.folder.parent.glob(f"{self.folder.name}*"), key=lambda path: (len(path.name), path.name))
-        finished = [path for path in found if (path / "result.json").is_file()]
-        return (finished or found)[-1] if found else None
-
     def finished(self) -> bool:
         """Return whether its result is there, with a test score if the run is to be tested."""
-        result = read_result(self.run_folder() or self.folder)
+        result = read_result(self.folder)
         return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
 
     def record_failure(self, status: int | None, error: str) -> None:
@@ -162,7 +156,7 @@ class Job:
 
     def step(self) -> int:
         """Return the last step that its metrics tell of."""
-        whole = tail((self.run_folder() or self.folder) / "metrics.csv").split("\n")[:-1]  # the last may be torn
+        whole = tail(self.folder / "metrics.csv").split("\n")[:-1]  # the last may be torn
         number = whole[-1].partition(",")[0] if whole else ""
         return int(number) if number.isdecimal() else 0
 
@@ -223,13 +217,11 @@ class Pair:
         grid: list[dict[str, Any]] = []
         scores: dict[float, float] = {}  # by rate, more is better
         for job in self.tune:
-            run, rate = job.run_folder(), job.config.optimizer.lr
-            row: dict[str, Any] = {"rate": rate, "fingerprint": fingerprint(job.config)}
-            if run is not None and job.finished():
-                result = read_result(run)
+            row: dict[str, Any] = {"rate": job.config.optimizer.lr, "fingerprint": fingerprint(job.config)}
+            if result := read_result(job.folder):
                 name = result["score"]["name"]
                 row[f"validation_{name}"] = value = float(result["best_validation"][name])
-                scores[rate] = value if result["score"]["best"] == "max" else -value
+                scores[row["rate"]] = value if result["score"]["best"] == "max" else -value
             else:
                 row["diverged"] = True
             grid.append(row)

@@ -45,7 +45,6 @@ Item = TypeVar("Item")
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
 BITS = "bits"  # a column that is drawn as a second axis of the loss
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation")  # columns of metrics.csv
-STATE = "state"
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -183,38 +182,32 @@ def _band(
         axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
 
 
-def score_against(table: ResultTable, key: str, title: str) -> Figure:
-    """Draw the test score (mean, ± deviation over seeds) against a number of each cell, a panel for each task.
+def score_against_state(table: ResultTable) -> Figure:
+    """Draw the test score against the numbers that the causal form remembers of the longest sequence, a panel a task.
 
-    ``key`` is a column of the table's cells, or ``STATE``, the numbers that the causal form remembers of the longest
-    sequence; there the runs of one system at several sizes are joined by a line.
+    Runs of one system at several sizes are joined by a line.
     """
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     from experiments.probe import state_size
 
-    state = key == STATE
     tasks = [task for task in table.tasks if len(table.column(task))]
-    figure, axes = new_figure(len(tasks), 3, *((4.8, 3.4) if state else (4.0, 3.0)))
-    colour = colours([run.model for run in table.runs] if state else table.rows)
+    figure, axes = new_figure(len(tasks), 3, 4.8, 3.4)
+    colour = colours([run.model for run in table.runs])
     for axis, task in _panels(axes, tasks):
-        points: dict[str, list[tuple[float, float, float]]] = {}
-        for row, cell in table.column(task).iterrows():
+        points: dict[str, list[tuple[int, float, float]]] = {}
+        for _, cell in table.column(task).iterrows():
             done = [run for run in cell["runs"] if run.state == "finished"]
-            size = (state_size(done[0]) if state else cell[key]) if done else None
-            if size is not None and not pd.isna(size):
-                name = done[0].model if state else str(row)
-                points.setdefault(name, []).append((size, cell["mean"], cell["sd"] if len(done) > 1 else 0.0))
+            if done and (size := state_size(done[0])):
+                spread = cell["sd"] if len(done) > 1 else 0.0
+                points.setdefault(done[0].model, []).append((size, cell["mean"], spread))
         for name, at in points.items():
             sizes, means, spreads = zip(*sorted(at), strict=True)
-            look = "o-" if state else "o"
-            axis.errorbar(sizes, means, yerr=spreads, fmt=look, color=colour[name], capsize=2, label=name)
+            axis.errorbar(sizes, means, yerr=spreads, fmt="o-", color=colour[name], capsize=2, label=name)
         _majority_line(axis, table.majority(task))
-        axis.set(title=f"{task} {table.preset}", xlabel=title, ylabel=f"test {score_heading(table.score(task))}")
-        axis.set(xscale="log" if state else "linear")
-        axis.margins(x=None if state else 0.1)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if state else MaxNLocator(5))
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        score = score_heading(table.score(task))
+        axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure)
     return figure
@@ -312,7 +305,7 @@ def main(options: Options) -> int:
         for number, table in enumerate(result_tables(read_runs(options.runs)), 1):
             target = options.out or Path(f"state-{table.preset}.png")
             target = target if number == 1 else target.with_stem(f"{target.stem}-{number}")
-            save(score_against(table, STATE, "numbers in the state"), target)
+            save(score_against_state(table), target)
             sys.stdout.write(f"{target}: preset {table.preset}\n")
         return 0
     runs, left_out = with_curves(read_runs(options.runs))

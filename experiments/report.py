@@ -27,7 +27,7 @@ from chela.results import TITLES
 from experiments import plot
 from experiments.bench.curves import bench_curves
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ResultTable, lacks, result_tables
+from experiments.summary import ResultTable, result_tables
 from experiments.table import from_papers, measured, render
 
 STYLE = """
@@ -55,13 +55,6 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
         )
         yield "curves", plot.learning_curves(runs, training=False), caption
     yield from left_out
-    if finished := [run for run in table.runs if run.state == "finished"]:
-        scores = " or ".join(dict.fromkeys(table.score(task)["name"] for task in table.tasks if table.runs_of(task)))
-        for key, title in (("training_seconds", "seconds of training"), ("parameters", "parameters")):
-            caption = f"Test {scores} (mean and standard deviation over seeds) against {title}."
-            yield key, plot.score_against(table, key, title), caption
-            for run in (run for run in finished if lacks(run, key)):
-                yield f"{run.task} {run.path.name}: its {title} are left out, its result.json does not tell them."
     if table.cells["adds"].any():
         caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
         yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."

@@ -12,7 +12,6 @@ import pandas as pd
 
 from chela.config.compose import resolve
 from chela.config.groups import flat
-from chela.config.identity import identity_of
 from chela.config.words import plain
 from chela.core.errors import UsageError
 from experiments.runs import RATE, Run
@@ -40,8 +39,8 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        by_task = {run.task: [other for other in members if other.task == run.task] for run in members if keys}
-        usual = {task: _usual(found) for task, found in by_task.items()}
+        of_task = {run.task: run for run in members if keys}
+        usual = {task: _usual(run) for task, run in of_task.items()}
         for run in members:
             words = [
                 f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
@@ -63,17 +62,9 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _usual(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return what the configuration files say for the runs' task, model and preset; nothing for what is not here.
-
-    Of a version whose system lacked some of today's options, it is what most of the runs have.
-    """
-    run = runs[0]
+def _usual(run: Run) -> dict[str, Any]:
+    """Return what the configuration files say for a run's task, model and preset; nothing for what is not here."""
     try:
-        usual = flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+        return flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
     except UsageError:
         return {}
-    if {key for key in identity_of(usual) if key.startswith("model.mixer.")} <= run.config.keys():
-        return usual
-    values = {key: [run.config.get(key) for run in runs] for key in run.config}
-    return {key: max(found, key=found.count) for key, found in values.items()}

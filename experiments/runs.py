@@ -190,6 +190,8 @@ def read_records(file: Path) -> dict[str, Record]:
 def _read_records(file: Path, changed: int) -> dict[str, Record]:
     lines = file.read_text(encoding="utf-8").splitlines()
     records = [_read(file, functools.partial(json.loads, line)) for line in lines]
+    if not all({"run", "config"} <= record.keys() for record in records):
+        raise UsageError(f"expected lines with run and config in {file}, one has not")
     return {record["run"]: record for record in records}
 
 

@@ -29,7 +29,7 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the line of runs that differ by their seed alone; NaN where nothing is known.
 
     Scores are over every finished seed, the unlucky ones too. Costs are means over the seeds that tell them, but
-    tokens/s and the seconds of training are as at the median logged step, which leaves out what a pause did.
+    tokens/s are those of the median logged step, which leaves out what a pause or a busy neighbour did.
     """
     done = [run for run in runs if run.state == "finished"]
     values = pd.Series([run.value for run in done], dtype=float)
@@ -37,28 +37,17 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     line = {"runs": list(runs), "mean": values.mean(), "sd": values.std(), "seeds": len(done)}
     line |= {state: sum(run.state == state for run in runs) for state in STATES}
     line["at chance"] = sum(run.result.get("learned") is False for run in done)
-    for key in (*COSTS, "wall_seconds", "training_seconds", "epochs"):
-        lacking = [lacks(run, key) for run in done]
-        line[key] = float(told[key][~np.array(lacking)].mean()) if key in told else np.nan
+    for key in (*COSTS, "wall_seconds", "epochs"):
+        costs = pd.to_numeric(told[key]) if key in told else pd.Series(dtype=float)
+        line[key] = costs[costs > 0].mean()
     speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
     if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):
-        at_median = [
-            run.result["training_seconds"] * run.result["tokens_per_second"] / median
-            for run in done
-            if not lacks(run, "training_seconds")
-        ]
-        line |= {"tokens_per_second": median, "training_seconds": pd.Series(at_median, dtype=float).mean()}
+        line["tokens_per_second"] = median
     line["adds"] = pd.Series([run.probe["adds"] for run in done if run.probe], dtype=float).mean()
     number = done[0].result["test"].get("count") if done and done[0].score["name"] == "accuracy" else None
     line["test variance"] = line["mean"] * (100 - line["mean"]) / number if number else 0.0  # in %²
     line["machines"] = frozenset(map(machine, done))
     return line | {"lr": runs[0].config[RATE], "steps": runs[0].config[STEPS]}
-
-
-def lacks(run: Run, key: str) -> bool:
-    """Whether a finished run's result does not tell what a cost is made of."""
-    needed = (key, "tokens_per_second") if key == "training_seconds" else (key,)
-    return not all(run.result.get(name) for name in needed)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ class Sweep:
     known: set[Job] = field(default_factory=set)
     before: int = 0  # runs that were finished before
     done: int = 0  # and in all
-    begun: set[Job] = field(default_factory=set)  # that were stopped
     diverged: set[Job] = field(default_factory=set)  # runs of a grid: an answer, no failure
     failed: dict[str, str] = field(default_factory=dict)  # by the run's name: its last line
     blocked: dict[str, str] = field(default_factory=dict)  # by the pair's name: why its seeds cannot be run
@@ -80,7 +79,6 @@ class Sweep:
             job.clear_failure()
             self._finish(job, "finished")
         elif status in (0, *STOPPED) or self.asked:
-            self.begun.add(job)
             if status is not None:
                 say(job.name, f"stopped at step {job.step()} of {job.config.trainer.max_steps}")
         elif job.tunes and status == DivergedError.status:
@@ -164,7 +162,7 @@ def _dry_run(pairs: list[Pair]) -> int:
         rate = pair.recorded_rate()
         undecided = bool(pair.tune) and rate is None
         for job in pair.tune if undecided else pair.runs(rate):
-            state = "finished" if job.finished() else "begun" if job.run_folder() else "new"
+            state = "finished" if job.finished() else "begun" if job.folder.is_dir() else "new"
             sys.stdout.write(f"{state:<9} python -m chela.train {' '.join(job.words)}\n")
         if undecided:
             sys.stdout.write(f"{'then':<9} seeds {', '.join(map(str, pair.seeds))} of {pair.name} with the best rate\n")

@@ -1,7 +1,6 @@
-"""The long convolution, forward + backward: against autograd through rfft and irfft, and its own transforms.
+"""The long convolution, forward + backward, against autograd through rfft and irfft.
 
-CPU, float32, causal, K = L, with glibc's default allocator and with one that keeps its memory; then the same
-convolution token by token.
+CPU, float32, causal, K = L, with glibc's default allocator and with one that keeps its memory.
 """
 
 from __future__ import annotations
@@ -11,24 +10,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from chela.layers.short_long_conv import ShortLongConv
 from chela.ops import fft_conv
 from experiments.bench import Row, timing
 from experiments.bench.timing import interleaved, peak_memory, training_step
 
 SIZES = ((4, 128, 1024), (2, 128, 4096), (1, 128, 16384))
-STREAMS = (1024, 2048, 4096, 8192, 16384)
 
 
 def run(quick: bool) -> list[Row]:
-    """Measure whole sequences with both allocators, then streams."""
-    sizes, streams = (SIZES[:1], STREAMS[:1]) if quick else (SIZES, STREAMS)
+    """Measure with both allocators."""
+    sizes = SIZES[:1] if quick else SIZES
     first = timing.allocator(keep=False)
     rows = [whole_row(*size, first) for size in sizes]
     second = timing.allocator(keep=True)
     if second != first:
         rows += [whole_row(*size, second) for size in sizes]
-    return rows + [stream_row(length) for length in streams]
+    return rows
 
 
 def plain(u: Tensor, kernel: Tensor) -> Tensor:
@@ -67,24 +64,8 @@ def whole_row(batch: int, channels: int, length: int, allocator: str) -> Row:
     laid_out = training_step(lambda u, kernel: plain(u, kernel).contiguous(), u, kernel, d_out=d_out)
     candidates: dict[str, Callable[[], object]] = {"fft_conv": ours, "plain": theirs}
     candidates[contiguous] = lambda: [gradient.contiguous() for gradient in laid_out()]
-    candidates["its transforms and products"] = transforms_and_products(batch, channels, length)
     times = interleaved(candidates, seconds=2.0, least=5)
-    names = zip(("plain", contiguous, "transforms and products"), list(times)[1:], strict=True)
-    values = {f"fft_conv / {label}": times["fft_conv"].median / times[name].median for label, name in names}
+    values = {f"fft_conv / {name}": times["fft_conv"].median / times[name].median for name in ("plain", contiguous)}
     values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
     key = {"what": "whole", "B": batch, "C": channels, "L": length, "allocator": allocator}
     return Row.timed(key, times, values)
-
-
-def stream_row(length: int) -> Row:
-    """Return the mean time of a step over ``length`` tokens, and that of a direct sum over all of them."""
-    layer = ShortLongConv(128, l_max=length, causal=True).eval()
-    x, state = torch.randn(length, 1, 128), layer.start(1)
-    began = timing.clock()
-    for token in x:
-        _, state = layer.step(token, state)
-    step = (timing.clock() - began) / length
-    past, kernel = torch.randn(2, 128, length)
-    direct = interleaved({"direct": lambda: (past * kernel).sum(1)}, seconds=0.2)["direct"]
-    values = {"step [ms]": step, "direct sum at the last token [ms]": direct.median}
-    return Row({"what": "stream", "B": 1, "C": 128, "L": length, "allocator": "any"}, values)

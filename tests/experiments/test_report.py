@@ -14,7 +14,6 @@ import pytest
 from experiments.bench.curves import bench_curves
 from experiments.report import main, page
 from experiments.runs import read_runs
-from experiments.summary import result_tables
 from tests.experiments.conftest import MakeRun
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
@@ -57,7 +56,7 @@ def test_the_page_holds_everything_in_itself(results: Path, tmp_path: Path) -> N
     assert "First, with all that two standard errors do not tell from the best: chela and softmax on ListOps." in first
     assert "50.00 ± 14.14 (2)" in text and "Published, not measured here" in text
     written = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert written == ["tiny-holdout-curves.png", "tiny-holdout-parameters.png", "tiny-holdout-training_seconds.png"]
+    assert written == ["tiny-holdout-curves.png"]
     assert len(page.images) == len(written)
 
 
@@ -71,20 +70,6 @@ def test_runs_without_results_make_a_page_too(make_run: MakeRun, tmp_path: Path)
     (make_run(accuracy=None) / "metrics.csv").unlink()
     assert main([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     assert "1 unfinished" in (tmp_path / "r.html").read_text()
-
-
-def test_a_result_that_does_not_tell_its_speed_has_no_time_of_training(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(seed=0, training_seconds=9.0, tokens_per_second=9000)
-    odd = make_run(seed=1, training_seconds=20.0)
-    result = json.loads((odd / "result.json").read_text())
-    del result["tokens_per_second"]
-    (odd / "result.json").write_text(json.dumps(result))
-    assert main([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
-    text = (tmp_path / "r.html").read_text()
-    assert text.count("does not tell them") == 1
-    assert f"listops {odd.name}: its seconds of training are left out" in text
-    (part,) = result_tables(read_runs([tmp_path / "runs"]))
-    assert part.cells["training_seconds"]["chela", "listops"] == 9.0
 
 
 def test_a_benchmark_is_drawn_against_the_length(

@@ -277,6 +277,15 @@ def test_a_broken_folder_is_one_line(make_run: MakeRun, break_it: object, messag
         read_runs([folder])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"run": "a/b"', "runs.jsonl, could not read it"), ('{"run": "a/b"}', "run and config")]
+)
+def test_collected_results_that_cannot_be_read_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "runs.jsonl").write_text(text + "\n")
+    with pytest.raises(UsageError, match=message):
+        read_runs([tmp_path / "a"])
+
+
 def test_reading_results_needs_no_lightning(make_run: MakeRun) -> None:
     code = "import sys; from experiments.runs import main; main(['list', sys.argv[1]]); "
     code += "assert not {'lightning', 'matplotlib'} & set(sys.modules)"
