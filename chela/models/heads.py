@@ -58,7 +58,8 @@ class ClassifierHead(nn.Module):
 class Network(nn.Module):
     """What all networks share: ``network(inputs, mask)``, mask ``(B, L)`` bool being True on real tokens, or None.
 
-    ``built_from`` is the model section of a configuration, and what is known of the task.
+    Inputs are symbols ``(B, L)`` or features ``(B, L, F)``. ``built_from`` is the model section of a configuration, and
+    what is known of the task.
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
@@ -75,7 +76,7 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """What is read of each sequence, then a head: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, classes)``."""
+    """One vector of each sequence, then a head: to scores ``(B, classes)``."""
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__(config, task)
@@ -88,7 +89,7 @@ class Classifier(Network):
 
 
 class PairClassifier(Network):
-    """One tower for both documents: inputs ``(2B, L)``, first all the first ones, to scores ``(B, classes)``.
+    """One tower for both documents: 2B inputs, first all the first ones, to scores ``(B, classes)``.
 
     With ``pair_features="nli"`` the head reads [a, b, a−b, a⊙b] (S4's), with "concat" [a, b] (MEGA's).
     """
@@ -107,10 +108,10 @@ class PairClassifier(Network):
 
 
 class TokenModel(Network):
-    """One linear map at each position: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, L, classes)``.
+    """One linear map at each position: to scores ``(B, L, classes)``, which mean nothing at padding.
 
-    Scores at padding mean nothing. With ``tie`` the weight of the map is the table of the embedding. A causal network
-    can go on from a state, a flat dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
+    With ``tie`` the weight of the map is the table of the embedding. A causal network can go on from a state, a flat
+    dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
 
     >>> from chela.config.compose import resolve
     >>> from chela.models import TaskFacts, build_model
@@ -136,12 +137,7 @@ class TokenModel(Network):
         return scores
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, of ``batch`` sequences.
-
-        Raises:
-            RuntimeError: The network looks ahead.
-            UsageError: Its system has no states.
-        """
+        """Return the state before the first token; a RuntimeError if the network looks ahead."""
         expect_causal(self)
         return self.backbone.start(batch)
 
@@ -149,10 +145,8 @@ class TokenModel(Network):
         """Score the inputs that follow those of ``state``; return scores ``(B, L, classes)`` and the new state.
 
         They are the scores of ``forward``, and have gradients; the new state has none, as truncated back-propagation
-        wants it. ``state`` is not changed; None is the start. All tokens are real.
-
-        Raises:
-            ValueError: More tokens than learned positions, or the system, can have.
+        wants it. ``state`` is not changed; None is the start. All tokens are real. More of them than learned positions,
+        or the system, can have are a ValueError.
         """
         x, state = self.backbone.go_on(inputs, self.start(len(inputs)) if state is None else state)
         return self.head(x), state
@@ -161,8 +155,7 @@ class TokenModel(Network):
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Score after one token more, ``(B,)`` or ``(B, F)``; return scores ``(B, classes)`` and the new state.
 
-        Without gradients. The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels
-        are built once.
+        The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels are built once.
         """
         x, state = self.backbone.go_on(tokens, state)
         return self.head(x), state

@@ -3,8 +3,7 @@
 ``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, the result is ``(B, L, D)``, 0 at
 padding. MEGA, and CHELA with its gate, may ask for ``stream: (B, L, D)`` too, the residual stream before the norm.
 
-A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state)`` for ``(B, L, D)`` and
-``step(x, state)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
+A causal mixer also goes on from a state, by ``start``, ``prefill`` and ``step``: see ``chela.layers.state``.
 
 ``in_pieces = True`` on the class says that ``forward`` mixes positions by the ops of ``chela.ops`` alone, so that a
 sequence may be spread over processes (``chela.ops.sequence_parallel``).
