@@ -62,9 +62,9 @@ class ExponentialKernel(LongKernel):
         return kernel.flatten(2)[..., :length]
 
     def start(self, batch: int, heard: int = 0) -> State:
-        """Return ``modes`` of all but the last R = ``heard`` tokens, complex ones as pairs, and these ``recent`` ones."""
-        log_base, like = self.exponentials()[0][0], next(self.parameters())
-        like = like.new_empty(0, dtype=accumulation_dtype(like.dtype))
+        """Return ``modes`` of all but the last R = ``heard`` tokens, complex ones as pairs, and these: ``recent``."""
+        log_base, parameter = self.exponentials()[0][0], next(self.parameters())
+        like = parameter.new_empty(0, dtype=accumulation_dtype(parameter.dtype))
         state = {"modes": like.new_zeros(batch, *log_base.shape, *((2,) if log_base.is_complex() else ()))}
         return state | ({"recent": like.new_zeros(batch, heard, self.d_model)} if heard else {})
 

@@ -50,7 +50,7 @@ class Keeping(nn.Module):
 
     def _apply(self, *args: Any, **options: Any) -> Self:
         self.drop()
-        return super()._apply(*args, **options)
+        return super()._apply(*args, **options)  # type: ignore[no-any-return, no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         self.drop()

@@ -97,9 +97,9 @@ class MaskedBatchNorm(nn.Module):
 
     def _by_torch(self, x: Tensor) -> Tensor:
         """Normalise by PyTorch's own batch norm: it takes half the time, but knows no padding and no other process."""
-        moments = [self.running_mean, self.running_var]
+        moments = (self.running_mean, self.running_var)
         if is_recomputed():
-            moments = [moment.clone() for moment in moments]  # autograd keeps as many tensors as the first time
+            moments = (self.running_mean.clone(), self.running_var.clone())  # autograd keeps as many as the first time
         tokens, on = x.flatten(0, -2), torch.backends.cudnn.enabled
         y = torch.batch_norm(tokens, self.weight, self.bias, *moments, True, self.momentum, self.eps, on)
         return y.view_as(x)

@@ -121,8 +121,9 @@ def _counted(config: Config, task: Any, size: int, depth: int) -> tuple[int, int
         tokens = getattr(task, "objective", "classification") == "tokens"
         padded = task.vocab_size is not None and not tokens  # pixels, and windows of a text, have one length
         labels = torch.zeros(size, task.l_max if tokens else 1, dtype=torch.long).flatten()
-        with _Alive() as alive:
-            F.cross_entropy(model(inputs, mask if padded else None).flatten(0, -2), labels).backward()
+        with _Alive() as alive:  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(model(inputs, mask if padded else None).flatten(0, -2), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
     return _bytes(model.parameters()), _bytes(model.buffers()), alive.peak
 
 

@@ -87,7 +87,7 @@ class Continuation(Iterator[Tensor]):
                 f"tokens: expected at most {most} with the prompt, got {read} of the prompt and {tokens}: this network "
                 f"goes no further ({model.backbone.ends()})"
             )
-        self.made, self._tokens, self._model = 0, tokens, model
+        self.made, self._tokens, self._model, self._last = 0, tokens, model, prompt
         draw = torch.Generator().manual_seed(seed)
         self._sample: Callable[[Tensor], Tensor] = partial(
             sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=draw

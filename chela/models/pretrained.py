@@ -29,17 +29,10 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
-    """Write ``model`` to ``folder``, which is made if it is not there.
-
-    Args:
-        model: As ``build_model`` or ``from_pretrained`` returned it.
-        folder: Gets ``config.json`` and ``model.safetensors``; older ones there are replaced.
-
-    Returns:
-        The folder.
+    """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if it is not there; return it.
 
     Raises:
-        ValueError: The model was not built by ``build_model``.
+        ValueError: The model was not built by ``build_model`` or ``from_pretrained``.
     """
     from safetensors.torch import save_model
 
