@@ -1,4 +1,4 @@
-"""What the attention layers share: heads, rotary positions, a feature map.
+"""What the attention layers share: heads and rotary positions.
 
 Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H.
 """
@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.padding import zero_padding
@@ -102,8 +101,3 @@ def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
-
-
-def elu_plus_one(x: Tensor) -> Tensor:
-    """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
-    return F.elu(x) + 1

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from chela.layers.attention import MultiHead, elu_plus_one
+from chela.layers.attention import MultiHead
 from chela.layers.padding import zero_padding
 from chela.layers.state import State, expect_causal, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -29,10 +29,13 @@ class LinearAttention(MultiHead):
     torch.Size([2, 10, 16])
     """
 
-    feature_map: Callable[[Tensor], Tensor] = staticmethod(elu_plus_one)
     features_per_width = 1
     in_pieces = True
     normalize = True
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
+        return F.elu(x) + 1
 
     def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``; ``start`` is as in ``split``."""

@@ -14,11 +14,6 @@ from chela.layers.state import State, settled
 from chela.ops.sequence_parallel import current
 
 
-def shifted_silu(x: Tensor) -> Tensor:
-    """Return (SiLU(x) + 0.5) / ‖SiLU(x) + 0.5‖ over the last dimension, positive (arXiv 2502.16249)."""
-    return F.normalize(F.silu(x) + 0.5, dim=-1)
-
-
 class LION(LinearAttention):
     """LION-LIT, LION-D and LION-S (arXiv 2502.16249, sections 3 and 4), told apart by ``decay``.
 
@@ -43,8 +38,6 @@ class LION(LinearAttention):
     torch.Size([2, 10, 16])
     """
 
-    feature_map = staticmethod(shifted_silu)
-
     @checked
     def __init__(
         self,
@@ -58,6 +51,10 @@ class LION(LinearAttention):
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
         self.head_decay = HeadDecay(heads) if decay == "head" else None
         self.token_decay = TokenDecay(d_model, heads) if decay == "token" else None
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return (SiLU(x) + ½) / ‖SiLU(x) + ½‖ over the last dimension, positive."""
+        return F.normalize(F.silu(x) + 0.5, dim=-1)
 
     def start(self, batch: int) -> State:
         """Return the sums; LION-S has log λ ``(B, H)`` of the last token too."""
