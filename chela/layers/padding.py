@@ -16,9 +16,6 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
     What stood there, NaN and infinities included, is replaced and gets no gradient.
 
-    Raises:
-        ValueError: A mask of another dtype than bool or another shape.
-
     >>> zero_padding(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False])).tolist()
     [[1.0], [0.0]]
     """

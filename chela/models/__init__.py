@@ -45,9 +45,6 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
 
     Raises:
         UsageError: Options that do not fit together, such as a width that the heads do not divide.
-
-    Returns:
-        The network; its attribute ``built_from`` is ``(config, facts)``, which ``save_pretrained`` writes down.
     """
     from chela.core.errors import UsageError
     from chela.layers.param_groups import initialise, seeded

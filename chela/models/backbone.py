@@ -30,10 +30,8 @@ if TYPE_CHECKING:
 class Residual(nn.Module):
     """``x + dropout(layer(norm(x)))``: a layer with its norm, dropout and residual sum.
 
-    Args:
-        layer: ``forward(x, mask=None, stream=None)``, or one that names fewer of these: it gets those that it names. A
-            layer whose constructor takes ``dropout`` applies that itself, where its definition wants it.
-        config: Says width, norm, dropout, and whether the norm comes before the layer or after the sum.
+    The layer is ``forward(x, mask=None, stream=None)``, or names fewer of these: it gets those that it names. One whose
+    constructor takes ``dropout`` applies that itself. Without ``config.prenorm`` the norm comes after the sum.
     """
 
     def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
@@ -117,10 +115,6 @@ class Backbone(nn.Module):
     """Embedding and blocks: symbols ``(B, L)`` or features ``(B, L, F)`` to ``(B, L, D)``, zero at padding.
 
     Each mixer is built from a seed of its own, made of torch's and of its place.
-
-    Args:
-        config: The model section of a configuration; its ``mixer`` has the system's name and options.
-        task: Says what the input is and how long.
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:

@@ -35,10 +35,7 @@ def systems() -> list[str]:
 
 
 def mixer_class(name: str) -> type[nn.Module]:
-    """Return the class of a system; the module that holds it is imported.
-
-    Args:
-        name: A built-in system such as ``"chela"``, or ``"module:Class"`` for one of your own.
+    """Import and return the class of a system: a built-in one such as ``"chela"``, or ``"module:Class"`` of your own.
 
     Raises:
         UsageError: There is no such system, or what the name leads to is no ``nn.Module`` class.
@@ -82,14 +79,7 @@ def mixer_options(name: str) -> Any:
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:
-    """Build a mixer.
-
-    Args:
-        name: As for ``mixer_class``.
-        d_model: Width D.
-        options: The system's own keyword arguments.
-        context: What the backbone knows; a constructor gets what it names of it.
-    """
+    """Build a mixer of width D by its own ``options``, and by what its constructor names of the ``context``."""
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters
     return cls(d_model, **{**options, **{key: value for key, value in context.items() if key in wanted}})
