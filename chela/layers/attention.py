@@ -1,4 +1,4 @@
-"""What the attention layers share: heads, rotary positions, a feature map.
+"""What the attention layers share: heads and rotary positions.
 
 Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H.
 """
@@ -10,7 +10,6 @@ from typing import Annotated
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.padding import zero_padding
@@ -76,16 +75,11 @@ class MultiHead(Stepwise):
         """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding; a system may gate it by the input ``x: (..., D)``."""
         return zero_padding(self.out(o.flatten(-2)), mask)
 
-    def extra_repr(self) -> str:
-        """Show what no submodule shows."""
-        return f"heads={self.heads}, causal={self.causal}"
-
 
 def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
-    """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies with rows of their own.
+    """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies.
 
-    Where rows lie apart, PyTorch takes what is left of each after the last 32 columns number by number: SiLU of 20
-    columns out of 72 takes seven times as long as in rows that follow one another.
+    SiLU of 20 columns out of 72 takes seven times as long as of rows that follow one another.
 
     >>> [tuple(part.shape) for part in columns(torch.randn(2, 10, 72), [52, 20])]
     [(2, 10, 52), (2, 10, 20)]
@@ -96,13 +90,8 @@ def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
 def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
 
-    Args:
-        x: ``(B, L, H, Z)``, Z even.
-        start: Position of the first token.
-        base: The slowest pair turns by about 1/base a position.
-
-    Returns:
-        ``(B, L, H, Z)`` in the dtype of x; angles are computed in at least float32.
+    ``x: (B, L, H, Z)`` has an even Z, its first token the position ``start``; the slowest pair turns by about 1/base a
+    position. Angles are computed in at least float32.
     """
     length, heads, width = x.shape[1:]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -112,8 +101,3 @@ def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
-
-
-def elu_plus_one(x: Tensor) -> Tensor:
-    """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
-    return F.elu(x) + 1

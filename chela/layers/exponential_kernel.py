@@ -25,7 +25,7 @@ PIECE = 1024
 class ExponentialKernel(LongKernel):
     """A kernel that is a sum of exponentials, ``kernel[t] = Re Σ_n weight_n · exp(t · log_base_n)``, of any length.
 
-    So the past is N modes a channel, ``h_t = exp(log_base) h_{t−1} + u_t``: constant memory for any number of tokens.
+    The past is N modes a channel, ``h_t = exp(log_base) h_{t−1} + u_t``: constant memory for any number of tokens.
     """
 
     extends_beyond_l_max = True
@@ -39,7 +39,7 @@ class ExponentialKernel(LongKernel):
         raise NotImplementedError
 
     def build(self, length: int, channels: slice = ALL) -> Tensor:
-        """Sum the exponentials: O(C·N·L) time, O(C·(L + N√L)) memory."""
+        """Sum the exponentials."""
         with torch.autocast(next(self.parameters()).device.type, enabled=False):
             log_base, weight = self.exponentials()
             return self.sum_of_powers(log_base[:, channels], weight[:, channels], length)
@@ -47,17 +47,9 @@ class ExponentialKernel(LongKernel):
     def sum_of_powers(self, log_base: Tensor, weight: Tensor, length: int) -> Tensor:
         """Return the real part of ``Σ_n weight_n · exp(t · log_base_n)`` for t < length.
 
-        It is a product of two matrices: that of t = 0, m, 2m, … with the weights, and that of t < m, where m ≈ √L.
-        While compiling, the length may be a symbol, which has no root: then m ≈ √l_max, which costs more where L is far
-        below l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
-
-        Args:
-            log_base: ``(…, C, N)``, real or complex.
-            weight: ``(D, C, N)``.
-            length: L.
-
-        Returns:
-            ``(D, C, length)``.
+        It is ``(D, C, L)``, of log_base ``(…, C, N)`` and weight ``(D, C, N)``, real or complex: a product of two
+        matrices, of t = 0, m, 2m, … with the weights, and of t < m, where m ≈ √L. While compiling, the length may be a
+        symbol, which has no root: then m ≈ √l_max. O(C·N·L) time, O(C·(L + N√L)) memory.
         """
         stride = max(1, math.isqrt(self.l_max if torch.compiler.is_compiling() else length))
         coarse = torch.arange(-(-length // stride), device=weight.device) * stride
@@ -70,16 +62,11 @@ class ExponentialKernel(LongKernel):
         return kernel.flatten(2)[..., :length]
 
     def start(self, batch: int, heard: int = 0) -> State:
-        """Return the state before the first token: ``modes``, complex ones as pairs, and R ``recent`` inputs, if any.
-
-        The modes are those of the tokens before the last R = ``heard`` ones, which are kept as they are.
-        """
-        log_base, like = self.exponentials()[0][0], next(self.parameters())
-        pair = (2,) if log_base.is_complex() else ()
-        dtype = accumulation_dtype(like.dtype)
-        modes = like.new_zeros(batch, *log_base.shape, *pair, dtype=dtype)
-        recent = {"recent": like.new_zeros(batch, heard, self.d_model, dtype=dtype)}
-        return {"modes": modes} | (recent if heard else {})
+        """Return ``modes`` of all but the last R = ``heard`` tokens, complex ones as pairs, and these: ``recent``."""
+        log_base, parameter = self.exponentials()[0][0], next(self.parameters())
+        like = parameter.new_empty(0, dtype=accumulation_dtype(parameter.dtype))
+        state = {"modes": like.new_zeros(batch, *log_base.shape, *((2,) if log_base.is_complex() else ()))}
+        return state | ({"recent": like.new_zeros(batch, heard, self.d_model)} if heard else {})
 
     def prefill(
         self, u: Tensor, state: State, lags: Callable[[int], Tensor], gain: Tensor | float = 1.0
@@ -89,6 +76,7 @@ class ExponentialKernel(LongKernel):
         ``lags(n)`` is all of the kernel, ``(C, n)``; from lag R + 1 on it is ``gain`` times this one. Time
         O(L·C·(log + N)), memory O(B·C·(L + √1024·N)).
         """
+        self.renew()
         modes, outputs = state["modes"], []
         recent = state.get("recent", modes.new_empty(len(modes), 0, self.d_model))
         modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
@@ -120,8 +108,7 @@ class ExponentialKernel(LongKernel):
             log_base, weight = (part[0] for part in self.exponentials())
             return lag, log_base, torch.exp(log_base), weight * torch.exp(log_base * lag)
 
-        fresh = self.training or torch.is_grad_enabled()
-        return (make() if fresh else self._kept_powers.of(self, make, lambda kept: kept[0] == lag))[1:]
+        return self._kept_powers.of(self, make, lambda kept: kept[0] == lag)[1:]
 
 
 def _advanced(modes: Tensor, log_base: Tensor, u: Tensor) -> Tensor:

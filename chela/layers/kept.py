@@ -1,45 +1,57 @@
-"""What is made of parameters, kept while they stay as they are."""
+"""What is made of parameters, built once in eval mode."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+import torch
 from torch import nn
 
 T = TypeVar("T")
 
 
 class Kept:
-    """Something made of a module's parameters and buffers, kept until one is written to, replaced, moved or cast.
+    """A cache of something that is made of a module's parameters."""
 
-    A write through ``.data`` or a NumPy view cannot be seen: the module drops what is kept in ``train`` and ``eval``.
-    """
-
-    _value: Any = None
-    _made_of: object = None
-
-    def drop(self) -> None:
-        """Forget what is kept."""
-        self._value = self._made_of = None
+    value: Any = None
 
     def of(self, module: nn.Module, make: Callable[[], T], fits: Callable[[T], bool] = lambda value: True) -> T:
-        """Return what ``make`` gave, made anew if the module is no longer the same or it no longer fits."""
-        made_of = [  # an inference tensor does not count its changes: object() equals nothing
-            (t.data_ptr(), object() if t.is_inference() else t._version, t.dtype, t.device)
-            for t in (*module.parameters(), *module.buffers())
-        ]
-        if self._made_of != made_of or not fits(self._value):
-            self._value, self._made_of = make(), made_of
-        return self._value  # type: ignore[no-any-return]
+        """Return what ``make`` gave; in eval mode without gradients it is made anew only if it no longer fits."""
+        if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        if self.value is None or not fits(self.value):
+            self.value = make()
+        return self.value  # type: ignore[no-any-return]
 
 
 class Keeping(nn.Module):
-    """A module with ``Kept`` among its attributes."""
+    """A module with ``Kept`` among its attributes.
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode, and drop what is kept, since not every write to a parameter can be seen."""
+    ``train()``, ``eval()``, loading a state dict, a move and a cast drop what is kept; ``forward`` and ``prefill`` with
+    gradients do so by ``renew``, since an optimiser's step may follow. After any other write call ``eval()``.
+    """
+
+    def drop(self) -> None:
+        """Forget what is kept."""
         for value in vars(self).values():
             if isinstance(value, Kept):
-                value.drop()
+                value.value = None
+
+    def renew(self) -> None:
+        """Forget what is kept if this is a pass with gradients."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.drop()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget what is kept."""
+        self.drop()
         return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> Self:
+        self.drop()
+        return super()._apply(*args, **options)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.drop()
+        super()._load_from_state_dict(*args, **options)

@@ -25,9 +25,7 @@ class LongKernel(Keeping):
     """What the variants share: the crop, the length check and the cache.
 
     A variant marks the learning rate and weight decay of its parameters for ``chela.param_groups``. In eval mode
-    without gradients the kernel is built once and kept, until a parameter is written to in place, replaced, moved or
-    cast, or ``train()`` or ``eval()`` is called. A write through ``.data`` or a NumPy view cannot be seen: call
-    ``eval()`` after it.
+    without gradients the kernel is built once and kept; see ``Keeping``.
 
     Args:
         d_model: Number of channels C.
@@ -67,6 +65,7 @@ class LongKernel(Keeping):
             )
         fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if fresh or channels != ALL:
+            self.renew()
             kernels = self.build(length, channels)
         else:
             longest = max(length, self.l_max)

@@ -54,14 +54,9 @@ class ScaleNorm(nn.Module):
 class MaskedBatchNorm(nn.Module):
     """Batch norm whose statistics are those of the real tokens, over all processes.
 
-    In training the mean and variance are summed over processes, so that N processes give what one gives on the whole
-    batch (``torch.nn.SyncBatchNorm`` refuses CPU tensors and knows no mask). They are kept in at least float32, under
-    autocast too. What padding holds changes nothing on real tokens. The output at padding means nothing and is not 0.
-
-    Args:
-        d_model: Channels C.
-        momentum: Weight of the new batch in the running statistics.
-        eps: Added to the variance.
+    N processes give what one gives on the whole batch (``torch.nn.SyncBatchNorm`` refuses CPU tensors and knows no
+    mask). Statistics are kept in at least float32, under autocast too; ``momentum`` is the weight of the new batch in
+    the running ones. What padding holds changes nothing on real tokens. The output at padding means nothing.
     """
 
     running_mean: Tensor
@@ -88,8 +83,8 @@ class MaskedBatchNorm(nn.Module):
         if mask is not None:
             check_mask(x, mask)
         if not self.training:
-            scale, shift = self.affine()
-            return torch.addcmul(shift, x, scale).to(x.dtype)
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return torch.addcmul(self.bias - self.running_mean * scale, x, scale).to(x.dtype)
         if mask is None and x.numel() > len(self.weight) and x.dtype == self.weight.dtype and not _several_processes():
             return self._by_torch(x)
         y, mean, var, count = _Normalise.apply(x, self.weight, self.bias, mask, self.eps)  # type: ignore[no-untyped-call]
@@ -101,16 +96,11 @@ class MaskedBatchNorm(nn.Module):
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         return y  # type: ignore[no-any-return]
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Return the scale and the shift ``(C,)`` that this norm is in eval mode."""
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return scale, self.bias - self.running_mean * scale
-
     def _by_torch(self, x: Tensor) -> Tensor:
         """Normalise by PyTorch's own batch norm: it takes half the time, but knows no padding and no other process."""
         moments = (self.running_mean, self.running_var)
         if is_recomputed():
-            moments = (self.running_mean.clone(), self.running_var.clone())  # autograd keeps as many tensors as before
+            moments = (self.running_mean.clone(), self.running_var.clone())  # autograd keeps as many as the first time
         tokens, on = x.flatten(0, -2), torch.backends.cudnn.enabled
         y = torch.batch_norm(tokens, self.weight, self.bias, *moments, True, self.momentum, self.eps, on)
         return y.view_as(x)
@@ -119,8 +109,8 @@ class MaskedBatchNorm(nn.Module):
 class _Normalise(torch.autograd.Function):
     """Batch norm by the moments of the real tokens of all processes; every token, real or not, is normalised.
 
-    Written with autograd's own operations it would pass over ``(B, L, C)`` three times as often. The variance takes a
-    second pass, about the mean, since E[x²] − E[x]² loses its digits when the mean is large.
+    By autograd's own operations it would pass over ``(B, L, C)`` three times as often. The variance takes a second
+    pass, about the mean: E[x²] − E[x]² loses its digits when the mean is large.
     """
 
     @staticmethod
@@ -145,14 +135,11 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, weight and bias.
-
-        Every process's loss depends on the moments, so what flows through them is summed over processes.
-        """
         centred, weight, deviation, real, count = ctx.saved_tensors
         grad = d_y.flatten(0, -2).to(centred.dtype)
         d_bias, d_scale = grad.sum(0), (grad * centred).sum(0)
         scale = weight * deviation
+        # every process's loss depends on the moments
         of_mean, of_scale = _over_processes(torch.stack([d_bias, d_scale])) * (-scale / count)
         d_x = torch.addcmul(of_mean, centred, of_scale * deviation.square())  # through the moments
         if real is not None:
@@ -165,8 +152,7 @@ def _summed(tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return tokens ``(N, C)`` with finite padding, and their sum over the real ones, in their dtype.
 
     ``real: (N,)`` is 1 at real tokens and 0 at padding. The product with it takes a tenth of the time of a copy with
-    zeros at padding, but 0·NaN is NaN. So the copy is made only if the sum is not finite, or on a GPU, where looking at
-    the sum would cost more than the copy.
+    zeros there, but 0·NaN is NaN: the copy is made if the sum is not finite, or on a GPU, where to look costs more.
     """
     if real is None:
         return tokens, tokens.sum(0)

@@ -16,9 +16,6 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
     What stood there, NaN and infinities included, is replaced and gets no gradient.
 
-    Raises:
-        ValueError: A mask of another dtype than bool or another shape.
-
     >>> zero_padding(torch.tensor([[1.0], [float("nan")]]), torch.tensor([True, False])).tolist()
     [[1.0], [0.0]]
     """
@@ -36,12 +33,11 @@ _ROWS: Any = WeakTensorKeyDictionary()
 
 def padding_rows(mask: Tensor) -> Tensor:
     """Return the indices ``(N,)`` of the False elements of ``mask``, flattened; found once for a batch's mask."""
-    rows: Tensor
-    version, rows = _ROWS.get(mask, (None, None))
-    if mask.is_inference() or version != mask._version:
-        rows = rows_where(~mask)
-        _ROWS[mask] = (None if mask.is_inference() else mask._version, rows)
-    return rows
+    version = -1 if mask.is_inference() else mask._version
+    known = _ROWS.get(mask)
+    if known is None or known[0] != version or version < 0:
+        known = _ROWS[mask] = version, rows_where(~mask)
+    return known[1]  # type: ignore[no-any-return]
 
 
 def check_mask(x: Tensor, mask: Tensor) -> None:

@@ -12,14 +12,9 @@ from torch import nn
 
 
 def mark(module: nn.Module, *names: str, **options: float) -> None:
-    """Set the learning rate and weight decay of parameters, for ``param_groups`` to read.
+    """Set ``lr`` and ``weight_decay`` of a module's own parameters, or of some by name, for ``param_groups`` to read.
 
     The module keeps them, not the tensors, so that they survive ``copy.deepcopy`` and pickling.
-
-    Args:
-        module: Owns the parameters.
-        names: Names of its own parameters; without any, all of them are marked.
-        options: ``lr`` and ``weight_decay``; the model's where they are not given.
     """
     marked = {name: dict(options) for name in names or [name for name, _ in module.named_parameters(recurse=False)]}
     module.__dict__["optim_options"] = module.__dict__.get("optim_options", {}) | marked
@@ -58,35 +53,29 @@ def param_groups(
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         options = module.__dict__.get("optim_options", {})
         marks.update({own[name]: options[name] for name in own.keys() & options.keys()})
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            continue
-        marked = marks.get(parameter)
-        if marked is not None:
-            kernel = "lr" in marked
-            usual = kernel_weight_decay if kernel and kernel_weight_decay is not None else weight_decay
-            rate, decay = marked.get("lr", lr), marked.get("weight_decay", usual)
-            rate = kernel_lr if kernel and kernel_lr is not None else rate
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+        rate, decay = lr, weight_decay
+        if parameter in marks:
+            marked = marks[parameter]
+            if "lr" in marked:
+                rate = marked["lr"] if kernel_lr is None else kernel_lr
+                decay = weight_decay if kernel_weight_decay is None else kernel_weight_decay
+            decay = marked.get("weight_decay", decay)
             name = f"marked(lr={rate:g}, weight_decay={decay:g})"
         elif parameter.ndim < 2:
-            name, rate, decay = "no_decay", lr, 0.0
+            name, decay = "no_decay", 0.0
         else:
-            name, rate, decay = "decay", lr, weight_decay
+            name = "decay"
         group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
         group["params"].append(parameter)
     return list(groups.values())
 
 
 def initialise(model: nn.Module, seed: int, kept: Iterable[nn.Module] = ()) -> None:
-    """Draw every parameter of ``model`` anew, each module from its own generator.
+    """Draw every parameter of ``model`` anew by ``reset_parameters``, but for those of the modules ``kept``.
 
     A module's values depend on the seed and on its path in the model alone, not on what was built before it, so that
     two models with different mixers start with the same embedding, feed-forward layers and head.
-
-    Args:
-        model: Its modules with parameters have ``reset_parameters``, as those of torch do.
-        seed: Any integer.
-        kept: Modules that stay as they were built, with all that they hold.
 
     Raises:
         TypeError: A module holds parameters but has no ``reset_parameters``.

@@ -112,6 +112,7 @@ class LongConv(Keeping):
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
+        self.renew()
         forward, back = self.sum(*extent(u))
         return fft_conv(u, forward, kernel_back=back).add_(self.bias.to(u.dtype))
 
@@ -147,6 +148,7 @@ class LongConv(Keeping):
 
         Beyond l_max tokens a filter of l_max taps drops the oldest: lags beyond its taps weigh nothing.
         """
+        self.renew()
         if isinstance(self.kernel, ExponentialKernel):
             y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
         else:
@@ -158,7 +160,7 @@ class LongConv(Keeping):
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
-        ready = self._ready() if self.training else self._kept.of(self, self._ready)
+        ready = self._kept.of(self, self._ready)
         if isinstance(ready, Tensor):
             assert isinstance(self.kernel, ExponentialKernel)
             y, state = self.kernel.prefill(u[:, None], state, lambda lags: ready, self.gain[0])

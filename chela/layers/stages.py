@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -141,12 +142,12 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def by_hand(*tensors: Tensor) -> bool:
-    """Whether a stage takes its own backward pass: for plain tensors of one dtype that need gradients."""
+    """Whether a stage takes its own backward pass: for plain or fake tensors of one dtype that need gradients."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(tensors[0].device.type)
-        and all(type(t) in (Tensor, nn.Parameter) and t.dtype == tensors[0].dtype for t in tensors)
+        and all(type(t) in (Tensor, nn.Parameter, FakeTensor) and t.dtype == tensors[0].dtype for t in tensors)
     )
 
 

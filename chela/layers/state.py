@@ -1,9 +1,14 @@
 """What a causal layer remembers of the tokens so far: a flat dict of real tensors, batch first.
 
 A state is saved as it is by safetensors, branched by cloning its tensors, and repeated by ``repeat_interleave`` on
-each. ``start(batch)`` makes it, ``prefill(x, state)`` feeds many tokens and changes no tensor of the state given,
-``step(x, state)`` feeds one, without gradients, and may write to the tensors: clone them to branch. A ``position`` is
-``(B,)`` int64 on the CPU, the tokens seen, the same in all rows.
+each. A ``position`` is ``(B,)`` int64 on the CPU, the tokens seen, the same in all rows. Every system has these:
+
+start(batch)        the state before the first token; a RuntimeError if the layer looks ahead
+prefill(x, state)   feeds the tokens ``x: (B, L, D)`` that follow those of the state, which is not changed; returns what
+                    ``forward`` gives them, with gradients to x and the parameters, and the new state
+step(x, state)      feeds one token ``x: (B, D)``: what ``prefill`` of it gives, without gradients; may write to the
+                    state's tensors: clone them to branch
+state_size(length)  counts the numbers of a sequence that ``length`` tokens leave behind, beside the position
 """
 
 from __future__ import annotations
@@ -21,22 +26,18 @@ class Stepwise(nn.Module):
     """A layer whose ``step`` is ``prefill`` of one token."""
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed ``x: (B, L, D)``; return what ``forward`` gives these positions, and the new state."""
+        """Feed ``x: (B, L, D)``."""
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state. Without gradients."""
+        """Feed one token ``x: (B, D)``."""
         update, state = self.prefill(x[:, None], state)
         return update[:, 0], state
 
 
 def expect_causal(layer: nn.Module) -> None:
-    """Refuse a state to a layer that looks ahead.
-
-    Raises:
-        RuntimeError: The layer was built with ``causal=False``.
-    """
+    """Refuse a state to a layer that looks ahead, by a RuntimeError."""
     if not layer.causal:
         raise RuntimeError(f"{type(layer).__name__}.start: expected causal=True; a two-sided layer needs later tokens")
 
@@ -57,9 +58,9 @@ def part(name: str, state: Mapping[str, Tensor]) -> State:
 
 def settled(**tensors: Tensor) -> State:
     """Cut tensors from the graph, and from larger ones that they are a view of, so that they can be kept and saved."""
-    return {name: _own(tensor.detach()) for name, tensor in tensors.items()}
 
+    def own(tensor: Tensor) -> Tensor:
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
-def _own(tensor: Tensor) -> Tensor:
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    return {name: own(tensor.detach()) for name, tensor in tensors.items()}

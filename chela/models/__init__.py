@@ -45,23 +45,15 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
 
     Raises:
         UsageError: Options that do not fit together, such as a width that the heads do not divide.
-
-    Returns:
-        The network; its attribute ``built_from`` is ``(config, facts)``, which ``save_pretrained`` writes down.
     """
     from chela.core.errors import UsageError
     from chela.layers.param_groups import initialise, seeded
-    from chela.models.heads import Classifier, PairClassifier, TokenModel
+    from chela.models.heads import Classifier, TokenModel
 
     known = (field.name for field in dataclasses.fields(TaskFacts) if hasattr(task, field.name))
     facts = TaskFacts(**{name: getattr(task, name) for name in known})
-    heads = {
-        ("classification", False): Classifier,
-        ("classification", True): PairClassifier,
-        ("tokens", False): TokenModel,
-    }
-    head = heads.get((facts.objective, facts.pair))
-    if head is None:
+    head = {"classification": Classifier, "tokens": TokenModel}.get(facts.objective)
+    if head is None or (facts.pair and facts.objective == "tokens"):
         what = f"{facts.objective!r}{' for pairs' if facts.pair else ''}"
         raise UsageError(f"task: expected the objective classification, or tokens for single sequences, got {what}")
     try:

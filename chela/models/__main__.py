@@ -43,8 +43,7 @@ def listing(words: list[str]) -> int:
     words = [word for word in words if not word.startswith("model=")]
     config = resolve(words)
     with_memory = {"task", "preset"} <= {word.partition("=")[0] for word in words}
-    from chela.models.cost import cost
-    from chela.models.memory import step_memory
+    from chela.models.cost import cost, step_memory
     from lra.tasks import get_task
 
     task = get_task(config.task)

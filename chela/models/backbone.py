@@ -30,13 +30,8 @@ if TYPE_CHECKING:
 class Residual(nn.Module):
     """``x + dropout(layer(norm(x)))``: a layer with its norm, dropout and residual sum.
 
-    Args:
-        layer: ``forward(x, mask=None, stream=None)``, or one that names fewer of these: it gets those that it names. A
-            layer whose constructor takes ``dropout`` applies that itself, where its definition wants it.
-        config: Says width, norm, dropout, and whether the norm comes before the layer or after the sum.
-
-    Raises:
-        ValueError: The layer wants something else than these.
+    The layer is ``forward(x, mask=None, stream=None)``, or names fewer of these: it gets those that it names. One whose
+    constructor takes ``dropout`` applies that itself. Without ``config.prenorm`` the norm comes after the sum.
     """
 
     def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
@@ -58,20 +53,13 @@ class Residual(nn.Module):
         return self._sum(x, self.layer(y, **{name: known[name] for name in self.context}), mask)
 
     def start(self, batch: int) -> State:
-        """Return the layer's state before the first token.
-
-        Raises:
-            UsageError: The layer has no states.
-        """
+        """Return the layer's state before the first token; a layer without states is a UsageError."""
         layer: Any = self.layer
         for method in ("start", "prefill", "step"):
             if not hasattr(layer, method):
-                name = type(layer).__name__
-                raise UsageError(
-                    f"{name}: expected a method {method}, to go on token by token (docs/extend.md), got none"
-                )
-        state: State = layer.start(batch)
-        return state
+                what = f"expected a method {method}, to go on token by token (docs/extend.md)"
+                raise UsageError(f"{type(layer).__name__}: {what}, got none")
+        return layer.start(batch)  # type: ignore[no-any-return]
 
     def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Update the tokens ``x: (B, L, D)`` that follow those of ``state``, or one token ``(B, D)``."""
@@ -127,16 +115,12 @@ class Backbone(nn.Module):
     """Embedding and blocks: symbols ``(B, L)`` or features ``(B, L, F)`` to ``(B, L, D)``, zero at padding.
 
     Each mixer is built from a seed of its own, made of torch's and of its place.
-
-    Args:
-        config: The model section of a configuration; its ``mixer`` has the system's name and options.
-        task: Says what the input is and how long.
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
         self.l_max, d_model = task.l_max, config.d_model
-        self.checkpoint_blocks = False  # set it: the backward pass computes each block again, from its input alone
+        self.checkpoint_blocks = False  # set it: the backward pass recomputes each block from its input
         symbols = task.vocab_size
         self.embedding = nn.Linear(task.input_dim, d_model) if symbols is None else Embedding(symbols, d_model)
         self.positions = Embedding(task.l_max, d_model) if config.positions == "learned" else None
@@ -179,11 +163,7 @@ class Backbone(nn.Module):
         return next((type(mixer).__name__ for mixer in self.mixers() if getattr(mixer, "ends", False)), "")
 
     def expect_pieces(self) -> None:
-        """Expect a system that mixes positions by the ops alone, so that processes can hold pieces of a sequence.
-
-        Raises:
-            UsageError: It does not.
-        """
+        """Expect a system that mixes positions by the ops alone, so that processes can hold pieces of a sequence."""
         for mixer in self.mixers():
             if not getattr(mixer, "in_pieces", False):
                 raise UsageError(
@@ -192,18 +172,17 @@ class Backbone(nn.Module):
                 )
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Encode ``inputs``; ``mask: (B, L)`` bool, True = real token.
-
-        Raises:
-            ValueError: A sequence longer than ``l_max``.
-            UsageError: Inputs that are a piece of a sequence, for a system that takes none.
-        """
+        """Encode ``inputs`` of up to ``l_max`` positions; ``mask: (B, L)`` bool, True = real token."""
         piece = current()
         if piece is not None:
             self.expect_pieces()
         length = inputs.shape[1] if piece is None else piece.length
         if length > self.l_max:
-            raise ValueError(f"expected at most l_max={self.l_max} tokens, got {length}; {self._way_on()}")
+            states = all(hasattr(mixer, "prefill") and getattr(mixer, "causal", True) for mixer in self.mixers())
+            more = " or give the rest to prefill" if states and not self.ends() else ""
+            raise ValueError(
+                f"expected at most l_max={self.l_max} tokens, got {length}; build with a larger l_max{more}"
+            )
         if inputs.is_floating_point():
             inputs = zero_padding(inputs, mask)  # NaN there would reach the gradient of the embedding
         x: Tensor = self.embedding(inputs)
@@ -212,14 +191,15 @@ class Backbone(nn.Module):
             x = x + self.positions.weight[start : start + x.shape[1]]
         x = zero_padding(x, mask)
         for block in self.blocks:
-            x = self._again(block, x, mask) if self.checkpoint_blocks and torch.is_grad_enabled() else block(x, mask)
+            recompute = self.checkpoint_blocks and torch.is_grad_enabled()
+            x = self._recomputed(block, x, mask) if recompute else block(x, mask)
         if self.norm is not None:
             x = self.norm(x, mask)
         return zero_padding(x, mask)
 
     @staticmethod
-    def _again(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same again."""
+    def _recomputed(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same both times."""
         piece = current()  # by the backward pass it has been left
 
         def run(x: Tensor) -> Any:
@@ -236,11 +216,7 @@ class Backbone(nn.Module):
         return state
 
     def go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """Encode the inputs that follow those of ``state``: ``(B, L)`` or ``(B, L, F)``, one token without the L.
-
-        Raises:
-            ValueError: More tokens than there are learned positions, or than the system takes.
-        """
+        """Encode the inputs that follow those of ``state``: ``(B, L)`` or ``(B, L, F)``, one token without the L."""
         x: Tensor = self.embedding(inputs)
         new = 1 if x.ndim == 2 else x.shape[1]
         if self.positions is not None:
@@ -256,12 +232,6 @@ class Backbone(nn.Module):
             x, end = block.go_on(x, part(f"blocks.{i}", state))
             after |= nested(f"blocks.{i}", end)
         return x if self.norm is None else self.norm(x), after
-
-    def _way_on(self) -> str:
-        """Say what helps against too long a sequence."""
-        states = all(hasattr(mixer, "prefill") and getattr(mixer, "causal", True) for mixer in self.mixers())
-        more = " or give the rest to prefill" if states and not self.ends() else ""
-        return f"build with a larger l_max{more}"
 
 
 class Embedding(nn.Embedding):

@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -50,8 +49,7 @@ def hedgehog_from_softmax(teacher: SoftmaxAttention) -> HedgehogAttention:
     """Return a Hedgehog layer with the projections of ``teacher`` and untrained feature maps."""
     options = {name: getattr(teacher, name) for name in ("heads", "d_value", "rotary", "causal")}
     student = HedgehogAttention(teacher.qkv.in_features, **options).to(teacher.qkv.weight)
-    student.qkv.load_state_dict(teacher.qkv.state_dict())
-    student.out.load_state_dict(teacher.out.state_dict())
+    student.load_state_dict(teacher.state_dict(), strict=False)  # all but the feature maps
     return student  # type: ignore[no-any-return]
 
 
@@ -67,20 +65,27 @@ def distillation_loss(teacher: nn.Module, student: nn.Module, inputs: Tensor, ma
 
     Args:
         teacher: A network with softmax layers, called as ``teacher(inputs, mask)``, without gradients.
-        student: What ``convert(teacher)`` returned.
+        student: What ``convert(teacher)`` returned; gradients reach its projections and feature maps.
         inputs: As the network takes them.
         mask: ``(B, L)`` bool, True = real token.
-
-    Returns:
-        A scalar; gradients reach the student's projections and feature maps.
     """
-    losses = []
-    for name, layer, x in _heard(teacher, inputs, mask):
-        learner = student.get_submodule(name)
-        assert isinstance(learner, HedgehogAttention), name
-        x = zero_padding(x, mask)  # as the layers do with what they are given
+    given: list[tuple[str, SoftmaxAttention, Tensor]] = []
+    layers = {layer: name for name, layer in teacher.named_modules() if isinstance(layer, SoftmaxAttention)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args: given.append((layers[layer], layer, args[0])))
+        for layer in layers
+    ]
+    try:
         with torch.no_grad():
-            q, k, _ = layer.split(x)
+            teacher(inputs, mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    losses = []
+    for name, layer, x in given:
+        learner: Any = student.get_submodule(name)
+        x = zero_padding(x, mask)  # as the layers do with what they are given
+        q, k, _ = layer.split(x)
         student_q, student_k, _ = learner.features(x)
         losses.append(attention_distillation_loss(q, k, student_q, student_k, causal=layer.causal, mask=mask))
     return torch.stack(losses).mean()
@@ -99,7 +104,8 @@ def attention_distillation_loss(
     """Return the cross-entropy of linear attention's weights under softmax attention's (2402.04347, equation 3).
 
     ``−Σ_j a_ij log b_ij``, averaged over heads and real queries i, with ``a_i = softmax_j(q_i·k_j / √Z)`` and
-    ``b_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)``. Its least value is the entropy of a. O(B·H·L²) time and memory.
+    ``b_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)``. Its least value is the entropy of a. O(B·H·L²) time and memory. No
+    gradient flows to the teacher.
 
     Args:
         q: The teacher's queries ``(B, L, H, Z)``.
@@ -109,9 +115,6 @@ def attention_distillation_loss(
         causal: Whether a token attends only to itself and those before it.
         mask: ``(B, L)`` bool, True = real token.
         eps: Added to the student's weights and to their sum.
-
-    Returns:
-        A scalar; no gradient flows to the teacher.
 
     >>> q, k = torch.randn(2, 1, 5, 1, 4).unbind()
     >>> bool(attention_distillation_loss(q, k, q.exp(), k.exp()) > 0)
@@ -128,16 +131,3 @@ def attention_distillation_loss(
     log_student = torch.log(weights + eps) - torch.log(weights.sum(-1, keepdim=True) + eps)
     per_query = -(teacher * log_student).sum(-1)  # (B, H, L), 0 at padding
     return per_query.sum() / (seen.sum() * q.shape[2]).clamp(min=1)
-
-
-@torch.no_grad()
-def _heard(teacher: nn.Module, inputs: Tensor, mask: Tensor | None) -> list[tuple[str, SoftmaxAttention, Tensor]]:
-    """Run the teacher; return the name of each softmax layer, the layer, and what it was given."""
-    heard: list[tuple[str, SoftmaxAttention, Tensor]] = []
-    with ExitStack() as hooks:
-        for name, layer in teacher.named_modules():
-            if isinstance(layer, SoftmaxAttention):
-                hear = lambda layer, args, name=name: heard.append((name, layer, args[0]))  # noqa: E731
-                hooks.enter_context(layer.register_forward_pre_hook(hear))
-        teacher(inputs, mask)
-    return heard

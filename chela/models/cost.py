@@ -1,19 +1,29 @@
-"""What a network costs before it is run: parameters, floating-point operations, and what it remembers.
+"""What a network costs before it is run: parameters, floating-point operations, state, and the memory of a step.
 
-Nothing is allocated: networks are built and traced with fake tensors, which have a shape and no values.
+Nothing is allocated: networks are built and run with fake tensors, which have a shape and no values.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, UntypedStorage
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from chela.config.schema import ModelConfig
+from chela.config.schema import Config, ModelConfig
 from chela.models import build_model
+
+CARDS = (24, 40, 80)
+"""Sizes of GPUs in GiB; a tenth is left to the driver, to libraries and to what fragments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +48,11 @@ class Cost:
 def cost(config: ModelConfig, task: Any) -> Cost:
     """Work out the cost of the network that ``config`` describes; ``task`` as for ``build_model``."""
     built = config.depth if ":" in config.mixer.name else 1  # the blocks of a system of this package cost alike
+    rows = 2 if task.pair else 1
     with FakeTensorMode():
         model = build_model(dataclasses.replace(config, depth=built), task, seed=0).eval()
-        sequences = 2 if task.pair else 1
-        shape = (sequences, task.l_max)
-        symbols = torch.empty(shape, dtype=torch.long)
-        inputs = torch.empty(*shape, task.input_dim) if task.vocab_size is None else symbols
         with FlopCounterMode(display=False) as counter:
-            model(inputs, symbols.bool())
+            model(*_inputs(task, rows))
     mixers: list[Any] = model.backbone.mixers()
     remembered = [mixer.state_size(task.l_max) for mixer in mixers if hasattr(mixer, "state_size")]
     more, times = config.depth - built, config.depth // built
@@ -54,10 +61,105 @@ def cost(config: ModelConfig, task: Any) -> Cost:
     return Cost(
         parameters=_count(model) + more * _count(model.backbone.blocks[0]),
         mixer_parameters=times * sum(map(_count, mixers)),
-        flops_per_token=flops / (sequences * task.l_max),
+        flops_per_token=flops / (rows * task.l_max),
         state_size=times * sum(remembered) if remembered else None,
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class StepMemory:
+    """Bytes that one process holds during a step, in float32.
+
+    Attributes:
+        weights: Parameters and buffers.
+        optimizer: Adam's two moments, and the gradients where a batch is taken in several parts.
+        activations: The most that forward and backward hold beyond these, gradients included.
+    """
+
+    weights: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Return all of it."""
+        return self.weights + self.optimizer + self.activations
+
+    @property
+    def fits(self) -> str:
+        """Say which cards hold it.
+
+        >>> StepMemory(2**30, 2**31, 30 * 2**30).fits, StepMemory(0, 0, 2**37).fits
+        ('40 80', 'none')
+        """
+        return " ".join(str(card) for card in CARDS if self.total <= 0.9 * card * 2**30) or "none"
+
+
+def step_memory(config: Config, task: Any) -> StepMemory:
+    """Count the memory of a step on a part of the batch, all records as long as the task's longest.
+
+    Blocks are alike: two counts, of one block and of two, give those of any depth. Under bf16-mixed a step holds less.
+    Scratch inside an operator, such as the spectra of one block of channels in ``fft_conv``, is not seen.
+    """
+    trainer, task = config.trainer, copy.copy(task)
+    shards = trainer.sequence_parallel
+    size = shards * trainer.batch_size // (trainer.accumulate * trainer.devices * trainer.num_nodes)
+    task.l_max = -(-task.l_max // shards)  # and kernels as long, for 1/P of the channels, are as large as these
+    one, two = (_counted(config, task, size, depth) for depth in (1, 2))
+    more = config.model.depth - 1
+    parameters, buffers, peak = (a + more * (b - a) for a, b in zip(one, two, strict=True))
+    gradients = parameters if trainer.accumulate > 1 else 0
+    return StepMemory(parameters + buffers, 2 * parameters + gradients, max(peak, parameters))
+
+
+def _counted(config: Config, task: Any, size: int, depth: int) -> tuple[int, int, int]:
+    """Return the bytes of parameters and buffers, and the most that forward and backward hold beyond them."""
+    with FakeTensorMode():
+        model = build_model(dataclasses.replace(config.model, depth=depth), task, seed=0).train()
+        model.backbone.checkpoint_blocks = config.trainer.checkpoint_activations
+        inputs, mask = _inputs(task, 2 * size if task.pair else size)
+        tokens = getattr(task, "objective", "classification") == "tokens"
+        padded = task.vocab_size is not None and not tokens  # pixels, and windows of a text, have one length
+        labels = torch.zeros(size, task.l_max if tokens else 1, dtype=torch.long).flatten()
+        with _Alive() as alive:  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(model(inputs, mask if padded else None).flatten(0, -2), labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+    return _bytes(model.parameters()), _bytes(model.buffers()), alive.peak
+
+
+def _inputs(task: Any, rows: int) -> tuple[Tensor, Tensor]:
+    """Return inputs of the longest sequence, and a mask."""
+    symbols = torch.zeros(rows, task.l_max, dtype=torch.long)
+    return torch.empty(rows, task.l_max, task.input_dim) if task.vocab_size is None else symbols, symbols.bool()
+
+
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.untyped_storage().nbytes() for x in tensors)
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages made inside that are alive, and their peak."""
+
+    bytes = peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = _storages((args, kwargs)).keys()
+        out = func(*args, **(kwargs or {}))
+        for place, storage in _storages(out).items():
+            if place not in given:
+                self._grow(storage.nbytes())
+                weakref.finalize(storage, self._grow, -storage.nbytes())
+        return out
+
+    def _grow(self, size: int) -> None:
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+def _storages(tree: Any) -> dict[int, UntypedStorage]:
+    storages = (x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor))
+    return {storage._cdata: storage for storage in storages}

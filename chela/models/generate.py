@@ -11,30 +11,31 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from chela.models.heads import TokenModel
 
 
 def generate(model: TokenModel, prompt: Tensor | str, tokens: int, **how: Any) -> Tensor | str:
-    """Return the prompt and its continuation.
+    """Return the prompt and its continuation: ids ``(B, P + T)`` for ids ``(B, P)``, or text for text.
 
     Args:
         model: A causal network of tokens, as ``build_model`` or ``from_pretrained`` gives it.
-        prompt: Ids ``(B, P)``; or text, where the network knows its alphabet.
+        prompt: Ids; or text, where the network knows its alphabet.
         tokens: New symbols T.
         how: As for ``Continuation``.
-
-    Returns:
-        Ids ``(B, P + T)``; or text.
 
     Raises:
         ValueError: A symbol that the network does not know, or an option out of its limits.
     """
-    ids = encode(prompt, alphabet_of(model)) if isinstance(prompt, str) else prompt
-    made = torch.cat([ids, *(symbol[:, None] for symbol in Continuation(model, ids, tokens, **how))], dim=1)
-    return decode(made[0], alphabet_of(model)).decode(errors="replace") if isinstance(prompt, str) else made
+    if not isinstance(prompt, str):
+        return torch.cat([prompt, *(ids[:, None] for ids in Continuation(model, prompt, tokens, **how))], dim=1)
+    alphabet = model.built_from[1].alphabet
+    if not alphabet:
+        raise ValueError("expected a network of text, got one of ids without characters; give and take ids")
+    ids: Any = generate(model, encode(prompt, alphabet), tokens, **how)
+    return decode(ids[0], alphabet).decode(errors="replace")
 
 
 class Continuation(Iterator[Tensor]):
@@ -86,25 +87,24 @@ class Continuation(Iterator[Tensor]):
                 f"tokens: expected at most {most} with the prompt, got {read} of the prompt and {tokens}: this network "
                 f"goes no further ({model.backbone.ends()})"
             )
-        self._model = model
-        self._device = next(model.parameters()).device
-        self._draw: Callable[[Tensor], Tensor] = partial(
-            sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=torch.Generator().manual_seed(seed)
+        self.made, self._tokens, self._model, self._last = 0, tokens, model, prompt
+        draw = torch.Generator().manual_seed(seed)
+        self._sample: Callable[[Tensor], Tensor] = partial(
+            sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=draw
         )
-        self.made, self._tokens = 0, tokens
         with torch.no_grad():
-            scores, self.state = self._model.prefill(prompt.to(self._device), state)
-        self._symbol = self._draw(scores[:, -1])
+            scores, self.state = model.prefill(prompt.to(next(model.parameters()).device), state)
+        self._scores = scores[:, -1]
 
     @torch.no_grad()
     def __next__(self) -> Tensor:
         if self.made == self._tokens:
             raise StopIteration
         if self.made:
-            scores, self.state = self._model.step(self._symbol.to(self._device), self.state)
-            self._symbol = self._draw(scores)
+            self._scores, self.state = self._model.step(self._last.to(self._scores.device), self.state)
+        self._last = self._sample(self._scores)
         self.made += 1
-        return self._symbol
+        return self._last
 
 
 def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw: torch.Generator) -> Tensor:
@@ -119,24 +119,11 @@ def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw
         return scores.argmax(1)
     scores = (scores - scores.amax(1, keepdim=True)) / temperature  # the best is 0, however cold it is
     shares, order = scores.softmax(1).sort(dim=1, descending=True)
-    before = shares.cumsum(1) - shares  # of those that are better
-    shares = shares.masked_fill(before >= top_p, 0.0)
+    better = shares.cumsum(1) - shares
+    shares = shares.masked_fill(better >= top_p, 0.0)
     if top_k:
         shares[:, top_k:] = 0.0
     return order.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0]
-
-
-def alphabet_of(model: nn.Module) -> str:
-    """Return the characters that the ids 1, 2, … of a network stand for.
-
-    Raises:
-        ValueError: It was built for ids that are no text.
-    """
-    built_from: Any = getattr(model, "built_from", None)
-    alphabet: str = "" if built_from is None else built_from[1].alphabet
-    if not alphabet:
-        raise ValueError("expected a network of text, got one of ids without characters; give and take ids")
-    return alphabet
 
 
 def encode(text: str | bytes, alphabet: str) -> Tensor:

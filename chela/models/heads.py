@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from chela.models import TaskFacts
 
 
-def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Average ``x: (B, L, D)`` over the real tokens of ``mask: (B, L)``: ``(B, D)``; a row with none gives zeros.
+def read_out(x: Tensor, mask: Tensor | None, readout: str) -> Tensor:
+    """Make one vector ``(B, D)`` of each sequence ``x: (B, L, D)``: the mean of its real tokens, or its first token.
 
-    Of a piece of the sequence, the average is over all of it.
+    A row without real tokens gives zeros. Of a piece of the sequence, the mean is over all of it.
     """
+    if readout == "first":
+        mask = (torch.arange(x.shape[1], device=x.device) + first_position() == 0).expand(x.shape[:2])
     piece = current()
     if mask is None and piece is None:
         return x.mean(1)
@@ -32,13 +34,6 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
         sums = piece.gather(torch.cat([total, count], dim=-1)).sum(0)
         total, count = sums[:, :-1], sums[:, -1:]
     return total / count.clamp(min=1)
-
-
-def read_out(x: Tensor, mask: Tensor | None, readout: str) -> Tensor:
-    """Make one vector ``(B, D)`` of each sequence ``x: (B, L, D)``: the mean of its real tokens, or its first token."""
-    if readout == "first":
-        mask = (torch.arange(x.shape[1], device=x.device) + first_position() == 0).expand(x.shape[:2])
-    return masked_mean(x, mask)
 
 
 class ClassifierHead(nn.Module):
@@ -58,7 +53,8 @@ class ClassifierHead(nn.Module):
 class Network(nn.Module):
     """What all networks share: ``network(inputs, mask)``, mask ``(B, L)`` bool being True on real tokens, or None.
 
-    ``built_from`` is the model section of a configuration, and what is known of the task.
+    Inputs are symbols ``(B, L)`` or features ``(B, L, F)``. ``built_from`` is the model section of a configuration, and
+    what is known of the task.
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
@@ -75,42 +71,34 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """What is read of each sequence, then a head: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, classes)``."""
+    """One vector of each sequence, then a head: to scores ``(B, classes)``.
 
-    def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
-        super().__init__(config, task)
-        self.head = ClassifierHead(config.d_model, config.d_head, task.num_classes)
-
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Score each sequence."""
-        scores: Tensor = self.head(read_out(self.backbone(inputs, mask), mask, self.readout))
-        return scores
-
-
-class PairClassifier(Network):
-    """One tower for both documents: inputs ``(2B, L)``, first all the first ones, to scores ``(B, classes)``.
-
-    With ``pair_features="nli"`` the head reads [a, b, a−b, a⊙b] (S4's), with "concat" [a, b] (MEGA's).
+    A task of pairs gives 2B sequences, first all the first ones. Then the head reads [a, b, a−b, a⊙b] (S4's,
+    ``pair_features="nli"``) or [a, b] (MEGA's, "concat").
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         check_value("pair_features", config.pair_features, {"choices": ("nli", "concat")})
         super().__init__(config, task)
-        self.nli = config.pair_features == "nli"
-        self.head = ClassifierHead(config.d_model * (4 if self.nli else 2), config.d_head, task.num_classes)
+        self.pair_features = config.pair_features if task.pair else None
+        vectors = {None: 1, "nli": 4, "concat": 2}[self.pair_features]
+        self.head = ClassifierHead(vectors * config.d_model, config.d_head, task.num_classes)
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Score each pair."""
-        a, b = read_out(self.backbone(inputs, mask), mask, self.readout).chunk(2)
-        scores: Tensor = self.head(torch.cat([a, b, a - b, a * b] if self.nli else [a, b], dim=-1))
+        """Score each sequence, or each pair."""
+        x = read_out(self.backbone(inputs, mask), mask, self.readout)
+        if self.pair_features is not None:
+            a, b = x.chunk(2)
+            x = torch.cat([a, b, a - b, a * b] if self.pair_features == "nli" else [a, b], dim=-1)
+        scores: Tensor = self.head(x)
         return scores
 
 
 class TokenModel(Network):
-    """One linear map at each position: inputs ``(B, L)`` or ``(B, L, F)`` to scores ``(B, L, classes)``.
+    """One linear map at each position: to scores ``(B, L, classes)``, which mean nothing at padding.
 
-    Scores at padding mean nothing. With ``tie`` the weight of the map is the table of the embedding. A causal network
-    can go on from a state, a flat dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
+    With ``tie`` the weight of the map is the table of the embedding. A causal network can go on from a state, a flat
+    dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
 
     >>> from chela.config.compose import resolve
     >>> from chela.models import TaskFacts, build_model
@@ -136,12 +124,7 @@ class TokenModel(Network):
         return scores
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, of ``batch`` sequences.
-
-        Raises:
-            RuntimeError: The network looks ahead.
-            UsageError: Its system has no states.
-        """
+        """Return the state before the first token; a RuntimeError if the network looks ahead."""
         expect_causal(self)
         return self.backbone.start(batch)
 
@@ -149,10 +132,8 @@ class TokenModel(Network):
         """Score the inputs that follow those of ``state``; return scores ``(B, L, classes)`` and the new state.
 
         They are the scores of ``forward``, and have gradients; the new state has none, as truncated back-propagation
-        wants it. ``state`` is not changed; None is the start. All tokens are real.
-
-        Raises:
-            ValueError: More tokens than learned positions, or the system, can have.
+        wants it. ``state`` is not changed; None is the start. All tokens are real. More of them than learned positions,
+        or the system, can have are a ValueError.
         """
         x, state = self.backbone.go_on(inputs, self.start(len(inputs)) if state is None else state)
         return self.head(x), state
@@ -161,8 +142,7 @@ class TokenModel(Network):
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Score after one token more, ``(B,)`` or ``(B, F)``; return scores ``(B, classes)`` and the new state.
 
-        Without gradients. The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels
-        are built once.
+        The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels are built once.
         """
         x, state = self.backbone.go_on(tokens, state)
         return self.head(x), state

@@ -1,7 +1,6 @@
 """Networks in a folder: weights as safetensors, and a JSON file that says what was built and for what.
 
-Nothing in such a folder can run code: a system of somebody's own is imported only when its module is trusted. Needs
-the package ``safetensors``, nothing else beside torch and einops.
+Nothing in such a folder can run code: a system of somebody's own is imported only when its module is trusted.
 """
 
 from __future__ import annotations
@@ -29,17 +28,10 @@ PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 
 
 def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
-    """Write ``model`` to ``folder``, which is made if it is not there.
-
-    Args:
-        model: As ``build_model`` or ``from_pretrained`` returned it.
-        folder: Gets ``config.json`` and ``model.safetensors``; older ones there are replaced.
-
-    Returns:
-        The folder.
+    """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if it is not there; return it.
 
     Raises:
-        ValueError: The model was not built by ``build_model``.
+        ValueError: The model was not built by ``build_model`` or ``from_pretrained``.
     """
     from safetensors.torch import save_model
 
@@ -63,9 +55,7 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
 def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn.Module:
     """Read a network that ``save_pretrained`` wrote; on the CPU, in eval mode, float32 as it was built.
 
-    Args:
-        folder: Has ``config.json`` and ``model.safetensors``.
-        trust: Names of modules that may be imported when the network's system is one of theirs.
+    ``trust`` has the names of modules that may be imported when the network's system is one of theirs.
 
     Raises:
         UsageError: No such folder, a pickle in place of safetensors (never read), another format version, a damaged or

@@ -160,21 +160,29 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     assert sum(tensor.numel() for tensor in state.values()) <= 2 * size
 
 
-def test_a_step_has_the_kernel_of_the_parameters_as_they_are():
-    layer = _trained(causal=True).eval().requires_grad_(False)
+@pytest.mark.parametrize("kernel", ["multiscale", "ema"])
+def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
+    layer = _trained(causal=True, long_kernel=kernel).eval()
     x, state = torch.randn(1, C), layer.start(1)
-
-    def first():
-        return layer.step(x, layer.start(1))[0]
-
-    y = first()
-    ready = layer.long._kept.of(layer.long, lambda: None)
     layer.step(x, state)
-    assert ready is not None and layer.long._kept.of(layer.long, lambda: None) is ready
-    layer.long.gain.mul_(2)  # in place, as an optimiser does
-    assert not torch.allclose(first(), y)
-    layer.train()
-    torch.testing.assert_close(first(), layer(x[:, None])[:, 0])
+    ready = layer.long._kept.value
+    layer.step(x, state)
+    assert ready is not None and layer.long._kept.value is ready
+
+    def tune(y):  # in eval mode
+        y.sum().backward()
+        torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+    for write in (
+        lambda: tune(layer(torch.randn(1, 5, C))),
+        lambda: tune(layer.prefill(torch.randn(1, 5, C), layer.start(1))[0]),
+        lambda: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
+        lambda: (layer.long.gain.data.mul_(2), layer.eval()),
+        lambda: layer.double(),
+    ):
+        write()
+        x = x.to(layer.long.gain)
+        torch.testing.assert_close(layer.step(x, layer.start(1))[0], layer(x[:, None])[:, 0])
 
 
 def test_bfloat16_input_and_autocast():

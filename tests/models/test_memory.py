@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from chela.config.compose import resolve
 from chela.models import build_model
 from chela.models.__main__ import main
-from chela.models.memory import StepMemory, step_memory
+from chela.models.cost import StepMemory, step_memory
 from experiments.bench.timing import peak_memory
 from lra.tasks import get_task
 

@@ -3,8 +3,7 @@
 ``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, the result is ``(B, L, D)``, 0 at
 padding. MEGA, and CHELA with its gate, may ask for ``stream: (B, L, D)`` too, the residual stream before the norm.
 
-A causal mixer also goes on from a state: ``start(batch)``, ``prefill(x, state)`` for ``(B, L, D)`` and
-``step(x, state)`` for ``(B, D)``, each with the update and the new state; see ``chela.layers.state``.
+A causal mixer also goes on from a state, by ``start``, ``prefill`` and ``step``: see ``chela.layers.state``.
 
 ``in_pieces = True`` on the class says that ``forward`` mixes positions by the ops of ``chela.ops`` alone, so that a
 sequence may be spread over processes (``chela.ops.sequence_parallel``).
@@ -36,10 +35,7 @@ def systems() -> list[str]:
 
 
 def mixer_class(name: str) -> type[nn.Module]:
-    """Return the class of a system; the module that holds it is imported.
-
-    Args:
-        name: A built-in system such as ``"chela"``, or ``"module:Class"`` for one of your own.
+    """Import and return the class of a system: a built-in one such as ``"chela"``, or ``"module:Class"`` of your own.
 
     Raises:
         UsageError: There is no such system, or what the name leads to is no ``nn.Module`` class.
@@ -83,14 +79,7 @@ def mixer_options(name: str) -> Any:
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:
-    """Build a mixer.
-
-    Args:
-        name: As for ``mixer_class``.
-        d_model: Width D.
-        options: The system's own keyword arguments.
-        context: What the backbone knows; a constructor gets what it names of it.
-    """
+    """Build a mixer of width D by its own ``options``, and by what its constructor names of the ``context``."""
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters
     return cls(d_model, **{**options, **{key: value for key, value in context.items() if key in wanted}})

@@ -33,14 +33,12 @@ class LightningAttention(LinearAttention):
         depth: Number of layers.
         causal: Must be True: the definition has no other form.
 
-    Raises:
-        ValueError: ``causal=False``, or V no multiple of H.
-
     >>> LightningAttention(16, heads=4)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
     """
 
     normalize = False
+    log_decay: Tensor
 
     @checked
     def __init__(
@@ -56,7 +54,8 @@ class LightningAttention(LinearAttention):
         if not causal:
             raise ValueError("lightning: expected causal=True, the only form it is defined in, got causal=False")
         super().__init__(d_model, heads=heads, d_value=d_value, causal=True)
-        self.decay = FixedDecay(heads, layer, depth)
+        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
+        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
         self.norm = LayerNorm(self.d_value)
         self.gate = nn.Sequential(
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
@@ -69,30 +68,12 @@ class LightningAttention(LinearAttention):
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the fixed log λ ``(H,)``, and none back."""
-        return self.decay(x), None
+        return self.log_decay, None
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """Normalise ``o: (..., H, Z)`` and gate it by x; return ``(..., D)``, 0 at padding."""
         gated = self.norm(o.flatten(-2)) * torch.sigmoid(self.gate(x))
         return super().merge(gated.view_as(o), x, mask)
-
-
-class FixedDecay(nn.Module):
-    """A fixed decay per head, log λ = −slope·(1 − layer/(depth − 1) + 1e-5): deeper layers look further.
-
-    The slopes are ALiBi's; the factor is 1 when there is one layer (arXiv 2401.04658, 2405.17381).
-    """
-
-    log_decay: Tensor
-
-    def __init__(self, heads: int, layer: int, depth: int) -> None:
-        super().__init__()
-        factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
-        self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
-
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """Return ``log_decay: (H,)``, whatever x is."""
-        return self.log_decay
 
 
 def alibi_slopes(heads: int) -> list[float]:

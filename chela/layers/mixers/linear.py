@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from chela.layers.attention import MultiHead, elu_plus_one
+from chela.layers.attention import MultiHead
 from chela.layers.padding import zero_padding
 from chela.layers.state import State, expect_causal, settled
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -25,15 +25,17 @@ class LinearAttention(MultiHead):
     O(L·V·(D + Z)) time, O(L·V) memory; see ``MultiHead`` for the arguments and letters. A system that inherits from it
     has other ``features``, other ``edges``, or no ``normalize``.
 
-    >>> import torch
     >>> LinearAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
     """
 
-    feature_map: Callable[[Tensor], Tensor] = staticmethod(elu_plus_one)
     features_per_width = 1
     in_pieces = True
     normalize = True
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
+        return F.elu(x) + 1
 
     def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``; ``start`` is as in ``split``."""
@@ -54,11 +56,7 @@ class LinearAttention(MultiHead):
         return self.merge(self.attended(o), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token: the sums S and z, and the position if it turns by that.
-
-        Raises:
-            RuntimeError: The layer looks ahead.
-        """
+        """Return the sums S and z, and the position if it turns by that."""
         expect_causal(self)
         like, width = self.out.weight, self.head_width
         sizes = batch, self.heads, self.features_per_width * width, width
@@ -70,10 +68,7 @@ class LinearAttention(MultiHead):
         return self.edges(x, None)[0], {}
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
-
-        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
-        """
+        """Feed ``x: (B, L, D)``."""
         (q, k, v), edges, after = self._read(x, state)
         past = LinearAttentionState(state["S"], state["z"])
         options: dict[str, Any] = {"normalize": self.normalize, "initial_state": past, "return_state": True}
@@ -82,7 +77,7 @@ class LinearAttention(MultiHead):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state."""
+        """Feed one token ``x: (B, D)``."""
         parts, edges, after = self._read(x[:, None], state)
         edges = edges[:, 0] if edges is not None and edges.ndim == 3 else edges
         past = LinearAttentionState(state["S"], state["z"])
@@ -98,7 +93,7 @@ class LinearAttention(MultiHead):
         return self.features(x, int(position[0])), edges, after | {"position": position + x.shape[1]}
 
     def state_size(self, length: int) -> int:
-        """Count the numbers that ``step`` remembers of ``length`` tokens: the sums S and z."""
+        """Count the sums S and z."""
         return self.features_per_width * self.d_value * (self.head_width + 1)
 
 

@@ -14,11 +14,6 @@ from chela.layers.state import State, settled
 from chela.ops.sequence_parallel import current
 
 
-def shifted_silu(x: Tensor) -> Tensor:
-    """Return (SiLU(x) + 0.5) / ‖SiLU(x) + 0.5‖ over the last dimension, positive (arXiv 2502.16249)."""
-    return F.normalize(F.silu(x) + 0.5, dim=-1)
-
-
 class LION(LinearAttention):
     """LION-LIT, LION-D and LION-S (arXiv 2502.16249, sections 3 and 4), told apart by ``decay``.
 
@@ -43,8 +38,6 @@ class LION(LinearAttention):
     torch.Size([2, 10, 16])
     """
 
-    feature_map = staticmethod(shifted_silu)
-
     @checked
     def __init__(
         self,
@@ -59,8 +52,12 @@ class LION(LinearAttention):
         self.head_decay = HeadDecay(heads) if decay == "head" else None
         self.token_decay = TokenDecay(d_model, heads) if decay == "token" else None
 
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Return (SiLU(x) + ½) / ‖SiLU(x) + ½‖ over the last dimension, positive."""
+        return F.normalize(F.silu(x) + 0.5, dim=-1)
+
     def start(self, batch: int) -> State:
-        """Return the state before the first token; LION-S has log λ ``(B, H)`` of the last token too."""
+        """Return the sums; LION-S has log λ ``(B, H)`` of the last token too."""
         state = super().start(batch)
         last = {} if self.token_decay is None else {"log_decay": state["S"].new_zeros(batch, self.heads)}
         return state | last
@@ -75,7 +72,7 @@ class LION(LinearAttention):
         return torch.cat([before, log_decay[:, :-1]], dim=1), last
 
     def state_size(self, length: int) -> int:
-        """Count the numbers that ``step`` remembers of ``length`` tokens: the sums, and the last token's decay."""
+        """Count the sums, and the last token's decay."""
         return super().state_size(length) + (0 if self.token_decay is None else self.heads)
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -89,14 +86,9 @@ class LION(LinearAttention):
 
 
 def from_previous(log_decay: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Shift by one real token, so that the edge t−1 → t has the λ of token t−1.
+    """Shift ``log_decay: (B, L, H)`` by one real token, so that the edge t−1 → t has the λ of token t−1.
 
-    Args:
-        log_decay: ``(B, L, H)``.
-        mask: ``(B, L)`` bool, True = real token; padding is stepped over.
-
-    Returns:
-        ``(B, L, H)``; 0 where there is no token before.
+    Padding, where ``mask: (B, L)`` is False, is stepped over; there is 0 where there is no token before.
     """
     length, piece = log_decay.shape[1], current()
     if mask is None and piece is None:
@@ -128,8 +120,8 @@ class HeadDecay(nn.Module):
         with torch.no_grad():
             self.raw.copy_(torch.log(torch.expm1(_spread(self.raw.numel()))))
 
-    def forward(self, x: Tensor | None = None) -> Tensor:
-        """Return ``log_decay: (H,)``, whatever x is."""
+    def forward(self) -> Tensor:
+        """Return log λ ``(H,)``."""
         return -F.softplus(self.raw)
 
 

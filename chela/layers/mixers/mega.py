@@ -46,9 +46,6 @@ class MEGA(nn.Module):
         chunk: Tokens C that attend to one another, cut at positions C, 2C, …; 0, or more than l_max: all, which are at
             most l_max then.
 
-    Raises:
-        ValueError: An argument out of its limits.
-
     >>> MEGA(16, l_max=100, chunk=32)(torch.randn(2, 100, 16)).shape
     torch.Size([2, 100, 16])
     """
@@ -94,10 +91,7 @@ class MEGA(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
         """Map the normed ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
 
-        The gate replaces a part of ``stream: (B, L, D)``, the residual stream; None is x.
-
-        Raises:
-            ValueError: More than l_max tokens, without chunks.
+        The gate replaces a part of ``stream: (B, L, D)``; None is x. Without chunks L is at most l_max.
         """
         self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
@@ -166,10 +160,7 @@ class MEGA(nn.Module):
         return weights if seen is None else weights.masked_fill(~seen, 0.0)
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token: the averages' ``modes (B, D, N)``, and the chunk's keys and values.
-
-        After t tokens there are those of the last chunk begun, ``keys (B, T, Z)`` and ``values (B, T, V)``.
-        """
+        """Return the averages' ``modes (B, D, N)``; ``keys (B, T, Z)`` and ``values (B, T, V)`` of the chunk begun."""
         expect_causal(self)
         _, d_qk, d_value, _ = self.sizes
         like = self.out.weight
@@ -177,14 +168,7 @@ class MEGA(nn.Module):
         return self.ema.start(batch) | chunk
 
     def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
-
-        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. A token
-        takes O(C·(Z + V) + D·N) time.
-
-        Raises:
-            ValueError: More than l_max tokens, without chunks.
-        """
+        """Feed ``x: (B, L, D)``, each token in O(C·(Z + V) + D·N) time; without chunks there are at most l_max."""
         begun = state["keys"].shape[1]
         self._expect_room(begun + x.shape[1])
         average, modes = self.ema.prefill(x, {"modes": state["modes"]}, lambda length: self.ema(length)[0])
@@ -201,7 +185,7 @@ class MEGA(nn.Module):
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``; return its update ``(B, D)`` and the new state. Without gradients."""
+        """Feed one token ``x: (B, D)``."""
         update, state = self.prefill(x[:, None], state, None if stream is None else stream[:, None])
         return update[:, 0], state
 
@@ -217,13 +201,9 @@ class MEGA(nn.Module):
         return torch.cat([o, self._attend(q[:, here:], k[:, end:], v[:, end:], None)], dim=1)
 
     def state_size(self, length: int) -> int:
-        """Count the numbers that ``step`` remembers of ``length`` tokens, at most."""
+        """Count modes, keys and values, at most."""
         d_model, d_qk, d_value, _ = self.sizes
         return d_model * self.ema.delta.shape[-1] + min(self.chunk, length) * (d_qk + d_value)
-
-    def extra_repr(self) -> str:
-        """Show what no submodule shows."""
-        return f"chunk={self.chunk}, attention_function={self.attention_function}, causal={self.causal}"
 
 
 class Projection(nn.Linear):

@@ -77,15 +77,12 @@ class S4D(Stepwise):
         return zero_padding(self._out(y), mask)
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token: ``modes (B, D, N/2, 2)``, pairs of real and imaginary parts."""
+        """Return ``modes (B, D, N/2, 2)``, pairs of real and imaginary parts."""
         expect_causal(self)
         return self.kernel.start(batch)
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
-
-        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
-        """
+        """Feed ``x: (B, L, D)``."""
         y, state = self.kernel.prefill(x, state, lambda length: self.kernel(length)[0])
         return self._out(torch.addcmul(y, self.skip, x).to(x.dtype)), state
 
@@ -93,7 +90,7 @@ class S4D(Stepwise):
         return F.glu(self.out(F.gelu(y)), dim=-1)
 
     def state_size(self, length: int) -> int:
-        """Count the real numbers that ``step`` remembers of ``length`` tokens."""
+        """Count the real numbers of the modes."""
         return 2 * self.kernel.frequency.numel()
 
 

@@ -68,21 +68,13 @@ class SoftmaxAttention(MultiHead):
         return (mask[:, None, :] & before | itself)[:, None]
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token: no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``.
-
-        Raises:
-            RuntimeError: The layer looks ahead.
-        """
+        """Return no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``."""
         expect_causal(self)
         none = self.out.weight.new_empty(batch, 0, self.heads, self.head_width)
         return {"keys": none, "values": none.clone()}
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, D)`` that follow the T of ``state``; return their update and the new state.
-
-        It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. Time
-        O(L·(L + T)·V).
-        """
+        """Feed ``x: (B, L, D)`` after T tokens in O(L·(L + T)·V) time."""
         before, length = state["keys"].shape[1], x.shape[1]
         q, k, v = self.split(x, before)
         k, v = (torch.cat([old.to(new.dtype), new], dim=1) for old, new in ((state["keys"], k), (state["values"], v)))
@@ -93,7 +85,7 @@ class SoftmaxAttention(MultiHead):
         return self.merge(self.attended(o.transpose(1, 2)), x, None), settled(keys=k, values=v)
 
     def state_size(self, length: int) -> int:
-        """Count the keys and values that ``length`` tokens leave behind."""
+        """Count the keys and values."""
         return 2 * self.d_value * length
 
 

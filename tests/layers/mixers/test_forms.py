@@ -84,7 +84,7 @@ def test_the_slopes_of_the_paper():
 
 
 def test_the_decay_of_lightning_fades_with_the_layer():
-    decays = [build_mixer("lightning", 16, {}, causal=True, layer=i, depth=4).decay.log_decay for i in range(4)]
+    decays = [build_mixer("lightning", 16, {}, causal=True, layer=i, depth=4).log_decay for i in range(4)]
     slopes = torch.tensor([2.0**-h for h in range(1, 9)])
     for i, decay in enumerate(decays):
         torch.testing.assert_close(decay, -slopes * (1 - i / 3 + 1e-5))
@@ -100,7 +100,7 @@ def test_lightning_is_a_decayed_sum():
     layer = SYSTEMS["lightning"].build(True)
     q, k, v = (torch.ones(1, 40, 8, 3, dtype=torch.float64) for _ in range(3))
     k[:, 1:] = 0
-    o = linear_attention(q, k, v, causal=True, log_decay=layer.decay.log_decay)
+    o = linear_attention(q, k, v, causal=True, log_decay=layer.log_decay)
     expected = [3 * math.exp(-(2.0**-h) * 30) for h in range(1, 9)]
     torch.testing.assert_close(o[0, 30, :, 0], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
 
