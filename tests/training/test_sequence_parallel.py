@@ -30,7 +30,7 @@ Network_ = tuple[str, dict[str, Any], dict[str, Any], str]
 NETWORKS: list[Network_] = [
     ("chela", {}, {"norm": "batch"}, "classification"),
     ("chela", {"long_kernel": "ema", "decay": "learned"}, {"causal": True, "positions": "learned"}, "tokens"),
-    ("chela", {"long_kernel": "free", "decay": "token", "feature_map": "elu", "normalize": True}, {}, "tokens"),
+    ("chela", {"decay": "token", "feature_map": "elu", "normalize": True}, {}, "tokens"),
     ("chela", {"attention": "none", "gate": "output"}, {}, "classification"),
     ("linear", {}, {"readout": "first"}, "classification"),
     ("linear", {}, {"causal": True}, "tokens"),
