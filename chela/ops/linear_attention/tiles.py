@@ -103,14 +103,15 @@ def launches(
     """Return the launches worth trying where a program may use so many bytes, best first; the last one always fits.
 
     On Hopper tiles of 64 tokens take WGMMA, of which others have seen wrong gradients with 8 warps, and with 4 they
-    spill: ``gradients`` do without. Elsewhere they take fewer columns in such tiles, or they would spill too.
+    spill: ``gradients`` do without. Elsewhere they take fewer columns in such tiles, and in float32, or they would
+    spill too.
     """
     wide = max(64, padded(max(D, E)))
     found = [launch for least, launch in _TABLE[dtype, wide] if least * 1024 <= shared_memory]
-    if gradients:
-        found = [
-            x._replace(BC=min(x.BC, 64), BU=min(x.BU, 32)) if x.BT > 32 else x
-            for x in found
-            if not (hopper and x.BT > 32)
-        ]
+    if gradients and hopper:
+        found = [x for x in found if x.BT <= 32]
+    if gradients and dtype == torch.float32:
+        found = [x._replace(BC=min(x.BC, 32)) for x in found]
+    elif gradients:
+        found = [x._replace(BC=min(x.BC, 64), BU=min(x.BU, 32)) if x.BT > 32 else x for x in found]
     return tuple(found)
