@@ -6,17 +6,22 @@ starts at lag −1; a causal one has none. Shapes: C channels, L length, D direc
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.layers.kept import Keeping, Kept
 from chela.layers.param_groups import mark
 
 ALL = slice(None)
+ONE_PRODUCT = 128
+"""Up to this length all pieces of a kernel are made by one product."""
 KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
 
@@ -46,6 +51,14 @@ class LongKernel(Keeping):
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
+    def expect_length(self, length: int) -> None:
+        """Refuse a length beyond ``l_max``, unless the variant declares an extension."""
+        if length > self.l_max and not self.extends_beyond_l_max:
+            raise ValueError(
+                f"{type(self).__name__}: expected a length up to l_max={self.l_max}, got {length}; "
+                "build the layer with a larger l_max or cut the sequence"
+            )
+
     def build(self, length: int, channels: slice = ALL) -> Sequence[Tensor] | Tensor:
         """Return the kernels of all directions, each ``(C, length)``; the back one, from lag −1 on, may be shorter."""
         raise NotImplementedError
@@ -58,11 +71,7 @@ class LongKernel(Keeping):
         Raises:
             ValueError: ``length`` is beyond ``l_max`` and the variant declares no extension.
         """
-        if length > self.l_max and not self.extends_beyond_l_max:
-            raise ValueError(
-                f"{type(self).__name__}: expected a length up to l_max={self.l_max}, got {length}; "
-                "build the layer with a larger l_max or cut the sequence"
-            )
+        self.expect_length(length)
         fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if fresh or channels != ALL:
             self.renew()
@@ -102,8 +111,8 @@ class MultiscaleKernel(LongKernel):
     """
 
     norm: Tensor
-    stretch: Tensor
     weaker: Tensor
+    stretch: Tensor
 
     def __init__(
         self,
@@ -121,9 +130,11 @@ class MultiscaleKernel(LongKernel):
         self.weight = self._parameter(scales, scale_size)
         mark(self, lr=KERNEL_LR)
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
-        self.register_buffer("stretch", _stretch(scales, scale_size, initial_scale), persistent=False)
         weaker = torch.linspace(decay_min, decay_max, d_model)[:, None] ** -torch.arange(scales)
         self.register_buffer("weaker", weaker[..., None], persistent=False)
+        stretched = _stretched(scales, scale_size, initial_scale)
+        joined = torch.block_diag if l_max <= ONE_PRODUCT else lambda *matrices: torch.cat(matrices, dim=1)
+        self.register_buffer("stretch", joined(*stretched), persistent=False)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -131,65 +142,89 @@ class MultiscaleKernel(LongKernel):
         """Draw the pieces from N(0, 1) and take the norm of the kernel they make."""
         nn.init.normal_(self.weight)
         self.norm.fill_(1.0)
-        for direction, norm in enumerate(self.norm):
-            norm.copy_(self._joined(direction, self.stretch.shape[1]).norm(dim=1)[:, None, None])
+        whole = self.stretch.shape[1]
+        of_both = [self.build(whole + direction)[direction].norm(dim=1) for direction in range(self.directions)]
+        self.norm.copy_(torch.stack(of_both)[..., None, None])
 
-    def build(self, length: int, channels: slice = ALL) -> list[Tensor]:
-        """Build each direction at its own length: cutting the last lag off would copy the whole gradient."""
-        return [self._joined(direction, length - direction, channels) for direction in range(self.directions)]
+    def build(
+        self, length: int, channels: slice = ALL, gain: Tensor | None = None, near: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Build each direction at its own length: cutting the last lag off would copy the whole gradient.
 
-    def _joined(self, direction: int, length: int, channels: slice = ALL) -> Tensor:
-        """Stretch, scale and join the pieces of one direction that ``length`` needs: ``(C, length)``."""
+        The kernels are multiplied by ``gain: (C,)``; taps ``near``, ``(C, m)`` a direction, are added to their first
+        lags.
+        """
         with torch.autocast(self.weight.device.type, enabled=False):
-            weaker = self.weaker[channels] / self.norm[direction, channels]
-            pieces = (self.weight[direction, channels] * weaker).unbind(1)
-            first = self.stretch.shape[1] >> (len(pieces) - 1)
-            bounds = [0, *(first << i for i in range(len(pieces)))]
-            needed = [
-                piece @ self.stretch[:, start : min(stop, length)]
-                for piece, start, stop in zip(pieces, bounds, bounds[1:], strict=False)
-                if start < max(length, 1)
+            scale = self.weaker[channels] / self.norm[:, channels]
+            scale = scale if gain is None else scale * gain[:, None, None]
+            weight = self.weight[:, channels] * scale
+            if self.l_max <= ONE_PRODUCT:
+                weight = weight.flatten(2)[:, :, None]
+            taps = [None] * self.directions if near is None else near
+            join = _joined if torch.compiler.is_compiling() else _Joined.apply
+            return [
+                join(of_one, tap, self.stretch, self._lags(length - direction))
+                for direction, (of_one, tap) in enumerate(zip(weight.unbind(), taps, strict=True))
             ]
-            return torch.cat(needed, dim=1)
+
+    def _lags(self, length: int) -> list[int]:
+        """Return how many lags each product gives, of those that a kernel of that length needs."""
+        whole = self.stretch.shape[1]
+        if self.l_max <= ONE_PRODUCT:
+            return [min(length, whole)]
+        scales = self.weight.shape[2]
+        bounds = [0, *(min(whole >> (scales - 1 - i), length) for i in range(scales))]
+        return [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
+
+
+def _joined(weight: Tensor, near: Tensor | None, stretch: Tensor, lags: list[int]) -> Tensor:
+    """Stretch and join n pieces ``weight: (C, n, k)`` to so many ``lags`` each, and add ``near: (C, m)`` to the first.
+
+    ``stretch`` has the matrices of all pieces side by side.
+    """
+    matrices = torch.split(stretch[:, : sum(lags)], lags, dim=1)
+    kernel = torch.cat([piece @ matrix for piece, matrix in zip(weight.unbind(1), matrices, strict=False)], dim=1)
+    return kernel if near is None else added(kernel, near)
+
+
+class _Joined(torch.autograd.Function):
+    """``_joined``, with each product written where its lags lie."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, near: Tensor | None, stretch: Tensor, lags: list[int]) -> Tensor:
+        kernel = weight.new_empty(len(weight), sum(lags))
+        ctx.lags, ctx.matrices = lags, torch.split(stretch[:, : sum(lags)], lags, dim=1)
+        ctx.shape, ctx.near = weight.shape, 0 if near is None else near.shape[1]
+        for piece, matrix, out in zip(weight.unbind(1), ctx.matrices, torch.split(kernel, lags, dim=1), strict=False):
+            torch.mm(piece, matrix, out=out)
+        if near is not None:
+            kernel[:, : ctx.near].add_(near[:, : kernel.shape[1]])
+        return kernel
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        d_weight = grad.new_zeros(ctx.shape)
+        for part, matrix, out in zip(
+            torch.split(grad, ctx.lags, dim=1), ctx.matrices, d_weight.unbind(1), strict=False
+        ):
+            torch.mm(part, matrix.T, out=out)
+        d_near = F.pad(grad[:, : ctx.near], (0, max(0, ctx.near - grad.shape[1]))) if ctx.near else None
+        return d_weight, d_near, None, None
+
+
+def added(kernel: Tensor, taps: Tensor) -> Tensor:
+    """Add a short kernel ``(C, K)`` to the first lags of ``(C, L)``; lags beyond the sequence never occur."""
+    taps = taps[:, : kernel.shape[1]]
+    return kernel + F.pad(taps, (0, kernel.shape[1] - taps.shape[1]))
 
 
 def _crop(kernel: Tensor, length: int) -> Tensor:
     return kernel if kernel.shape[1] == length else kernel[:, :length]
 
 
-def _stretch(scales: int, size: int, initial_scale: int) -> Tensor:
-    """Make the constant matrix ``(size, size·2^(scales + initial_scale − 1))``: piece i's columns interpolate it."""
+def _stretched(scales: int, size: int, initial_scale: int) -> list[Tensor]:
+    """Make the constant matrices ``(k, k·2^…)`` that interpolate the pieces."""
     unit = torch.eye(size)[None]
     factors = [float(1 << (max(0, i - 1) + initial_scale)) for i in range(scales)]
-    return torch.cat([F.interpolate(unit, scale_factor=factor, mode="linear")[0] for factor in factors], dim=1)
-
-
-class FreeKernel(LongKernel):
-    """One free parameter per lag, under a window exp(−αt) whose α is log-spaced over the channels.
-
-    The slowest channel falls to 1/e at ``l_max``, the fastest within eight lags. Parameters are N(0, 1 − exp(−2α)), so
-    that the expected squared norm of every channel's kernel is at most 1.
-
-    Source: free kernels as in Long Convs (arXiv 2302.06646), with the decay of SGConv (arXiv 2210.09298) as a window.
-    """
-
-    window: Tensor
-
-    def __init__(self, d_model: int, l_max: int, *, causal: bool = False) -> None:
-        super().__init__(d_model, l_max, causal=causal)
-        self.weight = self._parameter(l_max)
-        mark(self, lr=KERNEL_LR)
-        alpha = torch.logspace(math.log10(1 / max(l_max, 8)), math.log10(1 / 8), d_model)
-        self.register_buffer("window", torch.exp(-alpha[:, None] * torch.arange(l_max)), persistent=False)
-        self.register_buffer("deviation", (1 - torch.exp(-2 * alpha)).sqrt(), persistent=False)
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw all lags anew."""
-        nn.init.normal_(self.weight)
-        self.weight.mul_(self.get_buffer("deviation")[:, None])
-
-    def build(self, length: int, channels: slice = ALL) -> Tensor:
-        """Apply the window to the first ``length`` lags."""
-        return self.weight[:, channels, :length] * self.window[channels, :length]
+    return [F.interpolate(unit, scale_factor=factor, mode="linear")[0] for factor in factors]

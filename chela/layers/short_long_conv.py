@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.kept import Keeping, Kept
-from chela.layers.long_kernel import ALL, FreeKernel, LongKernel, MultiscaleKernel
+from chela.layers.long_kernel import ALL, LongKernel, MultiscaleKernel, added
 from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, expect_causal, nested, part, settled
@@ -24,7 +24,7 @@ from chela.ops.precision import accumulation_dtype
 from chela.ops.sequence_parallel import extent
 from chela.ops.short_conv import short_conv, short_conv_step
 
-LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "free": FreeKernel, "ema": DampedEMAKernel}
+LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "ema": DampedEMAKernel}
 
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
@@ -85,6 +85,9 @@ class LongConv(Keeping):
         deviation: Standard deviation of u at the start.
     """
 
+    gain_of: Tensor
+    lag_of: Tensor
+
     def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = (), *, deviation: float = 1.0) -> None:
         super().__init__()
         self.kernel, self.causal, self.deviation = kernel, kernel.directions == 1, deviation
@@ -95,6 +98,9 @@ class LongConv(Keeping):
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
         self.bias = nn.Parameter(torch.empty(kernel.d_model))
         mark(self, "gain", weight_decay=0.0)
+        gain_of, lag_of, self._first = _placed(branches, self.causal)
+        self.register_buffer("gain_of", gain_of, persistent=False)
+        self.register_buffer("lag_of", lag_of, persistent=False)
         self._kept = Kept()
         self.reset_parameters()
 
@@ -105,7 +111,8 @@ class LongConv(Keeping):
         nn.init.zeros_(self.bias)
         for taps in self.branches:
             draw_taps_(taps)
-        forward, back = self._long(self.kernel.l_max)
+        self.gain.zero_()[0] = 1
+        forward, back = self.sum(self.kernel.l_max)
         long = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
         energies = [long, *(taps.square().sum(1) for taps in self.branches)]
         self.gain.copy_(torch.stack(energies).rsqrt() / self.deviation)
@@ -121,20 +128,22 @@ class LongConv(Keeping):
 
         Of the ``channels`` alone, if not of all.
         """
-        forward, back = self._long(length, channels)
-        gains = self.gain[:, channels, None]
-        forward, back = forward * gains[0], None if back is None else back * gains[0]
-        for taps, gain in zip(self.branches, gains[1:], strict=True):
-            size = taps.shape[1]
-            left = size - 1 if back is None else (size - 1) // 2
-            scaled = taps[channels] * gain
-            forward = _added(forward, scaled[:, : left + 1].flip(1))
-            back = None if back is None else _added(back, scaled[:, left + 1 :])
-        return forward, back
+        self.kernel.expect_length(length)
+        gains = self.gain[:, channels]
+        near = self._near(channels, gains)
+        if isinstance(self.kernel, MultiscaleKernel):
+            kernels = self.kernel.build(length, channels, gains[0], near)
+        else:
+            built = (kernel for kernel in self.kernel(length, channels) if kernel is not None)
+            kernels = [added(kernel * gains[0, :, None], taps) for kernel, taps in zip(built, near, strict=True)]
+        return kernels[0], None if self.causal else kernels[1]
 
-    def _long(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
-        forward, back = self.kernel(length, channels)
-        return _added(forward, self.skip[channels, None]), back
+    def _near(self, channels: slice, gains: Tensor) -> list[Tensor]:
+        """Return what skip and branches, with their gains, add to the first lags of each direction, ``(C, m)``."""
+        with torch.autocast(self.skip.device.type, enabled=False):
+            taps = torch.cat([self.skip[channels, None], *(taps[channels] for taps in self.branches)], dim=1)
+            near = (taps * (gains.T @ self.gain_of)) @ self.lag_of
+        return [near] if self.causal else list(torch.split(near, [self._first, near.shape[1] - self._first], dim=1))
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
@@ -187,10 +196,22 @@ class LongConv(Keeping):
         return max((taps.shape[1] - 1 for taps in self.branches), default=0)
 
 
-def _added(kernel: Tensor, taps: Tensor) -> Tensor:
-    """Add a short kernel ``(C, K)`` to the first lags of ``(C, L)``; lags beyond the sequence never occur."""
-    taps = taps[:, : kernel.shape[1]]
-    return kernel + F.pad(taps, (0, kernel.shape[1] - taps.shape[1]))
+def _placed(branches: tuple[int, ...], causal: bool) -> tuple[Tensor, Tensor, int]:
+    """Say where skip and branches, T taps side by side, belong.
+
+    Returns:
+        Which gain each has ``(1 + J, T)``, which lag ``(T, m)``, both of zeros and ones, and how many of these lags are
+        the forward kernel's: lag 0 and on. The others are lag −1 and on.
+    """
+    lags, gains = [0], [0]
+    for j, size in enumerate(branches):
+        left = size - 1 if causal else (size - 1) // 2
+        lags += [left - tap for tap in range(size)]
+        gains += [1 + j] * size
+    first = 1 + max(lags)
+    columns = [lag if lag >= 0 else first - lag - 1 for lag in lags]
+    one_hot = [F.one_hot(torch.tensor(index)).to(torch.get_default_dtype()) for index in (gains, columns)]
+    return one_hot[0].T, one_hot[1], first
 
 
 def draw_taps_(taps: Tensor) -> None:
@@ -237,7 +258,7 @@ class ShortLongConv(nn.Module):
         l_max: int,
         causal: bool = False,
         short_kernel: int = 5,
-        long_kernel: Literal["multiscale", "free", "ema"] = "multiscale",
+        long_kernel: Literal["multiscale", "ema"] = "multiscale",
         kernel_options: dict[str, Any] | None = None,
         mode: Literal["short-long", "short", "long", "none"] = "short-long",
         branches: tuple[int, ...] = (5, 31),

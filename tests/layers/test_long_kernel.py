@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from chela.layers.exponential_kernel import DampedEMAKernel
-from chela.layers.long_kernel import FreeKernel, MultiscaleKernel
+from chela.layers.long_kernel import MultiscaleKernel
 from chela.layers.param_groups import mark, param_groups
 from chela.layers.short_long_conv import LONG_KERNELS
 
@@ -83,16 +83,6 @@ def test_ema_is_its_formula_at_any_length():
             p, a = torch.sigmoid(kernel.delta[direction]), torch.sigmoid(kernel.alpha[direction])
             want = (p * kernel.beta[direction] * kernel.gamma[direction] * (1 - p * a) ** t).sum(1) / 16**0.5
             torch.testing.assert_close(got[direction][:, t], want)
-
-
-def test_free_decays_under_its_window_and_starts_with_norm_at_most_one():
-    torch.manual_seed(0)
-    kernel = FreeKernel(64, 512)
-    forward, _ = kernel(512)
-    ratio = forward / kernel.weight[0]
-    torch.testing.assert_close(ratio, kernel.window)
-    assert (kernel.window.diff(dim=1) < 0).all()
-    assert forward.norm(dim=1).mean() < 1.1
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -49,7 +49,7 @@ def test_is_the_sum_of_its_branches(length, causal, branches):
     torch.testing.assert_close(layer(x, mask), F.silu(y).masked_fill(absent, 0), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["multiscale", "free", "ema"])
+@pytest.mark.parametrize("kernel", ["multiscale", "ema"])
 @pytest.mark.parametrize("causal", [False, True], ids=["two-sided", "causal"])
 @torch.no_grad()
 def test_every_branch_starts_with_unit_scale(causal, kernel):
@@ -143,7 +143,7 @@ def test_steps_equal_the_whole(mode, branches):
     torch.testing.assert_close(torch.stack(outputs, 1), layer(x), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kernel", ["multiscale", "free", "ema"])
+@pytest.mark.parametrize("kernel", ["multiscale", "ema"])
 def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     """In prefill and in steps, over several pages; "ema" has no last tap."""
     layer = _trained(causal=True, long_kernel=kernel).double().eval().requires_grad_(False)
@@ -200,7 +200,7 @@ def test_bfloat16_input_and_autocast():
     ("options", "message"),
     [
         ({"mode": "both"}, "mode: expected one of short-long, short, long, none, got 'both'"),
-        ({"long_kernel": "s4"}, "long_kernel: expected one of multiscale, free, ema, got 's4'"),
+        ({"long_kernel": "s4"}, "long_kernel: expected one of multiscale, ema, got 's4'"),
         ({"short_kernel": 4}, "expected an odd number of taps when not causal, got 4"),
         ({"branches": (4,)}, "expected an odd number of taps when not causal, got 4"),
     ],
@@ -213,3 +213,40 @@ def test_errors_say_what_was_expected(options, message):
 def test_a_layer_that_looks_ahead_does_not_step():
     with pytest.raises(RuntimeError, match="expected causal=True"):
         ShortLongConv(C, l_max=L_MAX).start(1)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["two-sided", "causal"])
+@pytest.mark.parametrize("branches", [(), (5, 31)], ids=["plain", "branches"])
+@pytest.mark.parametrize(
+    ("l_max", "length", "compiled"),
+    [(1, 1, False), (16, 3, False), (100, 100, True), (128, 17, False), (129, 129, False), (500, 170, True)],
+)
+def test_the_sum_is_the_kernel_as_one_would_write_it(l_max, length, compiled, branches, causal):
+    """Values and gradients of all parameters, against pieces by PyTorch's interpolation in float64."""
+    long = ShortLongConv(C, l_max=l_max, causal=causal, branches=branches).double().long
+    scales = long.kernel.weight.shape[2]
+    want = []
+    for direction in range(1 if causal else 2):
+        pieces = [
+            F.interpolate(long.kernel.weight[direction, :, i][None], scale_factor=2.0 ** max(0, i - 1), mode="linear")
+            / (2**i * long.kernel.norm[direction, :, 0])
+            for i in range(scales)
+        ]
+        want.append(torch.cat(pieces, dim=2)[0, :, : length - direction] * long.gain[0, :, None])
+    want[0] = want[0] + F.pad((long.skip * long.gain[0])[:, None], (0, length - 1))
+    for gain, taps in zip(long.gain[1:], long.branches, strict=True):
+        size = taps.shape[1]
+        left = size - 1 if causal else (size - 1) // 2
+        scaled = F.pad(taps * gain[:, None], (length, length))  # lag s is at length + left − s
+        want[0] = want[0] + scaled[:, left + 1 : left + 1 + length].flip(1)
+        if not causal:
+            want[1] = want[1] + scaled[:, length + left + 1 : 2 * length + left]
+    torch._dynamo.reset()
+    build = torch.compile(long.sum, fullgraph=True, backend="aot_eager") if compiled else long.sum
+    got = [kernel for kernel in build(length) if kernel is not None]
+    torch.testing.assert_close(got, want)
+    parameters = [p for name, p in long.named_parameters() if name != "bias"]
+    weights = [torch.randn_like(kernel) for kernel in want]
+    sums = [sum((k * w).sum() for k, w in zip(kernels, weights, strict=True)) for kernels in (got, want)]
+    for a, b in zip(*(torch.autograd.grad(total, parameters) for total in sums), strict=True):
+        torch.testing.assert_close(a, b)

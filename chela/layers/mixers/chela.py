@@ -84,7 +84,7 @@ class ChelaLayer(nn.Module):
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
         qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "long",
         conv: Literal["short-long", "short", "long", "none"] = "short-long",
-        long_kernel: Literal["multiscale", "free", "ema"] = "multiscale",
+        long_kernel: Literal["multiscale", "ema"] = "multiscale",
         scale_size: Annotated[int, {"ge": 1, "le": 4096, "neutral": 16}] = 16,
         initial_scale: Annotated[int, {"ge": 0, "le": 30, "neutral": 0}] = 0,
         scale_decay_min: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,

@@ -22,6 +22,9 @@ from chela.ops.linear_attention.kernels_states import (
 
 __all__ = ["attend_kernel", "delta_kernel", "keys_kernel", "scan_kernel", "states_kernel"]
 
+# What changes with the length: a kernel is not compiled anew for a 1 or a multiple of 16 in its place.
+VARYING = ["L", "blocks", "NB", "sum_part", "sum_b", "sum_h", "sum_n", "flow_rows", "flow_part"]
+
 
 @triton.jit
 def product(
@@ -114,12 +117,12 @@ def store_crossing(flow_ptr, row, flow_rows, flow_part, edges, mask, w, gone, he
     return gone + tl.sum(w, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def attend_kernel(
     a_ptr, b_ptr, c_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, own_ptr, flow_ptr,
-    L, H, WA, WC, blocks, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part, eps,
-    KIND: tl.constexpr, BT: tl.constexpr, NB: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
+    L, H, WA, WC, blocks, NB, state_a, state_c, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part, eps,
+    KIND: tl.constexpr, BT: tl.constexpr, BA: tl.constexpr, BK: tl.constexpr, BC: tl.constexpr,
     BR: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr, DECAY: tl.constexpr,
     MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr, FLOW: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -240,12 +243,12 @@ def attend_kernel(
     tl.store(out_ptr + head * WC + offsets, acc.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def keys_kernel(
     q_ptr, k_ptr, v_ptr, d_out_ptr, dk_ptr, dv_ptr, mask_ptr, scale_ptr, delta_ptr,
     left_ptr, right_ptr, z_left_ptr, z_right_ptr, ahead_ptr, back_ptr, flow_ptr,
-    L, H, D, E, blocks, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part,
-    BT: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, KD: tl.constexpr, KE: tl.constexpr,
+    L, H, D, E, blocks, NB, sum_part, sum_b, sum_h, sum_n, flow_rows, flow_part,
+    BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, KD: tl.constexpr, KE: tl.constexpr,
     CD: tl.constexpr, CE: tl.constexpr, BR: tl.constexpr, BU: tl.constexpr, LOWER: tl.constexpr, UPPER: tl.constexpr,
     DECAY: tl.constexpr, MASKED: tl.constexpr, NORMALIZE: tl.constexpr, WITH_Z: tl.constexpr,
     FLOW: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,

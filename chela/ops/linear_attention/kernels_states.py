@@ -60,11 +60,11 @@ def border_decay(base, sum_part, last, high, low, LEFT: tl.constexpr):
     return decay
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "chunks", "NB", "sum_part", "sum_b", "sum_h", "sum_n"])
 def states_kernel(
     x_ptr, y_ptr, out_ptr, z_ptr, mask_ptr, scale_ptr, delta_ptr, sums_ptr,
-    L, H, D, E, chunks, sum_part, sum_b, sum_h, sum_n,
-    BT: tl.constexpr, NB: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SUFFIX: tl.constexpr,
+    L, H, D, E, chunks, NB, sum_part, sum_b, sum_h, sum_n,
+    BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, SUFFIX: tl.constexpr,
     DECAY: tl.constexpr, MASKED: tl.constexpr, SCALED: tl.constexpr, WITH_Z: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def states_kernel(
         tl.store(z_ptr + (bh * chunks + chunk) * D + d, z, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "sum_part", "sum_b", "sum_h", "sum_n", "last"])
 def scan_kernel(
     states_ptr, start_ptr, end_ptr, sums_ptr, met_ptr, through_ptr,
     H, M, chunks, sum_part, sum_b, sum_h, sum_n, last,
@@ -142,7 +142,7 @@ def scan_kernel(
     tl.store(end_ptr + bh * M + m, carry, mask=m < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "blocks"])
 def delta_kernel(
     d_out_ptr, out_ptr, total_ptr, mask_ptr, scale_ptr, delta_ptr, L, H, E, eps, blocks,
     BT: tl.constexpr, BE: tl.constexpr, MASKED: tl.constexpr,

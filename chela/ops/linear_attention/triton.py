@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Problem, interpreted, why_no_triton
+from chela.ops.backend import Problem, interpreted, triton_version, why_no_triton
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.linear_attention.reference import lowest_log_decay
 from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded, precision
 
 MAX_WIDTH = 256
+SAFE_ON_HOPPER = (3, 7, 1)
+"""The first Triton without two faults there: ``tl.trans`` of an accumulator (flash-linear-attention issue 640), and
+operands of WGMMA in registers (Triton issue 11781, with the ptxas of CUDA 12.8 and 12.9)."""
 
 
 def why_not(problem: Problem) -> str | None:
@@ -27,6 +30,8 @@ def why_not(problem: Problem) -> str | None:
         major, minor = torch.cuda.get_device_capability(problem.device)
         if major < 8 and torch.version.hip is None:
             return f"the kernels need compute capability 8.0 or later, this device has {major}.{minor}"
+        if major == 9 and torch.version.hip is None and triton_version() < SAFE_ON_HOPPER:
+            return "Triton before 3.7.1 miscompiles such kernels on Hopper; pip install -U triton"
     if problem.dtype == torch.float64:
         return "the kernels take float32, float16 and bfloat16, got float64"
     if max(problem.widths, default=0) > MAX_WIDTH:
@@ -143,8 +148,8 @@ class Run:
         BD, BE = min(self.launch.BS, padded(D)), min(self.launch.BS, padded(E))
         self.kernels.states_kernel[(n * self.B * self.H, -(-D // BD) * -(-E // BE))](
             x, y, S, z, self.mask, self.scale, self.delta, sums.data,
-            self.L, self.H, D, E, n, *sums.strides,
-            BD=BD, BE=BE, SUFFIX=suffix, SCALED=scaled, WITH_Z=with_z, **self.common,
+            self.L, self.H, D, E, n, sum_part=sums.strides[0], sum_b=sums.strides[1], sum_h=sums.strides[2],
+            sum_n=sums.strides[3], BD=BD, BE=BE, SUFFIX=suffix, SCALED=scaled, WITH_Z=with_z, **self.common,
         )  # fmt: skip
         first = (None, None) if start is None else (start[..., :-1], start[..., -1])
         met = (None, None) if meets is None else (meets.S, meets.z)
@@ -306,12 +311,12 @@ def put_edge_gradient(p: Call, gradient: Tensor, to: Tensor) -> None:
 _fitting: dict[tuple[Any, ...], int] = {}
 
 
-def first_that_fits(p: Call, run: Callable[[Launch], Any]) -> Any:
+def first_that_fits(p: Call, run: Callable[[Launch], Any], *, backward: bool = False) -> Any:
     """Call ``run`` with the best launch of the table that the device has the resources for."""
     from triton.runtime.errors import OutOfResources
 
-    choices = table(p)
-    key = (p.q.device, p.q.dtype, padded(p.q.shape[-1]), padded(p.v.shape[-1]))
+    choices = table(p, backward=backward)
+    key = (p.q.device, p.q.dtype, padded(p.q.shape[-1]), padded(p.v.shape[-1]), backward)
     while True:
         index = _fitting.get(key, 0)
         try:
@@ -324,12 +329,14 @@ def first_that_fits(p: Call, run: Callable[[Launch], Any]) -> Any:
             _fitting[key] = index + 1
 
 
-def table(p: Call) -> tuple[Launch, ...]:
+def table(p: Call, *, backward: bool) -> tuple[Launch, ...]:
     """Return the launches worth trying for a problem, best first."""
     if p.q.device.type != "cuda":
         return (INTERPRETED,)
     device: Any = torch.cuda.get_device_properties(p.q.device)
-    found = launches(p.q.shape[-1], p.v.shape[-1], p.q.dtype, device.shared_memory_per_block_optin)
+    hopper = device.major == 9 and torch.version.hip is None
+    memory = device.shared_memory_per_block_optin
+    found = launches(p.q.shape[-1], p.v.shape[-1], p.q.dtype, memory, gradients=backward, hopper=hopper)
     B, L, H, _ = p.q.shape
     return tuple(launch.filling(L, B * H, device.multi_processor_count) for launch in found)
 
@@ -337,6 +344,6 @@ def table(p: Call) -> tuple[Launch, ...]:
 linear_attention_triton = define(
     "linear_attention_triton",
     lambda p: first_that_fits(p, functools.partial(forward, p)),
-    lambda p, *given: first_that_fits(p, functools.partial(backward, p, *given)),
+    lambda p, *given: first_that_fits(p, functools.partial(backward, p, *given), backward=True),
     lambda p: (0,),
 )

@@ -101,7 +101,6 @@ SYSTEMS: dict[str, System] = {
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
     "chela-attention-only": System("chela", _CHELA | {"conv": "none"}, definitions.chela),
     "chela-short": System("chela", _CHELA | {"conv": "short"}, definitions.chela),
-    "chela-free": System("chela", _CHELA | {"long_kernel": "free"}, definitions.chela),
     "chela-ema": System("chela", _CHELA | {"long_kernel": "ema"}, definitions.chela),
     "chela-long": System("chela", _CHELA | {"conv": "long", "long_kernel": "ema"}, definitions.chela),
 }

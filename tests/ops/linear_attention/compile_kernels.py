@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from chela.ops.linear_attention import kernels
-from chela.ops.linear_attention.tiles import launches, padded, precision
+from chela.ops.linear_attention.tiles import Launch, launches, padded, precision
 
 # Bytes a program may use: A100, H100, B200.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -44,9 +44,8 @@ CONFIGURATIONS = [
 ]
 
 
-def compile_one(c: Configuration, arch: int) -> dict:
+def compile_one(c: Configuration, arch: int, launch: Launch) -> dict:
     """Compile with everything on: both directions, decay and its gradient, mask, normaliser."""
-    launch = launches(c.width, c.width, DTYPES[c.dtype], SHARED[arch])[0]
     common = {
         "BT": launch.BT,
         "MASKED": True,
@@ -57,11 +56,11 @@ def compile_one(c: Configuration, arch: int) -> dict:
     }
     if c.kernel == "states":
         tile = min(launch.BS, padded(c.width))
-        function, constants = kernels.states_kernel, {"NB": launch.NB, "BD": tile, "BE": tile}
+        function, constants = kernels.states_kernel, {"BD": tile, "BE": tile}
         constants |= {"SUFFIX": True, "SCALED": True}
     else:
         width, BK, BC = padded(c.width), min(launch.BK, padded(c.width)), min(launch.BC, padded(c.width))
-        constants = {"NB": launch.NB, "LOWER": True, "UPPER": True, "NORMALIZE": True}
+        constants = {"LOWER": True, "UPPER": True, "NORMALIZE": True}
         if c.kernel == "keys":
             function = kernels.keys_kernel
             constants |= {"BD": width, "BE": width, "KD": BK, "KE": BK, "CD": BC, "CE": BC, "FLOW": True}
@@ -86,17 +85,27 @@ def compile_one(c: Configuration, arch: int) -> dict:
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     usage = resources(compiled.asm["cubin"])
-    hgmma = "HGMMA" in machine_code(compiled.asm["cubin"]) if arch == 90 and c.dtype == "bf16" else None
+    # Tiles of 64 tokens are what the tensor cores of Hopper take at once.
+    expected = arch == 90 and c.dtype == "bf16" and launch.BT == 64
+    hgmma = "HGMMA" in machine_code(compiled.asm["cubin"]) if expected else None
     return {
         **c.__dict__,
         "arch": arch,
         "shared": compiled.metadata.shared,
         "limit": SHARED[arch],
         "hgmma": hgmma,
+        "warps": launch.warps,
+        "specialised": [p.name for p in function.params if not (p.is_constexpr or p.do_not_specialize)],
         # A product with the size of a part of ``flow``, which may be near 2³¹, must be in 64 bits.
         "narrow": re.findall(r"arith\.muli .*%flow_part\b.* : i32", compiled.asm["ttir"]),
         **usage,
     }
+
+
+def chosen(c: Configuration, arch: int) -> Launch:
+    """Return the launch of the table."""
+    options = {"gradients": c.kernel in ("dq", "keys"), "hopper": arch == 90}
+    return launches(c.width, c.width, DTYPES[c.dtype], SHARED[arch], **options)[0]
 
 
 def tool(name: str, *arguments: str, cubin: bytes) -> str:
@@ -124,4 +133,4 @@ def machine_code(cubin: bytes) -> str:
 if __name__ == "__main__":
     for arch in sys.argv[1:]:
         for configuration in CONFIGURATIONS:
-            print(json.dumps(compile_one(configuration, int(arch))), flush=True)
+            print(json.dumps(compile_one(configuration, int(arch), chosen(configuration, int(arch)))), flush=True)

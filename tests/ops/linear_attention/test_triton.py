@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from chela.ops import linear_attention
+from chela.ops.backend import Problem
 from chela.ops.linear_attention import triton as triton_backend
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.triton import Launch, launches
@@ -69,7 +70,7 @@ def test_bfloat16_agrees_with_the_definition(case: Case) -> None:
 )
 def test_small_tiles_take_everything_in_parts(decay: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widths, columns, states and the tokens that are heard; decays are learned in chunks of several blocks."""
-    monkeypatch.setattr(triton_backend, "table", lambda p: (Launch(32, 16, 16, 16, 16, 16, 3, 4, 1),))
+    monkeypatch.setattr(triton_backend, "table", lambda p, **_: (Launch(32, 16, 16, 16, 16, 16, 3, 4, 1),))
     check(Case(110, 24, 40, causal, decay, decay != "none", decay != "token"), "triton")
 
 
@@ -77,7 +78,7 @@ def test_chunks_are_shorter_where_processors_would_be_idle(monkeypatch: pytest.M
     """As on a GPU of so many, and the numbers stay."""
     wide = Launch(16, 16, 16, 16, 16, 16, 8, 4, 1)
     assert [wide.filling(256, rows, 132).NB for rows in (2, 10, 20, 40, 70, 1000)] == [2, 2, 2, 4, 8, 8]
-    monkeypatch.setattr(triton_backend, "table", lambda p: (wide.filling(p.q.shape[1], 10, 132),))
+    monkeypatch.setattr(triton_backend, "table", lambda p, **_: (wide.filling(p.q.shape[1], 10, 132),))
     check(Case(110, 16, 16, True, "head", True, False), "triton")
 
 
@@ -151,7 +152,7 @@ def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.M
     from triton.runtime.errors import OutOfResources
 
     tiles = (Launch(64, 64, 64, 64, 64, 64, 2, 4, 1), Launch(16, 16, 16, 16, 16, 16, 2, 4, 1))
-    monkeypatch.setattr(triton_backend, "table", lambda p: tiles)
+    monkeypatch.setattr(triton_backend, "table", lambda p, **_: tiles)
     monkeypatch.setattr(triton_backend, "_fitting", {})
     tried = []
 
@@ -167,7 +168,7 @@ def test_smaller_tiles_when_the_device_is_out_of_resources(monkeypatch: pytest.M
     assert triton_backend.first_that_fits(problem, needs_small_tiles) == "done"
     assert tried == [*tiles, tiles[1]]  # what did not fit once is not tried again
 
-    monkeypatch.setattr(triton_backend, "table", lambda p: tiles[:1])
+    monkeypatch.setattr(triton_backend, "table", lambda p, **_: tiles[:1])
     monkeypatch.setattr(triton_backend, "_fitting", {})
     with pytest.raises(RuntimeError, match=re.escape("use backend='chunked'")):
         triton_backend.first_that_fits(problem, needs_small_tiles)
@@ -180,7 +181,9 @@ def test_there_is_a_tile_for_every_device(dtype: torch.dtype, shared: int) -> No
         found = launches(width, 8, dtype, shared * 1024)
         assert [x.BT for x in found] == sorted((x.BT for x in found), reverse=True)
         assert min(min(x[:6]) for x in found) >= 16  # what a product on tensor cores takes at least
+        assert dtype == torch.float32 or min(min(x.BT, x.BR, x.BU) for x in found) >= 32  # rows of states
         assert all(x.BR <= x.BK and x.BT % x.BU == 0 for x in found)
+        assert launches(width, 8, dtype, shared * 1024, gradients=True, hopper=True)
 
 
 def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:
@@ -189,6 +192,21 @@ def test_what_it_cannot_take_is_refused_or_left_to_chunked() -> None:
         with pytest.raises(ValueError, match=r"the kernels take .*; use 'auto' or one of \['chunked'"):
             linear_attention(x, x, x, causal=True, backend="triton")
         assert linear_attention(x, x, x, causal=True).dtype == x.dtype
+
+
+@pytest.mark.parametrize(
+    ("version", "major", "refused"), [("3.7.0", 9, True), ("3.7.1+git", 9, False), ("3.6.0", 10, False)]
+)
+def test_hopper_needs_a_triton_that_compiles_it_right(
+    version: str, major: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    reason = triton_backend.why_not(Problem(torch.device("cuda"), torch.bfloat16, (64, 64)))
+    assert reason == (
+        "Triton before 3.7.1 miscompiles such kernels on Hopper; pip install -U triton" if refused else None
+    )
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a CUDA device is here")
@@ -211,8 +229,12 @@ def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
     for r in results:
         assert r["shared"] <= r["limit"], r
         assert r["spills"] <= (256 if r["width"] > 128 else 0), r
+        assert r["registers"] * 32 * max(r["warps"], 8) <= 65_536, r  # a processor holds 8 warps at least
         assert r["hgmma"] in (True, None), r
         assert not r["narrow"], r
+        # No length and nothing that changes with it, or each new length would compile anew.
+        widths = {"H", "D", "E", "WA", "WC", "state_a", "state_c", "eps"}
+        assert {name for name in r["specialised"] if not name.endswith("_ptr")} <= widths, r
 
 
 @pytest.mark.gpu
