@@ -210,7 +210,7 @@ def _placed(branches: tuple[int, ...], causal: bool) -> tuple[Tensor, Tensor, in
         gains += [1 + j] * size
     first = 1 + max(lags)
     columns = [lag if lag >= 0 else first - lag - 1 for lag in lags]
-    one_hot = [F.one_hot(torch.tensor(index)).to(torch.get_default_dtype()) for index in (gains, columns)]
+    one_hot = [torch.eye(1 + max(index))[index] for index in (gains, columns)]
     return one_hot[0].T, one_hot[1], first
 
 
