@@ -22,21 +22,13 @@ from lra.tasks.base import IGNORED
 
 @dataclass(frozen=True)
 class Score:
-    """A column that picks the best checkpoint, and how a table shows it.
-
-    Attributes:
-        name: The column.
-        unit: Of the number that is shown.
-        scale: What it is multiplied by for that.
-        digits: After the point.
-        best: "max" or "min".
-    """
+    """A column that picks the best checkpoint, and how a table shows it."""
 
     name: str
     unit: str
-    scale: float
-    digits: int
-    best: str
+    scale: float  # what it is multiplied by for that
+    digits: int  # after the point
+    best: str  # "max" or "min"
 
     def better(self, new: dict[str, Any], old: dict[str, Any] | None) -> bool:
         """Whether the values of a validation beat those of another; equal ones do not."""
@@ -61,9 +53,7 @@ SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss
 class Objective:
     """Cross-entropy over the targets that count: one a sequence, or one a position.
 
-    Args:
-        columns: What is told of it.
-        score: The column that picks the best checkpoint, of ``SCORES``.
+    ``columns`` are what is told of it; ``score``, of ``SCORES``, is the one that picks the best checkpoint.
     """
 
     def __init__(self, columns: tuple[str, ...], score: str) -> None:
