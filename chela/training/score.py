@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chela.core.errors import UsageError
 from chela.models import build_model
 from chela.schema import Config
-from chela.training.log import DataProgress
+from chela.training.log import data_progress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
 from chela.training.objectives import Score, objective_of
 from chela.training.resume import summed
@@ -83,7 +83,7 @@ def data_of(config: Config) -> LRADataModule:
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=DataProgress(stdout_console()), **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(stdout_console()), **sizes)
 
 
 def evaluate(

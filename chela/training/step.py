@@ -27,23 +27,17 @@ class LitModel(L.LightningModule):
         model: Maps ``(inputs, mask)`` to scores.
         objective: Says what the scores are for.
         config: The resolved configuration.
-
-    Attributes:
-        step: Steps of the whole run that are done.
-        of_step: What was counted in the present step, see ``Objective.count``.
-        of_run: Targets hit, targets and tokens since whoever reads it set it to 0.
-        groups: Numbers that tell records apart; ``test_step`` counts each group.
-        carried: What each part of a batch left for the next step's (``data.carry``).
     """
 
     def __init__(self, model: nn.Module, objective: Objective, config: Config) -> None:
         super().__init__()
         self.model, self.objective, self.config = model, objective, config
         model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
-        self.step = 0
-        self.of_step, self.of_run = torch.zeros(2, 3, dtype=torch.float64)
-        self.groups: Sequence[int] = ()
-        self.carried: dict[int, dict[str, Tensor]] = {}
+        self.step = 0  # steps of the whole run that are done
+        self.of_step = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
+        self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; whoever reads it sets it to 0
+        self.groups: Sequence[int] = ()  # the numbers that tell records apart, where each group is counted
+        self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite
         self._sharers: Any = None  # the processes that have a piece each of this one's sequences
         if config.trainer.compile:
