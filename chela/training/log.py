@@ -187,19 +187,17 @@ class Display:
             self._bar.stop()
 
 
-class DataProgress:
-    """Says how far the making of records is, when it takes more than a moment."""
+def data_progress(console: Console, every: float = 5.0) -> Callable[[str, int, int], None]:
+    """Return what says how far the making of records is, every so many seconds."""
+    said = time.monotonic()
 
-    EVERY = 5.0  # seconds
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > every:
+            said = time.monotonic()
+            console.print(f"{what}: {done:,} of {total:,}")
 
-    def __init__(self, console: Console) -> None:
-        self.console, self._said = console, time.monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Say it, but not too often."""
-        if time.monotonic() - self._said > self.EVERY:
-            self._said = time.monotonic()
-            self.console.print(f"{what}: {done:,} of {total:,}")
+    return say
 
 
 class ChanceWatch:

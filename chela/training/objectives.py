@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from chela.ops.sequence_parallel import current
 from lra.tasks.base import IGNORED
@@ -22,21 +23,13 @@ from lra.tasks.base import IGNORED
 
 @dataclass(frozen=True)
 class Score:
-    """A column that picks the best checkpoint, and how a table shows it.
-
-    Attributes:
-        name: The column.
-        unit: Of the number that is shown.
-        scale: What it is multiplied by for that.
-        digits: After the point.
-        best: "max" or "min".
-    """
+    """A column that picks the best checkpoint, and how a table shows it."""
 
     name: str
     unit: str
-    scale: float
-    digits: int
-    best: str
+    scale: float  # what it is multiplied by for that
+    digits: int  # after the point
+    best: str  # "max" or "min"
 
     def better(self, new: dict[str, Any], old: dict[str, Any] | None) -> bool:
         """Whether the values of a validation beat those of another; equal ones do not."""
@@ -61,9 +54,7 @@ SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss
 class Objective:
     """Cross-entropy over the targets that count: one a sequence, or one a position.
 
-    Args:
-        columns: What is told of it.
-        score: The column that picks the best checkpoint, of ``SCORES``.
+    ``columns`` are what is told of it; ``score``, of ``SCORES``, is the one that picks the best checkpoint.
     """
 
     def __init__(self, columns: tuple[str, ...], score: str) -> None:
@@ -103,6 +94,24 @@ class Objective:
 
     def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return scores.flatten(0, -2), labels.flatten()
+
+
+class Counts(Metric):
+    """Sums of what ``Objective.count`` gives, of one batch after the other; ``compute`` adds those of all processes."""
+
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add counts of any one shape, the same in every call."""
+        self.sums = self.sums.to(counts.device) + counts
+
+    def compute(self) -> Tensor:
+        """Return the sums."""
+        return self.sums
 
 
 def _targets_of_share(labels: Tensor) -> Tensor:

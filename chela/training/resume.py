@@ -31,12 +31,9 @@ FORMAT_VERSION = 2
 
 
 class Stopped(BaseException):
-    """The run ends here on request. Not an ``Exception``: whoever catches those must not swallow it.
+    """The run ends here on request, with an exit status. Not an ``Exception``: who catches those must not swallow it.
 
-    Args:
-        reason: In a few words.
-        status: Exit status of the process.
-        step: Steps that are saved; None when nothing new had to be saved.
+    ``step`` is the one that was saved; None when nothing new had to be.
     """
 
     def __init__(self, reason: str, status: int, step: int | None = None) -> None:
@@ -101,12 +98,7 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
 
 
 def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are accepted (``weights_only=True``).
-
-    Args:
-        path: The file.
-        keys: What it must hold.
-        identities: Fingerprints of the configuration that it must come from: today's, and that of its run's folder.
+    """Read a checkpoint that holds ``keys``, of one of these fingerprints; only tensors and plain values are accepted.
 
     Raises:
         TornError: Absent, torn or foreign.

@@ -44,31 +44,18 @@ WEIGHTS = ("step", "model")  # all that scoring needs
 
 @dataclass
 class RunState:
-    """What a run remembers beside its weights and its optimiser; a part of every checkpoint.
+    """What a run remembers beside its weights and its optimiser; a part of every checkpoint."""
 
-    Attributes:
-        step: Steps that are done.
-        wall_seconds: Time of all launches, up to the checkpoint.
-        seconds: Time of training, without evaluations.
-        evaluation_seconds: Time of evaluations during training.
-        totals: Targets hit, targets and tokens since the first step.
-        best: Step and values of the best validation; None before the first.
-        last: The same of the latest.
-        window: Targets hit, and targets, where the present window of the chance watch began.
-        learned: Whether training ever left the majority class; None until a window was long enough to tell.
-        warned: Whether that was asked aloud.
-    """
-
-    step: int = 0
-    wall_seconds: float = 0.0
-    seconds: float = 0.0
-    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] = field(default_factory=dict)
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    learned: bool | None = None
-    warned: bool = False
+    step: int = 0  # steps that are done
+    wall_seconds: float = 0.0  # of all launches, up to the checkpoint
+    seconds: float = 0.0  # of training, without evaluations
     evaluation_seconds: float = 0.0
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # targets hit, targets, tokens
+    best: dict[str, Any] | None = None  # step and values of the best validation; None before the first
+    last: dict[str, Any] = field(default_factory=dict)  # the same of the latest
+    window: list[float] = field(default_factory=lambda: [0.0, 0.0])  # totals where the chance watch's window began
+    learned: bool | None = None  # whether training ever left the majority class; None: too early to tell
+    warned: bool = False  # that it did not
 
 
 @dataclass
@@ -93,29 +80,23 @@ class RunFolder:
 
         When that is the previous one it takes the place of the torn one, which could otherwise push it out.
 
-        Args:
-            identities: Fingerprints of the run's configuration.
-            say: Prints a line.
-
         Raises:
             UsageError: There are checkpoints and not one of them can be read.
         """
-        torn: list[str] = []
-        for path in (self.last, self.previous):
-            if not path.exists():
-                continue
+        torn = ""
+        for path in filter(Path.exists, (self.last, self.previous)):
             try:
                 state = resume.load(path, LAST_KEYS, identities)
             except resume.TornError as error:
-                torn.append(str(error))
+                torn = torn or str(error)
                 continue
             if path == self.previous:
                 os.replace(path, self.last)
             if torn:
-                say(f"{torn[0]}; going on from the one before it, step {state['step']}")
+                say(f"{torn}; going on from the one before it, step {state['step']}")
             return state
         if torn:
-            raise UsageError(f"no checkpoint in {self.path} can be read: {torn[0]}; start a new run")
+            raise UsageError(f"no checkpoint in {self.path} can be read: {torn}; start a new run")
         return None
 
     def load_weights(self, config: Config, which: str) -> dict[str, Any]:
@@ -190,10 +171,9 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     Raises:
         UsageError: The folder cannot be written, or another launch works in it.
     """
-    auto = config.resume == "auto"
     try:
         while (run := find_run(config)) is None:
-            path = next(path for path in _folders(config) if auto or not path.exists())
+            path = next(path for path in _folders(config) if config.resume == "auto" or not path.exists())
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileExistsError):  # another launch was faster: look again
                 path.mkdir()

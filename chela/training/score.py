@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.models import build_model
-from chela.training.log import DataProgress
+from chela.training.log import data_progress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
-from chela.training.objectives import Score, objective_of
-from chela.training.resume import summed
+from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -38,11 +37,8 @@ def each(
 ) -> Iterator[T]:
     """Yield what ``step`` makes of each batch, with ``model`` in eval mode and without gradients.
 
-    Args:
-        model: What ``step`` calls; its modules are afterwards in the modes that they were in.
-        batches: As ``LRADataModule`` gives them.
-        step: Called with a batch on the model's device, in its precision.
-        fabric: Knows device and precision; None is the CPU.
+    Batches are moved to the device of ``fabric`` (None: the CPU) and computed in its precision. The modules of
+    ``model`` are afterwards in the modes that they were in.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     modes = {module: module.training for module in model.modules()}
@@ -61,8 +57,11 @@ def total(
     model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], Tensor], fabric: Fabric | None = None
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
-    counts = sum(each(model, batches, step, fabric), torch.zeros((), dtype=torch.float64))
-    return (counts if fabric is None else summed(fabric, counts)).cpu()
+    counted = Counts()
+    for counts in each(model, batches, step, fabric):
+        counted.update(counts)
+    sums: Tensor = counted.compute()
+    return sums.cpu()
 
 
 def columns(
@@ -81,29 +80,28 @@ def columns(
     return values(whole), {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
 
 
-def data_of(config: Config, **more: Any) -> LRADataModule:
+def data_of(config: Config) -> LRADataModule:
     """Return the data of a run, which says how far it is while records are made."""
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    progress = DataProgress(stdout_console())
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=progress, **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(stdout_console()), **sizes)
 
 
 def evaluate(
     config: Config, run: RunFolder, which: str, split: str, reading: Reading | None = None
 ) -> tuple[Score, dict[str, Any]]:
-    """Score a checkpoint of a run ("best" or "last") on "test" or "validation"; the same number as the run's own.
+    """Score a run's "best" or "last" weights on "test", "validation" or a further test set: the run's own number.
 
     Args:
         config: The run's configuration.
         run: Its folder.
         which: The checkpoint.
-        split: What is scored; one of a task's ``further`` ones too.
-        reading: How a text is read; the default is as in training.
+        split: What is scored.
+        reading: How a text is read; None is as in training.
 
     Returns:
-        The score that counts, and the objective's columns with ``count``, the number of targets; of a text also what
+        The score that counts, and the objective's columns with "count", the number of targets; of a text also what
         ``of_text`` tells.
     """
     quiet_lightning()
@@ -137,16 +135,13 @@ def evaluate(
 class Reading:
     """How a text is read.
 
-    Attributes:
-        context: "window": in windows, each alone; "stride": in windows that overlap, where a symbol counts in the first
-            that has it; "stream": from the first symbol to the last, the network's state carried on.
-        window: Symbols of a window, or of a piece of the stream; 0 is that of training.
-        stride: Symbols from one window to the next; 0 is half a window.
+    "window": in windows, each alone; "stride": in windows that overlap, where a symbol counts in the first that has it;
+    "stream": from the first symbol to the last, the network's state carried on.
     """
 
     context: str = "window"
-    window: int = 0
-    stride: int = 0
+    window: int = 0  # symbols of a window, or of a part of the stream; 0: as in training
+    stride: int = 0  # symbols from one window to the next; 0: half a window
 
     def of(self, task: Any) -> tuple[int, int]:
         """Return window and stride on a task.

@@ -16,7 +16,7 @@ from chela.config.schema import Config, OptimizerConfig
 from chela.core.errors import DivergedError
 from chela.layers.param_groups import param_groups
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.training.objectives import Objective
+from chela.training.objectives import Counts, Objective
 from lra.batches import Batch
 
 
@@ -27,23 +27,18 @@ class LitModel(L.LightningModule):
         model: Maps ``(inputs, mask)`` to scores.
         objective: Says what the scores are for.
         config: The resolved configuration.
-
-    Attributes:
-        step: Steps of the whole run that are done.
-        of_step: What was counted in the present step, see ``Objective.count``.
-        of_run: Targets hit, targets and tokens since whoever reads it set it to 0.
-        groups: Numbers that tell records apart; ``test_step`` counts each group.
-        carried: What each part of a batch left for the next step's (``data.carry``).
     """
 
     def __init__(self, model: nn.Module, objective: Objective, config: Config) -> None:
         super().__init__()
         self.model, self.objective, self.config = model, objective, config
         model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
-        self.step = 0
-        self.of_step, self.of_run = torch.zeros(2, 3, dtype=torch.float64)
-        self.groups: Sequence[int] = ()
-        self.carried: dict[int, dict[str, Tensor]] = {}
+        self.step = 0  # steps of the whole run that are done
+        self.of_step = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
+        self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; whoever reads it sets it to 0
+        self.counted = Counts()  # of a split, where a Trainer scores it
+        self.groups: Sequence[int] = ()  # the numbers that tell records apart, where each group is counted
+        self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite
         self._sharers: Any = None  # the processes that have a piece each of this one's sequences
         if config.trainer.compile:
@@ -142,18 +137,23 @@ class LitModel(L.LightningModule):
         self.log("train/loss", outputs["loss"])
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the columns."""
-        self._log_columns("validation", outputs)
+        """Add what a batch counts."""
+        self.counted.update(outputs[0])
 
-    def on_test_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log the columns."""
-        self._log_columns("test", outputs)
+    on_test_batch_end = on_validation_batch_end
 
-    def _log_columns(self, split: str, counts: Tensor) -> None:
-        columns = self.objective.values(counts[0].tolist())
-        targets = int(columns["count"])  # over which Lightning averages
-        for name in self.objective.columns:
-            self.log(f"{split}/{name}", columns[name], on_epoch=True, sync_dist=True, batch_size=targets)
+    def on_validation_epoch_end(self) -> None:
+        """Log the columns."""
+        self._log_columns("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the columns."""
+        self._log_columns("test")
+
+    def _log_columns(self, split: str) -> None:
+        columns = self.objective.values(self.counted.compute().tolist())
+        self.counted.reset()
+        self.log_dict({f"{split}/{name}": columns[name] for name in self.objective.columns})
 
     # ---- the network ----
 
