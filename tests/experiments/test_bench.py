@@ -157,7 +157,7 @@ def test_a_label_for_each_position_is_learned_too(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_sequence_over_two_processes_takes_half_of_the_memory_and_sends_what_the_model_says() -> None:
-    # so long that a half is not small either (chela/layers/remade.py): both hold the same things
+    # so long that a half is not small either (chela/layers/stages.py): both hold the same things
     alone, half = (sequence.row(65_536, count, limit=0).values for count in (1, 2))
     assert half["held [MiB held]"] == pytest.approx(alone["held [MiB held]"] / 2, rel=0.2)
     assert half["sent [MiB sent]"] == pytest.approx(half["by the model [MiB sent]"], rel=0.01)
