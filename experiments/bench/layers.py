@@ -1,7 +1,7 @@
 """The whole CHELA layer, forward + backward per sequence: against a softmax layer, and its own products and FFTs.
 
-Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, output gate; with parallel short branches,
-and without them. On a CPU the allocator keeps its memory, unless the environment says otherwise.
+Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, all else as by default; with parallel short
+branches, and without them. On a CPU the allocator keeps its memory, unless the environment says otherwise.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ PLOT = ("CHELA", "no branches", "softmax", WORK)
 WIDTH, QUERY, VALUE = 128, 64, 256
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
 SOFTMAX_UP_TO = 8192  # a step at a greater length takes many seconds
-MATRICES = ((WIDTH, QUERY), (WIDTH, VALUE), (WIDTH, VALUE), (VALUE, WIDTH))  # z, v, gate, out
 PARTS = (
-    f"{WORK}: matrix products {', '.join(f'L x {d_in} x {d_out}' for d_in, d_out in MATRICES)}, each with both "
-    f"gradients; for the attention two each of {QUERY} x L x {VALUE}, L x {QUERY} x {VALUE}, L x {VALUE} x {QUERY}; "
-    f"8 real FFTs of 2 L for each of {WIDTH} channels"
+    f"{WORK}: the product of each linear map and both of its gradients; for each head of the attention two products of "
+    f"keys and values, two with queries, two with values; 8 real FFTs of 2 L for each of {WIDTH} channels"
 )
 
 
@@ -41,11 +39,15 @@ def run(quick: bool) -> list[Row]:
     return rows
 
 
-def products_and_transforms(length: int) -> Callable[[], None]:
+def products_and_transforms(layer: ChelaLayer, length: int) -> Callable[[], None]:
     """Return the layer's matrix products and FFTs, forward and backward, and nothing else."""
-    weights = [torch.randn(d_in, d_out) for d_in, d_out in MATRICES]
-    by_width = {width: torch.randn(length, width) for width in (QUERY, WIDTH, VALUE)}
-    q, v, S = by_width[QUERY], by_width[VALUE], torch.randn(QUERY, VALUE)
+    weights = [torch.randn(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, nn.Linear)]
+    by_width = {width: torch.randn(length, width) for weight in weights for width in weight.shape}
+    heads = [
+        [torch.randn(core.heads, *shape) for shape in ((length, QUERY), (length, width), (QUERY, width))]
+        for core in layer.cores
+        for width in (core.width // core.heads,)
+    ]
     convolution = transforms_and_products(1, WIDTH, length)
 
     def work() -> None:
@@ -53,9 +55,10 @@ def products_and_transforms(length: int) -> Callable[[], None]:
         for weight in weights:
             x, y = by_width[weight.shape[0]], by_width[weight.shape[1]]
             _ = x @ weight, y @ weight.T, x.T @ y
-        for _ in range(2):  # k^T v and q S; then q^T do and k dS
-            _ = q.T @ v, q @ S
-        _ = v @ S.T, v @ S.T  # do S^T and v dS^T
+        for q, v, S in heads:
+            for _ in range(2):  # k^T v and q S; then q^T do and k dS
+                _ = q.mT @ v, q @ S
+            _ = v @ S.mT, v @ S.mT  # do S^T and v dS^T
 
     return work
 
@@ -63,13 +66,14 @@ def products_and_transforms(length: int) -> Callable[[], None]:
 def layer_row(length: int, allocator: str) -> Row:
     """Return times and peak memory at one length."""
     torch.manual_seed(0)
-    chela = partial(ChelaLayer, WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE, gate="output")
-    layers: dict[str, nn.Module] = {"CHELA": chela(), "no branches": chela(reparam=False)}
+    chela = partial(ChelaLayer, WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)
+    whole = chela()
+    layers: dict[str, nn.Module] = {"CHELA": whole, "no branches": chela(reparam=False)}
     if length <= SOFTMAX_UP_TO:
         layers["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
     x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
     steps = {name: training_step(layer, x, d_out=d_out, weights=layer.parameters()) for name, layer in layers.items()}
-    times = interleaved(steps | {WORK: products_and_transforms(length)}, seconds=3.0, least=3)
+    times = interleaved(steps | {WORK: products_and_transforms(whole, length)}, seconds=3.0, least=3)
     values = {}
     for name in ("CHELA", "no branches"):
         if "softmax" in times:
