@@ -53,7 +53,7 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
     Args:
         default: Its value when nothing is said; `dataclasses.MISSING` makes it required.
         meaning: One line for `--help`.
-        limits: `ge`, `gt`, `le`, `lt` bound a number, `choices` lists the values, `odd=True` asks for an odd number.
+        limits: `ge`, `gt`, `le`, `lt` bound a number, `choices` lists the values.
             `neutral` is the value at which a newer option changes nothing: there it is left out of a run's fingerprint,
             and a run of before has it. `identity=False` leaves it out of the fingerprint at any value.
             `positional=True` and `key="dotted.name"` say how a command line gives it.
@@ -214,8 +214,6 @@ def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     choices = limits.get("choices")
     if choices and value not in choices:
         raise ValueError(f"{key}: expected one of {', '.join(choices)}, got {shown(value)}{closest(value, choices)}")
-    if limits.get("odd") and value % 2 == 0:
-        raise ValueError(f"{key}: expected an odd number, so that the kernel has a middle, got {value}")
 
 
 def checked(init: Callable[P, None]) -> Callable[P, None]:

@@ -39,7 +39,7 @@ def test_trains_resumes_and_evaluates(
     plain = LitModel.training_step
 
     def stopped_at_three(self: LitModel, batch: object, batch_idx: int) -> object:
-        if self.global_step == 2:
+        if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, batch, batch_idx)
 
