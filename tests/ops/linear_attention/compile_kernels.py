@@ -94,7 +94,6 @@ def compile_one(c: Configuration, arch: int, launch: Launch) -> dict:
         "shared": compiled.metadata.shared,
         "limit": SHARED[arch],
         "hgmma": hgmma,
-        "warps": launch.warps,
         "specialised": [p.name for p in function.params if not (p.is_constexpr or p.do_not_specialize)],
         # A product with the size of a part of ``flow``, which may be near 2³¹, must be in 64 bits.
         "narrow": re.findall(r"arith\.muli .*%flow_part\b.* : i32", compiled.asm["ttir"]),

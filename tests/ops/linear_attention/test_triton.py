@@ -229,7 +229,6 @@ def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
     for r in results:
         assert r["shared"] <= r["limit"], r
         assert r["spills"] <= (256 if r["width"] > 128 else 0), r
-        assert r["registers"] * 32 * max(r["warps"], 8) <= 65_536, r  # a processor holds 8 warps at least
         assert r["hgmma"] in (True, None), r
         assert not r["narrow"], r
         # No length and nothing that changes with it, or each new length would compile anew.
