@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import queue
 import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -22,8 +22,7 @@ from experiments.plan import Job, tail
 TRAIN = (sys.executable, "-m", "chela.train")
 ATTEMPTS = 3  # of a run that is killed, in one launch of the sweep
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256}
-MOST_TIMEOUTS = 100  # of one run, each followed by a requeue
+SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256, "max_num_timeout": 100}  # each is a requeue
 LOOK_SECONDS = 0.5  # until a run that another launcher has is looked at again
 
 
@@ -146,26 +145,23 @@ class Local(Launcher):
         slots = [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)]
         if not gpus:
             slots = [[]] * (self.jobs or max(1, _cores() // (self.threads * each)))
-        self.slots = slots[: self.jobs or None]  # the GPUs of each run that goes at once
+        self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
         self._processes: set[subprocess.Popen[bytes]] = set()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run a process for each, and yield how it ended; those that another launcher has come last."""
-        free: queue.Queue[list[str]] = queue.Queue()
-        for slot in self.slots:
-            free.put(slot)
         with ThreadPoolExecutor(len(self.slots)) as pool:
-            going = {pool.submit(self._train, job, free) for job in jobs}
+            going = {pool.submit(self._train, job) for job in jobs}
             while going:
                 done, going = wait(going, return_when=FIRST_COMPLETED)
                 for ended in (future.result() for future in done):
                     if ended.elsewhere and not self.asked:
-                        going.add(pool.submit(self._train, ended.job, free))
+                        going.add(pool.submit(self._train, ended.job))
                     else:
                         yield ended
 
-    def _train(self, job: Job, free: queue.Queue[list[str]]) -> Ended:
-        gpus, status = free.get(), None
+    def _train(self, job: Job) -> Ended:
+        gpus, status = self.slots.popleft(), None  # there is one for each thread of the pool
         try:
             for attempt in range(ATTEMPTS):
                 if self.asked or job.finished():  # by another launcher, while it waited here
@@ -185,7 +181,7 @@ class Local(Launcher):
                 say(job.name, f"killed by signal {-status}, goes on from its last checkpoint")
             return self.ended(job, status)
         finally:
-            free.put(gpus)
+            self.slots.append(gpus)
 
     def stop(self) -> None:
         """Ask the runs to save and stop; no other is started."""
@@ -234,8 +230,7 @@ class Slurm(Launcher):
         try:
             import submitit
 
-            timeouts = words.pop("max_num_timeout", MOST_TIMEOUTS)
-            self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=timeouts)
+            self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=words.pop("max_num_timeout"))
             self._executor.update_parameters(**words)
         except ImportError:
             raise UsageError("launcher=slurm: expected submitit, there is none: pip install 'chela[slurm]'") from None

@@ -81,7 +81,7 @@ def main(words: Words) -> int:
 
 def _told(run: Run, words: Words) -> dict[str, Any]:
     """Return what a finished run's ``length.json`` tells, if it is of this split and these windows."""
-    told = run.length if run.state == "finished" else {}
+    told = run.record.get("length", {}) if run.state == "finished" else {}
     scored = [row["window"] for row in told.get("windows", [])]
     asked = [told.get("training_window", 0) * factor for factor in words.times]
     whole = scored == asked[: len(scored)] and len(scored) + len(told.get("not_scored", [])) == len(asked)

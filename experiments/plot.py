@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from experiments.probe import Kernel
-
 Item = TypeVar("Item")
 # The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
@@ -210,37 +208,6 @@ def score_against_state(table: ResultTable) -> Figure:
         axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
         axis.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure)
-    return figure
-
-
-def learned_kernels(layers: Sequence[Kernel], title: str) -> Figure:
-    """Draw each layer's long kernel over the lag: median and 10-90 % of the channels' absolute values, both ways."""
-    figure, axes = new_figure(len(layers), 4, 3.2, 2.6)
-    for axis, layer in _panels(axes, layers):
-        both = (("earlier", 0, layer.forward, "-"), ("later", 1, layer.back, "--"))  # lag 0 belongs to the forward one
-        for name, first, values, style in both:
-            if values is not None and values.size:
-                lags = 1 + np.arange(first, first + values.shape[1])  # from 1 on, for the log axis
-                low, middle, high = np.quantile(np.abs(values), (0.1, 0.5, 0.9), axis=0)
-                (line,) = axis.plot(lags, middle, style, linewidth=1, label=f"{name} tokens")
-                axis.fill_between(lags, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-        axis.set(xscale="log", yscale="log", title=layer.name, xlabel="lag + 1", ylabel="|kernel|")
-        axis.legend(fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=10)
-    return figure
-
-
-def receptive_fields(fields: dict[str, NDArray[np.float64]], title: str) -> Figure:
-    """Draw how strongly the middle position's output depends on the input at each distance, systems together."""
-    figure, axes = new_figure(1, 1, 7.0, 3.6)
-    axis, colour = axes[0, 0], colours(list(fields))
-    for name, strength in fields.items():
-        middle = len(strength) // 2
-        offset = np.arange(len(strength)) - middle
-        axis.plot(offset, strength / strength.max(), linewidth=1, color=colour[name], label=name)
-    axis.set_xscale("symlog", linthresh=1)
-    axis.set(yscale="log", xlabel="distance of the input token", ylabel="gradient norm, largest = 1", title=title)
-    axis.legend(fontsize=7, frameon=False)
     return figure
 
 

@@ -3,16 +3,12 @@
 chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
 chela report runs/lra_mini bench=experiments/results/bench/epyc/layers.json
-
-The learned kernels and the receptive fields need the runs' checkpoints; committed results have none, and the page
-then says so.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,41 +54,6 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
     if table.cells["adds"].any():
         caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
         yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."
-
-
-def probed_figures(table: ResultTable) -> Iterator[Drawn | str]:
-    """Draw what needs the weights, of each task's first seed of each system; a string says what is left out."""
-    from experiments.probe import has_weights, long_kernels, receptive_field, trained_model
-
-    lacking = 0
-    for task in table.tasks:
-        fields = {}
-        for name, seeds in table.column(task)["runs"].items():
-            run = next((run for run in seeds if run.state == "finished" and has_weights(run)), None)
-            if run is None:
-                lacking += 1
-                continue
-            try:
-                model = trained_model(run)
-            except UsageError as error:
-                yield f"The kernels and receptive field of {task} {run.path.name} are left out: {str(error)[:300]}."
-                continue
-            fields[name] = receptive_field(model)
-            if kernels := long_kernels(model) if run.model.startswith("chela") else []:
-                figure = plot.learned_kernels(kernels, f"{task} {table.preset}, {name}, seed {run.seed}")
-                caption = "The long kernels that were learned: median and 10-90 % of the channels."
-                yield f"{task}-{run.model}-{run.fingerprint}-kernels", figure, caption
-        if fields:
-            caption = (
-                "How strongly the middle position's output depends on the input at each distance (gradient norm on "
-                "random sequences, first seed)."
-            )
-            yield f"{task}-receptive-field", plot.receptive_fields(fields, f"{task} {table.preset}"), caption
-    if lacking:
-        yield (
-            f"Learned kernels and receptive fields are left out for {lacking} of the cells: they need checkpoints, "
-            "which committed results do not have."
-        )
 
 
 def bench_figure(path: Path) -> Drawn | str:
@@ -141,7 +102,7 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
 
     for table in tables:
         stem = f"{table.preset}-{table.policy}" + (f"-{table.edition}" if table.edition > 1 else "")
-        add(f"Figures: preset {table.name}", stem, itertools.chain(result_figures(table), probed_figures(table)))
+        add(f"Figures: preset {table.name}", stem, result_figures(table))
     if benches:
         add("Speed and memory against length", "bench", map(bench_figure, benches))
     body.append(render(from_papers(tables), "html"))

@@ -2,7 +2,6 @@
 
 chela runs                                                          how far each run in runs/ is, and which still go
 chela runs status runs/lra_mini                                     the same of others
-chela runs list runs/lra_mini                                       one line for each run
 chela runs collect runs/lra_mini into=experiments/results/lra_mini  results as three files
 
 ``collect`` writes what a table and its figures need: ``runs.jsonl``, a line for each finished or failed run with its
@@ -109,16 +108,6 @@ class Run:
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what is equal for runs that differ by their seed alone."""
         return tuple((key, str(value)) for key, value in self.config.items() if key != "seed")
-
-    @property
-    def probe(self) -> dict[str, Any]:
-        """Return what ``chela probe`` measured of the run; empty where it was not asked."""
-        return dict(self.record.get("probe", {}))
-
-    @property
-    def length(self) -> dict[str, Any]:
-        """Return what ``chela length`` measured of the run; empty where it was not asked."""
-        return dict(self.record.get("length", {}))
 
     def load_config(self) -> Config:
         """Return its configuration as one of today's; UsageError where it is none."""
@@ -268,33 +257,24 @@ class Options:
     """What the command is told."""
 
     words: list[str] = option(
-        ["status", "runs"], "status, list or collect, then run folders, or folders above them", positional=True
+        ["status", "runs"], "status or collect, then run folders, or folders above them", positional=True
     )
     into: Path | None = option(None, "the folder that collect writes to")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
-    """Tell of runs, list or collect them; return the exit status."""
+    """Tell how far runs are, or collect them; return the exit status."""
     action, *paths = options.words
-    if not paths or action not in (("status", "list") if options.into is None else ("collect",)):
+    if not paths or action != ("status" if options.into is None else "collect"):
         got = " ".join([*options.words, *([f"into={options.into}"] if options.into else [])])
-        raise UsageError(f"expected status RUN…, list RUN… or collect RUN… into=FOLDER, got {got}; see --help")
-    if action == "status":
-        from experiments.status import status_lines
-
-        sys.stdout.writelines(f"{line}\n" for line in status_lines(read_runs(paths), time.time()))
-        return 0
+        raise UsageError(f"expected status RUN… or collect RUN… into=FOLDER, got {got}; see --help")
     if options.into is not None:
         sys.stdout.write(f"{collect(paths, options.into)}\n")
         return 0
-    for run in read_runs(paths):
-        told, space = "–", "" if run.score["unit"] in ("", "%") else " "
-        if run.state == "finished":
-            told = f"{run.value:.{run.score['digits']}f}{space}{run.score['unit']}"
-            told += f" ({arena})" if (arena := results.of_arena(run.result)) else ""
-        words = (f"{run.task}-{run.preset}", run.model, f"seed {run.seed}", run.state, told, str(run.path))
-        sys.stdout.write("  ".join(words) + (f"  ({run.error})" if run.error else "") + "\n")
+    from experiments.status import status_lines
+
+    sys.stdout.writelines(f"{line}\n" for line in status_lines(read_runs(paths), time.time()))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -29,14 +29,17 @@ def status_lines(runs: Sequence[Run], now: float) -> Iterator[str]:
 def _how_far(run: Run) -> Iterator[str]:
     """Tell step, scores and, of a run that has not ended, the time left at its speed, evaluations included."""
     train, validation, tenth = (run.metrics(split) for split in ("train", "validation", "tenth"))
-    total, score = int(run.config[STEPS]), run.score
+    total = int(run.config[STEPS])
     step = int(max([frame["step"].max() for frame in (train, validation, tenth) if len(frame)], default=0))
     yield f"step {step:,}/{total:,} ({step / total:.0%})"
     for frame, what in ((validation, "validation"), (tenth, "a tenth of it")):
-        if len(frame) and score["name"] in frame:
+        if len(frame) and run.score["name"] in frame:
             last = frame.iloc[-1]
-            value = f"{score['scale'] * last[score['name']]:.{score['digits']}f}{'' if score['unit'] == '%' else ' '}"
-            yield f"{what} {score['name']} {value}{score['unit']} at step {int(last['step']):,}"
+            yield f"{what} {_score_text(run, last)} at step {int(last['step']):,}"
+    if run.state == "finished":
+        yield f"test {_score_text(run, run.result['test'])}"
+    if run.error:
+        yield f"({run.error})"
     evaluation = validation.get("evaluation", pd.Series(dtype=float)).median()
     if not pd.isna(evaluation):
         yield f"{duration(evaluation)} an evaluation"
@@ -46,6 +49,11 @@ def _how_far(run: Run) -> Iterator[str]:
         to_come = -(-(total - step) // int(run.config["trainer.val_every"]))
         left = (total - step) * seconds / steps + to_come * (0 if pd.isna(evaluation) else evaluation)
         yield f"about {duration(left)} left"
+
+
+def _score_text(run: Run, values: Mapping[str, float]) -> str:
+    name, unit, scale, digits = (run.score[key] for key in ("name", "unit", "scale", "digits"))
+    return f"{name} {scale * values[name]:.{digits}f}{'' if unit == '%' else ' '}{unit}"
 
 
 def _last_sign(run: Run) -> float:
@@ -62,8 +70,6 @@ def _going(run: Run) -> bool:
         return False
     try:
         os.kill(int(said[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # it is another user's
     return True

@@ -43,7 +43,7 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
     if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):
         line["tokens_per_second"] = median
-    line["adds"] = pd.Series([run.probe["adds"] for run in done if run.probe], dtype=float).mean()
+    line["adds"] = pd.Series([run.record["probe"]["adds"] for run in done if "probe" in run.record], dtype=float).mean()
     number = done[0].result["test"].get("count") if done and done[0].score["name"] == "accuracy" else None
     line["test variance"] = line["mean"] * (100 - line["mean"]) / number if number else 0.0  # in %²
     line["machines"] = frozenset(map(machine, done))
@@ -97,9 +97,9 @@ class ResultTable:
 
     def groups(self) -> dict[str, list[str]]:
         """Return the tasks of each group of columns, in order; those of nobody's group come last, under no name."""
-        grouped = {name: [task for task in self.tasks if task in tasks] for name, tasks in GROUPS.items()}
-        rest = [task for task in self.tasks if not any(task in tasks for tasks in GROUPS.values())]
-        return {name: tasks for name, tasks in {**grouped, "": rest}.items() if tasks}
+        of = {task: name for name, tasks in GROUPS.items() for task in tasks}
+        grouped = {name: [task for task in self.tasks if of.get(task, "") == name] for name in (*GROUPS, "")}
+        return {name: tasks for name, tasks in grouped.items() if tasks}
 
     def averages(self, tasks: Sequence[str]) -> pd.Series[float]:
         """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""

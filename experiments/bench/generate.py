@@ -63,7 +63,6 @@ def context_row(length: int) -> Row:
     times = interleaved(steps, seconds=2.0, least=3, most=20)
     per_step = {name: took.median / STEPS for name, took in times.items()}
     values = {f"{name} [ms]": took for name, took in per_step.items()}
-    values |= {f"softmax / {name}": per_step["softmax"] / per_step[name] for name in SYSTEMS if name != "softmax"}
     values |= {f"{name} [KiB]": size / 1024 for name, size in sizes.items()}
     return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
 

@@ -1,13 +1,12 @@
 """The whole CHELA layer, forward + backward per sequence: against a softmax layer, and its own products and FFTs.
 
-Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, all else as by default; with parallel short
-branches, and without them. On a CPU the allocator keeps its memory, unless the environment says otherwise.
+Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, all else as by default. On a CPU the
+allocator keeps its memory, unless the environment says otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from experiments.bench.convolution import transforms_and_products
 from experiments.bench.timing import interleaved, peak_memory, training_step
 
 WORK = "its products and FFTs"
-PLOT = ("CHELA", "no branches", "softmax", WORK)
+PLOT = ("CHELA", "softmax", WORK)
 
 WIDTH, QUERY, VALUE = 128, 64, 256
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
@@ -31,12 +30,9 @@ PARTS = (
 
 
 def run(quick: bool) -> list[Row]:
-    """Measure every length; times are also given as multiples of the first one's."""
+    """Measure every length."""
     allocator = timing.allocator(keep=True)
-    rows = [layer_row(length, allocator) for length in (LENGTHS[:1] if quick else LENGTHS)]
-    for row in rows:
-        row.values["time / time at the first length"] = row.values["CHELA [ms]"] / rows[0].values["CHELA [ms]"]
-    return rows
+    return [layer_row(length, allocator) for length in (LENGTHS[:1] if quick else LENGTHS)]
 
 
 def products_and_transforms(layer: ChelaLayer, length: int) -> Callable[[], None]:
@@ -66,18 +62,15 @@ def products_and_transforms(layer: ChelaLayer, length: int) -> Callable[[], None
 def layer_row(length: int, allocator: str) -> Row:
     """Return times and peak memory at one length."""
     torch.manual_seed(0)
-    chela = partial(ChelaLayer, WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)
-    whole = chela()
-    layers: dict[str, nn.Module] = {"CHELA": whole, "no branches": chela(reparam=False)}
+    chela = ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)
+    layers: dict[str, nn.Module] = {"CHELA": chela}
     if length <= SOFTMAX_UP_TO:
         layers["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
     x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
     steps = {name: training_step(layer, x, d_out=d_out, weights=layer.parameters()) for name, layer in layers.items()}
-    times = interleaved(steps | {WORK: products_and_transforms(whole, length)}, seconds=3.0, least=3)
-    values = {}
-    for name in ("CHELA", "no branches"):
-        if "softmax" in times:
-            values[f"softmax / {name}"] = times["softmax"].median / times[name].median
-        values[f"{name} / {WORK}"] = times[name].median / times[WORK].median
+    times = interleaved(steps | {WORK: products_and_transforms(chela, length)}, seconds=3.0, least=3)
+    values = {f"CHELA / {WORK}": times["CHELA"].median / times[WORK].median}
+    if "softmax" in times:
+        values["softmax / CHELA"] = times["softmax"].median / times["CHELA"].median
     values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
     return Row.timed({"L": length, "allocator": allocator}, times, values, PARTS)

@@ -20,9 +20,6 @@ from experiments.bench.timing import interleaved, peak_memory, training_step
 
 PLOT = ("causal", "softmax", "bidirectional", "per-token decay", "best other")
 
-# Peak dense bfloat16 FLOP/s and bytes/s by a part of the card's name, from the makers' data sheets.
-PEAKS = {"H100": (989e12, 3.35e12), "H200": (989e12, 4.8e12), "A100": (312e12, 2.04e12), "B200": (2250e12, 8.0e12)}
-
 Step = Callable[[], object]
 
 causal_attention = partial(linear_attention, causal=True)
@@ -40,7 +37,7 @@ def cpu_row(L: int) -> Row:
     """Return the times at one length, B 1, H 4, D = E = 64, float32."""
     H, D = 4, 64
     q, k, v, d_out = torch.randn(4, 1, L, H, D).unbind()
-    slow = torch.full((H,), -0.01)
+    slow = torch.full((1, L, H), -0.01)
     causal: dict[str, Step] = {"causal": training_step(causal_attention, q, k, v, d_out=d_out)}
     if L <= 16384:  # a step at a greater length takes minutes
         softmax = partial(F.scaled_dot_product_attention, is_causal=True)
@@ -50,12 +47,7 @@ def cpu_row(L: int) -> Row:
         "bidirectional": training_step(bidirectional_attention, q, k, v, d_out=d_out),
         "its products": partial(bidirectional_products, q, k, v, d_out),
     }
-    lion_s = partial(decayed, causal=False, normalize=True)
-    decays: dict[str, Step] = {
-        "per-head decay": training_step(decayed, q, k, v, slow, d_out=d_out),
-        "per-token decay": training_step(decayed, q, k, v, slow.expand(1, L, H), d_out=d_out),
-        "LION-S": training_step(lion_s, q.abs(), k.abs(), v, slow.expand(1, L, H), d_out=d_out),
-    }
+    decays: dict[str, Step] = {"per-token decay": training_step(decayed, q, k, v, slow, d_out=d_out)}
     # Only what is compared takes turns: anything in between would leave its mark on cache and heap.
     groups = (causal, bidirectional, decays)
     times = {name: t for group in groups for name, t in interleaved(group, seconds=2.0).items()}
@@ -68,9 +60,9 @@ def cpu_row(L: int) -> Row:
     return Row.timed({"L": L, "H": H, "D": D, "dtype": "float32"}, times, values)
 
 
-def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, causal: bool = True, normalize: bool = False) -> Tensor:
-    """Run attention with decay; LION-S is bidirectional and normalised."""
-    return linear_attention(q, k, v, log_decay=log_decay, causal=causal, normalize=normalize)
+def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """Run causal attention with decay, whose gradient is taken too."""
+    return linear_attention(q, k, v, log_decay=log_decay, causal=True)
 
 
 def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> None:
@@ -125,13 +117,6 @@ def gpu_row(L: int, D: int) -> Row:
     }
     candidates = rivals | {name: training_step(f, q, k, v, d_out=d_out) for name, f in ours.items()}
     times = interleaved(candidates, seconds=1.0, least=10)
-    took = times["per-head decay"].median
     best = min(times[name].median for name in rivals)
-    values = {"best other [ms]": best, "best other / ours": best / took}
-    peak = next((p for part, p in PEAKS.items() if part in torch.cuda.get_device_name()), None)
-    if peak is not None:
-        # What must move: forward reads q, k, v and writes o; backward reads q, k, v, d_out and writes dq, dk, dv.
-        values["share of bandwidth"] = 11 * q.numel() * q.element_size() / took / peak[1]
-        # What must be multiplied, in chunks of 64: 7 products inside chunks and 7 with states.
-        values["share of tensor cores"] = 2 * B * L * H * (7 * 64 * D + 7 * D * D) / took / peak[0]
+    values = {"best other [ms]": best, "best other / ours": best / times["per-head decay"].median}
     return Row.timed({"L": L, "B": B, "H": H, "D": D, "dtype": "bfloat16"}, times, values, note)

@@ -60,12 +60,6 @@ def test_the_page_holds_everything_in_itself(results: Path, tmp_path: Path) -> N
     assert len(page.images) == len(written)
 
 
-def test_what_needs_checkpoints_is_said_to_be_left_out(results: Path, tmp_path: Path) -> None:
-    out = tmp_path / "report.html"
-    assert main([str(results), f"out={out}"]) == 0
-    assert "left out for 2 of the cells: they need checkpoints" in out.read_text()
-
-
 def test_runs_without_results_make_a_page_too(make_run: MakeRun, tmp_path: Path) -> None:
     (make_run(accuracy=None) / "metrics.csv").unlink()
     assert main([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0

@@ -37,10 +37,10 @@ def test_both_versions_of_a_result_are_read(
     assert first.result["best_validation"] == {"accuracy": 0.4} and first.result["test"]["accuracy"] == 0.4
     assert (second.title, second.score["name"], second.value) == ("Recall", "loss", 0.5)
     assert (second.task, second.model, second.state) == ("Recall", "mine", "finished")
-    assert main(["list", str(tmp_path)]) == 0
+    assert main(["status", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "listops-tiny  chela  seed 0  finished  40.00%" in out
-    assert "Recall-tiny  mine  seed 1  finished  0.500 nats" in out
+    assert "listops-tiny  chela  seed 0  finished" in out and "test accuracy 40.00%" in out
+    assert "Recall-tiny  mine  seed 1  finished" in out and "test loss 0.500 nats" in out
     assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
     (kept,) = read_runs([tmp_path / "kept" / "Recall-tiny"])
     assert kept.path == tmp_path / "kept" / "Recall-tiny" / f"mine-seed1-{second.fingerprint}"
@@ -67,7 +67,7 @@ def test_how_far_runs_are_is_told(
 
 
 @pytest.mark.parametrize(
-    "words", [["lits", "x"], ["list"], ["status"], ["collect", "x"], ["list", "x", "into=y"], ["list", "x", "a=b"]]
+    "words", [["stats", "x"], ["status"], ["collect", "x"], ["status", "x", "into=y"], ["status", "x", "a=b"]]
 )
 def test_mistakes_are_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
@@ -126,8 +126,9 @@ def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
     (untested, finished) = read_runs([tmp_path])
     assert (untested.state, finished.state) == ("untested", "finished")
     assert untested.result["best_validation"]["accuracy"] == 0.5
-    assert main(["list", str(tmp_path)]) == 0
-    assert re.search(r"chela  seed 0  untested  –", capsys.readouterr().out)
+    assert main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "chela  seed 0  untested" in out and out.count("test accuracy") == 1
     assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
     assert "collected 1 runs" in capsys.readouterr().out
     (table,) = result_tables([untested, finished])
@@ -222,7 +223,10 @@ def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
     assert files == ["curves.csv", "rates.yaml", "runs.jsonl"]
     (kept,), (before,) = read_runs([tmp_path / "kept"]), read_runs([folder])
     assert (kept.config, kept.result, kept.fingerprint) == (before.config, before.result, before.fingerprint)
-    assert (kept.path, kept.probe) == (tmp_path / "kept" / folder.relative_to(tmp_path / "runs"), {"adds": 2.5})
+    assert (kept.path, kept.record["probe"]) == (
+        tmp_path / "kept" / folder.relative_to(tmp_path / "runs"),
+        {"adds": 2.5},
+    )
     assert kept.metrics("validation").equals(before.metrics("validation"))
     text = (tmp_path / "kept" / "runs.jsonl").read_text()
     assert "/secret" not in text and str(tmp_path) not in text
@@ -287,7 +291,7 @@ def test_collected_results_that_cannot_be_read_are_one_line(tmp_path: Path, text
 
 
 def test_reading_results_needs_no_lightning(make_run: MakeRun) -> None:
-    code = "import sys; from experiments.runs import main; main(['list', sys.argv[1]]); "
+    code = "import sys; from experiments.runs import main; main(['status', sys.argv[1]]); "
     code += "assert not {'lightning', 'matplotlib'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(make_run())], capture_output=True, text=True)
     assert done.returncode == 0 and "50.00%" in done.stdout, done.stderr
