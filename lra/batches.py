@@ -76,13 +76,6 @@ def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []
 
 
-def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
-    """Return the share of these batches' tokens that is padding, in [0, 1]."""
-    real = sum(int(lengths[batch].sum()) for batch in batches)
-    filled = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    return 1.0 - real / filled
-
-
 def collate(records: Sequence[tuple[Encoded, Label]], length: int, step: int) -> Batch:
     """Pad encoded records to ``length``.
 

@@ -12,6 +12,7 @@ from typing import Any
 from chela.core.options import Field, shown
 
 RETIRED: dict[tuple[str, str], dict[str, Any]] = {
+    ("", "model.tie"): {"neutral": False},
     ("chela", "model.mixer.d_pool"): {"neutral": None},
     ("chela", "model.mixer.short_kernel"): {"value": 5},
     ("chela", "model.mixer.feature_map"): {"value": "silu"},

@@ -40,7 +40,6 @@ class ModelConfig:
         "none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned")
     )
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
-    tie: bool = option(False, "tasks of tokens: the scores' weight is the embedding's table", neutral=False)
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
     readout: str = option(
         "mean",

@@ -59,9 +59,6 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
-        if config.tie and (task.objective != "tokens" or task.vocab_size != task.num_classes):
-            got = f"{task.vocab_size} symbols and {task.num_classes} classes of the objective {task.objective}"
-            raise ValueError(f"tie: expected False, or as many symbols as classes of the objective tokens, got {got}")
         check_value("readout", config.readout, {"choices": ("mean", "first")})
         if config.readout == "first" and (config.causal or task.objective == "tokens"):
             why = "causal=True: the first token sees no other" if config.causal else "tokens: each of them is scored"
@@ -97,8 +94,8 @@ class Classifier(Network):
 class TokenModel(Network):
     """One linear map at each position: to scores ``(B, L, classes)``, which mean nothing at padding.
 
-    With ``tie`` the weight of the map is the table of the embedding. A causal network can go on from a state, a flat
-    dict of tensors (see ``chela.layers.state``), beyond l_max too where its system can.
+    A causal network can go on from a state, a flat dict of tensors (see ``chela.layers.state``), beyond l_max too where
+    its system can.
 
     >>> from chela.config.compose import resolve
     >>> from chela.models import TaskFacts, build_model
@@ -115,8 +112,6 @@ class TokenModel(Network):
         super().__init__(config, task)
         self.causal = config.causal
         self.head = nn.Linear(config.d_model, task.num_classes)
-        if config.tie:
-            self.head.weight = self.backbone.embedding.weight  # drawn as the embedding's
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each position."""

@@ -47,7 +47,7 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
         "model": dataclasses.asdict(config),
         "task": dataclasses.asdict(task),
     }
-    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})  # a tied weight is written once
+    save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
     return folder
 

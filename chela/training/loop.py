@@ -30,7 +30,7 @@ from chela.training.objectives import objective_of
 from chela.training.report import report, result_of
 from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by, summed
 from chela.training.run import RunFolder, RunState, claimed, find_run
-from chela.training.score import columns, data_of, expect_bounded
+from chela.training.score import columns, data_of, expect_bounded, tested
 from chela.training.step import LitModel, diverged
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
@@ -290,10 +290,8 @@ class Launch:
         module.model.load_state_dict(best["model"])
         # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
         state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
-        tests = {}
-        for split in (*data.task.further, "test") if self.config.trainer.test else ():
-            records = data.records(split)
-            tests[split] = columns(module, data.evaluation(records), records, self.fabric)
+        splits = (*data.task.further, "test") if self.config.trainer.test else ()
+        tests = {split: tested(module, data, split, self.fabric) for split in splits}
         if self.fabric.is_global_zero:
             result = result_of(self.fabric, module, data, state, tests, self.wall_seconds())
             self.run.write_result(result)

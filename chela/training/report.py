@@ -31,15 +31,16 @@ def result_of(
     module: LitModel,
     data: LRADataModule,
     state: RunState,
-    tests: dict[str, tuple[dict[str, float], dict[int, dict[str, float]]]],
+    tests: dict[str, dict[str, Any]],
     wall_seconds: float,
 ) -> dict[str, Any]:
-    """Return what ``result.json`` holds; ``tests`` has the score of each test set, and that of its groups."""
+    """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
     config, task, objective, device = module.config, data.task, module.objective, fabric.device
     assert state.best is not None
     by = f"by_{task.grouped_by}"
-    whole = {split: values | {"count": int(values["count"])} for split, (values, _) in tests.items()}
-    groups = {split: {by: found} if found else {} for split, (_, found) in tests.items()}
+    tests = {split: found | {"count": int(found["count"])} for split, found in tests.items()}
+    test = tests.pop("test", None)
+    grouped = {f"test_{by}": test.pop(by)} if test and by in test else {}
     return {
         "task": config.task.name,
         "task_title": task.title,
@@ -56,10 +57,10 @@ def result_of(
         "best_step": state.best["step"],
         "best_validation": {name: state.best[name] for name in objective.columns},
         "last_validation": {name: state.last[name] for name in objective.columns},
-        "test": whole.get("test"),
+        "test": test,
         **({"sample": text} if (text := sample(module.model, task)) else {}),
-        **{f"test_{name}": found for name, found in groups.get("test", {}).items()},
-        "majority_accuracy": data.records("test").majority_accuracy() if tests else None,
+        **grouped,
+        "majority_accuracy": data.records("test").majority_accuracy() if test else None,
         "validation_policy": config.data.validation,
         "data_note": task.note,
         **({"context": context} if (context := task.context) else {}),
@@ -73,7 +74,7 @@ def result_of(
         "processes": fabric.world_size,
         **machine.describe(device),
         **({"own_code": code} if (code := own_code(config)) else {}),
-        **{f"test_{split}": whole[split] | groups[split] for split in whole if split != "test"},
+        **{f"test_{split}": found for split, found in tests.items()},
     }
 
 

@@ -80,6 +80,13 @@ def columns(
     return values(whole), {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
 
 
+def tested(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) -> dict[str, Any]:
+    """Score a test set: its columns with "count", and where its records are grouped the same by group."""
+    records = data.records(split)
+    values, groups = columns(module, data.evaluation(records), records, fabric)
+    return values | ({f"by_{data.task.grouped_by}": groups} if groups else {})
+
+
 def data_of(config: Config) -> LRADataModule:
     """Return the data of a run, which says how far it is while records are made."""
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
@@ -118,14 +125,12 @@ def evaluate(
     fabric.setup_module(module)  # in its precision before the weights come, which would lose half of their digits
     run.load_into(module.model, trained, which)
     if reading != Reading():
-        values, groups = columns(module, batches(data, module.model, read, reading), fabric=fabric)
+        values, _ = columns(module, batches(data, module.model, read, reading), fabric=fabric)
     elif split == "validation":
-        values, groups = columns(module, data.val_dataloader(), fabric=fabric)
+        values, _ = columns(module, data.val_dataloader(), fabric=fabric)
     else:
-        records = data.records(split)
-        values, groups = columns(module, data.evaluation(records), records, fabric)
-    by = {f"by_{data.task.grouped_by}": groups} if groups else {}
-    return module.objective.score, values | of_text(data.task, read, reading, values) | by
+        values = tested(module, data, split, fabric)
+    return module.objective.score, values | of_text(data.task, read, reading, values)
 
 
 # ---- texts: every symbol of a split is scored once, from as much of what stands before it as is said ----

@@ -144,16 +144,12 @@ class LitModel(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the columns."""
-        self._log_columns("validation")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the columns."""
-        self._log_columns("test")
-
-    def _log_columns(self, split: str) -> None:
+        split = "test" if self.trainer.testing else "validation"
         columns = self.objective.values(self.counted.compute().tolist())
         self.counted.reset()
         self.log_dict({f"{split}/{name}": columns[name] for name in self.objective.columns})
+
+    on_test_epoch_end = on_validation_epoch_end
 
     # ---- the network ----
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lra.batches import batch_indices, eval_batches, padding_share
+from lra.batches import batch_indices, eval_batches
 from lra.generators.listops import generate
 from lra.streams import permutation
 from lra.tasks.listops import ListOps
@@ -54,6 +54,13 @@ def test_lengths_do_not_decide_when_a_record_comes() -> None:
     means = [np.mean(lengths[b]) for b in run(lengths, 8, 8, 0, range(800))]
     by_place = np.array(means).reshape(100, 8).mean(0)
     assert by_place.std() < 60, by_place  # sorted pools would give 330
+
+
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Return the share of these batches' tokens that is padding, in [0, 1]."""
+    real = sum(int(lengths[batch].sum()) for batch in batches)
+    filled = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return 1.0 - real / filled
 
 
 def test_padding_stays_under_ten_percent_on_listops() -> None:

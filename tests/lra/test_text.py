@@ -143,7 +143,8 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
 
 
 def test_padding_of_the_real_reviews(real_text: DataConfig) -> None:
-    from lra.batches import batch_indices, padding_share
+    from lra.batches import batch_indices
+    from tests.lra.test_batches import padding_share
 
     task = Text()
     task.prepare(real_text)

@@ -1,6 +1,4 @@
-"""Causal networks that go on from a state, and scores by the embedding's table."""
-
-import copy
+"""Causal networks that go on from a state."""
 
 import pytest
 import torch
@@ -10,8 +8,6 @@ from chela.config.compose import resolve
 from chela.config.groups import names
 from chela.core.errors import UsageError
 from chela.models import TaskFacts, build_model
-from chela.models.cost import cost
-from chela.models.pretrained import from_pretrained, save_pretrained
 
 TASK = TaskFacts(num_classes=9, l_max=40, vocab_size=9, objective="tokens")
 
@@ -105,30 +101,6 @@ def test_what_has_no_state_says_so_in_one_line():
     looks_ahead = build_model(resolve(["preset=tiny"]).model, TASK, seed=0)
     with pytest.raises(RuntimeError, match=r"TokenModel\.start: expected causal=True"):
         looks_ahead.prefill(tokens)
-
-
-def test_tied_scores_read_the_table_of_the_embedding(tmp_path):
-    network, apart = _network("chela", "model.tie=true"), _network()
-    table = network.backbone.embedding.weight
-    assert network.head.weight is table and torch.equal(table, apart.backbone.embedding.weight)
-    counts = [sum(p.numel() for p in net.parameters()) for net in (network, apart)]
-    assert counts[1] - counts[0] == table.numel() and cost(network.built_from[0], TASK).parameters == counts[0]
-    network, tokens = network.float(), torch.randint(1, 9, (2, 20))
-    network(tokens).square().mean().backward()
-    torch.optim.SGD(network.parameters(), lr=0.1).step()
-    want = network(tokens)
-    again = from_pretrained(save_pretrained(network, tmp_path))
-    checkpoint = _network("chela", "model.tie=true").float()
-    checkpoint.load_state_dict(network.state_dict())
-    for other in (again, checkpoint, copy.deepcopy(network)):
-        assert torch.equal(other(tokens), want) and other.head.weight is other.backbone.embedding.weight
-
-
-@pytest.mark.parametrize("facts", [{"num_classes": 5}, {"objective": "classification"}, {"vocab_size": None}], ids=str)
-def test_tying_needs_as_many_symbols_as_classes(facts):
-    known = {"num_classes": 9, "l_max": 40, "vocab_size": 9, "objective": "tokens"} | facts
-    with pytest.raises(UsageError, match="tie: expected False, or as many symbols as classes"):
-        build_model(resolve(["preset=tiny", "model.tie=true"]).model, TaskFacts(**known), seed=0)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
