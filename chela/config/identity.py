@@ -59,6 +59,12 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     return gone | kept | later
 
 
+def told_apart_by(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the same with the newer options in it, where they change nothing: what a row of a table is named by."""
+    declared = _declared(str(options.get("task.name")), str(options.get("model.mixer.name")))
+    return {key: kind["neutral"] for key, kind in declared.items() if "neutral" in kind} | identity_of(options)
+
+
 @functools.cache
 def _declared(task: str, mixer: str) -> dict[str, Any]:
     """Return what is declared of every option, by dotted key; nothing for a task or system of somebody's own."""
