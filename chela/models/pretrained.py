@@ -76,7 +76,8 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
         known = mixer_options(name)
     except UsageError as error:
         raise UsageError(f"{folder / CONFIG}: {error}") from None
-    config: ModelConfig = _read(ModelConfig, {key: options[key] for key in options.keys() - {"mixer"}}, folder)
+    sizes = {key: options[key] for key in options.keys() - {"mixer"}}
+    config: ModelConfig = _read(ModelConfig, sizes, folder, "model.")
     config.mixer = _read(known, mixer, folder, "model.mixer.")
     model = build_model(config, _read(TaskFacts, said.get("task"), folder), seed=0)
     where = folder / WEIGHTS
