@@ -29,7 +29,7 @@ class Network(nn.Module):
         """Score tokens (B, L): (B, L, symbols)."""
         x, norms = self.embed(tokens), iter(self.norms)
         for layer, feed_forward in zip(self.layers, self.feed_forward, strict=True):
-            x = x + layer(next(norms)(x), stream=x)
+            x = x + layer(next(norms)(x))
             x = x + feed_forward(next(norms)(x))
         return self.out(next(norms)(x))
 

@@ -29,7 +29,7 @@ class Tagger(lightning.LightningModule):
         """Score tokens (B, L): (B, L, 2)."""
         x = self.embed(tokens)
         for norm, layer in zip(self.norms, self.layers, strict=True):
-            x = x + layer(norm(x), mask, stream=x)
+            x = x + layer(norm(x), mask)
         return self.out(x)
 
     def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:

@@ -82,7 +82,7 @@ class ChelaLayer(nn.Module):
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
         pooled: Annotated[float, {"ge": 0, "le": 1, "neutral": 0.25}] = 0.25,
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "long",
+        qk: Annotated[Literal["short", "long"], {"neutral": "long"}] = "short",
         conv: Literal["short-long", "short", "long", "none"] = "short-long",
         long_kernel: Literal["multiscale", "ema"] = "multiscale",
         scale_size: Annotated[int, {"ge": 1, "le": 4096, "neutral": 16}] = 16,
@@ -91,7 +91,7 @@ class ChelaLayer(nn.Module):
         scale_decay_max: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,
         reparam: bool = True,
         attention: Literal["both", "select", "pool", "none"] = "both",
-        gate: Literal["highway", "mega", "none"] = "mega",
+        gate: Literal["highway", "mega", "none"] = "highway",
     ) -> None:
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
