@@ -5,21 +5,19 @@ CPU, float32, causal, K = L, with glibc's default allocator and with one that ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from chela.ops import fft_conv
-from experiments.bench import Row, timing
-from experiments.bench.timing import interleaved, peak_memory, training_step
+from experiments.bench import Options, Row, timing
+from experiments.bench.timing import Step, interleaved, peak_memory, training_step
 
 SIZES = ((4, 128, 1024), (2, 128, 4096), (1, 128, 16384))
 
 
-def run(quick: bool) -> list[Row]:
+def run(options: Options) -> list[Row]:
     """Measure with both allocators."""
-    sizes = SIZES[:1] if quick else SIZES
+    sizes = SIZES[:1] if options.quick else SIZES
     first = timing.allocator(keep=False)
     rows = [whole_row(*size, first) for size in sizes]
     second = timing.allocator(keep=True)
@@ -37,7 +35,7 @@ def plain(u: Tensor, kernel: Tensor) -> Tensor:
     return y.transpose(1, 2)
 
 
-def transforms_and_products(batch: int, channels: int, length: int) -> Callable[[], None]:
+def transforms_and_products(batch: int, channels: int, length: int) -> Step:
     """Return the transforms and products of forward and backward, and nothing else."""
     n = 2 * length
     rows, kernel = torch.randn(batch, channels, n), torch.randn(channels, n)
@@ -62,10 +60,11 @@ def whole_row(batch: int, channels: int, length: int, allocator: str) -> Row:
     contiguous = "plain, (B, L, C) contiguous"
     ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
     laid_out = training_step(lambda u, kernel: plain(u, kernel).contiguous(), u, kernel, d_out=d_out)
-    candidates: dict[str, Callable[[], object]] = {"fft_conv": ours, "plain": theirs}
+    candidates: dict[str, Step] = {"fft_conv": ours, "plain": theirs}
     candidates[contiguous] = lambda: [gradient.contiguous() for gradient in laid_out()]
     times = interleaved(candidates, seconds=2.0, least=5)
-    values = {f"fft_conv / {name}": times["fft_conv"].median / times[name].median for name in ("plain", contiguous)}
+    median = times.median()
+    values = {f"fft_conv / {name}": median["fft_conv"] / median[name] for name in ("plain", contiguous)}
     values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
     key = {"what": "whole", "B": batch, "C": channels, "L": length, "allocator": allocator}
     return Row.timed(key, times, values)

@@ -15,7 +15,7 @@ from chela.config.schema import ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.heads import TokenModel
-from experiments.bench import Row
+from experiments.bench import Options, Row
 from experiments.bench.timing import interleaved
 
 CONTEXTS = (1024, 4096, 16384, 65536)
@@ -26,15 +26,14 @@ SYSTEMS = {
     "s4d": ("s4d", {}),
     "softmax": ("softmax", {}),
 }
-PLOT = tuple(SYSTEMS)
 L_MAX = 2**17  # taps of the long kernel
 PIECE = 2048  # prefilled at once
 STEPS = 64
 
 
-def run(quick: bool) -> list[Row]:
+def run(options: Options) -> list[Row]:
     """Measure after every context."""
-    return [context_row(length) for length in (CONTEXTS[:1] if quick else CONTEXTS)]
+    return [context_row(length) for length in (CONTEXTS[:1] if options.quick else CONTEXTS)]
 
 
 def language_model(system: str) -> TokenModel:
@@ -61,8 +60,7 @@ def context_row(length: int) -> Row:
         steps[system] = partial(make_steps, model, symbols[:, 0], state)
         sizes[system] = sum(part.nbytes for part in state.values())
     times = interleaved(steps, seconds=2.0, least=3, most=20)
-    per_step = {name: took.median / STEPS for name, took in times.items()}
-    values = {f"{name} [ms]": took for name, took in per_step.items()}
+    values = {f"{name} [ms]": took / STEPS for name, took in times.median().items()}
     values |= {f"{name} [KiB]": size / 1024 for name, size in sizes.items()}
     return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
 

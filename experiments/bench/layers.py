@@ -6,19 +6,16 @@ allocator keeps its memory, unless the environment says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from chela.layers.mixers.chela import ChelaLayer
 from chela.layers.mixers.softmax import SoftmaxAttention
-from experiments.bench import Row, timing
+from experiments.bench import Options, Row, timing
 from experiments.bench.convolution import transforms_and_products
-from experiments.bench.timing import interleaved, peak_memory, training_step
+from experiments.bench.timing import Step, interleaved, peak_memory, training_step
 
 WORK = "its products and FFTs"
-PLOT = ("CHELA", "softmax", WORK)
 
 WIDTH, QUERY, VALUE = 128, 64, 256
 LENGTHS = (1024, 2048, 4096, 8192, 16384)
@@ -29,13 +26,13 @@ PARTS = (
 )
 
 
-def run(quick: bool) -> list[Row]:
+def run(options: Options) -> list[Row]:
     """Measure every length."""
     allocator = timing.allocator(keep=True)
-    return [layer_row(length, allocator) for length in (LENGTHS[:1] if quick else LENGTHS)]
+    return [layer_row(length, allocator) for length in (LENGTHS[:1] if options.quick else LENGTHS)]
 
 
-def products_and_transforms(layer: ChelaLayer, length: int) -> Callable[[], None]:
+def products_and_transforms(layer: ChelaLayer, length: int) -> Step:
     """Return the layer's matrix products and FFTs, forward and backward, and nothing else."""
     weights = [torch.randn(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, nn.Linear)]
     by_width = {width: torch.randn(length, width) for weight in weights for width in weight.shape}
@@ -69,8 +66,9 @@ def layer_row(length: int, allocator: str) -> Row:
     x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
     steps = {name: training_step(layer, x, d_out=d_out, weights=layer.parameters()) for name, layer in layers.items()}
     times = interleaved(steps | {WORK: products_and_transforms(chela, length)}, seconds=3.0, least=3)
-    values = {f"CHELA / {WORK}": times["CHELA"].median / times[WORK].median}
+    median = times.median()
+    values = {f"CHELA / {WORK}": median["CHELA"] / median[WORK]}
     if "softmax" in times:
-        values["softmax / CHELA"] = times["softmax"].median / times["CHELA"].median
+        values["softmax / CHELA"] = median["softmax"] / median["CHELA"]
     values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
     return Row.timed({"L": length, "allocator": allocator}, times, values, PARTS)

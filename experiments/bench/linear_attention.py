@@ -1,36 +1,31 @@
 """Linear attention, forward + backward: against softmax, its own products, other kernels.
 
-CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against fla, lightning-attention and FlashAttention where
-they are installed.
+CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against FlashAttention, and fla where it is installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from chela.ops import linear_attention
-from experiments.bench import Row
-from experiments.bench.timing import interleaved, peak_memory, training_step
-
-PLOT = ("causal", "softmax", "bidirectional", "per-token decay", "best other")
-
-Step = Callable[[], object]
+from experiments.bench import Options, Row
+from experiments.bench.timing import Step, interleaved, peak_memory, training_step
 
 causal_attention = partial(linear_attention, causal=True)
 bidirectional_attention = partial(linear_attention, causal=False)
 
 
-def run(quick: bool) -> list[Row]:
+def run(options: Options) -> list[Row]:
     """Measure on the CUDA device if there is one, else on the CPU."""
     if torch.cuda.is_available():
-        return [gpu_row(L, D) for D in (64, 128) for L in ((1024,) if quick else (1024, 4096, 16384, 65536))]
-    return [cpu_row(L) for L in ((256,) if quick else (1024, 4096, 16384, 65536))]
+        return [gpu_row(L, D) for D in (64, 128) for L in ((1024,) if options.quick else (1024, 4096, 16384, 65536))]
+    return [cpu_row(L) for L in ((256,) if options.quick else (1024, 4096, 16384, 65536))]
 
 
 def cpu_row(L: int) -> Row:
@@ -49,10 +44,10 @@ def cpu_row(L: int) -> Row:
     }
     decays: dict[str, Step] = {"per-token decay": training_step(decayed, q, k, v, slow, d_out=d_out)}
     # Only what is compared takes turns: anything in between would leave its mark on cache and heap.
-    groups = (causal, bidirectional, decays)
-    times = {name: t for group in groups for name, t in interleaved(group, seconds=2.0).items()}
-    values = {"softmax / causal": times["softmax"].median / times["causal"].median} if "softmax" in times else {}
-    values["bidirectional / products"] = times["bidirectional"].median / times["its products"].median
+    times = pd.concat([interleaved(group, seconds=2.0) for group in (causal, bidirectional, decays)], axis=1)
+    median = times.median()
+    values = {"softmax / causal": median["softmax"] / median["causal"]} if "softmax" in times else {}
+    values["bidirectional / products"] = median["bidirectional"] / median["its products"]
     results = 8 * q.numel() * q.element_size()  # q, k, v, o and their gradients
     for name, step in (("causal", causal["causal"]), ("bidirectional", bidirectional["bidirectional"])):
         # The output and three gradients are held at the peak, and are not extra.
@@ -74,29 +69,6 @@ def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> No
         _ = q_ @ S, do @ S.mT, v_ @ dS.mT, k_ @ dS
 
 
-def others(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, decay: Tensor) -> tuple[dict[str, Step], str]:
-    """Return what other libraries offer for causal attention with one decay per head, and why some are missing."""
-    missing = []
-    *heads_first, d_first = (x.transpose(1, 2).contiguous() for x in (q, k, v, d_out))
-    found: dict[str, Step] = {"FlashAttention": training_step(flash_attention, *heads_first, d_out=d_first)}
-    try:
-        from fla.ops.simple_gla import chunk_simple_gla
-
-        g = decay.expand(q.shape[:3])
-        found["fla"] = training_step(lambda q, k, v: chunk_simple_gla(q, k, v, g=g, scale=1.0)[0], q, k, v, d_out=d_out)
-    except ImportError as error:
-        missing.append(f"fla: {error}")
-    try:
-        from lightning_attn.ops import lightning_attn_func
-
-        found["lightning"] = training_step(
-            lambda q, k, v: lightning_attn_func(q, k, v, -decay), *heads_first, d_out=d_first
-        )
-    except ImportError as error:
-        missing.append(f"lightning-attention: {error}")
-    return found, "; ".join(missing)
-
-
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run causal FlashAttention, no other kernel of softmax attention."""
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
@@ -109,14 +81,24 @@ def gpu_row(L: int, D: int) -> Row:
     B = max(1, 32768 // L)
     q, k, v, d_out = torch.randn(4, B, L, H, D, device="cuda", dtype=torch.bfloat16).unbind()
     decay = -torch.logspace(-1, -8, H, base=2, device="cuda")
-    rivals, note = others(q, k, v, d_out, decay)
+    *heads_first, d_first = (x.transpose(1, 2).contiguous() for x in (q, k, v, d_out))
+    rivals: dict[str, Step] = {"FlashAttention": training_step(flash_attention, *heads_first, d_out=d_first)}
+    note = ""
+    try:
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        per_token = decay.expand(q.shape[:3])
+        fla = lambda q, k, v: chunk_simple_gla(q, k, v, g=per_token, scale=1.0)[0]  # noqa: E731
+        rivals["fla"] = training_step(fla, q, k, v, d_out=d_out)
+    except ImportError as error:
+        note = f"fla: {error}"
     ours = {
         "causal": causal_attention,
         "per-head decay": partial(causal_attention, log_decay=decay),
         "bidirectional": bidirectional_attention,
     }
-    candidates = rivals | {name: training_step(f, q, k, v, d_out=d_out) for name, f in ours.items()}
-    times = interleaved(candidates, seconds=1.0, least=10)
-    best = min(times[name].median for name in rivals)
-    values = {"best other [ms]": best, "best other / ours": best / times["per-head decay"].median}
+    steps = rivals | {name: training_step(f, q, k, v, d_out=d_out) for name, f in ours.items()}
+    times = interleaved(steps, seconds=1.0, least=10)
+    best = times[list(rivals)].median().min()
+    values = {"best other [ms]": best, "best other / ours": best / times["per-head decay"].median()}
     return Row.timed({"L": L, "B": B, "H": H, "D": D, "dtype": "bfloat16"}, times, values, note)

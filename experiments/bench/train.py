@@ -7,48 +7,37 @@ recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.benchmark import Measurement
 
 from chela.config.compose import resolve
 from chela.config.groups import names
 from chela.config.schema import Config
-from chela.core.options import option
 from chela.models import build_model
 from chela.training.machine import hardware
 from chela.training.step import build_optimizer
-from experiments.bench import Row, timing
-from experiments.bench.timing import interleaved, peak_memory
+from experiments.bench import Options, Row, timing
+from experiments.bench.timing import Step, interleaved, peak_memory
 from lra.tasks import get_task
 
 RIVAL = "softmax"
 
 
-@dataclass
-class Options:
-    """What to measure; a list is split by commas."""
-
-    task: list[str] = option([], "tasks; all when none is named")
-    model: list[str] = option([], "systems; all when none is named")
-    preset: list[str] = option([], "presets; mini when none is named, on a GPU full too")
-    batch: int | None = option(None, "records in a step; null is the recipe's, on a CPU one at full", ge=1)
-
-
-def run(quick: bool, options: Options) -> list[Row]:
+def run(options: Options) -> list[Row]:
     """Measure every task at every preset; UsageError for a name that there is not."""
-    tasks = options.task or (["listops"] if quick else names("task"))
-    presets = options.preset or (["tiny"] if quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"])
+    tasks = options.task or (["listops"] if options.quick else names("task"))
+    presets = options.preset or (
+        ["tiny"] if options.quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"]
+    )
     shapes = [[f"preset={preset}", f"task={task}"] for preset in presets for task in tasks]
     models = [f"model={model}" for model in options.model or names("model")]
     plan = [[resolve([*shape, model]) for model in models] for shape in shapes]  # a name may be wrong: before measuring
-    return [task_row(configs, options.batch, 0.05 if quick else 1.0) for configs in plan]
+    return [task_row(configs, options.batch, 0.05 if options.quick else 1.0) for configs in plan]
 
 
 def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
@@ -63,7 +52,7 @@ def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
     about = get_task(shape.task)
     records = random_records(about, size, platform["accelerator"])
 
-    steps: dict[str, Callable[[], None]] = {}
+    steps: dict[str, Step] = {}
     memory: dict[str, int] = {}
     notes = []
     for config in configs:
@@ -77,18 +66,14 @@ def task_row(configs: list[Config], batch: int | None, seconds: float) -> Row:
     key |= {"recipe's batch": shape.trainer.batch_size, "precision": platform["precision"]}
     key["allocator"] = timing.allocator(keep=not on_gpu)
     times = interleaved(steps, seconds=seconds, least=3)
-    return Row.timed(key, times, values(times, memory, records[0].shape[0] * about.train_length), "; ".join(notes))
-
-
-def values(times: Mapping[str, Measurement], memory: dict[str, int], tokens: int) -> dict[str, float]:
-    """Return rates and memory, then speed and memory against softmax where that was measured."""
-    found = {f"{name} [tokens/s]": tokens / t.median for name, t in times.items()}
-    found |= {f"{name} [MiB]": memory[name] / 2**20 for name in times}
-    if RIVAL in times:
-        rivals = [name for name in times if name != RIVAL]
-        found |= {f"speed, {name} / {RIVAL}": times[RIVAL].median / times[name].median for name in rivals}
-        found |= {f"memory, {name} / {RIVAL}": memory[name] / memory[RIVAL] for name in rivals}
-    return found
+    median = times.median()
+    values = {f"{name} [tokens/s]": records[0].shape[0] * about.train_length / median[name] for name in steps}
+    values |= {f"{name} [MiB]": memory[name] / 2**20 for name in steps}
+    for name in steps if RIVAL in steps else ():
+        if name != RIVAL:
+            values[f"speed, {name} / {RIVAL}"] = median[RIVAL] / median[name]
+            values[f"memory, {name} / {RIVAL}"] = memory[name] / memory[RIVAL]
+    return Row.timed(key, times, values, "; ".join(notes))
 
 
 def random_records(about: Any, size: int, device: str) -> tuple[Tensor, Tensor]:
