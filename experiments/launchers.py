@@ -120,7 +120,8 @@ class Local(Launcher):
         trainer, visible = self.example.config.trainer, os.environ.get("CUDA_VISIBLE_DEVICES", "")
         count = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
         gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-        slots = [gpus[first : first + trainer.devices] for first in range(0, count, trainer.devices)]
+        firsts = range(0, count - trainer.devices + 1, trainer.devices)
+        slots = [gpus[first : first + trainer.devices] for first in firsts]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         slots = slots or [[]] * (self.jobs or max(1, cores // (self.threads * trainer.devices)))
         self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now

@@ -1,17 +1,4 @@
-"""From a sweep file to runs: task × model × variant × seed, each a resolved configuration.
-
-A sweep file::
-
-    preset: mini
-    tasks: [listops, ./my_task.yaml]              # names, or files of one's own beside the sweep file
-    models: [chela, softmax, ./my_system.yaml]
-    seeds: [0, 1]
-    threads: 1                                    # of each run; part of what makes its numbers
-    overrides: {trainer.val_every: 100}           # for every run; later ones win, in the order of this file
-    per_task: {listops: {seeds: [0, 1, 2], overrides: {trainer.max_steps: 1500}}}   # or variants
-    per_model: {chela: {variants: [{}, {model.mixer.normalize: false}]}}   # each is a row of its own
-    tune: {rates: [2e-3, 5e-4, 8e-3], seed: 0, steps: 0.25}
-    slurm: {time: 60, partition: gpu}             # words of submitit's SlurmExecutor
+"""From a sweep file (docs/sweeps.md says what may stand in one) to runs: task × model × variant × seed.
 
 A file of one's own goes by its name without folder and ending wherever else a task or model is named.
 """
@@ -23,7 +10,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,16 +62,18 @@ class SweepFile(Section):
     tune: Tune | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
 
-    def pairs(self, folder: Path, words: Sequence[str] = ()) -> Iterator[Pair]:
+    def pairs(self, folder: Path, words: Sequence[str] = (), only: Collection[int] = ()) -> Iterator[Pair]:
         """Yield every task with every model and variant that has a seed left.
 
-        The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them. A key that is the
-        sweep's own, or that no run has, is a UsageError, and so is a value out of its limits.
+        The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them; of the seeds, ``only``
+        these are run, if it names any. A key that is the sweep's own, or that no run has, is a UsageError, and so is a
+        value out of its limits.
         """
         for task, model in itertools.product(self.tasks, self.models):
             special = (self.per_task.get(label(task)), self.per_model.get(label(model)))
             sections = [self, *filter(None, special)]
             seeds = [section.seeds for section in sections if section.seeds is not None][-1]  # later ones win
+            seeds = [seed for seed in seeds if not only or seed in only]
             variants = [section.variants for section in sections if section.variants]
             for variant in (variants or [[{}]])[-1] if seeds else []:
                 layers = (*(section.overrides for section in sections), variant)
@@ -212,50 +201,41 @@ def tail(path: Path, characters: int = 4000) -> str:
     return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.is_file() else ""
 
 
-def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
+def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = (), preset: str = "") -> SweepFile:
     """Read a sweep file; UsageError where it cannot be read, or says what no sweep can do.
 
-    ``chosen`` is what the command line asks for of it: lists of ``tasks``, ``models`` and ``seeds``, and ``preset``.
+    Of its ``tasks`` and ``models`` only the given ones are kept, if any are; ``preset`` is taken instead of its own.
     """
     try:
         file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path)))
     except UNREADABLE as error:
         raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {first_line(error)}") from None
     assert isinstance(file, SweepFile)
-    chosen = chosen or {}
-    file.preset = chosen.get("preset", file.preset)
-    for group in ("tasks", "models"):
-        beside = [str((path.parent / name).absolute()) if is_file(name) else name for name in getattr(file, group)]
-        setattr(file, group, _narrowed(group, beside, chosen))
-    sections = [file, *file.per_task.values(), *file.per_model.values()]
-    seeds = _narrowed("seeds", sorted({seed for section in sections for seed in section.seeds or ()}), chosen)
-    for section in sections:
-        section.seeds = section.seeds and [seed for seed in section.seeds if seed in seeds]
+    file.preset = preset or file.preset
+    file.tasks = _listed(path, "task", file.tasks, file.per_task, tasks)
+    file.models = _listed(path, "model", file.models, file.per_model, models)
     try:
-        _check(file)
-    except (UsageError, ValueError) as error:
+        check_options(file)
+        if file.tune:
+            check_options(file.tune, "tune.")
+            if not file.tune.rates:
+                raise ValueError("tune.rates: expected at least one rate, got none")
+        if file.preset == "auto":
+            raise ValueError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     return file
 
 
-def _narrowed(group: str, listed: list[Any], chosen: dict[str, Any]) -> list[Any]:
-    called = [label(str(item)) for item in listed]
-    asked = [label(str(item)) for item in chosen.get(group, called)]
-    if unknown := [name for name in asked if name not in called]:
-        raise UsageError(f"{group[:-1]}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
+def _listed(path: Path, group: str, listed: Sequence[str], special: Collection[str], asked: Sequence[str]) -> list[str]:
+    """Return what is asked for of what a file lists; files of one's own lie beside it."""
+    called = [label(name) for name in listed]
     if len(set(called)) < len(called):
-        raise UsageError(f"{group}: expected each once, got {', '.join(called)}")
-    return [item for item, name in zip(listed, called, strict=True) if name in asked]
-
-
-def _check(file: SweepFile) -> None:
-    check_options(file)
-    if file.preset == "auto":
-        raise UsageError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
-    if file.tune:
-        check_options(file.tune, "tune.")
-        if not file.tune.rates:
-            raise UsageError("tune.rates: expected at least one rate, got none")
-    for group, listed, special in (("task", file.tasks, file.per_task), ("model", file.models, file.per_model)):
-        if unknown := [name for name in special if name not in (*names(group), *map(label, listed))]:
-            raise UsageError(f"per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
+        raise UsageError(f"{path}: {group}s: expected each once, got {', '.join(called)}")
+    if unknown := set(special) - {*names(group), *called}:
+        raise UsageError(f"{path}: per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
+    asked = [label(name) for name in asked or listed]
+    if unknown := set(asked) - set(called):
+        raise UsageError(f"{group}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
+    kept = [name for name in listed if label(name) in asked]
+    return [str((path.parent / name).absolute()) if is_file(name) else name for name in kept]

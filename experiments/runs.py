@@ -88,6 +88,8 @@ class Run:
         lines = _read_curves(self.curves).get(self.name)
         if lines is None:
             return pd.DataFrame()
+        if self.name:
+            lines = lines.loc[:, (lines != "").any()]  # without the columns of other runs
         try:
             lines = lines[lines["split"] == split].drop(columns="split").replace("", "nan")
             return lines.astype(float).reset_index(drop=True)
@@ -166,7 +168,7 @@ def _read_texts(file: Path, changed: int) -> dict[str, pd.DataFrame]:
     frame = pd.read_csv(whole, dtype=str, keep_default_na=False)
     if "run" not in frame:
         return {"": frame}
-    return {name: lines.loc[:, (lines != "").any()].drop(columns="run") for name, lines in frame.groupby("run")}
+    return {name: lines.drop(columns="run") for name, lines in frame.groupby("run", sort=False)}
 
 
 def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
@@ -220,7 +222,8 @@ def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
 def read_rates(folder: Path) -> dict[str, Any]:
     """Read the learning rates that a sweep chose, a record by task and system; nothing where they cannot be read."""
     try:
-        return dict(OmegaConf.to_container(OmegaConf.load(folder / RATES)))  # type: ignore[arg-type]
+        found: Any = OmegaConf.to_container(OmegaConf.load(folder / RATES))
+        return {name: record for name, record in dict(found).items() if isinstance(record, dict)}
     except UNREADABLE:
         return {}
 

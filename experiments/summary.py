@@ -92,9 +92,8 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     line = {"runs": list(runs), "mean": values.mean(), "sd": values.std(), "seeds": len(done)}
     line |= {state: sum(run.state == state for run in runs) for state in STATES}
     line["at chance"] = sum(run.result.get("learned") is False for run in done)
-    for key in (*COSTS, "wall_seconds", "epochs"):
-        costs = pd.to_numeric(told[key]) if key in told else pd.Series(dtype=float)
-        line[key] = costs[costs > 0].mean()
+    costs = told.reindex(columns=[*COSTS, "wall_seconds", "epochs"]).astype(float)
+    line |= dict(costs.where(costs > 0).mean())
     speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
     if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):
         line["tokens_per_second"] = median

@@ -52,9 +52,9 @@ class Sweep:
             rates = read_rates(folder)
             untuned = [pair for pair in self.pairs if pair.tune and pair.rate(rates) is None]
             self._work(job for pair in untuned for job in pair.tune)
-            chosen = {pair.name: pair.choose_rate() for pair in untuned if self._may_choose(pair)}
-            with locked(folder / "logs" / RATES):  # another launcher may work on other pairs
-                rates = add_rates(folder, chosen)
+            if chosen := {pair.name: pair.choose_rate() for pair in untuned if self._may_choose(pair)}:
+                with locked(folder / RATES):  # another launcher may work on other pairs
+                    rates = add_rates(folder, chosen)
             ready = [pair for pair in self.pairs if pair.name not in self.blocked]
             self._work(job for pair in ready for job in pair.runs(pair.rate(rates)))
         finally:
@@ -141,10 +141,9 @@ class Options:
 @command(Options, __doc__, others=True)
 def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> int:
     """Read the file, then do the work or say what there is; ``command`` is what is called with each run's words."""
-    asked = {"tasks": options.task, "models": options.model, "seeds": options.seed, "preset": options.preset}
-    file = read_sweep(options.file, {key: value for key, value in asked.items() if value})
+    file = read_sweep(options.file, options.task, options.model, options.preset)
     folder = options.runs or Path("runs") / options.file.stem
-    pairs = list(file.pairs(folder, words))
+    pairs = list(file.pairs(folder, words, options.seed))
     if options.dry_run:
         return _dry_run(pairs, read_rates(folder))
     if not pairs:

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -34,7 +34,7 @@ ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the syst
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
 
 
-Block = str | pd.DataFrame
+Block: TypeAlias = "str | pd.DataFrame"
 """A paragraph or a heading, as in Markdown, or a table of texts, whose first column names its rows."""
 
 
@@ -234,9 +234,8 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
     frames = []
     for table in tables:
         cells = table.cells.drop(columns=["runs", "machines", "test variance"]).reset_index()
-        scores = [table.score(task) for task in cells["task"]]
-        for place, key in enumerate(("name", "unit")):
-            cells.insert(2 + place, {"name": "score"}.get(key, key), [score[key] for score in scores])
+        scores = pd.DataFrame([table.score(task) for task in cells["task"]])
+        cells = cells.assign(score=scores["name"], unit=scores["unit"])
         frames.append(cells.assign(preset=table.preset, validation=table.policy, edition=table.edition))
     return str(pd.concat(frames).rename(columns={"row": "system"}).to_csv(index=False))
 

@@ -10,7 +10,6 @@ linear_attention: the op. train: whole training steps of every system.
 from __future__ import annotations
 
 import importlib
-import itertools
 import json
 import os
 import shutil
@@ -62,25 +61,13 @@ def text(title: str, rows: Sequence[Row], machine: dict[str, Any], width: int) -
 def table(rows: Sequence[Row], width: int = 80) -> str:
     """Return a line for each value and a column for each row; columns that do not fit in follow in a second block.
 
-    What is the same in the keys of all rows is said once, above the table. ``width`` is in characters.
-
-    >>> print(table([Row({"H": 4, "L": L}, {"ours [ms]": L / 1e6, "ours / theirs": 0.5}) for L in (1024, 4096)]))
-    H 4
-    <BLANKLINE>
+    >>> print(table([Row({"L": L}, {"ours [ms]": L / 1e6, "ours / theirs": 0.5}) for L in (1024, 4096)]))
     L               1024   4096
     ours [ms]      1.024  4.096
     ours / theirs    0.5    0.5
     """
-    fixed = {key: row.key[key] for row in rows[:1] for key in row.key if len({str(r.key.get(key)) for r in rows}) == 1}
-    parts = [textwrap.fill(", ".join(f"{key} {value}" for key, value in fixed.items()), width)] if fixed else []
-    for _, alike in itertools.groupby(rows, key=lambda row: (list(row.key), list(row.values))):
-        columns = [
-            {key: str(value) for key, value in row.key.items() if key not in fixed}
-            | {name: _cell(name, value) for name, value in row.values.items()}
-            for row in alike
-        ]
-        parts.append(pd.DataFrame(columns).T.to_string(header=False, line_width=width))
-    return "\n\n".join(parts)
+    told = [row.key | {name: _cell(name, value) for name, value in row.values.items()} for row in rows]
+    return str(pd.DataFrame(told).T.fillna("").to_string(header=False, line_width=width))
 
 
 def _cell(name: str, value: float) -> str:

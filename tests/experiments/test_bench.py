@@ -54,7 +54,7 @@ def test_committed_results_are_read_and_fit_into_80_columns() -> None:
 def test_many_sizes_and_long_names_wrap_and_lose_nothing() -> None:
     names = [f"system {i} of a rather long name, as variants have [ms]" for i in range(5)]
     text = __main__.table([Row({"task": f"task{i}", "L": 1}, dict.fromkeys(names, i)) for i in range(10, 30)])
-    assert text.startswith("L 1\n") and "..." not in text and max(map(len, text.splitlines())) <= 80
+    assert "..." not in text and max(map(len, text.splitlines())) <= 80
     assert all(text.count(f"task{i}") == 1 and text.count(f" {i},000") == 5 for i in range(10, 30))
 
 

@@ -38,7 +38,7 @@ def test_files_of_ones_own_lie_beside_the_sweep_file(
     assert (chela.name, mine.name) == ("recall-tiny-chela", "recall-tiny-mine")
     assert mine.words[:2] == (f"task={tmp_path / 'recall.yaml'}", f"model={tmp_path / 'systems' / 'mine.yaml'}")
     assert (chela.seeds, mine.seeds) == ((0, 1), (5,))
-    (only,) = read_sweep(path, {"models": ["mine"]}).pairs(folder)
+    (only,) = read_sweep(path, models=["mine"]).pairs(folder)
     assert only.name == mine.name
     (tmp_path / "my_module.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -80,7 +80,7 @@ def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("visible", "count", "devices", "room"),
-    [("", 2, 1, [["0"], ["1"]]), ("5,3", 2, 1, [["5"], ["3"]]), ("5,3", 2, 2, [["5", "3"]]), ("", 0, 1, [[], [], []])],
+    [("", 2, 1, [["0"], ["1"]]), ("5,3", 2, 1, [["5"], ["3"]]), ("5,3,1", 3, 2, [["5", "3"]]), ("", 0, 1, [[], [], []])],
 )
 def test_how_many_runs_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int, devices: int, room: list[list[str]]
@@ -140,12 +140,10 @@ def test_a_mistake_is_told_without_waiting_for_lightning(tmp_path: Path) -> None
 def test_the_sweeps_of_this_repository_can_be_planned(path: Path, folder: Path) -> None:
     """Every task and system that this tree has, with the sweep's own overrides."""
     listed = yaml.safe_load(path.read_text())
-    chosen = {
-        f"{group}s": [name for name in listed[f"{group}s"] if name in names(group)] for group in ("task", "model")
-    }
-    if [] in chosen.values():
+    tasks, models = ([name for name in listed[f"{group}s"] if name in names(group)] for group in ("task", "model"))
+    if not (tasks and models):
         pytest.skip(f"none of the sweep's tasks or systems is in this tree: {listed['tasks']}, {listed['models']}")
-    pairs = list(read_sweep(path, chosen).pairs(folder))
+    pairs = list(read_sweep(path, tasks, models).pairs(folder))
     jobs = [job for pair in pairs for job in (*pair.tune, *pair.runs(None))]
     assert pairs and len({job.name for job in jobs}) == len(jobs)
     steps: dict[str, set[int]] = {}

@@ -101,44 +101,38 @@ def test_a_run_that_left_the_test_set_unseen_is_in_no_table(
     assert np.isnan(table.cells["mean"]["chela", "listops"]) and table.majority("listops") == 17
 
 
-def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
-    plain = [make_run(seed=0), make_run(seed=1)]
-    no_conv = make_run("model.mixer.conv=none")
-    no_gate = make_run("model.mixer.gate=none")
-    other = make_run("model=softmax", "optimizer.lr=0.01")
-    names = row_names(read_runs([tmp_path]))
-    assert [names[path] for path in plain] == ["chela", "chela"]
-    assert names[no_conv] == "chela [model.mixer.conv=none]"
-    assert names[no_gate] == "chela [model.mixer.gate=none]"
-    assert names[other] == "softmax"
-
-
-def test_two_ways_without_a_usual_one_both_say_theirs(make_run: MakeRun, tmp_path: Path) -> None:
-    folders = [make_run("optimizer.lr=0.001"), make_run("optimizer.lr=0.01", seed=1)]
-    names = row_names(read_runs([tmp_path]))
-    assert [names[path] for path in folders] == ["chela [optimizer.lr=0.001]", "chela [optimizer.lr=0.01]"]
-
-
-def test_a_name_means_the_same_on_every_task(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run()
-    no_gate = make_run("model.mixer.gate=none")
-    elsewhere = make_run("task=image", "model.mixer.gate=none")
-    names = row_names(read_runs([tmp_path]))
-    assert names[no_gate] == names[elsewhere] == "chela [model.mixer.gate=none]"
-
-
-def test_of_two_sizes_the_usual_one_keeps_the_name(make_run: MakeRun, tmp_path: Path) -> None:
-    usual, large = make_run("model=softmax"), make_run("model=softmax", "model.d_ff=96")
-    names = row_names(read_runs([tmp_path]))
-    assert (names[usual], names[large]) == ("softmax", "softmax [model.d_ff=96]")
-
-
-def test_a_chosen_rate_belongs_to_the_way_it_was_chosen_for(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run("optimizer.lr=0.001", "trainer.threads=1")
-    make_run("task=image", "optimizer.lr=0.002", "trainer.threads=1")
-    make_run("optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
-    make_run("task=image", "optimizer.lr=0.005", "trainer.threads=2", "model.causal=true")
-    assert set(row_names(read_runs([tmp_path])).values()) == {"chela", "chela [model.causal=true]"}
+@pytest.mark.parametrize(
+    "named",
+    [
+        [  # the full system by its name alone
+            ("", "chela"),
+            ("", "chela"),
+            ("model.mixer.conv=none", "chela [model.mixer.conv=none]"),
+            ("model.mixer.gate=none", "chela [model.mixer.gate=none]"),
+            ("model=softmax optimizer.lr=0.01", "softmax"),
+        ],
+        [  # two ways, of which none is the usual one
+            ("optimizer.lr=0.001", "chela [optimizer.lr=0.001]"),
+            ("optimizer.lr=0.01", "chela [optimizer.lr=0.01]"),
+        ],
+        [  # a name means the same on every task
+            ("", "chela"),
+            ("model.mixer.gate=none", "chela [model.mixer.gate=none]"),
+            ("task=image model.mixer.gate=none", "chela [model.mixer.gate=none]"),
+        ],
+        [("model=softmax", "softmax"), ("model=softmax model.d_ff=96", "softmax [model.d_ff=96]")],
+        [  # a chosen rate belongs to the way it was chosen for
+            ("optimizer.lr=0.001 trainer.threads=1", "chela"),
+            ("task=image optimizer.lr=0.002 trainer.threads=1", "chela"),
+            ("optimizer.lr=0.005 trainer.threads=2 model.causal=true", "chela [model.causal=true]"),
+            ("task=image optimizer.lr=0.005 trainer.threads=2 model.causal=true", "chela [model.causal=true]"),
+        ],
+        [("data.dir=/one runs=a trainer.max_time=1m", "chela"), ("data.dir=/two runs=b", "chela")],
+    ],
+)
+def test_a_row_is_named_by_what_sets_it_apart(make_run: MakeRun, tmp_path: Path, named: list[tuple[str, str]]) -> None:
+    names = {make_run(*words.split(), seed=seed): name for seed, (words, name) in enumerate(named)}
+    assert row_names(read_runs([tmp_path])) == names
 
 
 @pytest.mark.parametrize(("task", "apart"), [("listops", True), ("pathfinder", True), ("image", False)])
@@ -164,12 +158,6 @@ def test_texts_of_ones_own_stay_apart_where_they_are_collected(
     assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
     assert len(cells) == 2 and {run.cell for run in read_runs([tmp_path / "kept"])} == cells
     assert "/mine" not in (tmp_path / "kept" / "runs.jsonl").read_text()
-
-
-def test_where_a_run_lay_does_not_set_it_apart(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run("data.dir=/one", "runs=a", "trainer.max_time=1m", seed=0)
-    make_run("data.dir=/two", "runs=b", seed=1)
-    assert set(row_names(read_runs([tmp_path])).values()) == {"chela"}
 
 
 def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
