@@ -22,7 +22,7 @@ import pandas as pd
 
 from chela.config.words import command
 from chela.core.errors import UsageError
-from experiments.bench import RESULTS, Options, Row
+from experiments.bench import BENCHMARKS, RESULTS, Options, Row
 from experiments.runs import write
 
 
@@ -36,16 +36,15 @@ def main(options: Options) -> int:
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"out: expected a JSON file that can be written, got {path}")  # before minutes of measuring
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines stay away
-    module = importlib.import_module(f"experiments.bench.{options.name}")
+    run = getattr(importlib.import_module(f"experiments.bench.{BENCHMARKS[options.name]}"), options.name)
     from experiments.bench import timing
 
     if options.cpu_time:
         timing.use_cpu_time()
-    facts, rows = timing.machine(), module.run(options)
+    facts, rows = timing.machine(), run(options)
     result = {"name": options.name, "machine": facts, "rows": [vars(row) for row in rows]}
     write(path, json.dumps(result, indent=1) + "\n")
-    title = (module.__doc__ or "").partition("\n")[0].replace("``", "")
-    print(text(title, rows, facts, shutil.get_terminal_size().columns))
+    print(text(run.__doc__.partition("\n")[0], rows, facts, shutil.get_terminal_size().columns))
     print(f"written: {path}")
     return 0
 

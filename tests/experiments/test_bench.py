@@ -13,7 +13,7 @@ import torch
 
 from chela.config.compose import resolve
 from chela.models import build_model
-from experiments.bench import Options, Row, __main__, timing, train
+from experiments.bench import Options, Row, __main__, models, timing
 from experiments.bench.__main__ import main
 from lra.tasks import get_task
 
@@ -108,20 +108,20 @@ def test_what_does_not_fit_is_said_and_the_others_are_measured(monkeypatch: pyte
     def full() -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(train, "training_step", step)
-    (row,) = train.run(Options("train", quick=True, model=["softmax", "chela"], batch=3))
+    monkeypatch.setattr(models, "training_step", step)
+    (row,) = models.train(Options("train", quick=True, model=["softmax", "chela"], batch=3))
     assert row.note == "listops tiny softmax not run: 3 records do not fit; try batch=N"
     assert "chela [ms]" in row.values and not any("softmax" in name for name in row.values)
 
 
 def test_a_training_step_moves_the_weights_and_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.nn.Module] = []
-    monkeypatch.setattr(train, "build_model", lambda *given: built.append(build_model(*given)) or built[0])
+    monkeypatch.setattr(models, "build_model", lambda *given: built.append(build_model(*given)) or built[0])
     config = resolve(["task=retrieval", "preset=tiny", "model=chela"])
     about = get_task(config.task)
-    step = train.training_step(config, about, "cpu", "32-true")
+    step = models.training_step(config, about, "cpu", "32-true")
     before = {name: p.detach().clone() for name, p in built[0].named_parameters()}
-    step(*train.random_records(about, 2, "cpu"))
+    step(*models.random_records(about, 2, "cpu"))
     moved = {name for name, p in built[0].named_parameters() if not torch.equal(p, before[name])}
     assert len(moved) > 0.9 * len(before)
     assert all(p.grad is None for p in built[0].parameters())
@@ -132,8 +132,8 @@ def test_a_label_for_each_position_is_learned_too(monkeypatch: pytest.MonkeyPatc
         def forward(self, inputs: torch.Tensor, mask: None) -> torch.Tensor:
             return super().forward(inputs)
 
-    monkeypatch.setattr(train, "build_model", lambda *given: PerPosition(9, 5))
+    monkeypatch.setattr(models, "build_model", lambda *given: PerPosition(9, 5))
     about = SimpleNamespace(objective="tokens", vocab_size=9, num_classes=5, train_length=64, pair=False)
-    inputs, labels = train.random_records(about, 2, "cpu")
+    inputs, labels = models.random_records(about, 2, "cpu")
     assert labels.shape == inputs.shape == (2, 64)
-    train.training_step(resolve([]), about, "cpu", "32-true")(inputs, labels)
+    models.training_step(resolve([]), about, "cpu", "32-true")(inputs, labels)

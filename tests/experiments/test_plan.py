@@ -80,7 +80,12 @@ def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.
 
 @pytest.mark.parametrize(
     ("visible", "count", "devices", "room"),
-    [("", 2, 1, [["0"], ["1"]]), ("5,3", 2, 1, [["5"], ["3"]]), ("5,3,1", 3, 2, [["5", "3"]]), ("", 0, 1, [[], [], []])],
+    [
+        ("", 2, 1, [["0"], ["1"]]),
+        ("5,3", 2, 1, [["5"], ["3"]]),
+        ("5,3,1", 3, 2, [["5", "3"]]),
+        ("", 0, 1, [[], [], []]),
+    ],
 )
 def test_how_many_runs_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int, devices: int, room: list[list[str]]

@@ -1,9 +1,4 @@
-"""Whole training steps: every system (``configs/model``) at each task's shape, against softmax.
-
-Forward, loss, backward, clipping and AdamW of the real model on random records, each as long as the longest to learn
-from: no data is needed. Precision and allocator are those of ``chela.train``. At full a CPU takes one record, a GPU the
-recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
-"""
+"""Benchmarks of whole networks: a training step, and one token more."""
 
 from __future__ import annotations
 
@@ -17,8 +12,10 @@ from torch import Tensor
 
 from chela.config.compose import resolve
 from chela.config.groups import names
-from chela.config.schema import Config
-from chela.models import build_model
+from chela.config.schema import Config, ModelConfig
+from chela.layers.mixers import mixer_options
+from chela.models import TaskFacts, build_model
+from chela.models.heads import TokenModel
 from chela.training.machine import hardware
 from chela.training.step import build_optimizer
 from experiments.bench import Options, Row, timing
@@ -26,10 +23,26 @@ from experiments.bench.timing import Step, interleaved, peak_memory
 from lra.tasks import get_task
 
 RIVAL = "softmax"
+CONTEXTS = (1024, 4096, 16384, 65536)
+SYSTEMS = {
+    "chela": ("chela", {}),
+    "chela ema": ("chela", {"long_kernel": "ema"}),
+    "lightning": ("lightning", {}),
+    "s4d": ("s4d", {}),
+    "softmax": ("softmax", {}),
+}
+L_MAX = 2**17  # taps of the long kernel
+PIECE = 2048  # prefilled at once
+STEPS = 64
 
 
-def run(options: Options) -> list[Row]:
-    """Measure every task at every preset; UsageError for a name that there is not."""
+def train(options: Options) -> list[Row]:
+    """Whole training steps: every system (configs/model) at each task's shape, against softmax.
+
+    Forward, loss, backward, clipping and AdamW of the real model on random records, each as long as the longest to
+    learn from: no data is needed. Precision and allocator are those of ``chela.train``. At full a CPU takes one record,
+    a GPU the recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
+    """
     tasks = options.task or (["listops"] if options.quick else names("task"))
     presets = options.preset or (
         ["tiny"] if options.quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"]
@@ -104,3 +117,48 @@ def training_step(config: Config, about: Any, accelerator: str, precision: str) 
         optimizer.zero_grad()
 
     return step
+
+
+def generate(options: Options) -> list[Row]:
+    """One token more, after a context: time, and memory of the state, per system.
+
+    Two blocks of width 128 without a feed-forward layer, one text, float32. The context is random bytes that are
+    prefilled; then single steps are timed, the systems taking turns.
+    """
+    return [context_row(length) for length in (CONTEXTS[:1] if options.quick else CONTEXTS)]
+
+
+def language_model(system: str) -> TokenModel:
+    """Build a network of bytes; its long kernel has as many taps as there will be context."""
+    name, options = SYSTEMS[system]
+    config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**options))
+    model = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
+    assert isinstance(model, TokenModel)
+    return model
+
+
+@torch.no_grad()
+def context_row(length: int) -> Row:
+    """Return the time of a step, and the bytes of the state, after ``length`` symbols."""
+    torch.manual_seed(0)
+    symbols = torch.randint(1, 257, (1, length))
+    steps, sizes = {}, {}
+    for system in SYSTEMS:
+        model, state = language_model(system), None
+        for start in range(0, length, PIECE):
+            _, state = model.prefill(symbols[:, start : start + PIECE], state)
+        assert state is not None
+        _, state = model.step(symbols[:, 0], state)  # which works out what a prefill leaves to the first step
+        steps[system] = partial(make_steps, model, symbols[:, 0], state)
+        sizes[system] = sum(part.nbytes for part in state.values())
+    times = interleaved(steps, seconds=2.0, least=3, most=20)
+    values = {f"{name} [ms]": took / STEPS for name, took in times.median().items()}
+    values |= {f"{name} [KiB]": size / 1024 for name, size in sizes.items()}
+    return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
+
+
+def make_steps(model: TokenModel, symbol: Tensor, state: dict[str, Tensor]) -> None:
+    """Make some steps from a copy of the state."""
+    now = {name: part.clone() for name, part in state.items()}
+    for _ in range(STEPS):
+        _, now = model.step(symbol, now)
