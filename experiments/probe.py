@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chela.config.compose import from_saved, run_folder
+from chela.config.compose import run_folder
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
@@ -48,7 +48,7 @@ def state_size(run: Run) -> int | None:
     None where the system does not say, or the options are of a version that had others.
     """
     try:
-        config = from_saved(run.record["config"], run.path)
+        config = run.load_config()
         return cost(config.model, get_task(config.task)).state_size
     except UsageError:
         return None
