@@ -100,16 +100,13 @@ class Job:
     words: tuple[str, ...]  # what chela.train is told
     folder: Path  # of its run
     config: Config = field(repr=False, compare=False)
-
-    @property
-    def tunes(self) -> bool:
-        """Return whether it belongs to the search for a learning rate."""
-        return self.folder.parent.parent.name == TUNE
+    tunes: bool = False  # whether it belongs to the search for a learning rate
 
     @property
     def name(self) -> str:
         """Return a name that is unique within the sweep and fit for a file."""
-        return "-".join([*([TUNE] if self.tunes else []), *self.folder.parts[-2:]])
+        stage = [TUNE] if self.tunes else []
+        return "-".join([*stage, *self.folder.parts[-2:]])
 
     def finished(self) -> bool:
         """Return whether its result is there, with a test score if the run is to be tested."""
@@ -167,7 +164,8 @@ class Pair:
             setattr(functools.reduce(getattr, sections, config), name, value)
         name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
         words = (*self.words, *_words(changes | {"runs": runs, "resume": "auto"}))
-        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, config)
+        folder = runs / f"{label(config.task.name)}-{config.preset}" / name
+        return Job(words, folder, config, tunes=runs != self.folder)
 
     def rate(self, records: dict[str, Any]) -> float | None:
         """Return the rate that was chosen from this very grid; None when none was, or its record says less."""
@@ -230,8 +228,6 @@ def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = ()
 def _listed(path: Path, group: str, listed: Sequence[str], special: Collection[str], asked: Sequence[str]) -> list[str]:
     """Return what is asked for of what a file lists; files of one's own lie beside it."""
     called = [label(name) for name in listed]
-    if len(set(called)) < len(called):
-        raise UsageError(f"{path}: {group}s: expected each once, got {', '.join(called)}")
     if unknown := set(special) - {*names(group), *called}:
         raise UsageError(f"{path}: per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
     asked = [label(name) for name in asked or listed]

@@ -107,7 +107,6 @@ def test_how_many_runs_fit(
         ({**SMALL, "preset": "auto"}, [], "expected one of full, mini, tiny"),
         ({**SMALL, "overrides": {"model.dpeth": 2}}, [], "did you mean 'model.depth'"),
         ({**SMALL, "overrides": {"seed": 2}}, [], "seed is the sweep's own"),
-        ({**SMALL, "models": ["chela", "chela"]}, [], "each once"),
         ({**SMALL, "tune": {"rates": []}}, [], "at least one"),
         ({"preset": "tiny"}, [], "expected a sweep file"),
         ({**SMALL, "per_model": {"sofmax": {"seeds": [0]}}}, [], "per_model: expected names of files in configs/model"),
