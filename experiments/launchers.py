@@ -1,4 +1,4 @@
-"""Where runs are started: a pool of processes on this machine, or a Slurm job array."""
+"""Where runs are started: as processes on this machine, or as a Slurm job array."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from experiments.plan import Job, tail
 TRAIN = (sys.executable, "-m", "chela.train")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256, "max_num_timeout": 100}  # each is a requeue
-LOOK_SECONDS = 0.5  # until a run that another launcher has is looked at again
+LOOK_SECONDS = 0.1  # from one look at the runs to the next
 
 Ended = tuple[Job, int | None, str]
 """A run, its exit status (negative: the signal that killed it; None: it was not started, or a scheduler took it away),
@@ -109,7 +108,7 @@ class Launcher:
 
 @dataclass
 class Local(Launcher):
-    """A pool of processes on this machine."""
+    """Processes on this machine, as many at once as fit."""
 
     stopping = "the runs save and stop"
 
@@ -125,42 +124,34 @@ class Local(Launcher):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         slots = slots or [[]] * (self.jobs or max(1, cores // (self.threads * trainer.devices)))
         self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run a process for each, and yield how it ended; those that another launcher has come last."""
-        with ThreadPoolExecutor(len(self.slots)) as pool:
-            going = {pool.submit(self._train, job): job for job in jobs}
-            while going:
-                for future in wait(going, return_when=FIRST_COMPLETED).done:
-                    job = going.pop(future)
-                    if ended := future.result():
-                        yield ended
-                    else:
-                        going[pool.submit(self._train, job)] = job
-
-    def _train(self, job: Job) -> Ended | None:
-        """Return how it ended; None where another launcher has it."""
-        gpus = self.slots.popleft()  # there is one for each thread of the pool
-        try:
-            if self.asked or job.finished():  # by another launcher, while it waited here
-                return job, None, ""
-            step, training = job.step(), self.training(job)
-            if (process := training.start(gpus)) is None:
-                time.sleep(LOOK_SECONDS)
-                return None
-            self._processes.add(process)
-            say(job.name, f"goes on from step {step}" if step else "started")
-            if self.asked:
-                process.terminate()
-            return job, process.wait(), training.last_line()
-        finally:
-            self.slots.append(gpus)
+        waiting = deque(jobs)
+        while self._going or (waiting and not self.asked):
+            if waiting and self.slots and not self.asked:
+                job = waiting.popleft()
+                step = job.step()
+                if job.finished():  # by another launcher
+                    yield job, None, ""
+                elif process := self.training(job).start(self.slots[0]):
+                    self._going[process] = job, self.slots.popleft()
+                    say(job.name, f"goes on from step {step}" if step else "started")
+                    if self.asked:  # in between
+                        process.terminate()
+                else:
+                    waiting.append(job)
+            for process in [process for process in self._going if process.poll() is not None]:
+                job, gpus = self._going.pop(process)
+                self.slots.append(gpus)
+                yield job, process.returncode, self.training(job).last_line()
+            time.sleep(LOOK_SECONDS)
 
     def stop(self) -> None:
         """Ask the runs to save and stop; no other is started."""
         super().stop()
-        for process in list(self._processes):
+        for process in list(self._going):
             process.terminate()  # nothing happens to one that has ended
 
 
@@ -209,4 +200,4 @@ class Slurm(Launcher):
                     yield job, None, told[-1][:300]
                 else:
                     yield job, handle.result(), self.training(job).last_line()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(5 * LOOK_SECONDS)

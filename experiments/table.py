@@ -15,7 +15,7 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,9 +40,7 @@ Block: TypeAlias = "str | pd.DataFrame"
 
 def render(blocks: Sequence[Block], kind: str) -> str:
     """Return the blocks as ``md``, ``html`` (a part of a page) or ``latex``, where all but the tables is a comment."""
-    paragraph, table = {"md": ("{}\n".format, _markdown), "latex": ("% {}\n".format, _latex), "html": (_tag, _html)}[
-        kind
-    ]
+    paragraph, table = _FORMS[kind]
     return "\n".join(paragraph(block) if isinstance(block, str) else table(block) for block in blocks)
 
 
@@ -76,6 +74,13 @@ def _tag(text: str) -> str:
 def _html(frame: pd.DataFrame) -> str:
     table = BOLD.sub(r"<b>\1</b>", frame.to_html(index=False, border=0, justify="left"))
     return f'<div class="wide">{table}</div>'
+
+
+_FORMS: dict[str, tuple[Callable[[str], str], Callable[[pd.DataFrame], str]]] = {
+    "md": ("{}\n".format, _markdown),
+    "latex": ("% {}\n".format, _latex),
+    "html": (_tag, _html),
+}
 
 
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
@@ -159,9 +164,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
             column, digits = table.column(task), table.score(task)["digits"]
             texts = {row: cell_text(table, task, row) for row in column.index}
             texts |= {row: f"**{texts[row]}**" for row in table.leaders(task) if column["mean"].count() > 1}
-            texts |= {
-                ADDS.format(row): number(value, digits=digits) for row, value in adds.get(task, pd.Series()).items()
-            }
+            added = adds.get(task, pd.Series())
+            texts |= {ADDS.format(row): number(value, digits=digits) for row, value in added.items()}
             texts[MAJORITY] = number(table.majority(task), digits=digits)
             columns.append(pd.Series(texts, name=task_heading(table, task)))
         if group and len(tasks) > 1:
