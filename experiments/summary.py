@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -258,30 +258,18 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
         order = sorted(lines, key=lambda place: (row_order(place[0]), task_order(place[1])))
         index = pd.MultiIndex.from_tuples(order, names=["row", "task"])
         cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
-        speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
-        measured = speeds if bench or edition > 1 else None
-        for key in COSTS:
-            cells[f"{key} ×"] = [_beside(cells, row, task, key, measured) for row, task in order]
+        softmax = cells.reindex(pd.MultiIndex.from_tuples([(BASELINE, task) for _, task in order])).set_axis(index)
+        alike = cells["machines"] == softmax["machines"]
+        for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
+            cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
+        if bench or edition > 1:  # runs share their machine with whatever else goes on: one session of the benchmark
+            speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
+            for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
+                beside = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
+                cells[f"{key} ×"] = beside
+                cells.loc[[place for place in order if place[0] == BASELINE and place[1] in speeds], f"{key} ×"] = 1.0
         tables.append(ResultTable(preset, policy, edition, members, cells))
     return tables
-
-
-def _beside(
-    cells: pd.DataFrame, row: str, task: str, key: str, bench: Mapping[str, Mapping[str, float]] | None
-) -> float:
-    """Return a cost divided by that of softmax on the same task; NaN where it was another machine's.
-
-    The number of parameters is the same everywhere. Since edition 2 speed and memory come from one session of the
-    benchmark alone (``bench``, by task): runs share their machine with whatever else goes on.
-    """
-    if key != "parameters" and bench is not None:
-        measured = bench.get(task, {})
-        what = "speed" if key == "tokens_per_second" else "memory"
-        return 1.0 if row == BASELINE and measured else measured.get(f"{what}, {row} / {BASELINE}", np.nan)
-    if (BASELINE, task) not in cells.index:
-        return np.nan
-    mine, base = cells.loc[(row, task)], cells.loc[(BASELINE, task)]
-    return mine[key] / base[key] if key == "parameters" or mine["machines"] == base["machines"] else np.nan
 
 
 def published() -> list[dict[str, Any]]:
