@@ -20,7 +20,7 @@ COMMANDS = {
     "models": ("chela.models.__main__", "list the systems with their size and cost on a task"),
     "prepare": ("chela.prepare", "make or check the data of a task, and show some"),
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
-    "runs": ("experiments.runs", "tell how far runs are, or collect their results"),
+    "runs": ("experiments.runs", "collect the results of runs into three files"),
     "table": ("experiments.table", "make a table of runs"),
     "report": ("experiments.report", "make a page of tables and figures"),
     "plot": ("experiments.plot", "draw learning curves"),

@@ -1,9 +1,8 @@
-"""Where runs are started: a pool of processes on this machine, or Slurm job arrays."""
+"""Where runs are started: as processes on this machine, or as a Slurm job array."""
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import signal
 import subprocess
@@ -11,68 +10,26 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from chela.core.errors import UsageError
 from experiments.plan import Job, tail
 
 TRAIN = (sys.executable, "-m", "chela.train")
-ATTEMPTS = 3  # of a run that is killed, in one launch of the sweep
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256, "max_num_timeout": 100}  # each is a requeue
-LOOK_SECONDS = 0.5  # until a run that another launcher has is looked at again
+LOOK_SECONDS = 0.1  # from one look at the runs to the next
 
-
-class Ended(NamedTuple):
-    """A run's process has ended, or was left to another launcher."""
-
-    job: Job
-    status: int | None  # negative: killed by that signal; None: a scheduler took it away, or it was not started
-    last_line: str = ""  # that it wrote
-    elsewhere: bool = False
+Ended = tuple[Job, int | None, str]
+"""A run, its exit status (negative: the signal that killed it; None: it was not started, or a scheduler took it away),
+and the last line that it wrote: an error says itself there."""
 
 
 def say(name: str, line: str) -> None:
     """Print what happened to a run, a pair or the sweep, with the time of day."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {name}: {line}\n")
-    sys.stdout.flush()
-
-
-@dataclass
-class Launcher:
-    """What the launchers have in common."""
-
-    folder: Path  # the sweep's; logs and locks lie there
-    jobs: int  # most runs at once; 0: as many as fit
-    threads: int  # CPU threads of each process
-    example: Job  # one of the runs, to see what a run takes
-    command: Sequence[str] = TRAIN  # what is called with a run's words
-    asked: bool = field(default=False, init=False)  # to stop
-    stopping = ""  # what then becomes of the runs
-
-    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
-        """Run them, and yield each as it ends."""
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        """Start no more, and let ``run`` come to its end."""
-        self.asked = True
-
-    def training(self, job: Job) -> Training:
-        """Return a run's process."""
-        return Training((*self.command, *job.words), self.threads, self.log(job), self.folder / "locks" / job.name)
-
-    def log(self, job: Job) -> Path:
-        """Return the file of a run's output."""
-        return self.folder / "logs" / f"{job.name}.log"
-
-    def ended(self, job: Job, status: int | None) -> Ended:
-        """Return how a run ended, with the last line that it wrote: an error says itself there."""
-        lines = tail(self.log(job)).strip().splitlines() or [""]
-        return Ended(job, status, lines[-1].strip()[:300])
+    print(f"{time.strftime('%H:%M:%S')}  {name}: {line}", flush=True)
 
 
 @dataclass
@@ -82,31 +39,30 @@ class Training:
     command: tuple[str, ...]  # with the run's words
     threads: int
     log: Path  # where the output goes
-    lock: Path  # held while it runs
     pid: int = field(default=0, init=False)
 
     def start(self, gpus: Sequence[str] = ()) -> subprocess.Popen[bytes] | None:
-        """Start the process, its threads pinned and its GPUs chosen; None when another one holds the lock.
+        """Start the process, its threads pinned and its GPUs chosen; None when another one has the log's lock.
 
         The lock belongs to the open file, which the process inherits: it is free when the last of them is dead,
         whatever killed it. A second launcher, or the one that follows a killed one, therefore never doubles a run.
-        (``filelock`` keeps its file to itself, so its lock would fall with the launcher.)
         """
-        env = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self.threads))}
-        if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        for name in [name for name in env if name.startswith(("SLURM_", "SLURMD_", "SUBMITIT_"))]:
-            del env[name]  # by them Lightning would think that Slurm starts its processes
-        for path in (self.log, self.lock):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.lock, "ab") as held, open(self.log, "ab") as log:
+        # without Slurm's variables, by which Lightning would think that Slurm starts its processes
+        env = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "SUBMITIT_"))}
+        env |= dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
             try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            command, passed = [*self.command, "trainer.progress=plain"], [held.fileno()]
-            nothing, same = subprocess.DEVNULL, subprocess.STDOUT
-            return subprocess.Popen(command, stdin=nothing, stdout=log, stderr=same, env=env, pass_fds=passed)
+            command = [*self.command, "trainer.progress=plain"]
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+
+    def last_line(self) -> str:
+        """Return what it wrote last."""
+        return (tail(self.log).strip().splitlines() or [""])[-1].strip()[:300]
 
     def __call__(self) -> int:
         """Train; return the exit status (0, with nothing done, when somebody else works on this run)."""
@@ -127,86 +83,81 @@ class Training:
         if self.pid:
             os.kill(self.pid, signal.SIGTERM)
             os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(Training(self.command, self.threads, self.log, self.lock))
+        return DelayedSubmission(Training(self.command, self.threads, self.log))
+
+
+@dataclass
+class Launcher:
+    """What both launchers are told; each has ``run(jobs)``, which yields runs as they end."""
+
+    folder: Path  # the sweep's; logs lie there
+    jobs: int  # most runs at once; 0: as many as fit
+    threads: int  # CPU threads of each process
+    example: Job  # one of the runs, to see what a run takes
+    command: Sequence[str] = TRAIN  # what is called with a run's words
+    asked: bool = field(default=False, init=False)  # to stop
+
+    def stop(self) -> None:
+        """Start no more, and let ``run`` come to its end."""
+        self.asked = True
+
+    def training(self, job: Job) -> Training:
+        """Return a run's process."""
+        return Training((*self.command, *job.words), self.threads, self.folder / "logs" / f"{job.name}.log")
 
 
 @dataclass
 class Local(Launcher):
-    """A pool of processes on this machine."""
+    """Processes on this machine, as many at once as fit."""
 
     stopping = "the runs save and stop"
 
     def __post_init__(self) -> None:
         """Count the machine's GPUs and cores, by which runs fit."""
-        trainer = self.example.config.trainer
-        gpus, each = _visible_gpus() if trainer.accelerator != "cpu" else [], trainer.devices
-        if len(gpus) < each and (gpus or trainer.accelerator == "gpu"):
-            raise UsageError(f"trainer.devices: expected up to the {len(gpus)} GPUs of this machine, got {each}")
-        slots = [gpus[first : first + each] for first in range(0, len(gpus) - each + 1, each)]
-        if not gpus:
-            slots = [[]] * (self.jobs or max(1, _cores() // (self.threads * each)))
+        import torch
+
+        trainer, visible = self.example.config.trainer, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        count = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
+        gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
+        firsts = range(0, count - trainer.devices + 1, trainer.devices)
+        slots = [gpus[first : first + trainer.devices] for first in firsts]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        slots = slots or [[]] * (self.jobs or max(1, cores // (self.threads * trainer.devices)))
         self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run a process for each, and yield how it ended; those that another launcher has come last."""
-        with ThreadPoolExecutor(len(self.slots)) as pool:
-            going = {pool.submit(self._train, job) for job in jobs}
-            while going:
-                done, going = wait(going, return_when=FIRST_COMPLETED)
-                for ended in (future.result() for future in done):
-                    if ended.elsewhere and not self.asked:
-                        going.add(pool.submit(self._train, ended.job))
-                    else:
-                        yield ended
-
-    def _train(self, job: Job) -> Ended:
-        gpus, status = self.slots.popleft(), None  # there is one for each thread of the pool
-        try:
-            for attempt in range(ATTEMPTS):
-                if self.asked or job.finished():  # by another launcher, while it waited here
-                    return Ended(job, status)
+        waiting = deque(jobs)
+        while self._going or (waiting and not self.asked):
+            if waiting and self.slots and not self.asked:
+                job = waiting.popleft()
                 step = job.step()
-                if (process := self.training(job).start(gpus)) is None:
-                    time.sleep(LOOK_SECONDS)
-                    return Ended(job, None, elsewhere=True)
-                self._processes.add(process)
-                say(job.name, f"goes on from step {step}" if step else "started")
-                if self.asked:
-                    process.terminate()
-                status = process.wait()
-                self._processes.discard(process)
-                if status >= 0 or attempt == ATTEMPTS - 1 or job.finished():
-                    break
-                say(job.name, f"killed by signal {-status}, goes on from its last checkpoint")
-            return self.ended(job, status)
-        finally:
-            self.slots.append(gpus)
+                if job.finished():  # by another launcher
+                    yield job, None, ""
+                elif process := self.training(job).start(self.slots[0]):
+                    self._going[process] = job, self.slots.popleft()
+                    say(job.name, f"goes on from step {step}" if step else "started")
+                    if self.asked:  # in between
+                        process.terminate()
+                else:
+                    waiting.append(job)
+            for process in [process for process in self._going if process.poll() is not None]:
+                job, gpus = self._going.pop(process)
+                self.slots.append(gpus)
+                yield job, process.returncode, self.training(job).last_line()
+            time.sleep(LOOK_SECONDS)
 
     def stop(self) -> None:
         """Ask the runs to save and stop; no other is started."""
         super().stop()
-        for process in list(self._processes):
+        for process in list(self._going):
             process.terminate()  # nothing happens to one that has ended
-
-
-def _visible_gpus() -> list[str]:
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        names = (name.strip() for name in listed.split(","))
-        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))  # as CUDA reads it
-    import torch
-
-    return [str(index) for index in range(torch.cuda.device_count())]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
 class Slurm(Launcher):
-    """Slurm job arrays, through submitit (extra ``slurm``), in a folder that the nodes share.
+    """A Slurm job array, through submitit (extra ``slurm``), in a folder that the nodes share.
 
     A run that reaches its time limit is asked to save, is put back into the queue, and goes on with ``resume=auto``.
     Ending the launcher leaves its jobs in the queue; started again it submits what is not finished, and of a run that
@@ -220,8 +171,6 @@ class Slurm(Launcher):
     def __post_init__(self) -> None:
         """Prepare submitit's executor."""
         trainer = self.example.config.trainer
-        if trainer.num_nodes > 1:
-            raise UsageError(f"trainer.num_nodes: expected 1 for launcher=slurm, got {trainer.num_nodes}")
         words = {"job_name": f"chela-{self.folder.name}", "cpus_per_task": self.threads * trainer.devices, **SLURM}
         words |= {"gpus_per_node": trainer.devices} if trainer.accelerator == "gpu" else {}
         words |= {"array_parallelism": self.jobs} if self.jobs else {}
@@ -234,10 +183,8 @@ class Slurm(Launcher):
             self._executor.update_parameters(**words)
         except ImportError:
             raise UsageError("launcher=slurm: expected submitit, there is none: pip install 'chela[slurm]'") from None
-        except RuntimeError:
-            raise UsageError("launcher=slurm: expected Slurm's commands on this machine, there is no srun") from None
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"slurm: expected words of submitit's SlurmExecutor, {error}") from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UsageError(f"slurm: expected Slurm and words of submitit's SlurmExecutor, {error}") from None
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Submit them as one array, and yield each as it ends, until asked to stop."""
@@ -248,7 +195,9 @@ class Slurm(Launcher):
         while waiting and not self.asked:
             for job in [job for job, handle in waiting.items() if handle.done()]:
                 handle = waiting.pop(job)
-                error = handle.exception()
-                told = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
-                yield Ended(job, None, told[-1][:300]) if error else self.ended(job, handle.result())
-            time.sleep(LOOK_SECONDS)
+                if error := handle.exception():
+                    told = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+                    yield job, None, told[-1][:300]
+                else:
+                    yield job, handle.result(), self.training(job).last_line()
+            time.sleep(5 * LOOK_SECONDS)

@@ -1,17 +1,4 @@
-"""From a sweep file to runs: task × model × variant × seed, each a resolved configuration.
-
-A sweep file::
-
-    preset: mini
-    tasks: [listops, ./my_task.yaml]              # names, or files of one's own beside the sweep file
-    models: [chela, softmax, ./my_system.yaml]
-    seeds: [0, 1]
-    threads: 1                                    # of each run; part of what makes its numbers
-    overrides: {trainer.val_every: 100}           # for every run; later ones win, in the order of this file
-    per_task: {listops: {seeds: [0, 1, 2], overrides: {trainer.max_steps: 1500}}}   # or variants, or a tune of its own
-    per_model: {chela: {variants: [{}, {model.mixer.normalize: false}]}}   # each is a row of its own
-    tune: {rates: [2e-3, 5e-4, 8e-3], seed: 0, steps: 0.25}
-    slurm: {time: 60, partition: gpu}             # words of submitit's SlurmExecutor
+"""From a sweep file (docs/sweeps.md says what may stand in one) to runs: task × model × variant × seed.
 
 A file of one's own goes by its name without folder and ending wherever else a task or model is named.
 """
@@ -22,16 +9,14 @@ import copy
 import functools
 import itertools
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela.config.compose import resolve, to_yaml
 from chela.config.groups import is_file, label, names
@@ -40,7 +25,7 @@ from chela.config.schema import Config
 from chela.config.words import plain
 from chela.core.errors import UsageError, first_line
 from chela.core.options import check_options, option
-from experiments.runs import RATE, RATES, TUNE, read_result, write
+from experiments.runs import FILES, RATE, TUNE, UNREADABLE, read_result, write
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
 
@@ -55,17 +40,16 @@ class Tune:
 
 
 @dataclass
-class Special:
-    """What holds for one task or one model."""
+class Section:
+    """What holds for all, for one task, or for one model."""
 
     seeds: list[int] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     variants: list[dict[str, Any]] | None = None
-    tune: Tune | None = None
 
 
 @dataclass
-class SweepFile(Special):
+class SweepFile(Section):
     """What a sweep file may say."""
 
     preset: str = option(MISSING, "size of every task: full, mini, tiny, or another that they all have")
@@ -73,43 +57,36 @@ class SweepFile(Special):
     models: list[str] = option(MISSING, "names in configs/model, or files")
     seeds: list[int] | None = option(MISSING, "seeds of every task and model")
     threads: int = option(1, "CPU threads of each process", ge=1)
-    jobs: int = option(0, "most runs at once, 0 for as many as fit", ge=0)
-    per_task: dict[str, Special] = field(default_factory=dict)
-    per_model: dict[str, Special] = field(default_factory=dict)
+    per_task: dict[str, Section] = field(default_factory=dict)
+    per_model: dict[str, Section] = field(default_factory=dict)
+    tune: Tune | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def sections(self) -> list[Special]:
-        """Return what holds for all, for one task, or for one model."""
-        return [self, *self.per_task.values(), *self.per_model.values()]
-
-    def pairs(self, folder: Path, words: Sequence[str] = ()) -> Iterator[Pair]:
+    def pairs(self, folder: Path, words: Sequence[str] = (), only: Collection[int] = ()) -> Iterator[Pair]:
         """Yield every task with every model and variant that has a seed left.
 
-        The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them. A key that is the
-        sweep's own, or that no run has, is a UsageError, and so is a value out of its limits.
+        The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them; of the seeds, ``only``
+        these are run, if it names any. A key that is the sweep's own, or that no run has, is a UsageError, and so is a
+        value out of its limits.
         """
         for task, model in itertools.product(self.tasks, self.models):
             special = (self.per_task.get(label(task)), self.per_model.get(label(model)))
-            sections = [self, *filter(None, special)]  # later ones win
-            seeds, variants, tune = (_last_said(sections, key) for key in ("seeds", "variants", "tune"))
-            for variant in variants or [{}] if seeds else []:
+            sections = [self, *filter(None, special)]
+            seeds = [section.seeds for section in sections if section.seeds is not None][-1]  # later ones win
+            seeds = [seed for seed in seeds if not only or seed in only]
+            variants = [section.variants for section in sections if section.variants]
+            for variant in (variants or [[{}]])[-1] if seeds else []:
                 layers = (*(section.overrides for section in sections), variant)
                 merged = {key: value for layer in layers for key, value in layer.items()}
                 said = {*merged, *(text.partition("=")[0] for text in words)}
-                if said & OWN:
-                    own = ", ".join(sorted(said & OWN))
-                    raise UsageError(f"overrides: expected keys of a run, {own} is set by the sweep itself")
+                if own := said & OWN:
+                    raise UsageError(f"overrides: expected keys of a run, {', '.join(sorted(own))} is the sweep's own")
                 chosen = {"task": task, "model": model, "preset": self.preset, "trainer.threads": self.threads}
                 name = "-".join([label(task), self.preset, label(model), *_words(variant)])
-                if tune and RATE in said:
+                if self.tune and RATE in said:
                     raise UsageError(f"{RATE}: expected none where rates are tuned ({name}); leave it or tune out")
                 told = (*_words(chosen | merged), *words)
-                yield Pair(name, told, resolve(list(told)), tuple(seeds), tune, folder)
-
-
-def _last_said(sections: Sequence[Special], key: str) -> Any:
-    return next((said for section in reversed(sections) if (said := getattr(section, key)) is not None), None)
+                yield Pair(name, told, resolve(list(told)), tuple(seeds), self.tune, folder)
 
 
 def _words(options: dict[str, Any]) -> list[str]:
@@ -123,17 +100,13 @@ class Job:
     words: tuple[str, ...]  # what chela.train is told
     folder: Path  # of its run
     config: Config = field(repr=False, compare=False)
+    tunes: bool = False  # whether it belongs to the search for a learning rate
 
     @property
     def name(self) -> str:
         """Return a name that is unique within the sweep and fit for a file."""
-        stage = f"{TUNE}-" if self.tunes else ""
-        return f"{stage}{self.folder.parent.name}-{self.folder.name}"
-
-    @property
-    def tunes(self) -> bool:
-        """Return whether it belongs to the search for a learning rate."""
-        return self.folder.parent.parent.name == TUNE
+        stage = [TUNE] if self.tunes else []
+        return "-".join([*stage, *self.folder.parts[-2:]])
 
     def finished(self) -> bool:
         """Return whether its result is there, with a test score if the run is to be tested."""
@@ -142,23 +115,19 @@ class Job:
 
     def record_failure(self, status: int | None, error: str) -> None:
         """Write down that it failed, and how, so that the table can count it."""
-        text = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
-        write(self._failure / "config.yaml", to_yaml(self.config))
-        write(self._failure / "failed.json", json.dumps(text, indent=2) + "\n")
+        if not (config := self.folder / "config.yaml").exists():
+            write(config, to_yaml(self.config))
+        told = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
+        write(self.folder / FILES["failed"], json.dumps(told, indent=2) + "\n")
 
     def clear_failure(self) -> None:
         """Forget a failure once the run is finished."""
-        shutil.rmtree(self._failure, ignore_errors=True)
-
-    @property
-    def _failure(self) -> Path:
-        return self.folder.parents[1] / "failed" / self.folder.parent.name / self.folder.name
+        (self.folder / FILES["failed"]).unlink(missing_ok=True)
 
     def step(self) -> int:
         """Return the last step that its metrics tell of."""
-        whole = tail(self.folder / "metrics.csv").split("\n")[:-1]  # the last may be torn
-        number = whole[-1].partition(",")[0] if whole else ""
-        return int(number) if number.isdecimal() else 0
+        steps = re.findall(r"^(\d+),.*\n", tail(self.folder / "metrics.csv"), re.M)  # the last line may be torn
+        return int(steps[-1]) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -172,21 +141,21 @@ class Pair:
     tuning: Tune | None  # the grid of rates, if there is one
     folder: Path  # the sweep's
 
-    def runs(self, rate: float | None) -> tuple[Job, ...]:
+    def runs(self, rate: float | None) -> list[Job]:
         """Return the runs of all seeds with the chosen rate (None: the configuration's own)."""
         extra = {} if rate is None else {RATE: rate}
-        return tuple(self._job(self.folder, {**extra, "seed": seed}) for seed in self.seeds)
+        return [self._job(self.folder, {**extra, "seed": seed}) for seed in self.seeds]
 
     @cached_property
-    def tune(self) -> tuple[Job, ...]:
+    def tune(self) -> list[Job]:
         """Return the short runs that choose the rate; none when nothing is tuned."""
         if self.tuning is None:
-            return ()
+            return []
         steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
         warmup = round(self.tuning.steps * self.config.optimizer.warmup_steps)
         rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "optimizer.warmup_steps": warmup}
         rest["trainer.test"] = False
-        return tuple(self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates)
+        return [self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates]
 
     def _job(self, runs: Path, changes: dict[str, Any]) -> Job:
         config = copy.deepcopy(self.config)  # resolving the words anew would take a hundred times as long
@@ -195,25 +164,20 @@ class Pair:
             setattr(functools.reduce(getattr, sections, config), name, value)
         name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
         words = (*self.words, *_words(changes | {"runs": runs, "resume": "auto"}))
-        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, config)
+        folder = runs / f"{label(config.task.name)}-{config.preset}" / name
+        return Job(words, folder, config, tunes=runs != self.folder)
 
-    @property
-    def _record(self) -> Path:
-        return self.folder / "rates" / f"{self.name}.yaml"
-
-    def recorded_rate(self) -> float | None:
-        """Return the rate that was chosen from this very grid; None when none was, or its record cannot be read."""
+    def rate(self, records: dict[str, Any]) -> float | None:
+        """Return the rate that was chosen from this very grid; None when none was, or its record says less."""
         try:
-            collected = self.folder / RATES
-            record: Any = OmegaConf.to_container(OmegaConf.load(self._record if self._record.exists() else collected))
-            record = record if self._record.exists() else record[self.name]
+            record = records[self.name]
             same = [row["fingerprint"] for row in record["grid"]] == [fingerprint(job.config) for job in self.tune]
             return float(record["chosen"]) if same else None
-        except (OSError, KeyError, TypeError, ValueError, YAMLError, OmegaConfBaseException):
+        except (KeyError, TypeError, ValueError):
             return None
 
-    def choose_rate(self) -> float:
-        """Take the rate with the best validation score, the first of the grid among equals, and write it down."""
+    def choose_rate(self) -> dict[str, Any]:
+        """Take the rate with the best validation score, the first of the grid among equals; return its record."""
         grid: list[dict[str, Any]] = []
         scores: dict[float, float] = {}  # by rate, more is better
         for job in self.tune:
@@ -225,10 +189,9 @@ class Pair:
             else:
                 row["diverged"] = True
             grid.append(row)
-        chosen, config = max(scores, key=scores.__getitem__), self.tune[0].config
-        record = {"chosen": chosen, "seed": config.seed, "steps": config.trainer.max_steps, "grid": grid}
-        write(self._record, OmegaConf.to_yaml(OmegaConf.create(record)))
-        return chosen
+        config = self.tune[0].config
+        chosen = max(scores, key=scores.__getitem__)
+        return {"chosen": chosen, "seed": config.seed, "steps": config.trainer.max_steps, "grid": grid}
 
 
 def tail(path: Path, characters: int = 4000) -> str:
@@ -236,55 +199,39 @@ def tail(path: Path, characters: int = 4000) -> str:
     return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.is_file() else ""
 
 
-def read_sweep(path: Path, chosen: dict[str, Any] | None = None) -> SweepFile:
+def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = (), preset: str = "") -> SweepFile:
     """Read a sweep file; UsageError where it cannot be read, or says what no sweep can do.
 
-    ``chosen`` is what the command line asks for of it: lists of ``tasks``, ``models`` and ``seeds``, and ``preset``.
+    Of its ``tasks`` and ``models`` only the given ones are kept, if any are; ``preset`` is taken instead of its own.
     """
     try:
-        loaded = OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path))
-        file = OmegaConf.to_object(loaded)
-    except (OSError, YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path)))
+    except UNREADABLE as error:
         raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {first_line(error)}") from None
     assert isinstance(file, SweepFile)
-    chosen = chosen or {}
-    file.preset = chosen.get("preset", file.preset)
-    for group in ("tasks", "models"):
-        beside = [str((path.parent / name).absolute()) if is_file(name) else name for name in getattr(file, group)]
-        setattr(file, group, _narrowed(group, beside, chosen))
-    everywhere = sorted({seed for section in file.sections for seed in section.seeds or ()})
-    seeds = _narrowed("seeds", everywhere, chosen)
-    for section in file.sections:
-        section.seeds = section.seeds and [seed for seed in section.seeds if seed in seeds]
+    file.preset = preset or file.preset
+    file.tasks = _listed(path, "task", file.tasks, file.per_task, tasks)
+    file.models = _listed(path, "model", file.models, file.per_model, models)
     try:
-        _check(file, everywhere)
-    except (UsageError, ValueError) as error:
+        check_options(file)
+        if file.tune:
+            check_options(file.tune, "tune.")
+            if not file.tune.rates:
+                raise ValueError("tune.rates: expected at least one rate, got none")
+        if file.preset == "auto":
+            raise ValueError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
     return file
 
 
-def _narrowed(group: str, listed: list[Any], chosen: dict[str, Any]) -> list[Any]:
-    called = [label(str(item)) for item in listed]
-    asked = [label(str(item)) for item in chosen.get(group, called)]
-    if unknown := [name for name in asked if name not in called]:
-        raise UsageError(f"{group[:-1]}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
-    return [item for item, name in zip(listed, called, strict=True) if name in asked]
-
-
-def _check(file: SweepFile, seeds: list[int]) -> None:
-    tunes = [section.tune for section in file.sections if section.tune]
-    check_options(file)
-    for tune in tunes:
-        check_options(tune, "tune.")
-    if file.preset == "auto":
-        raise UsageError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
-    if not all(tune.rates and all(0 < rate <= 10 for rate in tune.rates) for tune in tunes):
-        raise UsageError(f"tune.rates: expected at least one rate, all in (0, 10], got {[t.rates for t in tunes]}")
-    if seeds and seeds[0] < 0:
-        raise UsageError(f"seeds: expected numbers from 0, got {seeds}")
-    for group, listed, special in (("task", file.tasks, file.per_task), ("model", file.models, file.per_model)):
-        called = [label(name) for name in listed]
-        if len(set(called)) < len(called):
-            raise UsageError(f"{group}s: expected each once, got {', '.join(called)}")
-        if unknown := [name for name in special if name not in (*names(group), *called)]:
-            raise UsageError(f"per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
+def _listed(path: Path, group: str, listed: Sequence[str], special: Collection[str], asked: Sequence[str]) -> list[str]:
+    """Return what is asked for of what a file lists; files of one's own lie beside it."""
+    called = [label(name) for name in listed]
+    if unknown := set(special) - {*names(group), *called}:
+        raise UsageError(f"{path}: per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")
+    asked = [label(name) for name in asked or listed]
+    if unknown := set(asked) - set(called):
+        raise UsageError(f"{group}: expected some of the sweep's {', '.join(called)}, got {', '.join(unknown)}")
+    kept = [name for name in listed if label(name) in asked]
+    return [str((path.parent / name).absolute()) if is_file(name) else name for name in kept]

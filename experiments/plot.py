@@ -29,9 +29,8 @@ from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.results import ACCURACY
-from experiments.rows import row_order
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ResultTable, result_tables
+from experiments.summary import ResultTable, result_tables, row_order
 from experiments.table import score_heading
 
 if TYPE_CHECKING:

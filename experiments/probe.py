@@ -35,7 +35,7 @@ from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
 from chela.training.score import total
 from chela.training.step import scores_of
-from experiments.runs import PROBE, Run
+from experiments.runs import FILES, Run
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.schema import DataConfig
@@ -70,12 +70,13 @@ def main(words: Words) -> int:
         raise UsageError(f"expected a run with attention, that of {words.run} has none")
     task.prepare(words.load_config().data)
     found = attention_adds(model, task, records=words.records, batch=words.batch)
-    write_whole(run_folder(words.run) / PROBE, (json.dumps(found, indent=2) + "\n").encode())
+    write_whole(run_folder(words.run) / FILES["probe"], (json.dumps(found, indent=2) + "\n").encode())
     score = Score(**found["score"])
-    sys.stdout.write("".join(f"{way}: {score.text({score.name: value})}\n" for way, value in found["scores"].items()))
-    sys.stdout.write(f"attention adds {found['adds']:.{score.digits}f} {score.unit}\n")
+    for way, value in found["scores"].items():
+        print(f"{way}: {score.text({score.name: value})}")
+    print(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
     for layer in found["layers"]:
-        sys.stdout.write(f"{layer['name']}: varies over positions by {layer['varies']:.1%} of its norm\n")
+        print(f"{layer['name']}: varies over positions by {layer['varies']:.1%} of its norm")
     return 0
 
 

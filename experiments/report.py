@@ -2,14 +2,12 @@
 
 chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
-chela report runs/lra_mini bench=experiments/results/bench/epyc/layers.json
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -17,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from chela.config.words import command
-from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
-from experiments.bench.curves import bench_curves
 from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import from_papers, measured, render
@@ -56,20 +52,6 @@ def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
         yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."
 
 
-def bench_figure(path: Path) -> Drawn | str:
-    """Draw a benchmark's result against the length."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-        caption = f"Benchmark {result['name']} against the length, on {machine}."
-        return result["name"], bench_curves(result), caption
-    except UsageError as error:
-        return str(error)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"bench: expected the JSON of experiments.bench at {path}, got {reason}") from None
-
-
 def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
     """Show what the language models write, of each cell its first run that kept a sample."""
     for table in tables:
@@ -78,7 +60,7 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
                 yield f"<h3>{html.escape(f'{name}, {table.preset}, writes')}</h3><pre>{html.escape(text)}</pre>"
 
 
-def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: Sequence[Path] = ()) -> str:
+def page(runs: Sequence[Run], title: str, folder: Path | None = None) -> str:
     """Return the page; with a folder, write each figure there as well."""
     tables = result_tables(runs)
     of_lra = any(run.task in TITLES for run in runs)
@@ -103,8 +85,6 @@ def page(runs: Sequence[Run], title: str, folder: Path | None = None, benches: S
     for table in tables:
         stem = f"{table.preset}-{table.policy}" + (f"-{table.edition}" if table.edition > 1 else "")
         add(f"Figures: preset {table.name}", stem, result_figures(table))
-    if benches:
-        add("Speed and memory against length", "bench", map(bench_figure, benches))
     body.append(render(from_papers(tables), "html"))
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -118,14 +98,13 @@ class Options:
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
     out: Path = option(Path("report.html"), "the page")
     figures: Path | None = option(None, "folder in which each figure is written as a PNG too")
-    bench: list[Path] = option([], "JSON files of chela bench")
     title: str = option("CHELA", "the page's title")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
     """Write the page; return the exit status."""
-    text = page(read_runs(options.runs), options.title, options.figures, options.bench)
+    text = page(read_runs(options.runs), options.title, options.figures)
     write(options.out, text)
     sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")
     return 0

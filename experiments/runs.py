@@ -1,7 +1,5 @@
 """Read runs: their folders and collected results alike; lightning is not imported.
 
-chela runs                                                          how far each run in runs/ is, and which still go
-chela runs status runs/lra_mini                                     the same of others
 chela runs collect runs/lra_mini into=experiments/results/lra_mini  results as three files
 
 ``collect`` writes what a table and its figures need: ``runs.jsonl``, a line for each finished or failed run with its
@@ -17,9 +15,8 @@ import io
 import json
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +45,9 @@ RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results
 FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json", "length": "length.json"}
-PROBE, LENGTH = FILES["probe"], FILES["length"]  # written by chela probe and chela length
+UNREADABLE = (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException)  # what a damaged file raises
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
-_LOCAL = {"runs": "runs", "resume": "none", "data.dir": "", "data.root": None}  # of one machine, and no result of it
 
 Record = dict[str, Any]
 """What is told of a run: its ``config`` (nested, as in config.yaml), and of ``FILES`` the content of those it has."""
@@ -66,38 +62,17 @@ class Run:
     name: str  # in the latter; else empty
     record: Record = field(repr=False)
     config: dict[str, Any] = field(repr=False)  # by dotted key, without what does not change numbers
+    result: dict[str, Any] = field(repr=False)  # ``result.json``; empty unless finished or untested
     state: str  # "finished", "untested" (trainer.test=false), "failed" (a sweep wrote down how) or "unfinished"
     fingerprint: str  # equal for runs that must give equal numbers; the folder's path where none was written down
     task: str  # of "my_module:MyTask" what follows the colon
+    title: str  # of the task in tables
     model: str
     preset: str
     policy: str  # what it was validated on: "holdout" or "test"
+    edition: int  # of the mini tasks
     seed: int
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """Return ``result.json``; empty unless finished or untested."""
-        return dict(self.record.get("result", {}))
-
-    @property
-    def error(self) -> str:
-        """Return why it failed, in one line."""
-        return "" if self.result else str(self.record.get("failed", {}).get("error", ""))
-
-    @property
-    def title(self) -> str:
-        """Return the task's title in tables."""
-        return str(self.result.get("task_title") or TITLES.get(self.task, self.task))
-
-    @property
-    def edition(self) -> int:
-        """Return which edition of the mini tasks it is of."""
-        return int(self.config.get("edition", 1))
-
-    @property
-    def score(self) -> dict[str, Any]:
-        """Return how the task is scored: name, unit, scale, digits and the better direction ("max" or "min")."""
-        return dict(self.result.get("score", ACCURACY))
+    score: dict[str, Any]  # of the task: name, unit, scale, digits and the better direction ("max" or "min")
 
     @property
     def value(self) -> float:
@@ -117,13 +92,15 @@ class Run:
         """Return the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
         import pandas as pd
 
-        try:
-            frame = _read_curves(self.curves, self.curves.stat().st_mtime_ns).get(self.name, pd.DataFrame())
-            lines = frame[frame["split"] == split].drop(columns="split") if len(frame) else frame
-            return lines.astype(float).reset_index(drop=True)
-        except FileNotFoundError:
+        lines = _read_curves(self.curves).get(self.name)
+        if lines is None:
             return pd.DataFrame()
-        except (KeyError, TypeError, ValueError) as error:
+        if self.name:
+            lines = lines.loc[:, (lines != "").any()]  # without the columns of other runs
+        try:
+            lines = lines[lines["split"] == split].drop(columns="split").replace("", "nan")
+            return lines.astype(float).reset_index(drop=True)
+        except (KeyError, ValueError) as error:
             raise UsageError(f"expected the metrics of a run at {self.curves}, got {error}") from None
 
 
@@ -184,16 +161,21 @@ def _read_records(file: Path, changed: int) -> dict[str, Record]:
     return {record["run"]: record for record in records}
 
 
+def _read_curves(file: Path) -> dict[str, pd.DataFrame]:
+    """Read metrics as they were written, by the name of the run; a run's own go by an empty name."""
+    return _read_texts(file, file.stat().st_mtime_ns) if file.is_file() else {}
+
+
 @functools.lru_cache(maxsize=32)
-def _read_curves(path: Path, changed: int) -> dict[str, pd.DataFrame]:
-    """Read a file of metrics, by the name of the run; a run's own goes by an empty name."""
+def _read_texts(file: Path, changed: int) -> dict[str, pd.DataFrame]:
     import pandas as pd
 
-    text = path.read_text(encoding="utf-8")
-    frame = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1] or "split\n"))  # the last line may be torn
+    text = file.read_text(encoding="utf-8")
+    whole = io.StringIO(text[: text.rfind("\n") + 1] or "split\n")  # the last line may be torn
+    frame = pd.read_csv(whole, dtype=str, keep_default_na=False)
     if "run" not in frame:
         return {"": frame}
-    return {name: lines.drop(columns="run").dropna(axis=1, how="all") for name, lines in frame.groupby("run")}
+    return {name: lines.drop(columns="run") for name, lines in frame.groupby("run", sort=False)}
 
 
 def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
@@ -201,17 +183,23 @@ def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
     options = told_apart_by(flat(record["config"]))
     if "own_code" in result:  # edited code is another row
         options["own_code"] = ",".join(result["own_code"].values())
-    needed = ("task.name", "model.name", "preset", "data.validation", "seed")
-    if missing := sorted(set(needed) - set(options)):
+    if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(options)):
         raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
-    state = "failed" if failed else "unfinished"
-    if result:
-        state = "finished" if result.get("test") else "untested"
+    state = "finished" if result.get("test") else "untested" if result else "failed" if failed else "unfinished"
     in_name = _FINGERPRINT.search(path.name)
-    mark = str((result or failed).get("fingerprint") or (in_name[1] if in_name else path))
-    task, model, preset, policy = (label(str(options[key])) for key in needed[:-1])
-    seed = int(options["seed"])
-    return Run(path, curves, name, record, options, state, mark, task, model, preset, policy, seed)
+    task = label(str(options["task.name"]))
+    return Run(
+        path, curves, name, record, options, result, state,
+        fingerprint=str((result or failed).get("fingerprint") or (in_name[1] if in_name else path)),
+        task=task,
+        title=str(result.get("task_title") or TITLES.get(task, task)),
+        model=label(str(options["model.name"])),
+        preset=str(options["preset"]),
+        policy=str(options["data.validation"]),
+        edition=int(options.get("edition", 1)),
+        seed=int(options["seed"]),
+        score=result.get("score", ACCURACY),
+    )  # fmt: skip
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -231,11 +219,28 @@ def read_json(path: Path) -> dict[str, Any]:
 def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
     try:
         found = parse()
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except UNREADABLE as error:
         raise UsageError(f"expected a file as chela writes it at {path}, could not read it ({error})") from None
     if not isinstance(found, dict):
         raise UsageError(f"expected a dictionary in {path}, got a {type(found).__name__}")
     return found
+
+
+def read_rates(folder: Path) -> dict[str, Any]:
+    """Read the learning rates that a sweep chose, a record by task and system; nothing where they cannot be read."""
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(folder / RATES))
+        return {name: record for name, record in dict(found).items() if isinstance(record, dict)}
+    except UNREADABLE:
+        return {}
+
+
+def add_rates(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """Write further records beside those that are there; return them all."""
+    records = read_rates(folder) | new
+    if new:
+        write(folder / RATES, OmegaConf.to_yaml(OmegaConf.create(records)))
+    return records
 
 
 def write(path: Path, data: str | bytes) -> None:
@@ -256,25 +261,17 @@ def task_order(task: str) -> tuple[int, str]:
 class Options:
     """What the command is told."""
 
-    words: list[str] = option(
-        ["status", "runs"], "status or collect, then run folders, or folders above them", positional=True
-    )
-    into: Path | None = option(None, "the folder that collect writes to")
+    words: list[str] = option(MISSING, "collect, then run folders, or folders above them", positional=True)
+    into: Path = option(MISSING, "the folder that they are collected into")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
-    """Tell how far runs are, or collect them; return the exit status."""
+    """Collect runs; return the exit status."""
     action, *paths = options.words
-    if not paths or action != ("status" if options.into is None else "collect"):
-        got = " ".join([*options.words, *([f"into={options.into}"] if options.into else [])])
-        raise UsageError(f"expected status RUN… or collect RUN… into=FOLDER, got {got}; see --help")
-    if options.into is not None:
-        sys.stdout.write(f"{collect(paths, options.into)}\n")
-        return 0
-    from experiments.status import status_lines
-
-    sys.stdout.writelines(f"{line}\n" for line in status_lines(read_runs(paths), time.time()))
+    if action != "collect" or not paths:
+        raise UsageError(f"expected collect RUN… into=FOLDER, got {' '.join(options.words)} into=…; see --help")
+    print(collect(paths, options.into))
     return 0
 
 
@@ -284,35 +281,24 @@ def collect(paths: list[str], into: Path) -> str:
 
     runs = read_runs(paths)
     kept = [run for run in runs if run.state in ("finished", "failed")]
-    records, texts = dict(read_records(into / RUNS)), {"dtype": str, "keep_default_na": False}
-    curves = {}  # as text: a number stays as it was written
-    if (into / CURVES).exists():
-        curves = dict(iter(pd.read_csv(into / CURVES, **texts).groupby("run", sort=False)))
+    records, curves = dict(read_records(into / RUNS)), dict(_read_curves(into / CURVES))
     for run in kept:
         name = f"{run.task}-{run.preset}/{run.model}-seed{run.seed}-{run.fingerprint}"
-        name = name if run.state == "finished" else f"failed/{name}"
-        told = OmegaConf.create(run.record["config"])
-        own = {"data.root": "released"} if run.config.get("data.released") else {}  # that it was no generated data
-        own |= {"data.root": run.config["data.text"]} if "data.text" in run.config else {}  # which text it was
-        for key, value in (_LOCAL | own).items():
-            OmegaConf.update(told, key, value)
-        records[name] = {"run": name, **run.record, "config": OmegaConf.to_container(told)}
-        if run.curves.exists():
-            lines = pd.read_csv(run.curves, **texts)
-            lines = lines[lines["run"] == run.name].drop(columns="run") if run.name else lines
-            curves[name] = lines.assign(run=name)
+        # of the machine's folders stays that data was no generated one, and which text it was
+        root = run.config.get("data.text", "released" if run.config.get("data.released") else None)
+        told = run.record["config"]
+        told = {**told, "runs": "runs", "resume": "none", "data": {**told["data"], "dir": "", "root": root}}
+        records[name] = {"run": name} | run.record | {"run": name, "config": told}
+        if (lines := _read_curves(run.curves).get(run.name)) is not None:
+            curves[name] = lines
     lines = [json.dumps(records[name], ensure_ascii=False) for name in sorted(records)]
     write(into / RUNS, "".join(f"{line}\n" for line in lines))
     if curves:
         by_width = sorted(curves.values(), key=lambda lines: -len(lines.columns))
-        columns = dict.fromkeys(["run", *(column for lines in by_width for column in lines)])
-        whole = pd.concat([curves[name] for name in sorted(curves)])
-        write(into / CURVES, whole.to_csv(columns=list(columns), index=False, lineterminator="\n"))
-    rates = {file.stem: OmegaConf.load(file) for path in paths for file in sorted(Path(path).glob("rates/*.yaml"))}
-    for file in [into / RATES, *(Path(path) / RATES for path in paths)]:
-        rates |= dict(OmegaConf.load(file)) if file.exists() else {}
-    if rates:
-        write(into / RATES, OmegaConf.to_yaml(OmegaConf.create(rates)))
+        columns = dict.fromkeys(column for lines in by_width for column in lines)
+        whole = pd.concat([curves[name].assign(run=name) for name in sorted(curves)])
+        write(into / CURVES, whole.to_csv(columns=["run", *columns], index=False, lineterminator="\n"))
+    add_rates(into, {name: rate for path in paths for name, rate in read_rates(Path(path)).items()})
     left = f"; {len(runs) - len(kept)} unfinished or untested left out" if len(kept) < len(runs) else ""
     return f"collected {len(kept)} runs into {into}{left}"
 

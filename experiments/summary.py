@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
+from chela.config.compose import resolve
+from chela.config.groups import flat
+from chela.config.words import plain
+from chela.core.errors import UsageError
 from chela.results import ACCURACY, GROUPS
-from experiments.rows import row_names, row_order
 from experiments.runs import RATE, TASKS, Run, read_json, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
@@ -23,6 +26,58 @@ STATES = ("at chance", "failed", "unfinished", "untested")  # at chance: it neve
 STEPS = "trainer.max_steps"
 ARENA = ("full", "lite")  # presets with LRA's own tasks
 _PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
+_SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
+_SAME_CELL = {"seed", "preset", "model.name"}
+
+
+def row_order(name: str) -> tuple[bool, str]:
+    """Return the sort key of a row's name: CHELA and its variants first."""
+    return (not name.startswith("chela"), name)
+
+
+def row_names(runs: Sequence[Run]) -> dict[Path, str]:
+    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
+
+    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
+    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
+    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
+    never joined under one name unless they differ by their seed alone (or by the task).
+    """
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.preset, run.model].append(run)
+    named = {}
+    for members in groups.values():
+        keys = _telling_apart(members)
+        of_task = {run.task: run for run in members if keys}
+        usual = {task: _usual(run) for task, run in of_task.items()}
+        for run in members:
+            words = [
+                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
+            ]
+            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
+    return named
+
+
+def _telling_apart(runs: Sequence[Run]) -> list[str]:
+    """Return the options that differ between runs of one system on one task."""
+    options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
+    told = pd.DataFrame([{key: repr(run.config.get(key)) for key in options} for run in runs])
+    tasks = [ways.drop_duplicates() for _, ways in told.groupby([run.task for run in runs])]
+    keys = [key for key in options if any(ways[key].nunique() > 1 for ways in tasks)]
+    for last in _SAID_LAST:
+        fewer = [key for key in keys if key != last]
+        if all(len(set(ways[fewer].itertuples(index=False))) == len(ways) for ways in tasks):
+            keys = fewer
+    return keys
+
+
+def _usual(run: Run) -> dict[str, Any]:
+    """Return what the configuration files say for a run's task, model and preset; nothing for what is not here."""
+    try:
+        return flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+    except UsageError:
+        return {}
 
 
 def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
@@ -37,9 +92,8 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     line = {"runs": list(runs), "mean": values.mean(), "sd": values.std(), "seeds": len(done)}
     line |= {state: sum(run.state == state for run in runs) for state in STATES}
     line["at chance"] = sum(run.result.get("learned") is False for run in done)
-    for key in (*COSTS, "wall_seconds", "epochs"):
-        costs = pd.to_numeric(told[key]) if key in told else pd.Series(dtype=float)
-        line[key] = costs[costs > 0].mean()
+    costs = told.reindex(columns=[*COSTS, "wall_seconds", "epochs"]).astype(float)
+    line |= dict(costs.where(costs > 0).mean())
     speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
     if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):
         line["tokens_per_second"] = median
@@ -204,30 +258,18 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
         order = sorted(lines, key=lambda place: (row_order(place[0]), task_order(place[1])))
         index = pd.MultiIndex.from_tuples(order, names=["row", "task"])
         cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
-        speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
-        measured = speeds if bench or edition > 1 else None
-        for key in COSTS:
-            cells[f"{key} ×"] = [_beside(cells, row, task, key, measured) for row, task in order]
+        softmax = cells.reindex(pd.MultiIndex.from_tuples([(BASELINE, task) for _, task in order])).set_axis(index)
+        alike = cells["machines"] == softmax["machines"]
+        for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
+            cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
+        if bench or edition > 1:  # runs share their machine with whatever else goes on: one session of the benchmark
+            speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
+            for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
+                beside = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
+                cells[f"{key} ×"] = beside
+                cells.loc[[place for place in order if place[0] == BASELINE and place[1] in speeds], f"{key} ×"] = 1.0
         tables.append(ResultTable(preset, policy, edition, members, cells))
     return tables
-
-
-def _beside(
-    cells: pd.DataFrame, row: str, task: str, key: str, bench: Mapping[str, Mapping[str, float]] | None
-) -> float:
-    """Return a cost divided by that of softmax on the same task; NaN where it was another machine's.
-
-    The number of parameters is the same everywhere. Since edition 2 speed and memory come from one session of the
-    benchmark alone (``bench``, by task): runs share their machine with whatever else goes on.
-    """
-    if key != "parameters" and bench is not None:
-        measured = bench.get(task, {})
-        what = "speed" if key == "tokens_per_second" else "memory"
-        return 1.0 if row == BASELINE and measured else measured.get(f"{what}, {row} / {BASELINE}", np.nan)
-    if (BASELINE, task) not in cells.index:
-        return np.nan
-    mine, base = cells.loc[(row, task)], cells.loc[(BASELINE, task)]
-    return mine[key] / base[key] if key == "parameters" or mine["machines"] == base["machines"] else np.nan
 
 
 def published() -> list[dict[str, Any]]:

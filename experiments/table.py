@@ -15,11 +15,10 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -31,56 +30,57 @@ from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, re
 
 NONE = "–"  # the cell of what has not been run
 BOLD = re.compile(r"\*\*(.*?)\*\*")  # a cell, as in Markdown
+ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the systems
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts; the first column names its rows."""
-
-    frame: pd.DataFrame
-    note: str = ""
-
-
-Block = str | Grid
-"""A paragraph or a heading, as in Markdown, or a table."""
+Block: TypeAlias = "str | pd.DataFrame"
+"""A paragraph or a heading, as in Markdown, or a table of texts, whose first column names its rows."""
 
 
 def render(blocks: Sequence[Block], kind: str) -> str:
     """Return the blocks as ``md``, ``html`` (a part of a page) or ``latex``, where all but the tables is a comment."""
-    draw = {"md": _markdown, "latex": _latex, "html": _html}[kind]
-    return "\n".join(draw(block) for block in blocks)
+    paragraph, table = _FORMS[kind]
+    return "\n".join(paragraph(block) if isinstance(block, str) else table(block) for block in blocks)
 
 
-def _markdown(block: Block) -> str:
-    if isinstance(block, str):
-        return f"{block}\n"
+def _to_the_left(frame: pd.DataFrame) -> list[bool]:
+    return [place == 0 or name in WORDS for place, name in enumerate(frame)]
+
+
+def _markdown(frame: pd.DataFrame) -> str:
     # not pandas' own: it pads cells to the width of their column, so that one number changes every line
-    rule = ["---" if place == 0 or name in WORDS else "---:" for place, name in enumerate(block.frame)]
-    rows = [[text.replace("|", "\\|") for text in row] for row in (block.frame.columns, *block.frame.to_numpy())]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:], *(["", block.note] if block.note else []), ""])
+    rows = [[text.replace("|", "\\|") for text in row] for row in (frame.columns, *frame.to_numpy())]
+    first, *lines = [f"| {' | '.join(row)} |\n" for row in rows]
+    return "".join([first, f"|{'|'.join('---' if left else '---:' for left in _to_the_left(frame))}|\n", *lines])
 
 
-def _latex(block: Block) -> str:
-    if isinstance(block, str):
-        return f"% {block}\n"
-    columns = "".join("l" if place == 0 or name in WORDS else "r" for place, name in enumerate(block.frame))
-    text = block.frame.rename(columns=_escaped).map(_escaped).to_latex(index=False, column_format=columns)
-    return BOLD.sub(r"\\textbf{\1}", text) + (f"% {block.note}\n" if block.note else "")
+def _latex(frame: pd.DataFrame) -> str:
+    columns = "".join("l" if left else "r" for left in _to_the_left(frame))
+    text = frame.rename(columns=_escaped).map(_escaped).to_latex(index=False, column_format=columns)
+    return BOLD.sub(r"\\textbf{\1}", text)
 
 
 def _escaped(text: str) -> str:
     return re.sub(r"([&%_#$])", r"\\\1", text)
 
 
-def _html(block: Block) -> str:
-    if isinstance(block, str):
-        marks, _, text = block.rpartition("# ") if block.startswith("#") else ("", "", block)
-        tag = f"h{len(marks) + 1}" if block.startswith("#") else "p"
-        return f"<{tag}>{html.escape(text)}</{tag}>"
-    table = BOLD.sub(r"<b>\1</b>", block.frame.to_html(index=False, border=0, justify="left"))
-    return f'<div class="wide">{table}</div>' + (f"<p>{html.escape(block.note)}</p>" if block.note else "")
+def _tag(text: str) -> str:
+    marks, _, heading = text.rpartition("# ") if text.startswith("#") else ("", "", text)
+    tag = f"h{len(marks) + 1}" if text.startswith("#") else "p"
+    return f"<{tag}>{html.escape(heading)}</{tag}>"
+
+
+def _html(frame: pd.DataFrame) -> str:
+    table = BOLD.sub(r"<b>\1</b>", frame.to_html(index=False, border=0, justify="left"))
+    return f'<div class="wide">{table}</div>'
+
+
+_FORMS: dict[str, tuple[Callable[[str], str], Callable[[pd.DataFrame], str]]] = {
+    "md": ("{}\n".format, _markdown),
+    "latex": ("% {}\n".format, _latex),
+    "html": (_tag, _html),
+}
 
 
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
@@ -93,9 +93,9 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
         kinds = "; ".join(table.name for table in tables)
         out.append(f"The tables below must not be compared with one another: {kinds}.")
     for table in tables:
-        grid = main_grid(table, probe).frame
+        grid = main_grid(table, probe)
         grid = grid.loc[:, (grid != NONE).any().to_numpy()] if compact else grid
-        out += [f"## Measured here: preset {table.name}", Grid(grid), *_legend(table)]
+        out += [f"## Measured here: preset {table.name}", grid, *_legend(table)]
         out += ["### Each task and system", detail_grid(table, probe), *group_grids(table)]
     return out
 
@@ -114,11 +114,11 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
         values = ["fails" if value == "fail" else number(value) for value in row["values"].values()]
         rows.append([row["name"], *values, number(row["average"]), row["mark"], row["source"]])
     header = ["paper's row", *TITLES.values(), "average, as printed", "mark", "source"]
-    note = "mark A: read in the primary source; B: read in another paper that cites it."
     return [
         "## Published, not measured here" + ("" if full else ", and on the full tasks"),
         "Accuracies as papers print them, each with its source." + apart,
-        Grid(pd.DataFrame(rows, columns=header), note),
+        pd.DataFrame(rows, columns=header),
+        "mark A: read in the primary source; B: read in another paper that cites it.",
     ]
 
 
@@ -152,29 +152,29 @@ def score_heading(score: dict[str, Any]) -> str:
     return ", ".join(filter(None, (score["name"], score["unit"])))
 
 
-def main_grid(table: ResultTable, probe: bool = False) -> Grid:
+def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     """Return systems × tasks in their groups; the first of a column, and who is level with it, bold.
 
     With ``probe``, what the attention adds to the score stands below the systems that were probed.
     """
     adds = table.cells["adds"].unstack("task").reindex(table.rows).dropna(how="all") if probe else pd.DataFrame()
-    below = ["majority class"] if any(number(table.majority(task)) != NONE for task in table.tasks) else []
-    columns = [("system", [*table.rows, *(f"attention of {row} adds" for row in adds.index), *below])]
+    columns = []
     for group, tasks in table.groups().items():
         for task in tasks:
             column, digits = table.column(task), table.score(task)["digits"]
-            first = table.leaders(task) if column["mean"].count() > 1 else []
             texts = {row: cell_text(table, task, row) for row in column.index}
-            texts |= {row: f"**{texts[row]}**" for row in first}
-            values = [*(adds[task] if task in adds else [None] * len(adds)), *([table.majority(task)] if below else [])]
-            told = [*(texts.get(row, NONE) for row in table.rows), *(number(x, digits=digits) for x in values)]
-            columns.append((task_heading(table, task), told))
+            texts |= {row: f"**{texts[row]}**" for row in table.leaders(task) if column["mean"].count() > 1}
+            added = adds.get(task, pd.Series())
+            texts |= {ADDS.format(row): number(value, digits=digits) for row, value in added.items()}
+            texts[MAJORITY] = number(table.majority(task), digits=digits)
+            columns.append(pd.Series(texts, name=task_heading(table, task)))
         if group and len(tasks) > 1:
-            columns.append((f"average of {group}", [*map(number, table.averages(tasks))]))
-    columns += [(f"{title} ×", [number(x, "×") for x in table.mean_relative(key)]) for key, title in COSTS.items()]
-    height = len(columns[0][1])
-    frame = pd.DataFrame({place: [*told, *[NONE] * (height - len(told))] for place, (_, told) in enumerate(columns)})
-    return Grid(frame.set_axis([heading for heading, _ in columns], axis=1))
+            columns.append(table.averages(tasks).map(number).rename(f"average of {group}"))
+    for key, title in COSTS.items():
+        columns.append(table.mean_relative(key).map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
+    grid = pd.concat(columns, axis=1).reindex([*table.rows, *map(ADDS.format, adds.index), MAJORITY]).fillna(NONE)
+    grid = grid[(grid != NONE).any(axis=1) | (grid.index != MAJORITY)]
+    return grid.reset_index(names="system")
 
 
 def cell_text(table: ResultTable, task: str, row: str) -> str:
@@ -189,10 +189,10 @@ def cell_text(table: ResultTable, task: str, row: str) -> str:
 
 def number(value: float | None, unit: str = "", *, digits: int = 2) -> str:
     """Return so many decimals, or a dash for None and NaN."""
-    return NONE if value is None or pd.isna(value) else f"{value:.{digits}f}{unit}"
+    return NONE if pd.isna(value) else f"{value:.{digits}f}{unit}"
 
 
-def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
+def detail_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     """Return what was run and what it cost, task by task; with ``probe``, what the attention adds to the score."""
     score = "accuracy, %" if _accuracy_only(table) else "score"
     rows = []
@@ -208,33 +208,29 @@ def detail_grid(table: ResultTable, probe: bool = False) -> Grid:
             told |= {"epochs": number(cell["epochs"])} if table.preset in ARENA else {}
             told |= {"attention adds": number(cell["adds"], digits=table.score(task)["digits"])} if probe else {}
             rows.append(told)
-    return Grid(pd.DataFrame(rows))
+    return pd.DataFrame(rows)
 
 
 def group_grids(table: ResultTable) -> list[Block]:
     """Return, of each task whose results tell records apart, the scores by group, the mean over the seeds."""
     out: list[Block] = []
     for task in table.tasks:
-        cells = {row: _by_group(runs) for row, runs in table.column(task)["runs"].items()}
-        if found := {row: scores for row, scores in cells.items() if scores}:
-            columns = dict.fromkeys(heading for scores in found.values() for heading in scores)
-            rows = [[row, *(number(scores.get(heading)) for heading in columns)] for row, scores in found.items()]
-            out += [f"### {task_heading(table, task)} by group", Grid(pd.DataFrame(rows, columns=["system", *columns]))]
+        means = {row: pd.DataFrame(map(_by_group, runs)).mean() for row, runs in table.column(task)["runs"].items()}
+        if found := {row: dict(scores) for row, scores in means.items() if len(scores)}:
+            grid = pd.DataFrame(found.values(), index=list(found)).map(number)
+            out += [f"### {task_heading(table, task)} by group", grid.reset_index(names="system")]
     return out
 
 
-def _by_group(runs: Sequence[Run]) -> dict[str, float]:
+def _by_group(run: Run) -> dict[str, float]:
     """Return the score of each group of test records and of each further test set: ``{"dashes 2": 91.2, …}``."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for run in (run for run in runs if run.state == "finished"):
-        name, scale = run.score["name"], run.score["scale"]
-        for key, value in run.result.items():
-            if key.startswith("test_by_"):
-                for group, part in value.items():
-                    found[f"{key.removeprefix('test_by_')} {group}"].append(scale * part[name])
-            elif key.startswith("test_") and isinstance(value, dict):
-                found[key.removeprefix("test_")].append(scale * value[name])
-    return {heading: sum(values) / len(values) for heading, values in found.items()}
+    parts: dict[str, Any] = {}
+    for key, value in run.result.items():
+        if key.startswith("test_by_"):
+            parts |= {f"{key.removeprefix('test_by_')} {group}": part for group, part in value.items()}
+        elif key.startswith("test_") and isinstance(value, dict):
+            parts[key.removeprefix("test_")] = value
+    return {heading: run.score["scale"] * part[run.score["name"]] for heading, part in parts.items()}
 
 
 def to_csv(tables: Sequence[ResultTable]) -> str:
@@ -242,9 +238,8 @@ def to_csv(tables: Sequence[ResultTable]) -> str:
     frames = []
     for table in tables:
         cells = table.cells.drop(columns=["runs", "machines", "test variance"]).reset_index()
-        scores = [table.score(task) for task in cells["task"]]
-        for place, key in enumerate(("name", "unit")):
-            cells.insert(2 + place, {"name": "score"}.get(key, key), [score[key] for score in scores])
+        scores = pd.DataFrame([table.score(task) for task in cells["task"]])
+        cells = cells.assign(score=scores["name"], unit=scores["unit"])
         frames.append(cells.assign(preset=table.preset, validation=table.policy, edition=table.edition))
     return str(pd.concat(frames).rename(columns={"row": "system"}).to_csv(index=False))
 

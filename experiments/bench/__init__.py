@@ -1,18 +1,33 @@
-"""Benchmarks, each a file of this package but ``timing`` (how they time) and ``curves`` (how they are drawn).
-
-A benchmark has ``run(quick) -> list[Row]``. It may have ``Options``, a dataclass of what it can be told on the command
-line: then it is ``run(quick, options)``. ``PLOT`` names the candidates that are drawn against the length ``L``. The
-first line of its docstring says what it measures.
-"""
+"""Benchmarks, each a function ``name(options) -> list[Row]``; its docstring says what it measures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chela.core.options import option
+
 if TYPE_CHECKING:
-    from torch.utils.benchmark import Measurement
+    import pandas as pd
+
+BENCHMARKS = {"convolution": "kernels", "linear_attention": "kernels", "layers": "kernels"}  # and their files
+BENCHMARKS |= {"train": "models", "generate": "models"}
+RESULTS = Path("experiments/results/bench")
+
+
+@dataclass
+class Options:
+    """What the command is told."""
+
+    name: str = option(MISSING, "the benchmark", choices=tuple(BENCHMARKS), positional=True)
+    quick: bool = option(False, "smallest sizes only, to see that it works")
+    cpu_time: bool = option(False, "count CPU seconds, not the wall clock: for a busy machine and one thread")
+    out: Path | None = option(None, f"where the JSON goes; null is {RESULTS}/NAME.json")
+    task: list[str] = option([], "train: tasks; all when none is named")
+    model: list[str] = option([], "train: systems; all when none is named")
+    preset: list[str] = option([], "train: presets; mini when none is named, on a GPU full too")
+    batch: int | None = option(None, "train: records in a step; null is the recipe's, on a CPU one at full", ge=1)
 
 
 @dataclass
@@ -25,15 +40,12 @@ class Row:
     raw: dict[str, Any] = field(default_factory=dict)  # of each candidate, as timed
 
     @classmethod
-    def timed(
-        cls, key: dict[str, Any], times: Mapping[str, Measurement], values: dict[str, float], note: str = ""
-    ) -> Row:
-        """Return the row of candidates that were timed: their medians, then the other values.
+    def timed(cls, key: dict[str, Any], times: pd.DataFrame, values: dict[str, float], note: str = "") -> Row:
+        """Return the row of candidates, a column of seconds each: their medians, then the other values.
 
         ``raw`` is the median, best time, spread (interquartile range / median) and number of rounds of each.
         """
-        raw = {
-            name: {"median": t.median, "best": min(t.times), "spread": t.iqr / t.median, "rounds": len(t.times)}
-            for name, t in times.items()
-        }
-        return cls(key, {f"{name} [ms]": t.median for name, t in times.items()} | values, note, raw)
+        median, (low, high) = times.median(), times.quantile([0.25, 0.75]).to_numpy()
+        told = {"median": median, "best": times.min(), "spread": (high - low) / median, "rounds": times.count()}
+        raw = {name: {key: values[name].item() for key, values in told.items()} for name in times}
+        return cls(key, {f"{name} [ms]": t for name, t in median.items()} | values, note, raw)

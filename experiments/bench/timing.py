@@ -9,15 +9,15 @@ import timeit
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.benchmark import Measurement, TaskSpec
 
 from chela.ops.memory import Workspace
 from chela.training.machine import describe, tune_allocator
 
-_MALLOC = ("MMAP_MAX_", "TRIM_THRESHOLD_", "TOP_PAD_", "ARENA_MAX")
-ALLOCATOR_VARIABLES = ("LD_PRELOAD", *(f"MALLOC_{name}" for name in _MALLOC))
+Step = Callable[[], object]
+ALLOCATOR = ("LD_PRELOAD", *(f"MALLOC_{name}" for name in ("MMAP_MAX_", "TRIM_THRESHOLD_", "TOP_PAD_", "ARENA_MAX")))
 
 _counter: Callable[[], float] = time.perf_counter
 
@@ -36,25 +36,21 @@ def clock() -> float:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, seconds: float = 3.0, least: int = 3, most: int = 50
-) -> dict[str, Measurement]:
+    candidates: Mapping[str, Step], *, seconds: float = 3.0, least: int = 3, most: int = 50
+) -> pd.DataFrame:
     """Time candidates by turns until ``seconds`` per candidate are spent, within ``least`` and ``most`` rounds.
 
-    The statistics are those of ``torch.utils.benchmark``. Its ``Timer`` takes no part: it runs everything twice more
-    before each turn, and on one thread unless told otherwise.
+    Returns:
+        The seconds that each candidate, a column, took in each round.
     """
     for run in candidates.values():
         run()
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    rounds: list[dict[str, float]] = []
     gc.collect()
     start = time.perf_counter()
-    for turn in range(most):
-        for name, run in candidates.items():
-            times[name].append(timeit.Timer(run, timer=clock).timeit(1))
-        if turn + 1 >= least and time.perf_counter() - start > seconds * len(candidates):
-            break
-    threads = torch.get_num_threads()
-    return {name: Measurement(1, took, TaskSpec(name, "", num_threads=threads)) for name, took in times.items()}
+    while len(rounds) < least or (len(rounds) < most and time.perf_counter() - start < seconds * len(candidates)):
+        rounds.append({name: timeit.Timer(run, timer=clock).timeit(1) for name, run in candidates.items()})
+    return pd.DataFrame(rounds)
 
 
 def training_step(
@@ -66,7 +62,7 @@ def training_step(
     return lambda: torch.autograd.grad(f(*leaves), wanted, d_out)
 
 
-def peak_memory(run: Callable[[], object]) -> int:
+def peak_memory(run: Step) -> int:
     """Return the most bytes that ``run`` held at once beyond what was held before it.
 
     On a GPU the allocator counts them; on a CPU they are the peak of the profiler's allocation events.
@@ -90,7 +86,7 @@ def peak_memory(run: Callable[[], object]) -> int:
 
 def allocator(keep: bool) -> str:
     """Have freed memory kept if ``keep``, unless the environment sets the allocator; name the one in use."""
-    if any(name in os.environ for name in ALLOCATOR_VARIABLES):
+    if any(name in os.environ for name in ALLOCATOR):
         return "as set"
     return "keeping" if keep and tune_allocator() else "default"
 
@@ -102,5 +98,5 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0],
         "clock": _counter.__name__,
-        "allocator": {name: os.environ[name] for name in ALLOCATOR_VARIABLES if name in os.environ} or "default",
+        "allocator": {name: os.environ[name] for name in ALLOCATOR if name in os.environ} or "default",
     }

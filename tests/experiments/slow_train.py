@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from chela.train import main, train
+from chela.train import main
 from chela.training.step import LitModel
 
 PAUSE = 0.25  # seconds
@@ -20,4 +20,4 @@ if __name__ == "__main__":
             step(self, *args)
 
         LitModel.on_train_batch_start = slow  # type: ignore[method-assign]
-    sys.exit(main(train, "", sys.argv[1:]))
+    sys.exit(main())

@@ -13,7 +13,7 @@ import torch
 
 from chela.config.compose import resolve
 from chela.models import build_model
-from experiments.bench import Row, __main__, sequence, timing, train
+from experiments.bench import Options, Row, __main__, models, timing
 from experiments.bench.__main__ import main
 from lra.tasks import get_task
 
@@ -23,7 +23,7 @@ def test_candidates_take_turns() -> None:
     candidates = {"slow": lambda: (turns.append("slow"), time.sleep(0.004)), "fast": lambda: turns.append("fast")}
     times = timing.interleaved(candidates, seconds=0.01, least=3, most=5)
     assert turns[2:6] == ["slow", "fast", "slow", "fast"]
-    assert times["slow"].median >= 0.004 > times["fast"].median
+    assert times["slow"].median() >= 0.004 > times["fast"].median()
 
 
 def test_peak_memory_counts_what_is_held_at_once() -> None:
@@ -34,24 +34,13 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
     assert 1_000_000 <= timing.peak_memory(run) < 1_500_000
 
 
-def test_every_benchmark_is_listed_and_a_wrong_name_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list"]) == 0
-    listed = capsys.readouterr().out
-    assert all(f"{name}: " in listed for name in ("convolution", "layers", "linear_attention", "train"))
-    assert "    batch=…  records in a step" in listed
-    assert main(["layer"]) == 2
-    assert "name: expected one of list, convolution, generate" in (error := capsys.readouterr().err)
-    assert "did you mean 'layers'?" in error
-
-
-def test_quick_run_writes_json_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quick_run_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.json"
     assert main(["linear_attention", "quick=true", f"out={path}"]) == 0
     data = json.loads(path.read_text())
     assert {"device", "cores", "threads", "versions", "allocator", "git_commit"} <= data["machine"].keys()
     (row,) = data["rows"]
     assert row["values"]["causal [ms]"] == row["raw"]["causal"]["median"] > 0
-    assert path.with_suffix(".png").stat().st_size > 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("causal [ms]"))
     assert float(line.split()[-1]) == pytest.approx(1e3 * row["values"]["causal [ms]"], rel=1e-3)
 
@@ -65,35 +54,29 @@ def test_committed_results_are_read_and_fit_into_80_columns() -> None:
 def test_many_sizes_and_long_names_wrap_and_lose_nothing() -> None:
     names = [f"system {i} of a rather long name, as variants have [ms]" for i in range(5)]
     text = __main__.table([Row({"task": f"task{i}", "L": 1}, dict.fromkeys(names, i)) for i in range(10, 30)])
-    assert text.startswith("L 1\n") and "..." not in text and max(map(len, text.splitlines())) <= 80
+    assert "..." not in text and max(map(len, text.splitlines())) <= 80
     assert all(text.count(f"task{i}") == 1 and text.count(f" {i},000") == 5 for i in range(10, 30))
 
 
-@pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail where a measurement is begun."""
-    never = SimpleNamespace(run=lambda quick: pytest.fail("it was measured"))
-    monkeypatch.setattr(__main__, "find", lambda name: never)
-
-
-@pytest.mark.parametrize("out", ["folder", "file/new.json", "taken.json", "plot.png"])
-def test_an_out_that_cannot_be_written_is_told_before_measuring(
-    unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layer"], "did you mean 'layers'?"),
+        (["layers", "task=text"], "for train alone"),
+        (["train", "tasks=text"], "did you mean 'task'?"),
+        (["train", "task=txt"], "did you mean 'text'?"),
+        (["train", "batch=0"], "batch: expected at least 1"),
+        (["layers", "out=FOLDER"], "out: expected a JSON file that can be written"),
+        (["layers", "out=FOLDER/file/new.json"], "out: expected a JSON file that can be written"),
+    ],
+)
+def test_mistakes_are_told_before_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    (tmp_path / "folder").mkdir(), (tmp_path / "file").touch(), (tmp_path / "taken.png").mkdir()
-    assert main(["layers", f"out={tmp_path / out}"]) == 2
+    (tmp_path / "file").touch()
+    assert main([*(word.replace("FOLDER", str(tmp_path)) for word in words), "quick=true"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: out: expected a ") and error.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "taken.png"]
-
-
-def test_looking_whether_it_can_be_written_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.json"
-    __main__.check_writable(path)
-    assert not list(path.parent.iterdir())
-    path.write_text("measured")
-    __main__.check_writable(path)
-    assert path.read_text() == "measured"
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 @pytest.fixture(scope="module")
@@ -125,20 +108,20 @@ def test_what_does_not_fit_is_said_and_the_others_are_measured(monkeypatch: pyte
     def full() -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(train, "training_step", step)
-    (row,) = train.run(True, train.Options(model=["softmax", "chela"], batch=3))
+    monkeypatch.setattr(models, "training_step", step)
+    (row,) = models.train(Options("train", quick=True, model=["softmax", "chela"], batch=3))
     assert row.note == "listops tiny softmax not run: 3 records do not fit; try batch=N"
     assert "chela [ms]" in row.values and not any("softmax" in name for name in row.values)
 
 
 def test_a_training_step_moves_the_weights_and_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[torch.nn.Module] = []
-    monkeypatch.setattr(train, "build_model", lambda *given: built.append(build_model(*given)) or built[0])
+    monkeypatch.setattr(models, "build_model", lambda *given: built.append(build_model(*given)) or built[0])
     config = resolve(["task=retrieval", "preset=tiny", "model=chela"])
     about = get_task(config.task)
-    step = train.training_step(config, about, "cpu", "32-true")
+    step = models.training_step(config, about, "cpu", "32-true")
     before = {name: p.detach().clone() for name, p in built[0].named_parameters()}
-    step(*train.random_records(about, 2, "cpu"))
+    step(*models.random_records(about, 2, "cpu"))
     moved = {name for name, p in built[0].named_parameters() if not torch.equal(p, before[name])}
     assert len(moved) > 0.9 * len(before)
     assert all(p.grad is None for p in built[0].parameters())
@@ -149,22 +132,8 @@ def test_a_label_for_each_position_is_learned_too(monkeypatch: pytest.MonkeyPatc
         def forward(self, inputs: torch.Tensor, mask: None) -> torch.Tensor:
             return super().forward(inputs)
 
-    monkeypatch.setattr(train, "build_model", lambda *given: PerPosition(9, 5))
+    monkeypatch.setattr(models, "build_model", lambda *given: PerPosition(9, 5))
     about = SimpleNamespace(objective="tokens", vocab_size=9, num_classes=5, train_length=64, pair=False)
-    inputs, labels = train.random_records(about, 2, "cpu")
+    inputs, labels = models.random_records(about, 2, "cpu")
     assert labels.shape == inputs.shape == (2, 64)
-    train.training_step(resolve([]), about, "cpu", "32-true")(inputs, labels)
-
-
-def test_a_sequence_over_two_processes_takes_half_of_the_memory_and_sends_what_the_model_says() -> None:
-    # so long that a half is not small either (chela/layers/stages.py): both hold the same things
-    alone, half = (sequence.row(65_536, count, limit=0).values for count in (1, 2))
-    assert half["held [MiB held]"] == pytest.approx(alone["held [MiB held]"] / 2, rel=0.2)
-    assert half["sent [MiB sent]"] == pytest.approx(half["by the model [MiB sent]"], rel=0.01)
-    assert half["forward GFLOPs, softmax"] == pytest.approx(alone["forward GFLOPs, softmax"] / 2)
-
-
-def test_words_that_a_benchmark_does_not_know_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["layers", "task=text"], ["train", "tasks=text"], ["train", "task=txt"], ["train", "batch=0"]):
-        assert main([*words, "quick=true", f"out={tmp_path / 'none.json'}"]) == 2
-    assert capsys.readouterr().err.count("expected") == 4 and not (tmp_path / "none.json").exists()
+    models.training_step(resolve([]), about, "cpu", "32-true")(inputs, labels)

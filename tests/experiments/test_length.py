@@ -1,6 +1,5 @@
 """Bits by window, for networks that read on beyond the training window and for those that end there."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from chela.models import TaskFacts, build_model
 from experiments.length import by_length, main
 from lra.schema import DataConfig
 from lra.tasks.corpus import Corpus
-from tests.experiments.conftest import MakeRun
 
 
 @pytest.mark.parametrize("name", ["chela", "mega"])
@@ -26,24 +24,9 @@ def test_a_network_is_scored_in_the_windows_that_it_can_read(name: str, tmp_path
     assert windows == ([16, 32] if name == "chela" else [16])
     assert all(4 < row["bits"] < 12 for row in found["windows"] + found["positions"])
     assert [row["up_to"] for row in found["positions"]] == [1, 2, 4, 8, 16]
-    assert not found["not_scored"] if name == "chela" else "a window of 32: expected" in found["not_scored"][0]
+    assert not found["not_scored"] if name == "chela" else "eval.window=32: expected" in found["not_scored"][0]
 
 
 def test_windows_are_at_least_the_training_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "times=0"]) == 2
     assert "times: expected numbers from 1, got 0" in capsys.readouterr().err
-
-
-def test_what_was_scored_is_not_scored_again(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The runs have no checkpoint, as committed ones: what is to be scored ends in a line."""
-    pytest.importorskip("matplotlib", reason="figures need matplotlib (extra plots)")
-    told = {"split": "test", "training_window": 8, "windows": [{"window": 8, "bits": 2.5}], "positions": []}
-    run, figure = make_run(), tmp_path / "length.png"
-    (run / "length.json").write_text(json.dumps(told | {"not_scored": ["a window of 16: too long"]}))
-    assert main([str(run), "times=1,2", f"out={figure}"]) == 0 and figure.stat().st_size
-    assert "bits by window: 2.5000 at 8; a window of 16: too long" in capsys.readouterr().out
-    for words in (["times=1,2", "again=true"], ["times=1"], ["times=1,4,8"], ["times=1,2", "split=validation"]):
-        assert main([str(run), *words]) == 2
-        assert "checkpoint" in capsys.readouterr().err

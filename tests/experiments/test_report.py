@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import html.parser
-import json
 import re
 import shutil
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench.curves import bench_curves
 from experiments.report import main, page
 from experiments.runs import read_runs
 from tests.experiments.conftest import MakeRun
@@ -64,29 +62,6 @@ def test_runs_without_results_make_a_page_too(make_run: MakeRun, tmp_path: Path)
     (make_run(accuracy=None) / "metrics.csv").unlink()
     assert main([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
     assert "1 unfinished" in (tmp_path / "r.html").read_text()
-
-
-def test_a_benchmark_is_drawn_against_the_length(
-    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    values = [
-        {"chela [ms]": 0.001 * L, "softmax [ms]": 1e-6 * L**2, "chela [MiB]": 3.0, "ratio": 2.0} for L in (64, 128)
-    ]
-    rows = [{"key": {"L": L, "H": 4}, "values": found} for L, found in zip((64, 128), values, strict=True)]
-    bench = {"name": "layers", "machine": {"device": "a CPU"}, "rows": rows}
-    figure = bench_curves(bench)
-    assert figure is not None
-    times, memory = figure.axes
-    assert [line.get_label() for line in times.lines] == ["chela", "softmax"] and times.get_ylabel() == "ms"
-    np.testing.assert_allclose(times.lines[0].get_xydata(), [[64, 64], [128, 128]])  # kept in seconds, drawn in ms
-    assert memory.get_ylabel() == "MiB" and len(memory.lines) == 1
-    path, out = tmp_path / "layers.json", tmp_path / "r.html"
-    path.write_text(json.dumps(bench))
-    assert main([str(results), f"bench={path}", f"out={out}"]) == 0
-    assert "Benchmark layers against the length, on device a CPU" in out.read_text()
-    path.write_text("[]")
-    assert main([str(results), f"bench={path}", f"out={out}"]) == 2
-    assert capsys.readouterr().err.startswith("error: bench: expected the JSON of experiments.bench")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="expected chromium to open the page, none is installed")

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from experiments.plan import read_sweep
+from experiments.runs import add_rates, read_rates, read_runs
 from experiments.runs import main as collect
-from experiments.runs import read_runs
 from experiments.summary import result_tables
 from experiments.sweep import main
 from experiments.table import to_csv
@@ -68,19 +68,20 @@ def test_a_failure_is_told_and_recorded_and_stops_nobody(
 ) -> None:
     broken = {**SMALL, "per_model": {"softmax": {"seeds": [0], "overrides": {"model.d_ff": CRASHES}}}}
     assert sweep(tmp_path, broken) == 1
-    assert "FAILED, the others go on: RuntimeError: it went wrong" in capsys.readouterr().out
-    states = {(run.model, run.seed): (run.state, run.error) for run in read_runs([folder])}
-    assert states["softmax", 0] == ("failed", "RuntimeError: it went wrong")
-    assert [states["chela", seed][0] for seed in (0, 1)] == ["finished", "finished"]
+    *lines, summary, failed, go_on, table = capsys.readouterr().out.splitlines()
+    said = "RuntimeError: it went wrong"
+    assert any(line.endswith(f"FAILED, the others go on: {said}") for line in lines)
+    assert summary == "2 of 3 runs finished (0 of them before), 1 failed" and said in failed
+    assert go_on == "to go on: start the same command again" and table.endswith(f"experiments.table {folder}")
+    runs = {(run.model, run.seed): run for run in read_runs([folder])}
+    assert runs["softmax", 0].state == "failed" and runs["softmax", 0].record["failed"]["error"] == said
+    assert [runs["chela", seed].state for seed in (0, 1)] == ["finished", "finished"]
 
 
-def test_a_run_that_is_always_killed_is_given_up_in_the_end(
-    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_is_killed_is_a_failure(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dies = {**SMALL, "models": ["chela"], "seeds": [0], "overrides": {"model.d_ff": DIES}}
     assert sweep(tmp_path, dies) == 1
-    out = capsys.readouterr().out
-    assert out.count("killed by signal 9") == 2 and "FAILED" in out
+    assert "FAILED, the others go on: killed by signal 9" in capsys.readouterr().out
 
 
 def test_a_failure_is_forgotten_once_the_run_is_finished(tmp_path: Path, folder: Path) -> None:
@@ -109,7 +110,7 @@ def test_slices_go_on_where_they_stopped(tmp_path: Path, folder: Path, capsys: p
 
 def test_the_rate_is_chosen_on_validation_and_written_down(done: Path) -> None:
     for model in ("chela", "softmax"):
-        record = yaml.safe_load((done / "rates" / f"listops-tiny-{model}.yaml").read_text())
+        record = read_rates(done)[f"listops-tiny-{model}"]
         scores = {row["rate"]: row.get("validation_accuracy") for row in record["grid"]}
         assert scores.pop(0.9) is None and record["grid"][-1]["diverged"]
         assert record["chosen"] == max(scores, key=scores.__getitem__) and record["steps"] == 6
@@ -131,23 +132,25 @@ def test_what_was_collected_is_finished_with_its_rates(
 
 
 def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, tuned: Path) -> None:
-    record = tuned / "rates" / "listops-tiny-chela.yaml"
-    other = next(rate for rate in RATES if rate != yaml.safe_load(record.read_text())["chosen"])
-    record.write_text(yaml.safe_dump({**yaml.safe_load(record.read_text()), "chosen": other}))
+    records = read_rates(tuned)
+    record = records["listops-tiny-chela"]
+    record["chosen"] = other = next(rate for rate in RATES if rate != record["chosen"])
+    add_rates(tuned, records)
     one = {**TUNED, "models": ["chela"], "seeds": [0]}
     assert sweep(tmp_path, one) == 0
-    assert yaml.safe_load(record.read_text())["chosen"] == other
+    assert read_rates(tuned)["listops-tiny-chela"]["chosen"] == other
     assert sweep(tmp_path, {**one, "tune": {"rates": [0.001, 0.003], "steps": 0.5}}) == 0
-    assert {row["rate"] for row in yaml.safe_load(record.read_text())["grid"]} == {0.001, 0.003}
+    after = read_rates(tuned)
+    assert {row["rate"] for row in after["listops-tiny-chela"]["grid"]} == {0.001, 0.003}
+    assert after["listops-tiny-softmax"] == records["listops-tiny-softmax"]
 
 
 def test_a_rate_whose_record_cannot_be_read_is_chosen_again(tmp_path: Path, tuned: Path) -> None:
-    record = tuned / "rates" / "listops-tiny-chela.yaml"
-    chosen, before = record.read_text(), accuracies(tuned)
-    for content in ("chosen: 0.002\n", "grid: [", "a word", "\udcff"):
-        record.write_bytes(content.encode(errors="surrogateescape"))
+    chosen, before = (tuned / "rates.yaml").read_text(), accuracies(tuned)
+    for content in ("listops-tiny-chela: {chosen: 0.002}\n", "grid: [", "a word", "\udcff"):
+        (tuned / "rates.yaml").write_bytes(content.encode(errors="surrogateescape"))
         assert sweep(tmp_path, TUNED) == 0
-        assert record.read_text() == chosen and accuracies(tuned) == before, content
+        assert (tuned / "rates.yaml").read_text() == chosen and accuracies(tuned) == before, content
 
 
 def test_a_grid_that_diverges_everywhere_blocks_its_pair(
@@ -155,7 +158,7 @@ def test_a_grid_that_diverges_everywhere_blocks_its_pair(
 ) -> None:
     hopeless = {**SMALL, "tune": {"rates": [0.5, 0.9]}, "per_model": {"chela": {"overrides": {"trainer.max_steps": 2}}}}
     assert sweep(tmp_path, hopeless, "model=chela") == 1
-    assert not (folder / "rates").exists()
+    assert not (folder / "rates.yaml").exists()
     assert "not run: listops-tiny-chela: training diverged at every" in capsys.readouterr().out
 
 
@@ -230,8 +233,7 @@ def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Pa
     killed = tmp_path / "killed"
     kill_at_random(tmp_path, killed, " ".join(FAKE), kills=10, longest=0.7)
     assert accuracies(killed) == undisturbed and len(undisturbed) == 4
-    rates = [{path.name: path.read_text() for path in (top / "rates").iterdir()} for top in (done, killed)]
-    assert rates[0] == rates[1]
+    assert read_rates(killed) == read_rates(done)
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
     ("words", "message"),
     [
         (["grid.yaml", "--dry-run"], "expected key=value, got '--dry-run': say dry_run=true; see --help"),
-        (["grid.yaml", "--shard=2/5"], "expected key=value, got '--shard=2/5': say shard=2/5; see --help"),
+        (["grid.yaml", "--preset=mini"], "expected key=value, got '--preset=mini': say preset=mini; see --help"),
         (["--jobs", "2"], "expected key=value, got '--jobs': say jobs=…; see --help"),
         (["grid.yaml", "--sead=2"], "got '--sead=2' (did you mean 'seed'?); see --help"),
         (["grid.yaml", "-x"], "expected key=value, got '-x'; see --help"),
