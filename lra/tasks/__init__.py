@@ -26,7 +26,6 @@ _WHERE = {
     "shakespeare": "corpus:Shakespeare",
     "text": "text:Text",
     "text8": "corpus:Text8",
-    "wikitext103": "corpus:WikiText103",
 }
 
 
