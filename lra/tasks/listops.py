@@ -174,8 +174,7 @@ class ListOps(StoredTask):
             config = f"released_len{self.max_length}_{digest(released)}"
             about, self.further = {"origin": f"{RELEASED.name}: {released}"}, ()
         counts |= dict.fromkeys(self.further, _LONGER)
-        size = sum(counts.values()) * (self.max_length // 2 + 64)
-        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, ("length", "depth"), about, size)
+        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, ("length", "depth"), about)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             if released is not None:

@@ -84,8 +84,7 @@ class Retrieval(TextTask):
 
         # nothing tells one user's pairs from another's but where they lie
         given = None if data.root is None else find()
-        config = f"aan_{digest(given)}" if given else "aan"
-        spec = self.spec(config, COUNTS, sum(COUNTS.values()) * 10_000)
+        spec = self.spec(f"aan_{digest(given)}" if given else "aan", COUNTS)
 
         def splits() -> dict[str, Iterator[Example]]:
             folder = given or find()

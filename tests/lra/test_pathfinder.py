@@ -10,8 +10,8 @@ from PIL import Image
 
 from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
-from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker, shrink
+from lra.tasks.pathfinder import PathfinderOptions
 from tests.lra.pathfinder_statistics import INK, Measured, compare, components, measured, rejected
 from tests.lra.two_sample import held_out_accuracy
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lra.generators.pathfinder import Pictures, generate
-from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, make_setup
+from lra.tasks.pathfinder import PathfinderOptions
 from tests.lra.pathfinder_geometry import Dash, chains, paint
 
 

@@ -57,12 +57,6 @@ def test_a_folder_that_is_gone_is_said_whatever_was_made_from_it(tmp_path: Path)
         labels(tmp_path / "empty", records)
 
 
-def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
-    task = small()
-    task.prepare(DataConfig(dir=str(tmp_path), processes=1))
-    assert task.folder == tmp_path / "lra_listops" / "n3-3-3_len1-20_depth10_args10_seed0" / "1.0.0"
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -11,9 +11,8 @@ import torch
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.builder import Example, Progress, RecordSet, RecordSpec, prefetch, prepare
 from lra.datamodule import LRADataModule
-from lra.prefetch import prefetch
 from lra.schema import DataConfig
 from lra.show import page
 from lra.tasks import get_task, names, task_class, task_options
