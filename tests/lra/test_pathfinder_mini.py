@@ -92,12 +92,6 @@ def test_apart_is_that_distance_and_leaves_out_shared_ends() -> None:
     assert same.any() and not found[same].any()
 
 
-def test_one_length_alone_is_as_it_was() -> None:
-    one = PathfinderOptions.preset(16)
-    several = Pathfinder(resolution=16, contour_lengths=[6]).options()
-    assert (generate(one, 0, 0, 50).images == generate(several, 0, 0, 50).images).all()
-
-
 def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lra.tasks.pathfinder._DRAWN_FOR_ONE", 1)
     task = Pathfinder(resolution=16, contour_lengths=[5], distractors=0, train=20, validation=5, test=5, distinct=True)

@@ -1,5 +1,6 @@
 """The tasks pathfinder and pathx: builds, a released folder in both forms, and what can be wrong with one."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +85,15 @@ def test_other_options_lie_in_another_folder(tmp_path: Path) -> None:
 # ---- a released folder ----
 
 
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+WIDE = png(np.zeros((64, 64), np.uint8))
+
+
 @pytest.fixture(scope="module")
 def images() -> tuple[np.ndarray, np.ndarray]:
     made = generate(PathfinderOptions.preset(32), 9, 0, 60)
@@ -99,7 +109,7 @@ def write_release(root: Path, images: np.ndarray, labels: np.ndarray) -> Path:
         rows = []
         for i in range(20):
             path = folder / "imgs" / str(batch) / f"sample_{i}.png"
-            Image.fromarray(images[20 * k + i]).save(path)
+            path.write_bytes(png(images[20 * k + i]))
             rows.append([f"imgs/{batch}", path.name, str(i), str(labels[20 * k + i]), *PARAMETERS])
         file = folder / "metadata" / f"{batch}.npy"
         file.write_text("".join(" ".join(row) + "\n" for row in rows))
@@ -146,52 +156,33 @@ def test_a_smaller_part_of_a_release(tmp_path: Path, images: tuple[np.ndarray, n
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [20, 3, 2]
 
 
-def absent(folder: Path) -> None:
-    (folder / "imgs" / "2" / "sample_7.png").unlink()
-
-
-def other_size(folder: Path) -> None:
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "imgs" / "2" / "sample_7.png")
-
-
-def truncated(folder: Path) -> None:
-    path = folder / "imgs" / "2" / "sample_7.png"
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def no_picture(folder: Path) -> None:
-    (folder / "imgs" / "2" / "sample_7.png").write_bytes(b"hello")
-
-
-def bad_label(folder: Path) -> None:
-    path = folder / "metadata" / "2.npy"
-    path.write_text(path.read_text().replace("sample_7.png 7 ", "sample_7.png 7 3"))
-
-
-def few_columns(folder: Path) -> None:
-    (folder / "metadata" / "2.npy").write_text("imgs/2 sample_0.png\n")
-
-
-def binary(folder: Path) -> None:
-    (folder / "metadata" / "2.npy").write_bytes(b"\xff\xfe\x00\x01" * 10)
+PICTURE, ROWS = "imgs/2/sample_7.png", "metadata/2.npy"
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("file", "harm", "message"),
     [
-        (absent, r"sample_7\.png is no whole picture .*No such file"),
-        (other_size, r"sample_7\.png has 64 × 64 pixels, expected 32 × 32"),
-        (truncated, r"sample_7\.png is no whole picture"),
-        (no_picture, r"sample_7\.png is no whole picture"),
-        (bad_label, r"2\.npy has no rows of .* label that is not 0 or 1"),
-        (few_columns, r"2\.npy has no rows of folder, file"),
-        (binary, r"2\.npy has no rows of folder, file"),
+        (PICTURE, None, r"sample_7\.png is no whole picture .*No such file"),
+        (PICTURE, lambda raw: raw[:100], r"sample_7\.png is no whole picture"),
+        (PICTURE, lambda raw: b"hello", r"sample_7\.png is no whole picture"),
+        (PICTURE, lambda raw: WIDE, r"sample_7\.png has 64 × 64 pixels, expected 32 × 32"),
+        (ROWS, lambda raw: raw.replace(b"sample_7.png 7 ", b"sample_7.png 7 3"), r"no rows of .* that is not 0 or 1"),
+        (ROWS, lambda raw: b"imgs/2 sample_0.png\n", r"2\.npy has no rows of folder, file"),
+        (ROWS, lambda raw: b"\xff\xfe\x00\x01" * 10, r"2\.npy has no rows of folder, file"),
     ],
 )
 def test_a_damaged_release_is_one_line_that_names_the_file(
-    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], harm: Callable[[Path], None], message: str
+    tmp_path: Path,
+    images: tuple[np.ndarray, np.ndarray],
+    file: str,
+    harm: Callable[[bytes], bytes] | None,
+    message: str,
 ) -> None:
-    harm(write_release(tmp_path, *images))
+    path = write_release(tmp_path, *images) / file
+    if harm is None:
+        path.unlink()
+    else:
+        path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(DataError, match=message) as caught:
         prepared(Pathfinder(), tmp_path / "records", tmp_path)
     assert "\n" not in str(caught.value)
