@@ -35,7 +35,7 @@ from experiments.rows import row_names
 from experiments.runs import LENGTH, Run, read_runs
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.base import IGNORED
 
 if TYPE_CHECKING:

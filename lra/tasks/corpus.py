@@ -16,8 +16,7 @@ from chela.core.errors import DataError
 from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.builder import Progress
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, given_root, locate, verify
+from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
 from lra.tasks.base import SPLITS, Encoded, Label, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 

@@ -21,8 +21,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSpec, prefetch, prepare
-from lra.schema import DataConfig
-from lra.source import Layout, digest, locate
+from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.image import PixelTask, shuffled
 

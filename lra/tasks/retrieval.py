@@ -17,8 +17,7 @@ from chela.core.errors import DataError
 from chela.core.options import option, shown
 from lra.builder import Example, Progress, prepare
 from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
-from lra.schema import DataConfig
-from lra.source import Layout, digest, locate
+from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import Records
 from lra.tasks.text import Text, TextTask
 

@@ -17,8 +17,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, check_content, locate, members
+from lra.source import DataConfig, Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded
 from lra.tasks.stored import StoredTask
 

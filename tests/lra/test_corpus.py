@@ -10,7 +10,7 @@ import pytest
 
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS
 from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8

@@ -6,8 +6,7 @@ import pytest
 
 from chela.core.errors import DataError
 from chela.core.files import sha256
-from lra.schema import DataConfig
-from lra.source import Layout, Remote
+from lra.source import DataConfig, Layout, Remote
 from lra.tasks import image
 from lra.tasks.image import Image
 from tests.lra.test_source import archive

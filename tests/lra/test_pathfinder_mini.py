@@ -7,7 +7,7 @@ import pytest
 
 from chela.core.errors import DataError
 from lra.generators.pathfinder import apart, generate
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.pathfinder import BLOCK, Pathfinder, PathfinderOptions
 from tests.lra.pathfinder_geometry import _along
 from tests.lra.test_pathfinder_task import number

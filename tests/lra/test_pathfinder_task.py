@@ -10,7 +10,7 @@ from PIL import Image
 
 from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.pathfinder import Pathfinder, PathfinderOptions, PathX, list_release, split_release
 
 PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts

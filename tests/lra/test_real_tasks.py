@@ -11,7 +11,7 @@ import pytest
 
 from chela import evaluate, train
 from chela.config.words import configured
-from lra.schema import DataConfig
+from lra.source import DataConfig
 
 
 def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]:

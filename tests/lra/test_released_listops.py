@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 
 TREES = [("( ( ( [MAX 2 ) 9 ) ] )", "9"), ("( ( ( [SM ( ( ( [MED 4 ) 7 ) ] ) ) 8 ) ] )", "3"), ("5", "5")]

@@ -13,7 +13,7 @@ from chela.config.compose import load, resolve, to_yaml
 from chela.config.identity import identity_of
 from chela.core.errors import UsageError
 from chela.core.options import check_options
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.image import Image
 from lra.tasks.listops import ListOps

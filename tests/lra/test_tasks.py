@@ -13,8 +13,8 @@ from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prefetch, prepare
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
 from lra.show import page
+from lra.source import DataConfig
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image

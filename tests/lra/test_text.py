@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import text
 from lra.tasks.text import Text
 from tests.lra.test_source import archive
