@@ -120,7 +120,6 @@ class RecordSet:
     Attributes:
         labels: Class of every record, int64 ``(N,)``.
         sizes: The numbers stored beside the records, by ``RecordSpec.sizes``, int64 ``(N,)`` each.
-        about: What the set's maker noted about it.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -128,7 +127,6 @@ class RecordSet:
         if split not in manifest["counts"]:
             raise DataError(f"{folder} has no split {split!r}, only {', '.join(manifest['counts'])}")
         self.folder, self.split = folder, split
-        self.about: dict[str, Any] = manifest["about"]
         self.labels: np.ndarray = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
         sizes = np.load(folder / f"{split}.sizes.npy", allow_pickle=False).T
         self.sizes: dict[str, np.ndarray] = dict(zip(manifest["sizes"], sizes, strict=True))

@@ -64,8 +64,6 @@ class Windows(Records):
     """
 
     def __init__(self, table: np.ndarray, span: Span, window: int, stride: int, once: bool) -> None:
-        if not 1 <= stride <= window:
-            raise ValueError(f"expected a stride from 1 to the window, got {stride} of {window}")
         self._table, self._span, self._window, self._stride, self._once = table, span, window, stride, once
         self._number = 1 + max(0, -(-(len(span) - window) // stride))
 

@@ -37,22 +37,18 @@ class Cost:
 
 def cost(config: ModelConfig, task: Any) -> Cost:
     """Work out the cost of the network that ``config`` describes; ``task`` as for ``build_model``."""
-    built = config.depth if ":" in config.mixer.name else 1  # the blocks of a system of this package cost alike
     rows = 2 if task.pair else 1
     with FakeTensorMode():
-        model = build_model(dataclasses.replace(config, depth=built), task, seed=0).eval()
+        model = build_model(config, task, seed=0).eval()
         with FlopCounterMode(display=False) as counter:
             model(*_inputs(task, rows))
     mixers: list[Any] = model.backbone.mixers()
     remembered = [mixer.state_size(task.l_max) for mixer in mixers if hasattr(mixer, "state_size")]
-    more, times = config.depth - built, config.depth // built
-    of_a_block = counter.get_flop_counts()[f"{type(model).__name__}.backbone.blocks.0"]
-    flops = counter.get_total_flops() + more * sum(of_a_block.values())
     return Cost(
-        parameters=_count(model) + more * _count(model.backbone.blocks[0]),
-        mixer_parameters=times * sum(map(_count, mixers)),
-        flops_per_token=flops / (rows * task.l_max),
-        state_size=times * sum(remembered) if remembered else None,
+        parameters=_count(model),
+        mixer_parameters=sum(map(_count, mixers)),
+        flops_per_token=counter.get_total_flops() / (rows * task.l_max),
+        state_size=sum(remembered) if remembered else None,
     )
 
 

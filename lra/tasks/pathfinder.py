@@ -212,8 +212,7 @@ class Pathfinder(PixelTask):
         spec = self._spec(config, {}, {"origin": f"LRA's release: {source}"})  # which tells the counts
 
         def splits() -> dict[str, Iterator[Example]]:
-            images, empty = list_release(source)
-            spec.about["empty"] = [str(path.relative_to(source)) for path in empty]
+            images = list_release(source)
             parts = split_release(len(images))
             spec.counts.update({name: len(part) for name, part in parts.items()})
             return {name: self._read(images, part) for name, part in parts.items()}
@@ -257,17 +256,12 @@ def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
             yield example
 
 
-def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
+def list_release(folder: Path) -> list[Listed]:
     """List the images of a folder in the order of the metadata, files by number, then rows.
 
-    Returns:
-        The images, and the empty files (the release has one).
-
-    Raises:
-        DataError: Metadata that does not parse.
+    Empty files are left out with a warning: the release has one. Raises ``DataError`` for metadata that does not parse.
     """
     listed: list[Listed] = []
-    empty: list[Path] = []
     for file in sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem)):
         try:  # the release's arrays are plain text in spite of their name
             rows = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2)
@@ -278,14 +272,12 @@ def list_release(folder: Path) -> tuple[list[Listed], list[Path]]:
         for inside, name, _, label in rows.tolist():
             path = folder / inside / name
             if path.is_file() and path.stat().st_size == 0:
-                empty.append(path)
+                log.warning("%s is empty: left out", path)
             else:
                 listed.append((path, int(label)))
-    if empty:
-        log.warning("%d empty image(s) left out, the first is %s", len(empty), empty[0])
     if len(listed) < 10:
         raise DataError(f"{folder} lists {len(listed)} images, expected 10 at the least: {_AGAIN}")
-    return listed, empty
+    return listed
 
 
 def read_image(path: Path, resolution: int) -> np.ndarray:

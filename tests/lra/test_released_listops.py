@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from chela.core.errors import DataError
+from lra.builder import check
 from lra.source import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 
@@ -29,7 +30,7 @@ def test_the_released_trees(tmp_path: Path) -> None:
     records = task.dataset("train")
     assert [text(x) for x, _ in records.read(range(3))] == ["[MAX 2 9 ]", "[SM [MED 4 7 ] 8 ]", "5"]
     assert [evaluate(text(x)) for x, _ in records.read(range(3))] == records.labels().tolist() == [9, 3, 5]
-    assert "the trees of the LRA release" in task.records("train").about["origin"]
+    assert "the trees of the LRA release" in check(task.folder)["about"]["origin"]
 
 
 def labels(root: Path, records: Path) -> list[int]:
