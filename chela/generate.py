@@ -33,7 +33,6 @@ class Words(RunWords):
     tokens: int = option(500, "symbols to make: characters or bytes, as the run was trained on", ge=1, le=1_000_000_000)
     temperature: float = option(0.8, "below 1 likely symbols become likelier; 0 takes the likeliest", ge=0, le=100)
     top_k: int = option(0, "draw from so many of the likeliest symbols; 0: from all", ge=0, le=1_000_000)
-    top_p: float = option(1.0, "draw from the fewest of the likeliest that have this probability", gt=0, le=1)
     seed: int = option(0, "the same seed, the same text", ge=0, le=2**63 - 1)
     batch: int = option(1, "texts to make, side by side; several are printed at the end", ge=1, le=65536)
 
@@ -51,7 +50,7 @@ def main(words: Words) -> int:
     if not alphabet or not isinstance(model, TokenModel):
         raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {task.name}")
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
-    how = {name: getattr(words, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
     try:
         ids = encode(prompt, alphabet).repeat(words.batch, 1)
         Continuation(model, ids[:1, :1], 0)  # what is done once, imports among it, is not timed

@@ -17,8 +17,8 @@ from chela.config.schema import Config
 from chela.config.words import configured
 from chela.core.options import option
 from lra.builder import check
-from lra.schema import DataConfig
 from lra.show import page
+from lra.source import DataConfig
 from lra.tasks import get_task
 from lra.tasks.base import SPLITS, Task
 from lra.tasks.stored import StoredTask

@@ -32,7 +32,7 @@ from chela.training.step import scores_of
 from experiments.runs import FILES
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.base import IGNORED
 
 TOKENS = 16384  # scored at once

@@ -38,7 +38,7 @@ from chela.training.step import scores_of
 from experiments.runs import FILES, Run
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import get_task
 
 

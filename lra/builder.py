@@ -14,15 +14,19 @@ import json
 import logging
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.files import file_errors, locked, sha256, sync, write_whole
+
+T = TypeVar("T")
 
 FORMAT = 1  # version of the layout above
 MANIFEST = "records.json"
@@ -53,7 +57,6 @@ class RecordSpec:
     counts: dict[str, int]  # records of each split; a build that yields another number fails
     sizes: tuple[str, ...] = ("length",)  # names of the numbers in ``Example.sizes``
     about: dict[str, Any] = field(default_factory=dict)  # kept in ``records.json``; may grow while records are read
-    expected_bytes: int = 0  # room that the build needs, 0 if not known
 
     def folder(self, root: Path) -> Path:
         """Return where the records lie under the data folder ``root``."""
@@ -117,7 +120,6 @@ class RecordSet:
     Attributes:
         labels: Class of every record, int64 ``(N,)``.
         sizes: The numbers stored beside the records, by ``RecordSpec.sizes``, int64 ``(N,)`` each.
-        about: What the set's maker noted about it.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -125,7 +127,6 @@ class RecordSet:
         if split not in manifest["counts"]:
             raise DataError(f"{folder} has no split {split!r}, only {', '.join(manifest['counts'])}")
         self.folder, self.split = folder, split
-        self.about: dict[str, Any] = manifest["about"]
         self.labels: np.ndarray = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
         sizes = np.load(folder / f"{split}.sizes.npy", allow_pickle=False).T
         self.sizes: dict[str, np.ndarray] = dict(zip(manifest["sizes"], sizes, strict=True))
@@ -160,12 +161,6 @@ def quiet_tfds() -> Any:
 def _build(folder: Path, spec: RecordSpec, splits: Splits, progress: Progress | None) -> None:
     building = folder.parent / f".{spec.version}.building"
     shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
-    free = shutil.disk_usage(folder.parent).free
-    if free < spec.expected_bytes:
-        raise DataError(
-            f"too little room for {folder}: it needs about {spec.expected_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB "
-            "are free: make room or set data.dir"
-        )
     try:
         made = _write_records(building, spec, splits(), progress)
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(made.iterdir())}
@@ -227,3 +222,26 @@ def _write_records(
     for name, values in beside.items():
         np.save(made / name, np.asarray(values, np.int64))
     return made
+
+
+def prefetch(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
+    """Yield the results of ``calls``, which may be endless, in order, computed ahead by threads (0: one per core).
+
+    At most 2 · ``workers`` results wait for the reader. What a call raises comes in its place; when the reader stops,
+    the calls that have not begun are dropped.
+
+    >>> list(prefetch([lambda: 1, lambda: 2], workers=1))
+    [1, 2]
+    """
+    workers = workers or os.cpu_count() or 1
+    waiting: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for call in calls:
+                waiting.append(pool.submit(call))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

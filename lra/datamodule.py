@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from chela.core.errors import DataError
 from lra.batches import Batch, collate, eval_batches
 from lra.builder import Progress
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.streams import permutation
 from lra.tasks import get_task
 from lra.tasks.base import InMemory, Records

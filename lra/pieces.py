@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lra.builder import Progress
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.streams import GOLDEN, key, mix, permutation
 from lra.tasks.base import Encoded, Label, Records
 from lra.tasks.stored import StoredRecords

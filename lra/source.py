@@ -1,7 +1,7 @@
-"""Where a task's bytes come from.
+"""Where a task's data lies, and where its bytes come from.
 
-That is what the user has, or a download that says its size and address first and is whole and checked before it has its
-name. Nothing of the user's is ever changed.
+They are what the user has, which is never changed, or a download, which says its size and address first and is whole
+and checked before it has its name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,40 @@ from typing import Any
 
 from chela.core.errors import DataError
 from chela.core.files import sha256
-from lra.schema import DataConfig
+from chela.core.options import option
 
 log = logging.getLogger(__name__)
 
 DEPTH = 3  # folders below data.root that are searched
 _TIMEOUT = 30.0  # seconds without a byte
+
+
+@dataclass
+class DataConfig:
+    """Where data lies, where it comes from, how batches are made."""
+
+    dir: str = option("", "folder for prepared records; empty: $CHELA_DATA, else ~/.cache/chela", identity=False)
+    root: str | None = option(None, "folder or archive of your own to take the data from", identity=False)
+    source: str = option("auto", "'auto': the task's own data; of retrieval also 'imdb', not LRA's")
+    download: bool = option(True, "fetch data that is not there; false: say what is missing", identity=False)
+    validation: str = option(
+        "holdout", "'holdout': data kept apart; 'test': the test set, as some papers do", choices=("holdout", "test")
+    )
+    processes: int = option(0, "parallel workers that build records; 0: one per core", ge=0, le=1024, identity=False)
+    workers: int = option(0, "loader workers; 0: load in the training process", ge=0, le=256, identity=False)
+    carry: bool = option(
+        False, "texts: read in order, the network's state carried from window to window", neutral=False
+    )
+    pool: int = option(8, "batches per bucketing pool: larger pools pad less and shuffle less", ge=1, le=100_000)
+
+    def split(self, name: str) -> str:
+        """Return the split that is read where ``name`` is asked for: ``validation`` says what validates."""
+        return "test" if (name, self.validation) == ("validation", "test") else name
+
+    def folder(self) -> Path:
+        """Return the folder for prepared records, with the environment and ``~`` resolved."""
+        folder = self.dir or os.environ.get("CHELA_DATA") or "~/.cache/chela"
+        return Path(os.path.expanduser(folder))  # leaves an unknown ~user alone, where Path.expanduser raises
 
 
 @dataclass(frozen=True)

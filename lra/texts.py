@@ -18,7 +18,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.files import file_errors, locked, sync
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.streams import GOLDEN, key, mix
 from lra.tasks.base import IGNORED, Encoded, Label, Records
 
@@ -64,8 +64,6 @@ class Windows(Records):
     """
 
     def __init__(self, table: np.ndarray, span: Span, window: int, stride: int, once: bool) -> None:
-        if not 1 <= stride <= window:
-            raise ValueError(f"expected a stride from 1 to the window, got {stride} of {window}")
         self._table, self._span, self._window, self._stride, self._once = table, span, window, stride, once
         self._number = 1 + max(0, -(-(len(span) - window) // stride))
 
@@ -151,43 +149,41 @@ def check_utf8(name: str, path: Path) -> None:
                 ) from None
 
 
-def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callable[[Path], object]) -> list[Path]:
-    """Return the files that a compressed one holds, unpacked under the data folder unless they are there.
+def unpacked(source: Path, data: DataConfig, check: Callable[[Path], object]) -> Path:
+    """Return the file that a compressed one holds, unpacked under the data folder unless it is there.
 
-    A file is checked before it has its name.
+    It is checked before it has its name.
     """
     stat = source.stat()
     mark = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:10]
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
-    paths = [folder / name for name in names]
+    path = folder / source.name.removesuffix(source.suffix)
+    temporary = folder / f".{path.name}.tmp"
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            for path in paths:
-                temporary = path.with_name(f".{path.name}.tmp")
-                if path.exists():
-                    continue
-                try:
-                    with _opened(source, path.name) as packed, open(temporary, "wb") as file:
-                        shutil.copyfileobj(packed, file, _CHUNK)
-                    sync(temporary)
-                    check(temporary)
-                    os.replace(temporary, path)
-                    sync(folder)
-                except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-                    raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
-                finally:
-                    temporary.unlink(missing_ok=True)
-    return paths
+            if path.exists():
+                return path
+            try:
+                with _opened(source) as packed, open(temporary, "wb") as file:
+                    shutil.copyfileobj(packed, file, _CHUNK)
+                sync(temporary)
+                check(temporary)
+                os.replace(temporary, path)
+                sync(folder)
+            except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+                raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
+            finally:
+                temporary.unlink(missing_ok=True)
+    return path
 
 
-def _opened(source: Path, name: str) -> IO[bytes]:
+def _opened(source: Path) -> IO[bytes]:
     if source.suffix != ".zip":
         opened: IO[bytes] = _OPENERS[source.suffix](source)
         return opened
     archive = zipfile.ZipFile(source)
     files = [member.filename for member in archive.infolist() if not member.is_dir()]
-    member = next((file for file in files if Path(file).name == name), files[0] if len(files) == 1 else None)
-    if member is None:
-        raise DataError(f"{source}: expected {name} in the archive, or one file alone, got {', '.join(files)[:200]}")
-    return archive.open(member)
+    if len(files) != 1:
+        raise DataError(f"{source}: expected one file in the archive, got {len(files)}")
+    return archive.open(files[0])

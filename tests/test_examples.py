@@ -1,4 +1,4 @@
-"""The examples run: layers in other code, the conversion of a trained run, a system and a task of one's own."""
+"""The examples run: layers in other code, a system and a task of one's own."""
 
 import importlib.util
 import json
@@ -11,13 +11,6 @@ import pytest
 import torch
 
 from chela import train
-from chela.config.compose import resolve
-from chela.config.identity import fingerprint
-from chela.models import build_model
-from chela.models.pretrained import from_pretrained
-from chela.training import resume as checkpoint
-from chela.training.run import WEIGHTS, RunFolder
-from lra.tasks import get_task
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -50,22 +43,6 @@ def test_reuse_in_a_lightning_module():
     rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
     assert rates["marked(lr=0.001, weight_decay=0.01)"] == 1e-3
     assert rates["decay"] == 3e-3
-
-
-def test_hedgehog_distillation_of_a_run(tmp_path, capsys):
-    words = ["task=listops", "preset=tiny", "task.train=64", "task.validation=20", "task.test=20"]
-    config = resolve(["model=softmax", *words, f"data.dir={tmp_path / 'data'}", "data.processes=1"])
-    run = RunFolder(tmp_path / "run")
-    run.best.parent.mkdir(parents=True)
-    run.create(config)
-    model = build_model(config.model, get_task(config.task), config.seed)
-    state = dict.fromkeys(WEIGHTS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
-    checkpoint.save(run.best, state)
-
-    load_example("hedgehog_distill").main(str(run.path), str(tmp_path / "student"), 3)
-    assert "student trained on the task" in capsys.readouterr().out
-    student = from_pretrained(tmp_path / "student")
-    assert student(torch.randint(1, 17, (2, 9))).shape == (2, 10)
 
 
 def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):

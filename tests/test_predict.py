@@ -66,10 +66,9 @@ def test_standard_input(listops, monkeypatch, capsys):
         (["task=text"], [b"A film.", "Schön".encode(), b"\xff\xfe odd bytes"]),
         (["task=retrieval"], [b"one paper\tanother, longer paper"]),
         (["task=image"], [b" ".join([b"17"] * 1024), b",".join([b"255"] * 3072)]),
-        (["task=image", "task.form=tokens"], [b" ".join([b"0"] * 1024)]),
         (["task=pathfinder"], [b" ".join([b"255"] * 256)]),
     ],
-    ids=["text", "retrieval", "image", "image-tokens", "pathfinder"],
+    ids=["text", "retrieval", "image", "pathfinder"],
 )
 def test_every_task_reads_its_lines(words, lines, tmp_path, capsys):
     run = _run(tmp_path, *words)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chela.core.options import Field, option
-from lra.schema import DataConfig
+from lra.source import DataConfig
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda left: left,

@@ -19,11 +19,11 @@ NOTE = (
     "MFLOPs/token: forward, at the longest sequence; matrix products, attention, convolutions and FFTs. "
     "state: numbers that the causal form remembers of the longest sequence."
 )
-MEMORY_HEAD = ("weights, GiB", "activations", "step, GiB", "fits, GB")
+MEMORY_HEAD = ("weights, GiB", "activations", "step, GiB")
 MEMORY_NOTE = (
     "GiB in a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate a part "
-    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both, and the "
-    "cards that hold it with a tenth to spare. trainer.checkpoint_activations=true needs less."
+    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both. "
+    "trainer.checkpoint_activations=true needs less."
 )
 
 
@@ -56,9 +56,8 @@ def listing(words: list[str]) -> int:
         state = "–" if found.state_size is None else f"{found.state_size:,}"
         cells = [chosen.model.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state]
         if with_memory:
-            held = step_memory(chosen, task)
-            sizes = (held.weights + held.optimizer, held.activations, held.total)
-            cells += [*(f"{size / 2**30:.2f}" for size in sizes), held.fits]
+            weights, activations = step_memory(chosen, task)
+            cells += [f"{size / 2**30:.2f}" for size in (weights, activations, weights + activations)]
         sys.stdout.write(_line(tuple(cells)))
     sys.stdout.write(f"\n{NOTE}\n" + (f"{MEMORY_NOTE}\n" if with_memory else ""))
     return 0

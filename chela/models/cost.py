@@ -22,84 +22,45 @@ from torch.utils.flop_counter import FlopCounterMode
 from chela.config.schema import Config, ModelConfig
 from chela.models import build_model
 
-CARDS = (24, 40, 80)
-"""Sizes of GPUs in GiB; a tenth is left to the driver, to libraries and to what fragments."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of one network on one task.
-
-    Attributes:
-        parameters: Of the whole network.
-        mixer_parameters: Of the mixers alone, which is where systems differ.
-        flops_per_token: Forward, at the task's longest sequence: matrix products, attention, convolutions, FFTs
-            (2.5·n·log2 n a real transform); element-wise work is not counted.
-        state_size: Numbers that the causal form remembers of the longest sequence, all layers together; None when the
-            system does not say.
-    """
+    """The cost of one network on one task."""
 
     parameters: int
-    mixer_parameters: int
+    mixer_parameters: int  # of the mixers alone, which is where systems differ
+    # Forward, at the task's longest sequence: matrix products, attention, convolutions, FFTs (2.5·n·log2 n a real
+    # transform); element-wise work is not counted.
     flops_per_token: float
-    state_size: int | None
+    state_size: int | None  # numbers that all layers' states have after the longest sequence; None: not known
 
 
 def cost(config: ModelConfig, task: Any) -> Cost:
     """Work out the cost of the network that ``config`` describes; ``task`` as for ``build_model``."""
-    built = config.depth if ":" in config.mixer.name else 1  # the blocks of a system of this package cost alike
     rows = 2 if task.pair else 1
     with FakeTensorMode():
-        model = build_model(dataclasses.replace(config, depth=built), task, seed=0).eval()
+        model = build_model(config, task, seed=0).eval()
         with FlopCounterMode(display=False) as counter:
             model(*_inputs(task, rows))
     mixers: list[Any] = model.backbone.mixers()
     remembered = [mixer.state_size(task.l_max) for mixer in mixers if hasattr(mixer, "state_size")]
-    more, times = config.depth - built, config.depth // built
-    of_a_block = counter.get_flop_counts()[f"{type(model).__name__}.backbone.blocks.0"]
-    flops = counter.get_total_flops() + more * sum(of_a_block.values())
     return Cost(
-        parameters=_count(model) + more * _count(model.backbone.blocks[0]),
-        mixer_parameters=times * sum(map(_count, mixers)),
-        flops_per_token=flops / (rows * task.l_max),
-        state_size=times * sum(remembered) if remembered else None,
+        parameters=_count(model),
+        mixer_parameters=sum(map(_count, mixers)),
+        flops_per_token=counter.get_total_flops() / (rows * task.l_max),
+        state_size=sum(remembered) if remembered else None,
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class StepMemory:
-    """Bytes that one process holds during a step, in float32.
-
-    Attributes:
-        weights: Parameters and buffers.
-        optimizer: Adam's two moments, and the gradients where a batch is taken in several parts.
-        activations: The most that forward and backward hold beyond these, gradients included.
-    """
-
-    weights: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Return all of it."""
-        return self.weights + self.optimizer + self.activations
-
-    @property
-    def fits(self) -> str:
-        """Say which cards hold it.
-
-        >>> StepMemory(2**30, 2**31, 30 * 2**30).fits, StepMemory(0, 0, 2**37).fits
-        ('40 80', 'none')
-        """
-        return " ".join(str(card) for card in CARDS if self.total <= 0.9 * card * 2**30) or "none"
-
-
-def step_memory(config: Config, task: Any) -> StepMemory:
-    """Count the memory of a step on a part of the batch, all records as long as the task's longest.
+def step_memory(config: Config, task: Any) -> tuple[int, int]:
+    """Count the bytes that a process holds in a step on a part of the batch, all records as long as the longest.
 
     Blocks are alike: two counts, of one block and of two, give those of any depth. Under bf16-mixed a step holds less.
     Scratch inside an operator, such as the spectra of one block of channels in ``fft_conv``, is not seen.
+
+    Returns:
+        Those of weights, buffers and Adam's moments, in float32, and of the gradients where a batch is taken in several
+        parts; and the most that forward and backward hold beyond these, gradients included.
     """
     trainer, task = config.trainer, copy.copy(task)
     shards = trainer.sequence_parallel
@@ -108,8 +69,8 @@ def step_memory(config: Config, task: Any) -> StepMemory:
     one, two = (_counted(config, task, size, depth) for depth in (1, 2))
     more = config.model.depth - 1
     parameters, buffers, peak = (a + more * (b - a) for a, b in zip(one, two, strict=True))
-    gradients = parameters if trainer.accumulate > 1 else 0
-    return StepMemory(parameters + buffers, 2 * parameters + gradients, max(peak, parameters))
+    copies = 4 if trainer.accumulate > 1 else 3
+    return copies * parameters + buffers, max(peak, parameters)
 
 
 def _counted(config: Config, task: Any, size: int, depth: int) -> tuple[int, int, int]:

@@ -6,8 +6,7 @@ Shapes: B batch, P symbols of the prompt, T new symbols, K symbols to choose fro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +48,6 @@ class Continuation(Iterator[Tensor]):
         tokens: How many symbols to draw.
         temperature: Scores are divided by it; 0 takes the best.
         top_k: Draw from the k best only; 0 from all.
-        top_p: Draw from the fewest best that have this probability together.
         seed: The same seed gives the same symbols.
         state: What came before the prompt, as ``model.prefill`` or ``model.step`` returned it.
 
@@ -69,18 +67,13 @@ class Continuation(Iterator[Tensor]):
         *,
         temperature: float = 1.0,
         top_k: int = 0,
-        top_p: float = 1.0,
         seed: int = 0,
         state: dict[str, Tensor] | None = None,
     ) -> None:
         if prompt.ndim != 2 or not prompt.shape[1]:
             raise ValueError(f"prompt: expected ids of shape (B, P) with P >= 1, got {tuple(prompt.shape)}")
-        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
-            raise ValueError(
-                f"expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature}, {top_k} and {top_p}"
-            )
-        if tokens < 0:
-            raise ValueError(f"tokens: expected 0 or more, got {tokens}")
+        if not 0 <= temperature < math.inf or top_k < 0 or tokens < 0:
+            raise ValueError(f"expected tokens, temperature, top_k >= 0, got {tokens}, {temperature} and {top_k}")
         read, most = prompt.shape[1] + (0 if state is None else int(state["position"][0])), model.backbone.l_max + 1
         if model.backbone.ends() and read + tokens > most:  # the last one is not read
             raise ValueError(
@@ -88,10 +81,7 @@ class Continuation(Iterator[Tensor]):
                 f"goes no further ({model.backbone.ends()})"
             )
         self.made, self._tokens, self._model, self._last = 0, tokens, model, prompt
-        draw = torch.Generator().manual_seed(seed)
-        self._sample: Callable[[Tensor], Tensor] = partial(
-            sample, temperature=temperature, top_k=top_k, top_p=top_p, draw=draw
-        )
+        self._how: Any = {"temperature": temperature, "top_k": top_k, "draw": torch.Generator().manual_seed(seed)}
         with torch.no_grad():
             scores, self.state = model.prefill(prompt.to(next(model.parameters()).device), state)
         self._scores = scores[:, -1]
@@ -102,16 +92,15 @@ class Continuation(Iterator[Tensor]):
             raise StopIteration
         if self.made:
             self._scores, self.state = self._model.step(self._last.to(self._scores.device), self.state)
-        self._last = self._sample(self._scores)
+        self._last = sample(self._scores, **self._how)
         self.made += 1
         return self._last
 
 
-def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw: torch.Generator) -> Tensor:
+def sample(scores: Tensor, *, temperature: float, top_k: int, draw: torch.Generator) -> Tensor:
     """Draw ids ``(B,)`` by scores ``(B, K)``, on the CPU in float64; never id 0, which is padding.
 
-    >>> scores = torch.tensor([[9.0, 0.0, 3.0, 1.0]])
-    >>> sample(scores, temperature=1.0, top_k=1, top_p=1.0, draw=torch.Generator()).tolist()
+    >>> sample(torch.tensor([[9.0, 0.0, 3.0, 1.0]]), temperature=1.0, top_k=1, draw=torch.Generator()).tolist()
     [2]
     """
     scores = scores.detach().double().cpu().index_fill(1, torch.tensor(0), float("-inf"))
@@ -119,10 +108,7 @@ def sample(scores: Tensor, *, temperature: float, top_k: int, top_p: float, draw
         return scores.argmax(1)
     scores = (scores - scores.amax(1, keepdim=True)) / temperature  # the best is 0, however cold it is
     shares, order = scores.softmax(1).sort(dim=1, descending=True)
-    better = shares.cumsum(1) - shares
-    shares = shares.masked_fill(better >= top_p, 0.0)
-    if top_k:
-        shares[:, top_k:] = 0.0
+    shares[:, top_k or len(shares[0]) :] = 0.0
     return order.gather(1, torch.multinomial(shares, 1, generator=draw))[:, 0]
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numba import njit
 
 from chela.core.errors import DataError
+from lra.builder import prefetch
 from lra.generators.splitmix import mix, uniform, word
-from lra.prefetch import prefetch
 from lra.streams import GOLDEN, key, permutation
 
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ n is a pure function of (options, seed, n), so any worker may make any part. ``p
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from chela.core.errors import DataError
 from lra.generators.pathfinder_growth import RESTARTS, draw_heads, draw_images, make_scratch
-from lra.generators.pathfinder_options import PathfinderOptions
 from lra.generators.pathfinder_stamps import make_setup
+
+if TYPE_CHECKING:
+    from lra.tasks.pathfinder import PathfinderOptions
 
 
 class Pictures(NamedTuple):
@@ -51,6 +53,7 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
         DataError: If the two long paths cannot be placed with these options.
 
     Example:
+        >>> from lra.tasks.pathfinder import PathfinderOptions
         >>> made = generate(PathfinderOptions.preset(32), seed=0, start=0, count=3)
         >>> made.images.shape, made.images.dtype
         ((3, 32, 32), dtype('uint8'))

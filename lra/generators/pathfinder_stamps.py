@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numba import njit
 from PIL import Image, ImageDraw
 
-from lra.generators.pathfinder_options import PathfinderOptions
+if TYPE_CHECKING:
+    from lra.tasks.pathfinder import PathfinderOptions
+
 
 SEED_DIRECTIONS = 360
 _LANCZOS_REACH = 3  # pixels of the shrunk image that the Lanczos window reaches to each side

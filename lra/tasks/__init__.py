@@ -15,7 +15,6 @@ from lra.tasks.base import Task
 
 _WHERE = {
     "corpus": "corpus:Corpus",
-    "enwik8": "corpus:Enwik8",
     "image": "image:Image",
     "listops": "listops:ListOps",
     "pathfinder": "pathfinder:Pathfinder",
@@ -25,8 +24,6 @@ _WHERE = {
     "select": "select:Select",
     "shakespeare": "corpus:Shakespeare",
     "text": "text:Text",
-    "text8": "corpus:Text8",
-    "wikitext103": "corpus:WikiText103",
 }
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import check_options, shown
 from lra.builder import Progress
-from lra.schema import DataConfig
+from lra.source import DataConfig
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
 """Token ids ``(L,)`` integer or values ``(L, F)`` float32; a pair task has two of them."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tarfile import is_tarfile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,8 +16,7 @@ from chela.core.errors import DataError
 from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.builder import Progress
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, given_root, locate, verify
+from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
 from lra.tasks.base import SPLITS, Encoded, Label, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
@@ -28,26 +26,12 @@ BYTES = "".join(map(chr, range(256)))
 PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
 """Where each split begins and ends, in hundredths of the text, rounded down."""
 
-MAHONEY = "http://mattmahoney.net/dc"
-SHA256 = {
-    "tinyshakespeare.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    "enwik8": "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
-    "enwik8.zip": "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-    "text8": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
-    "text8.zip": "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-    "wikitext-103-raw-v1.zip": "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
-}
-
-
-def _window(symbols: int) -> Any:
-    return option(symbols, "symbols of a training window", ge=2, le=1_000_000)
-
 
 @dataclass
 class Corpus(Task):
-    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
+    """A text file of one's own, in UTF-8: ``data.root`` names it."""
 
-    window: int = _window(256)
+    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
     test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
 
@@ -57,12 +41,9 @@ class Corpus(Task):
     in_order = True
     input_help = "a text; each symbol is answered by the next one's id"
     alphabet: ClassVar[str] = BYTES  # its symbols, in the order of their ids
-    files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, plain or compressed
-    remote: ClassVar[Remote | None] = None  # where it can be fetched from
-    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
-    parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
-    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
-    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
+    files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, first the one of ``remote``
+    remote: ClassVar[Remote | None] = None  # where it can be fetched from, and what it must be
+    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,19 +57,13 @@ class Corpus(Task):
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Find the text, unpack it on first use and check it. Raises ``DataError``."""
         super().prepare(data, progress)
-        paths = self._files(data)
+        path = self._file(data)
         notes = [type(self).note]
         if self.own_text:
-            if is_tarfile(paths[0]):  # its own bytes may be UTF-8 too
-                got = f"the tar archive {paths[0].name}; give one file of it"
-                raise DataError(f"{self.name}: expected a text, got {got}")
-            check_utf8(self.name, paths[0])
-            size, digest = paths[0].stat().st_size, sha256(paths[0])
-            notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
+            check_utf8(self.name, path)
+            notes = [f"a text of one's own: {path.name}, {path.stat().st_size:,} bytes, SHA-256 {sha256(path)[:16]}…"]
         for split in SPLITS:
-            path = paths[SPLITS.index(split)] if self.parts else paths[0]
-            size = path.stat().st_size
-            first, last = (0, size) if self.parts else (size * place // 100 for place in self.places[split])
+            first, last = (path.stat().st_size * place // 100 for place in self.places[split])
             most = 0 if split == "train" else getattr(self, split)
             if 0 < most < last - first:
                 notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
@@ -101,23 +76,18 @@ class Corpus(Task):
                 )
         self.note = "; ".join(filter(None, notes))
 
-    def _files(self, data: DataConfig) -> list[Path]:
-        """Return where the text lies, or its three parts, each what it should be."""
+    def _file(self, data: DataConfig) -> Path:
+        """Return where the text lies, unpacked, and what it should be."""
 
         def check(path: Path) -> None:
-            if not path.is_file():
-                raise DataError(f"{self.name}: expected a file at {path}, there is none")
-            if self.content is not None:
-                verify(path, self.content)
+            if self.remote is not None:
+                verify(path, self.remote)
 
         found = self._found(data)
-        names = self.parts or (found.name.removesuffix(found.suffix),)
         if found.suffix in PACKED:
-            return unpacked(found, names, data, check)
-        paths = [found.with_name(name) for name in self.parts] or [found]
-        for path in paths:
-            check(path)
-        return paths
+            return unpacked(found, data, check)
+        check(found)
+        return found
 
     def _found(self, data: DataConfig) -> Path:
         root = given_root(self.name, data)
@@ -126,8 +96,7 @@ class Corpus(Task):
         if not self.files:
             got = "nothing" if root is None else f"{root}, which is no file"
             raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
-        fetched = self.remote.file if self.remote else ""
-        layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
+        layouts = [Layout(name, name, None if i else self.remote) for i, name in enumerate(self.files)]
         return locate(self.name, data, layouts)[1]
 
     def dataset(self, split: str) -> Windows:
@@ -146,13 +115,6 @@ class Corpus(Task):
         if not self._spans:
             raise DataError(f"{self.name}: call prepare() before asking for records")
         return self._spans[split]
-
-    def words(self, split: str) -> int | None:
-        """Count a split's words, ends of lines among them; None where the task does not know what a word is."""
-        if not self.knows_words:
-            return None
-        text = self.span(split).read(0, len(self.span(split))).tobytes()
-        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
 
     def read_line(self, line: str) -> Encoded:
         """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
@@ -178,56 +140,10 @@ class Shakespeare(Corpus):
     note = "the test set is the validation split: this text is cut in two, as nanoGPT does"
     alphabet = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     places: ClassVar[dict[str, tuple[int, int]]] = {"train": (0, 90), "validation": (90, 100), "test": (90, 100)}
-    remote = content = Remote(
+    remote = Remote(
         "tinyshakespeare.txt",
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         1_115_394,
-        SHA256["tinyshakespeare.txt"],
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     )
     files = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
-
-
-@dataclass
-class Enwik8(Corpus):
-    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
-
-    window: int = _window(2048)
-
-    own_text = False
-    title = "enwik8"
-    remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
-    content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
-    files = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
-
-
-@dataclass
-class Text8(Corpus):
-    """A hundred million characters of the same, cleaned to the letters a … z and the space."""
-
-    window: int = _window(2048)
-
-    own_text = False
-    title = "text8"
-    alphabet = " abcdefghijklmnopqrstuvwxyz"
-    remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
-    content = Remote("text8", remote.url, 100_000_000, SHA256["text8"])
-    files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
-
-
-@dataclass
-class WikiText103(Corpus):
-    """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
-
-    window: int = _window(2048)
-
-    own_text = False
-    title = "WikiText-103"
-    knows_words = True
-    parts = ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw")
-    remote = Remote(
-        "wikitext-103-raw-v1.zip",
-        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
-        191_984_949,
-        SHA256["wikitext-103-raw-v1.zip"],
-    )
-    files = (parts[0], remote.file)

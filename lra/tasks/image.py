@@ -5,41 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, check_content, locate, members
+from lra.source import DataConfig, Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
 
 
 @dataclass
 class PixelTask(StoredTask):
-    """Pixels as values, normalised, or as token ids 1 … 256 (gray level + 1)."""
+    """Pixels as values, normalised."""
 
-    form: str = option(
-        "gray", "'gray': one value a pixel; 'tokens': gray levels as token ids", choices=("gray", "tokens")
-    )
-    normalization: str = option("mega", "mean and deviation of the values; unused by tokens", choices=("s4", "mega"))
+    normalization: str = option("mega", "mean and deviation of the values", choices=("s4", "mega"))
+
+    retired: ClassVar[dict[str, Any]] = {"form": "gray"}
 
     def set_pixels(self, side: int, mean: float, deviation: float) -> None:
         """Set the facts that follow from the options: pixels a side, mean and deviation of the values."""
         self.l_max = side**2
-        self.vocab_size = 257 if self.form == "tokens" else None
         self._mean, self._deviation = np.float32(mean), np.float32(deviation)
 
     def encode_values(self, levels: np.ndarray) -> np.ndarray:
-        """Return what the network sees of gray levels ``(L,)`` from 0 to 255: float32 ``(L, 1)`` or ids ``(L,)``."""
-        values = levels.astype(np.float32)
-        if self.form == "tokens":
-            return np.rint(values).astype(np.int64) + 1
-        normalized: np.ndarray = (values[:, None] / 255 - self._mean) / self._deviation
-        return normalized
+        """Return what the network sees of gray levels ``(L,)`` from 0 to 255: float32 ``(L, 1)``."""
+        values: np.ndarray = (levels.astype(np.float32)[:, None] / 255 - self._mean) / self._deviation
+        return values
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
         """Return ``l_max`` for every record."""
@@ -111,9 +105,7 @@ _STATISTICS = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}
 class Image(PixelTask):
     """Ten classes, gray levels."""
 
-    normalization: str = option(
-        "s4", "'s4': mean and sd of the data; 'mega': 0.48 and 0.24; unused by tokens", choices=("s4", "mega")
-    )
+    normalization: str = option("s4", "'s4': mean and sd of the data; 'mega': 0.48 and 0.24", choices=("s4", "mega"))
     resolution: int = option(32, "pixels a side: 32, or 16, 8 (means of blocks of pixels)")
     train: int = option(0, "images to train on; 0: all 45,000 that are not held out", ge=0)
     validation: int = option(5_000, "training images kept apart; 5,000 are S4's and MEGA's", ge=1, le=49_999)
@@ -131,8 +123,7 @@ class Image(PixelTask):
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Build the records of all images, in colour."""
-        size = 450_000_000
-        spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",), expected_bytes=size)
+        spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",))
 
         def splits() -> dict[str, Iterable[Example]]:
             layout, path = locate(self.name, data, LAYOUTS)

@@ -14,8 +14,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSpec, prepare
-from lra.schema import DataConfig
-from lra.source import Layout, digest, locate
+from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.stored import StoredTask
 
@@ -174,8 +173,7 @@ class ListOps(StoredTask):
             config = f"released_len{self.max_length}_{digest(released)}"
             about, self.further = {"origin": f"{RELEASED.name}: {released}"}, ()
         counts |= dict.fromkeys(self.further, _LONGER)
-        size = sum(counts.values()) * (self.max_length // 2 + 64)
-        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, ("length", "depth"), about, size)
+        spec = RecordSpec("lra_listops", config, self.version, ("tokens",), counts, ("length", "depth"), about)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             if released is not None:

@@ -17,8 +17,7 @@ from chela.core.errors import DataError
 from chela.core.options import option, shown
 from lra.builder import Example, Progress, prepare
 from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
-from lra.schema import DataConfig
-from lra.source import Layout, digest, locate
+from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import Records
 from lra.tasks.text import Text, TextTask
 
@@ -84,8 +83,7 @@ class Retrieval(TextTask):
 
         # nothing tells one user's pairs from another's but where they lie
         given = None if data.root is None else find()
-        config = f"aan_{digest(given)}" if given else "aan"
-        spec = self.spec(config, COUNTS, sum(COUNTS.values()) * 10_000)
+        spec = self.spec(f"aan_{digest(given)}" if given else "aan", COUNTS)
 
         def splits() -> dict[str, Iterator[Example]]:
             folder = given or find()

@@ -20,7 +20,7 @@ from chela.core.errors import DataError
 from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, SampledRecords, below, hashed, ids_of, reviews_of
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
 from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text

@@ -11,8 +11,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from lra.builder import Progress, RecordSet
-from lra.schema import DataConfig
-from lra.source import given_root
+from lra.source import DataConfig, given_root
 from lra.streams import permutation
 from lra.tasks.base import SPLITS, Encoded, Label, Records, Task, majority
 

@@ -17,8 +17,7 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.options import option
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, check_content, locate, members
+from lra.source import DataConfig, Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded
 from lra.tasks.stored import StoredTask
 
@@ -41,12 +40,10 @@ class TextTask(StoredTask):
         super().__post_init__()
         self.l_max = self.cut = self.max_length or LRA_LENGTH
 
-    def spec(self, config: str, counts: dict[str, int], expected_bytes: int) -> RecordSpec:
+    def spec(self, config: str, counts: dict[str, int]) -> RecordSpec:
         """Return what a set of texts is."""
         fields, sizes = tuple(self.texts), tuple(self.texts.values())
-        return RecordSpec(
-            f"lra_{self.name}", config, self.version, fields, counts, sizes, expected_bytes=expected_bytes
-        )
+        return RecordSpec(f"lra_{self.name}", config, self.version, fields, counts, sizes)
 
     def examples(self, records: Iterable[tuple[Any, ...]]) -> Iterator[Example]:
         """Yield the examples of a split, given (class, text) or (class, text, text) of each record; texts are bytes."""
@@ -158,7 +155,7 @@ class Text(TextTask):
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Build the records of all labelled reviews."""
-        spec = self.spec("plain_text", COUNTS, 160_000_000)
+        spec = self.spec("plain_text", COUNTS)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             layout, path = locate(self.name, data, LAYOUTS)

@@ -8,7 +8,7 @@ from chela.config.schema import ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from experiments.length import by_length, main
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.corpus import Corpus
 
 

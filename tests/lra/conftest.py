@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chela.core.files import locked
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.listops import ListOps
 
 

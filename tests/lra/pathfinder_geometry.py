@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lra.generators.pathfinder_options import PathfinderOptions
+from lra.tasks.pathfinder import PathfinderOptions
 
 Pixel = tuple[int, int]
 Dash = tuple[int, int, float, bool, int]

@@ -186,12 +186,6 @@ except DataError as error:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1_000_000
 
 
-def test_too_little_room_is_said_before_the_work(tmp_path: Path) -> None:
-    spec = RecordSpec("lra_test", "tiny", "1.0.0", ("tokens",), {"train": 1}, expected_bytes=10**18)
-    with pytest.raises(DataError, match="needs about 1,000,000,000,000 MB"):
-        prepare(tmp_path, spec, lambda: pytest.fail("started"))
-
-
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / ("long" * 80)):

@@ -2,7 +2,6 @@
 
 import lzma
 import pickle
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,19 +10,21 @@ import pytest
 
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS
-from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8, WikiText103
+from lra.tasks.corpus import Corpus, Shakespeare
 from lra.texts import Windows
 
 WORDS = b"the quick brown fox jumps over the lazy dog and "
 
 
-class Small8(Text8):
-    """text8 without its checksum."""
+class Small(Corpus):
+    """A known text of 27 symbols, split as one's own."""
 
-    content = None
+    own_text = False
+    alphabet = " abcdefghijklmnopqrstuvwxyz"
+    files = ("text8", "text8.txt", "text8.xz", "text8.zip")
 
 
 def own(tmp_path: Path, raw: bytes = WORDS * 40, **options: int) -> Corpus:
@@ -40,9 +41,9 @@ def scored(records: Windows) -> np.ndarray:
 
 
 def test_facts_need_no_data():
-    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65), (Enwik8(), 256), (Text8(), 27), (WikiText103(), 256)):
+    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65)):
         assert (task.num_classes, task.vocab_size) == (symbols + 1, symbols + 1)
-        assert task.l_max == task.window == (256 if task.name in ("corpus", "shakespeare") else 2048)
+        assert task.l_max == task.window == 256
         assert (task.objective, task.score, task.name) == ("tokens", "loss", type(task).__name__.lower())
         assert task_class(task.name) is type(task)
     assert sorted(Shakespeare.alphabet) == list(Shakespeare.alphabet)  # nanoGPT numbers them in this order
@@ -65,18 +66,6 @@ def test_shakespeare_is_split_as_nanogpt_does(shared, tmp_path):
     plain = DataConfig(root=str(unpacked), dir=str(tmp_path / "other"))
     Shakespeare().prepare(plain)  # the plain file is read where it lies
     assert not (tmp_path / "other").exists()
-
-
-def test_words_of_wikitext(shared, tmp_path):
-    """Its test file has 245,569 words: 241,211 between white space, and an end for each of 4,358 lines."""
-    for name, file in (("valid", "valid"), ("test", "test"), ("train", "valid")):
-        raw = lzma.decompress((shared / "lm" / f"wikitext103.{file}.txt.xz").read_bytes())
-        (tmp_path / f"wiki.{name}.raw").write_bytes(raw)
-    task = WikiText103()
-    task.prepare(DataConfig(root=str(tmp_path), dir=str(tmp_path / "data")))
-    assert task.words("test") == 245_569 and task.words("validation") == 217_646
-    assert len(task.span("test")) == (tmp_path / "wiki.test.raw").stat().st_size
-    assert Corpus().words("test") is None
 
 
 def test_a_text_is_cut_by_position(tmp_path):
@@ -174,7 +163,7 @@ def archived(path: Path, name: str, raw: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["text8", "text8.txt", "text8.xz", "named.zip", "folder/text8"])
+@pytest.mark.parametrize("form", ["text8", "text8.txt", "text8.xz", "text8.zip", "folder/text8"])
 def test_forms_of_a_text(tmp_path, form):
     raw = WORDS * 40
     path = tmp_path / "mine" / form
@@ -183,9 +172,8 @@ def test_forms_of_a_text(tmp_path, form):
         archived(path, "named", raw)
     else:
         path.write_bytes(lzma.compress(raw) if form.endswith(".xz") else raw)
-    root = path if form == "named.zip" else tmp_path / "mine"
-    task = Small8(window=16)
-    task.prepare(DataConfig(root=str(root), dir=str(tmp_path / "data")))
+    task = Small(window=16)
+    task.prepare(DataConfig(root=str(tmp_path / "mine"), dir=str(tmp_path / "data")))
     assert [len(task.span(split)) for split in SPLITS] == [1728, 96, 96]
     assert task.span("test").read(0, 9).tobytes() == raw[1824:1833]
 
@@ -193,20 +181,15 @@ def test_forms_of_a_text(tmp_path, form):
 def test_a_folder_of_the_texts_name_is_not_the_text(tmp_path):
     (tmp_path / "text8").mkdir()
     (tmp_path / "text8" / "text8.txt").write_bytes(WORDS * 40)
-    task = Small8(window=16)
+    task = Small(window=16)
     task.prepare(DataConfig(root=str(tmp_path / "text8"), dir=str(tmp_path / "data")))
     assert len(task.span("train")) == 1728
 
 
 def test_an_archive_of_one_file_is_that_file(tmp_path):
-    task, text = Corpus(window=16), tmp_path / "mine.txt"
+    task = Corpus(window=16)
     task.prepare(DataConfig(root=str(archived(tmp_path / "mine.zip", "mine.txt", WORDS * 40)), dir=str(tmp_path)))
     assert task.span("test").read(0, 9).tobytes() == (WORDS * 40)[1824:1833]
-    text.write_bytes(WORDS * 40)
-    with tarfile.open(tmp_path / "mine.tar", "w") as archive:
-        archive.add(text)
-    message = refused(Corpus(window=16), tmp_path / "mine.tar", tmp_path)
-    assert "expected a text, got the tar archive mine.tar; give one file of it" in message
 
 
 def refused(task: Corpus, root: Path | None, tmp_path: Path) -> str:
@@ -235,20 +218,19 @@ def test_a_bad_text_is_one_line(tmp_path):
 
 
 def test_a_known_text_must_be_that_one(tmp_path):
-    path = tmp_path / "enwik8"
+    path = tmp_path / "mine.txt"
     path.write_bytes(WORDS)
-    assert "has 48 bytes, expected 100,000,000: it is truncated or another" in refused(Enwik8(), path, tmp_path)
+    assert "has 48 bytes, expected 1,115,394: it is truncated or another" in refused(Shakespeare(), path, tmp_path)
     shakespeare = tmp_path / "input.txt"
     shakespeare.write_bytes(b"a" * 1_115_394)
     assert "has SHA-256" in refused(Shakespeare(), tmp_path, tmp_path)
-    assert "text8.zip is not at" in refused(Text8(), None, tmp_path)
-    assert "expected a file at" in refused(WikiText103(), archived(tmp_path / "wiki.train.raw", "x", b""), tmp_path)
+    assert "tinyshakespeare.txt is not at" in refused(Shakespeare(), None, tmp_path)
     packed = archived(tmp_path / "a.zip", "other", WORDS)
     with zipfile.ZipFile(packed, "a") as archive:
         archive.writestr("third", WORDS)
-    assert "expected a in the archive, or one file alone, got other, third" in refused(Small8(), packed, tmp_path)
+    assert "expected one file in the archive, got 2" in refused(Small(), packed, tmp_path)
     packed.write_bytes(packed.read_bytes()[:-30])
-    assert "it is truncated or another file" in refused(Small8(), packed, tmp_path)
+    assert "it is truncated or another file" in refused(Small(), packed, tmp_path)
 
 
 def test_before_prepare_there_is_no_text():
@@ -256,7 +238,3 @@ def test_before_prepare_there_is_no_text():
         get_task(Corpus()).dataset("train")
     with pytest.raises(ValueError, match="expected one of train"):
         Corpus().dataset("valid")
-    with pytest.raises(ValueError, match="expected a stride from 1 to the window, got 9 of 8"):
-        task = Corpus()
-        task._spans["test"] = range(100)
-        task.pieces("test", 8, 9)

@@ -9,7 +9,7 @@ import torch
 from chela.core.errors import DataError
 from lra.batches import collate
 from lra.datamodule import LRADataModule
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 
 

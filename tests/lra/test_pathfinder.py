@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from chela.core.errors import DataError
 from lra.generators.pathfinder import generate
-from lra.generators.pathfinder_options import PathfinderOptions
-from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker, shrink
+from lra.generators.pathfinder_stamps import draw_marker, draw_markers, paint_marker
+from lra.tasks.pathfinder import PathfinderOptions
 from tests.lra.pathfinder_statistics import INK, Measured, compare, components, measured, rejected
 from tests.lra.two_sample import held_out_accuracy
 
@@ -149,33 +148,9 @@ def test_margins_are_drawn_evenly_and_labels_do_not_follow_them() -> None:
     assert abs(np.corrcoef(made.margins, made.labels)[0, 1]) < 0.1
 
 
-def test_markers_cover_their_tips_and_lie_on_the_right_paths() -> None:
-    made = generate(PathfinderOptions.preset(32), 6, 0, 300)
-    for i in range(300):
-        paddles, label = made.paddles[i], made.labels[i]
-        origin, terminal = made.markers[i]
-        paths = [int(np.flatnonzero((paddles[:2, :2] == origin).all(axis=1))[0])]
-        assert ((paddles[26:28, :2] == terminal).all(axis=1))[paths[0] if label else 1 - paths[0]]
-        assert all(made.images[i, y, x] > 160 for y, x in (origin, terminal))
-
-
-def test_contrasts_of_several_are_all_used() -> None:
-    options = PathfinderOptions(snake_contrasts=(0.5, 2.0), contour_length=6, distractors=0)
-    images = generate(options, 8, 0, 200).images
-    dashes = [np.percentile(image[image > INK], 50) for image in images]
-    assert min(dashes) < 60 and max(dashes) > 120  # both paths faint, both bright
-
-
 def test_paths_without_room_end_with_an_error() -> None:
     with pytest.raises(DataError, match=r"image 0 found no room .* lower task.contour_lengths \(60 dashes\)"):
         generate(PathfinderOptions(size=16, seed_distance=3, contour_length=60), 0, 0, 1)
-
-
-def test_shrinking_is_pillows_lanczos_of_the_stretched_canvas() -> None:
-    canvas = np.random.default_rng(0).random((41, 41)) * 7 - 3
-    stretched = np.clip((canvas - canvas.min()) * (255 / (canvas.max() - canvas.min())) + 0.5, 0, 255).astype(np.uint8)
-    expected = Image.fromarray(stretched).resize((21, 21), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(shrink(canvas, (21, 21)), np.asarray(expected))
 
 
 @pytest.mark.parametrize(("size", "radius"), [(16, 1.5), (32, 1.5), (128, 3.0)])

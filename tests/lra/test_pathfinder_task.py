@@ -1,10 +1,6 @@
-"""The tasks pathfinder and pathx: builds, a released folder in both forms, and what can be wrong with one."""
+"""The tasks pathfinder and pathx: builds, a released folder and what can be wrong with one, small images."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +9,11 @@ import pytest
 from PIL import Image
 
 from chela.core.errors import DataError
-from lra.generators.pathfinder import generate
-from lra.generators.pathfinder_options import PathfinderOptions
-from lra.schema import DataConfig
-from lra.show import page
-from lra.tasks.pathfinder import Pathfinder, PathX, list_release, split_release
+from lra.generators.pathfinder import apart, generate
+from lra.generators.pathfinder_stamps import make_setup
+from lra.source import DataConfig
+from lra.tasks.pathfinder import BLOCK, Pathfinder, PathfinderOptions, PathX, list_release, split_release
+from tests.lra.pathfinder_geometry import _along
 
 PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts
 SMALL = dict(resolution=16, train=300, validation=40, test=50)
@@ -51,16 +47,12 @@ def test_records_are_the_images_of_the_seed(tmp_path: Path) -> None:
             np.testing.assert_array_equal(gray(values), made.images[at].reshape(-1))
             at += 1
     assert task.l_max == 256 and task.vocab_size is None and task.input_dim == 1 and "not LRA's files" in task.note
-    assert [p.name for p in task.folder.parent.iterdir() if "parts" in p.name] == []
 
 
 def test_encodings(tmp_path: Path) -> None:
     mega = prepared(Pathfinder(**SMALL), tmp_path).dataset("test")
     stored = prepared(Pathfinder(**SMALL, normalization="s4"), tmp_path).dataset("test")
-    tokens = prepared(Pathfinder(**SMALL, form="tokens"), tmp_path)
-    assert tokens.vocab_size == 257 and tokens.dataset("test")[3][0].ndim == 1
     np.testing.assert_allclose(mega[3][0], stored[3][0] * 2 - 1, atol=1e-6)
-    np.testing.assert_array_equal(tokens.dataset("test")[3][0] - 1, np.rint(stored[3][0][:, 0] * 255))
 
 
 def test_options_reach_the_generator() -> None:
@@ -74,9 +66,6 @@ def test_options_reach_the_generator() -> None:
     [
         ({"resolution": 48}, "task.resolution: expected 16, 32, 64, 128, 256 pixels, got 48"),
         ({"level": "harder"}, "task.level: expected easy, intermediate, hard"),
-        ({"form": "rgb"}, "gray, tokens"),
-        ({"train": 0}, "task.train: expected at least 1, got 0"),
-        ({"seed": -1}, "task.seed: expected at least 0, got -1"),
         ({"distractors": -1}, "task.distractors: expected at least 0, got -1"),
     ],
 )
@@ -93,38 +82,16 @@ def test_other_options_lie_in_another_folder(tmp_path: Path) -> None:
     assert not np.array_equal(a, b)
 
 
-def test_a_killed_build_goes_on_where_it_broke_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = f"""
-from lra.schema import DataConfig
-from lra.tasks.pathfinder import PathX, Pathfinder
-Pathfinder(resolution=32, train=4_000, validation=100, test=100).prepare(DataConfig(dir={str(tmp_path)!r}, processes=1))
-"""
-    process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.time() + 120
-    while len(kept := list(tmp_path.glob("**/.1.0.0.parts/*[0-9].npz"))) < 2:
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not list(tmp_path.glob("**/1.0.0"))
-    kept[0].write_bytes(kept[0].read_bytes()[:1000])
-
-    drawn = []
-
-    def counted(options: PathfinderOptions, seed: int, start: int, count: int) -> object:
-        drawn.append(start)
-        return generate(options, seed, start, count)
-
-    monkeypatch.setattr("lra.generators.pathfinder.generate", counted)
-    task = prepared(Pathfinder(resolution=32, train=4_000, validation=100, test=100), tmp_path)
-    assert int(kept[0].stem.split("-")[0]) in drawn and not {int(p.stem.split("-")[0]) for p in kept[1:]} & set(drawn)
-    assert sorted(p.name for p in task.folder.parent.iterdir()) == [".1.0.0.lock", "1.0.0"]
-    made = generate(PathfinderOptions.preset(32), 0, 0, 4200).images.reshape(4200, -1)
-    parts = [task.records(split).read(range(n)) for split, n in (("train", 4000), ("validation", 100), ("test", 100))]
-    np.testing.assert_array_equal(np.stack([record["pixels"] for part in parts for record in part]), made)
-
-
 # ---- a released folder ----
+
+
+def png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+WIDE = png(np.zeros((64, 64), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +109,7 @@ def write_release(root: Path, images: np.ndarray, labels: np.ndarray) -> Path:
         rows = []
         for i in range(20):
             path = folder / "imgs" / str(batch) / f"sample_{i}.png"
-            Image.fromarray(images[20 * k + i]).save(path)
+            path.write_bytes(png(images[20 * k + i]))
             rows.append([f"imgs/{batch}", path.name, str(i), str(labels[20 * k + i]), *PARAMETERS])
         file = folder / "metadata" / f"{batch}.npy"
         file.write_text("".join(" ".join(row) + "\n" for row in rows))
@@ -152,14 +119,13 @@ def write_release(root: Path, images: np.ndarray, labels: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("given", ["", "pathfinder32", "pathfinder32/curv_contour_length_14"])
 def test_a_release_is_read_from_wherever_root_points(
-    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], given: str
+    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], given: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_release(tmp_path / "lra_release", *images)
     task = prepared(Pathfinder(), tmp_path / "records", tmp_path / "lra_release" / given)
     sizes = {split: len(task.dataset(split)) for split in ("train", "validation", "test")}
     assert sizes == {"train": 49, "validation": 5, "test": 5} and task.note == ""
-    about = task.records("train").about
-    assert about["empty"] == ["imgs/2/sample_5.png"] and "LRA's release" in about["origin"]
+    assert "imgs/2/sample_5.png is empty: left out" in caplog.text
     rows = np.delete(np.arange(60), 25)
     seen = set()
     for split in sizes:
@@ -178,7 +144,7 @@ def test_the_parts_of_a_release_are_those_of_random_split(
     import torch
 
     folder = write_release(tmp_path, *images)
-    listed, _ = list_release(folder)
+    listed = list_release(folder)
     sets = torch.utils.data.random_split(range(len(listed)), [49, 5, 5], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
     assert [list(part) for part in sets] == [part.tolist() for part in split_release(59).values()]
 
@@ -189,52 +155,33 @@ def test_a_smaller_part_of_a_release(tmp_path: Path, images: tuple[np.ndarray, n
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [20, 3, 2]
 
 
-def absent(folder: Path) -> None:
-    (folder / "imgs" / "2" / "sample_7.png").unlink()
-
-
-def other_size(folder: Path) -> None:
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(folder / "imgs" / "2" / "sample_7.png")
-
-
-def truncated(folder: Path) -> None:
-    path = folder / "imgs" / "2" / "sample_7.png"
-    path.write_bytes(path.read_bytes()[:100])
-
-
-def no_picture(folder: Path) -> None:
-    (folder / "imgs" / "2" / "sample_7.png").write_bytes(b"hello")
-
-
-def bad_label(folder: Path) -> None:
-    path = folder / "metadata" / "2.npy"
-    path.write_text(path.read_text().replace("sample_7.png 7 ", "sample_7.png 7 3"))
-
-
-def few_columns(folder: Path) -> None:
-    (folder / "metadata" / "2.npy").write_text("imgs/2 sample_0.png\n")
-
-
-def binary(folder: Path) -> None:
-    (folder / "metadata" / "2.npy").write_bytes(b"\xff\xfe\x00\x01" * 10)
+PICTURE, ROWS = "imgs/2/sample_7.png", "metadata/2.npy"
 
 
 @pytest.mark.parametrize(
-    ("harm", "message"),
+    ("file", "harm", "message"),
     [
-        (absent, r"sample_7\.png is no whole picture .*No such file"),
-        (other_size, r"sample_7\.png has 64 × 64 pixels, expected 32 × 32"),
-        (truncated, r"sample_7\.png is no whole picture"),
-        (no_picture, r"sample_7\.png is no whole picture"),
-        (bad_label, r"2\.npy has no rows of .* label that is not 0 or 1"),
-        (few_columns, r"2\.npy has no rows of folder, file"),
-        (binary, r"2\.npy has no rows of folder, file"),
+        (PICTURE, None, r"sample_7\.png is no whole picture .*No such file"),
+        (PICTURE, lambda raw: raw[:100], r"sample_7\.png is no whole picture"),
+        (PICTURE, lambda raw: b"hello", r"sample_7\.png is no whole picture"),
+        (PICTURE, lambda raw: WIDE, r"sample_7\.png has 64 × 64 pixels, expected 32 × 32"),
+        (ROWS, lambda raw: raw.replace(b"sample_7.png 7 ", b"sample_7.png 7 3"), r"no rows of .* that is not 0 or 1"),
+        (ROWS, lambda raw: b"imgs/2 sample_0.png\n", r"2\.npy has no rows of folder, file"),
+        (ROWS, lambda raw: b"\xff\xfe\x00\x01" * 10, r"2\.npy has no rows of folder, file"),
     ],
 )
 def test_a_damaged_release_is_one_line_that_names_the_file(
-    tmp_path: Path, images: tuple[np.ndarray, np.ndarray], harm: Callable[[Path], None], message: str
+    tmp_path: Path,
+    images: tuple[np.ndarray, np.ndarray],
+    file: str,
+    harm: Callable[[bytes], bytes] | None,
+    message: str,
 ) -> None:
-    harm(write_release(tmp_path, *images))
+    path = write_release(tmp_path, *images) / file
+    if harm is None:
+        path.unlink()
+    else:
+        path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(DataError, match=message) as caught:
         prepared(Pathfinder(), tmp_path / "records", tmp_path)
     assert "\n" not in str(caught.value)
@@ -248,7 +195,86 @@ def test_no_release_there(tmp_path: Path) -> None:
         prepared(Pathfinder(), tmp_path / "records", tmp_path / "absent")
 
 
-def test_the_page_shows_pictures(tmp_path: Path) -> None:
-    task = prepared(Pathfinder(**SMALL), tmp_path)
-    shown = page(task, task.dataset("test"), "test", 3)
-    assert shown.count("<img") == 3 and "the tips are on" in shown
+# ---- small images: paths of several lengths, no picture twice, none that can be read both ways ----
+
+COUNTS = {"train": 600, "validation": 100, "test": 200}
+MINI = dict(resolution=16, distractors=0, contour_lengths=[2, 3, 4, 5], **COUNTS)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Pathfinder:
+    return prepared(Pathfinder(**MINI, distinct=True), tmp_path_factory.mktemp("records"))
+
+
+def test_no_picture_comes_twice_in_or_across_the_splits(task: Pathfinder) -> None:
+    pictures = [
+        record["pixels"].tobytes() for split, n in COUNTS.items() for record in task.records(split).read(range(n))
+    ]
+    assert len(set(pictures)) == len(pictures) == 900
+
+
+def test_a_picture_that_came_before_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generator is made to draw the first block of images twice; labels and all else are as they were."""
+    monkeypatch.setattr(
+        "lra.generators.pathfinder.generate",
+        lambda options, seed, start, count: generate(options, seed, 0 if start == BLOCK else start, count),
+    )
+    task = prepared(Pathfinder(**{**MINI, "train": 200, "validation": 50, "test": 80}, distinct=True), tmp_path)
+    records = [task.records(split).read(range(n)) for split, n in (("train", 200), ("validation", 50), ("test", 80))]
+    pictures = [record["pixels"].tobytes() for part in records for record in part]
+    assert len(set(pictures)) == 330 and max(number(record) for record in records[2]) >= 2 * BLOCK
+
+
+def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
+    for split, n in COUNTS.items():
+        records = task.dataset(split)
+        dashes = records.groups()
+        assert dashes is not None and set(dashes.tolist()) == {2, 3, 4, 5} and len(dashes) == n
+        made = [generate(task.options(), 0, number(records.stored(i)), 1) for i in range(20)]
+        assert [int(one.lengths[0]) for one in made] == dashes[:20].tolist()
+        assert [int(one.counts[0, 0]) for one in made] == (2 * dashes[:20]).tolist()
+    shares = np.bincount(task.dataset("train").groups())[2:] / 600  # type: ignore[arg-type]
+    assert shares.min() > 0.15  # longer paths come near each other more often, and are left out
+    labels = task.dataset("train").labels()
+    assert abs(labels.mean() - 0.5) < 0.06
+
+
+def test_every_label_can_be_read_one_way_only(task: Pathfinder) -> None:
+    """Of the dashes' ends, found by the test's own geometry, those of the two paths keep further apart than a gap."""
+    records = task.dataset("test")
+    for i in range(200):
+        made = generate(task.options(), 0, number(records.stored(i)), 1)
+        assert nearest(task.options(), made, 0) > 2
+
+
+def nearest(options: PathfinderOptions, made: object, i: int) -> float:
+    angles = make_setup(options, 1).angle
+    ends: list[list[tuple[float, float]]] = [[], []]
+    for row, column, direction, path in made.paddles[i, : made.counts[i, 0]].tolist():  # type: ignore[attr-defined]
+        angle = angles[direction]
+        far = (row + options.paddle_length * np.sin(angle), column + options.paddle_length * np.cos(angle))
+        assert (
+            max(abs(a - b) for a, b in zip(far, _along((row, column), angle, options.paddle_length), strict=True)) <= 1
+        )
+        ends[path] += [(row, column), far]
+    return min(float(np.hypot(a - c, b - d)) for a, b in ends[0] for c, d in ends[1])
+
+
+def test_apart_is_that_distance_and_leaves_out_shared_ends() -> None:
+    options = Pathfinder(**MINI).options()  # type: ignore[arg-type]
+    made = generate(options, 3, 0, 400)
+    found = apart(options, made)
+    assert found.tolist() == [nearest(options, made, i) > 2 for i in range(400)]
+    assert 0.2 < found.mean() < 0.6
+    tips = [made.paddles[i, 2 * n - 2 : 2 * n, :2] for i, n in enumerate(made.lengths)]
+    same = np.array([(a == b).all() for a, b in tips])
+    assert same.any() and not found[same].any()
+
+
+def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lra.tasks.pathfinder._DRAWN_FOR_ONE", 1)
+    task = Pathfinder(resolution=16, contour_lengths=[5], distractors=0, train=20, validation=5, test=5, distinct=True)
+    with pytest.raises(DataError, match=r"lra_pathfinder: \w+ has \d+ records, expected"):
+        task.prepare(DataConfig(dir=str(tmp_path), processes=1))
+    with pytest.raises(ValueError, match=r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"):
+        Pathfinder(contour_lengths=[1, 3])

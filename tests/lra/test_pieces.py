@@ -12,8 +12,8 @@ import pytest
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
 from lra.pieces import Pairs, SampledRecords, cosine_accuracy, hashed
-from lra.schema import DataConfig
 from lra.show import page
+from lra.source import DataConfig
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
 from lra.tasks.select import Select, Selections

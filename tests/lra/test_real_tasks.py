@@ -1,6 +1,6 @@
 """Every task of real data trains, stops, goes on and is scored again, by the commands that a person types.
 
-ListOps, which is generated, does so in ``tests/training``, and Pathfinder in ``test_pathfinder_train.py``.
+ListOps, which is generated, does so in ``tests/training``; Pathfinder, which is too, beside it here.
 """
 
 import json
@@ -11,7 +11,7 @@ import pytest
 
 from chela import evaluate, train
 from chela.config.words import configured
-from lra.schema import DataConfig
+from lra.source import DataConfig
 
 
 def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]:
@@ -20,13 +20,16 @@ def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]
     return json.loads(results[0].read_text()) if results else {}
 
 
-@pytest.mark.parametrize("task", ["text", "image", "retrieval"])
+@pytest.mark.parametrize("task", ["text", "image", "retrieval", "pathfinder"])
 def test_it_trains_resumes_and_evaluates(
     task: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real: DataConfig = request.getfixturevalue("real_image" if task == "image" else "real_text")
     words = [f"task={task}", "preset=tiny", "trainer.max_steps=5", "trainer.val_every=5", "allocator=false"]
-    words += [f"data.{name}={getattr(real, name)}" for name in ("dir", "root")]
+    if task == "pathfinder":
+        words += [f"data.dir={tmp_path / 'data'}", "data.processes=1"]
+    else:
+        real: DataConfig = request.getfixturevalue("real_image" if task == "image" else "real_text")
+        words += [f"data.{name}={getattr(real, name)}" for name in ("dir", "root")]
     words += ["data.source=imdb"] if task == "retrieval" else []
     straight = run_train(tmp_path / "straight", words)
     assert straight["task"] == task and straight["preset"] == "tiny" and straight["validation_policy"] == "holdout"

@@ -1,6 +1,4 @@
-"""Recall: its records by the definition, its mixes, and accuracy by number of pairs."""
-
-import json
+"""Recall: its records by the definition, and its mixes."""
 
 import numpy as np
 import pytest
@@ -84,17 +82,3 @@ def test_one_value_as_the_constant_answer(task):
 def test_a_bad_mix_is_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         Recall(**{"symbols": 40, **MIX, **options})
-
-
-def test_results_tell_accuracy_by_number_of_pairs(tmp_path):
-    from chela.train import main
-
-    words = ["task=recall", "preset=tiny", "trainer.max_steps=4", "task.symbols=40", "trainer.progress=none"]
-    mixes = [f"task.{split}={mix}" for split, mix in MIX.items()]
-    assert main([*words, *mixes, f"runs={tmp_path / 'runs'}", f"data.dir={tmp_path / 'data'}"]) == 0
-    (path,) = (tmp_path / "runs").rglob("result.json")
-    result = json.loads(path.read_text())
-    by = result["test_by_pairs"]
-    assert {pairs: part["count"] for pairs, part in by.items()} == {"3": 9 * 3, "5": 40 * 5}
-    correct = sum(part["accuracy"] * part["count"] for part in by.values())
-    assert correct == pytest.approx(result["test"]["accuracy"] * result["test"]["count"])

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
+from lra.builder import check
+from lra.source import DataConfig
 from lra.tasks.listops import ListOps, evaluate, text
 
 TREES = [("( ( ( [MAX 2 ) 9 ) ] )", "9"), ("( ( ( [SM ( ( ( [MED 4 ) 7 ) ] ) ) 8 ) ] )", "3"), ("5", "5")]
@@ -29,7 +30,7 @@ def test_the_released_trees(tmp_path: Path) -> None:
     records = task.dataset("train")
     assert [text(x) for x, _ in records.read(range(3))] == ["[MAX 2 9 ]", "[SM [MED 4 7 ] 8 ]", "5"]
     assert [evaluate(text(x)) for x, _ in records.read(range(3))] == records.labels().tolist() == [9, 3, 5]
-    assert "the trees of the LRA release" in task.records("train").about["origin"]
+    assert "the trees of the LRA release" in check(task.folder)["about"]["origin"]
 
 
 def labels(root: Path, records: Path) -> list[int]:
@@ -55,12 +56,6 @@ def test_a_folder_that_is_gone_is_said_whatever_was_made_from_it(tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds none of: the trees of the LRA release"):
         labels(tmp_path / "empty", records)
-
-
-def test_generated_trees_keep_their_folder(tmp_path: Path) -> None:
-    task = small()
-    task.prepare(DataConfig(dir=str(tmp_path), processes=1))
-    assert task.folder == tmp_path / "lra_listops" / "n3-3-3_len1-20_depth10_args10_seed0" / "1.0.0"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import retrieval
 from lra.tasks.retrieval import Retrieval
 

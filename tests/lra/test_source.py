@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
-from lra.source import Layout, Remote, fetch, locate, members, verify
+from lra.source import DataConfig, Layout, Remote, fetch, locate, members, verify
 
 BODY = bytes(range(256)) * 20_000  # 5 MB
 

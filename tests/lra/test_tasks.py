@@ -11,11 +11,10 @@ import torch
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.builder import Example, Progress, RecordSet, RecordSpec, prefetch, prepare
 from lra.datamodule import LRADataModule
-from lra.prefetch import prefetch
-from lra.schema import DataConfig
 from lra.show import page
+from lra.source import DataConfig
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image
@@ -82,7 +81,6 @@ def test_lists_stand_for_arrays() -> None:
 def test_the_tasks_and_their_titles() -> None:
     titles = {
         "corpus": "Corpus",
-        "enwik8": "enwik8",
         "image": "Image",
         "listops": "ListOps",
         "pathfinder": "Pathfinder",
@@ -92,8 +90,6 @@ def test_the_tasks_and_their_titles() -> None:
         "select": "Select",
         "shakespeare": "Shakespeare",
         "text": "Text",
-        "text8": "text8",
-        "wikitext103": "WikiText-103",
     }
     assert {name: task_class(name).title for name in names()} == titles
     assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]

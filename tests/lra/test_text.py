@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chela.core.errors import DataError
-from lra.schema import DataConfig
+from lra.source import DataConfig
 from lra.tasks import text
 from lra.tasks.text import Text
 from tests.lra.test_source import archive
@@ -140,14 +140,3 @@ def test_facts_of_the_real_reviews(real_text: DataConfig) -> None:
     assert [len(task.dataset(s)) for s in ("train", "validation", "test")] == [22_500, 2_500, 25_000]
     for split in ("train", "validation", "test"):
         assert task.dataset(split).majority_accuracy() == 0.5
-
-
-def test_padding_of_the_real_reviews(real_text: DataConfig) -> None:
-    from lra.batches import batch_indices
-    from tests.lra.test_batches import padding_share
-
-    task = Text()
-    task.prepare(real_text)
-    lengths = task.dataset("train").lengths()
-    batches = [batch_indices(lengths, 50, 16, 0, t) for t in range(450)]
-    assert padding_share(lengths, batches) <= 0.10

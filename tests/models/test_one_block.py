@@ -1,4 +1,7 @@
-"""One block for all: whatever the mixer, everything outside it has the same parameters and the same initial values."""
+"""One block for all: whatever the mixer, everything outside it has the same parameters and the same initial values.
+
+And each system can fit a handful of sequences: gradients reach what has to move, at the rates of ``param_groups``.
+"""
 
 import functools
 from types import SimpleNamespace
@@ -9,6 +12,7 @@ import torch
 from chela.config.compose import resolve
 from chela.config.groups import names
 from chela.core.errors import UsageError
+from chela.layers.param_groups import param_groups
 from chela.models import build_model
 
 LISTOPS = SimpleNamespace(num_classes=10, l_max=96, vocab_size=17, input_dim=1, pair=False)
@@ -47,3 +51,26 @@ def test_all_but_the_mixer_is_the_same(name, task):
 def test_options_that_do_not_fit_are_one_line(words, match):
     with pytest.raises(UsageError, match=match):
         build_model(resolve([*words, "preset=mini"]).model, LISTOPS, 0)
+
+
+FAST = ("chela", "mega_chunk")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names("model")]
+)
+def test_fits_sixteen_sequences(name):
+    torch.manual_seed(0)
+    inputs, labels = torch.randint(1, 17, (16, 20)), torch.randint(0, 10, (16,))
+    mask = torch.arange(20) < torch.randint(8, 21, (16, 1))
+    model = build_model(resolve([f"model={name}", "preset=tiny", "model.d_model=32"]).model, LISTOPS, 0)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, weight_decay=0.0))
+    losses = []
+    for _ in range(80):
+        loss = torch.nn.functional.cross_entropy(model(inputs, mask), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0], losses[::10]

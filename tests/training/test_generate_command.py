@@ -80,7 +80,7 @@ def test_a_network_with_an_end_writes_nothing_beyond_it(tmp_path, capsys):
         (["prompt=a", "input=b"], "prompt: expected prompt=TEXT or input=FILE, got both"),
         (["input=/nowhere"], "input: expected a file to read, got /nowhere"),
         (["tokens=0"], "tokens: expected at least 1, got 0"),
-        (["top_p=0"], "top_p: expected more than 0"),
+        (["top_k=-1"], "top_k: expected at least 0"),
     ],
 )
 def test_bad_words_are_one_line(run, words, message, capsys):

@@ -20,8 +20,7 @@ class HedgehogAttention(LinearAttention):
         φ(x) = softmax([W x + b, −W x − b])            W = 1 and b = 0 at the start
         o_i = Σ_j (φ_q(q_i)·φ_k(k_j)) v_j / Σ_j φ_q(q_i)·φ_k(k_j)
 
-    O(L·V·(D + Z)) time, O(L·V) memory. To take over the weights of a trained softmax layer, see
-    ``chela.models.convert``.
+    O(L·V·(D + Z)) time, O(L·V) memory.
 
     Args:
         d_model: Width D.
