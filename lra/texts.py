@@ -165,7 +165,7 @@ def unpacked(source: Path, data: DataConfig, check: Callable[[Path], object]) ->
             if path.exists():
                 return path
             try:
-                with _opened(source) as packed, open(temporary, "wb") as file:
+                with _opened(source, path.name) as packed, open(temporary, "wb") as file:
                     shutil.copyfileobj(packed, file, _CHUNK)
                 sync(temporary)
                 check(temporary)
@@ -178,12 +178,13 @@ def unpacked(source: Path, data: DataConfig, check: Callable[[Path], object]) ->
     return path
 
 
-def _opened(source: Path) -> IO[bytes]:
+def _opened(source: Path, name: str) -> IO[bytes]:
     if source.suffix != ".zip":
         opened: IO[bytes] = _OPENERS[source.suffix](source)
         return opened
     archive = zipfile.ZipFile(source)
     files = [member.filename for member in archive.infolist() if not member.is_dir()]
-    if len(files) != 1:
-        raise DataError(f"{source}: expected one file in the archive, got {len(files)}")
-    return archive.open(files[0])
+    member = next((file for file in files if Path(file).name == name), files[0] if len(files) == 1 else None)
+    if member is None:
+        raise DataError(f"{source}: expected {name} in the archive, or one file alone, got {', '.join(files)[:200]}")
+    return archive.open(member)

@@ -15,6 +15,7 @@ from lra.tasks.base import Task
 
 _WHERE = {
     "corpus": "corpus:Corpus",
+    "enwik8": "corpus:Enwik8",
     "image": "image:Image",
     "listops": "listops:ListOps",
     "pathfinder": "pathfinder:Pathfinder",
@@ -24,6 +25,7 @@ _WHERE = {
     "select": "select:Select",
     "shakespeare": "corpus:Shakespeare",
     "text": "text:Text",
+    "text8": "corpus:Text8",
 }
 
 

@@ -26,12 +26,25 @@ BYTES = "".join(map(chr, range(256)))
 PLACES = {"train": (0, 90), "validation": (90, 95), "test": (95, 100)}
 """Where each split begins and ends, in hundredths of the text, rounded down."""
 
+MAHONEY = "http://mattmahoney.net/dc"
+SHA256 = {
+    "tinyshakespeare.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    "enwik8": "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+    "enwik8.zip": "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+    "text8": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+    "text8.zip": "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+}
+
+
+def _window(symbols: int) -> Any:
+    return option(symbols, "symbols of a training window", ge=2, le=1_000_000)
+
 
 @dataclass
 class Corpus(Task):
-    """A text file of one's own, in UTF-8: ``data.root`` names it."""
+    """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
 
-    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
+    window: int = _window(256)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
     test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
 
@@ -41,8 +54,9 @@ class Corpus(Task):
     in_order = True
     input_help = "a text; each symbol is answered by the next one's id"
     alphabet: ClassVar[str] = BYTES  # its symbols, in the order of their ids
-    files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, first the one of ``remote``
-    remote: ClassVar[Remote | None] = None  # where it can be fetched from, and what it must be
+    files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, plain or compressed
+    remote: ClassVar[Remote | None] = None  # where it can be fetched from
+    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have
     places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits
 
     def __post_init__(self) -> None:
@@ -80,8 +94,8 @@ class Corpus(Task):
         """Return where the text lies, unpacked, and what it should be."""
 
         def check(path: Path) -> None:
-            if self.remote is not None:
-                verify(path, self.remote)
+            if self.content is not None:
+                verify(path, self.content)
 
         found = self._found(data)
         if found.suffix in PACKED:
@@ -96,7 +110,8 @@ class Corpus(Task):
         if not self.files:
             got = "nothing" if root is None else f"{root}, which is no file"
             raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
-        layouts = [Layout(name, name, None if i else self.remote) for i, name in enumerate(self.files)]
+        fetched = self.remote.file if self.remote else ""
+        layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
         return locate(self.name, data, layouts)[1]
 
     def dataset(self, split: str) -> Windows:
@@ -140,10 +155,37 @@ class Shakespeare(Corpus):
     note = "the test set is the validation split: this text is cut in two, as nanoGPT does"
     alphabet = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     places: ClassVar[dict[str, tuple[int, int]]] = {"train": (0, 90), "validation": (90, 100), "test": (90, 100)}
-    remote = Remote(
+    remote = content = Remote(
         "tinyshakespeare.txt",
         "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
         1_115_394,
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        SHA256["tinyshakespeare.txt"],
     )
     files = (remote.file, "tinyshakespeare.txt.xz", "input.txt")
+
+
+@dataclass
+class Enwik8(Corpus):
+    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
+
+    window: int = _window(2048)
+
+    own_text = False
+    title = "enwik8"
+    remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
+    content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
+    files = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
+
+
+@dataclass
+class Text8(Corpus):
+    """A hundred million characters of the same, cleaned to the letters a … z and the space."""
+
+    window: int = _window(2048)
+
+    own_text = False
+    title = "text8"
+    alphabet = " abcdefghijklmnopqrstuvwxyz"
+    remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
+    content = Remote("text8", remote.url, 100_000_000, SHA256["text8"])
+    files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")

@@ -13,18 +13,16 @@ from lra.datamodule import LRADataModule
 from lra.source import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS
-from lra.tasks.corpus import Corpus, Shakespeare
+from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8
 from lra.texts import Windows
 
 WORDS = b"the quick brown fox jumps over the lazy dog and "
 
 
-class Small(Corpus):
-    """A known text of 27 symbols, split as one's own."""
+class Small8(Text8):
+    """text8 without its checksum."""
 
-    own_text = False
-    alphabet = " abcdefghijklmnopqrstuvwxyz"
-    files = ("text8", "text8.txt", "text8.xz", "text8.zip")
+    content = None
 
 
 def own(tmp_path: Path, raw: bytes = WORDS * 40, **options: int) -> Corpus:
@@ -41,9 +39,9 @@ def scored(records: Windows) -> np.ndarray:
 
 
 def test_facts_need_no_data():
-    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65)):
+    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65), (Enwik8(), 256), (Text8(), 27)):
         assert (task.num_classes, task.vocab_size) == (symbols + 1, symbols + 1)
-        assert task.l_max == task.window == 256
+        assert task.l_max == task.window == (256 if task.name in ("corpus", "shakespeare") else 2048)
         assert (task.objective, task.score, task.name) == ("tokens", "loss", type(task).__name__.lower())
         assert task_class(task.name) is type(task)
     assert sorted(Shakespeare.alphabet) == list(Shakespeare.alphabet)  # nanoGPT numbers them in this order
@@ -163,7 +161,7 @@ def archived(path: Path, name: str, raw: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("form", ["text8", "text8.txt", "text8.xz", "text8.zip", "folder/text8"])
+@pytest.mark.parametrize("form", ["text8", "text8.txt", "text8.xz", "named.zip", "folder/text8"])
 def test_forms_of_a_text(tmp_path, form):
     raw = WORDS * 40
     path = tmp_path / "mine" / form
@@ -172,8 +170,9 @@ def test_forms_of_a_text(tmp_path, form):
         archived(path, "named", raw)
     else:
         path.write_bytes(lzma.compress(raw) if form.endswith(".xz") else raw)
-    task = Small(window=16)
-    task.prepare(DataConfig(root=str(tmp_path / "mine"), dir=str(tmp_path / "data")))
+    root = path if form == "named.zip" else tmp_path / "mine"
+    task = Small8(window=16)
+    task.prepare(DataConfig(root=str(root), dir=str(tmp_path / "data")))
     assert [len(task.span(split)) for split in SPLITS] == [1728, 96, 96]
     assert task.span("test").read(0, 9).tobytes() == raw[1824:1833]
 
@@ -181,7 +180,7 @@ def test_forms_of_a_text(tmp_path, form):
 def test_a_folder_of_the_texts_name_is_not_the_text(tmp_path):
     (tmp_path / "text8").mkdir()
     (tmp_path / "text8" / "text8.txt").write_bytes(WORDS * 40)
-    task = Small(window=16)
+    task = Small8(window=16)
     task.prepare(DataConfig(root=str(tmp_path / "text8"), dir=str(tmp_path / "data")))
     assert len(task.span("train")) == 1728
 
@@ -218,19 +217,19 @@ def test_a_bad_text_is_one_line(tmp_path):
 
 
 def test_a_known_text_must_be_that_one(tmp_path):
-    path = tmp_path / "mine.txt"
+    path = tmp_path / "enwik8"
     path.write_bytes(WORDS)
-    assert "has 48 bytes, expected 1,115,394: it is truncated or another" in refused(Shakespeare(), path, tmp_path)
+    assert "has 48 bytes, expected 100,000,000: it is truncated or another" in refused(Enwik8(), path, tmp_path)
     shakespeare = tmp_path / "input.txt"
     shakespeare.write_bytes(b"a" * 1_115_394)
     assert "has SHA-256" in refused(Shakespeare(), tmp_path, tmp_path)
-    assert "tinyshakespeare.txt is not at" in refused(Shakespeare(), None, tmp_path)
+    assert "text8.zip is not at" in refused(Text8(), None, tmp_path)
     packed = archived(tmp_path / "a.zip", "other", WORDS)
     with zipfile.ZipFile(packed, "a") as archive:
         archive.writestr("third", WORDS)
-    assert "expected one file in the archive, got 2" in refused(Small(), packed, tmp_path)
+    assert "expected a in the archive, or one file alone, got other, third" in refused(Small8(), packed, tmp_path)
     packed.write_bytes(packed.read_bytes()[:-30])
-    assert "it is truncated or another file" in refused(Small(), packed, tmp_path)
+    assert "it is truncated or another file" in refused(Small8(), packed, tmp_path)
 
 
 def test_before_prepare_there_is_no_text():

@@ -81,6 +81,7 @@ def test_lists_stand_for_arrays() -> None:
 def test_the_tasks_and_their_titles() -> None:
     titles = {
         "corpus": "Corpus",
+        "enwik8": "enwik8",
         "image": "Image",
         "listops": "ListOps",
         "pathfinder": "Pathfinder",
@@ -90,6 +91,7 @@ def test_the_tasks_and_their_titles() -> None:
         "select": "Select",
         "shakespeare": "Shakespeare",
         "text": "Text",
+        "text8": "text8",
     }
     assert {name: task_class(name).title for name in names()} == titles
     assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
