@@ -78,7 +78,7 @@ def main(words: Words) -> int:
 
     reading = Reading(words.context, words.window, words.stride)
     score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
-    told = ("count", score.name, "context")
+    told = ("count", score.name, "context", "words", "word_perplexity")
     groups = {name: by for name, by in found.items() if name.startswith("by_")}
     columns = ", ".join(f"{name} {value!r}" for name, value in found.items() if name not in (*told, *groups))
     console = stdout_console()
@@ -90,7 +90,8 @@ def main(words: Words) -> int:
         parts = ", ".join(f"{number}: {score.text(part)} of {part['count']:.0f}" for number, part in by.items())
         console.print(f"{name.replace('_', ' ')}: {parts}")
     if "context" in found:
-        console.print(f"context: {found['context']}")
+        by_word = f"; {found['word_perplexity']!r} for each of {found['words']:,} words" if "words" in found else ""
+        console.print(f"context: {found['context']}{by_word}")
     if words.out:
         about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
         about |= {"split": words.split, "checkpoint": words.checkpoint}

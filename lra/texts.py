@@ -149,33 +149,34 @@ def check_utf8(name: str, path: Path) -> None:
                 ) from None
 
 
-def unpacked(source: Path, data: DataConfig, check: Callable[[Path], object]) -> Path:
-    """Return the file that a compressed one holds, unpacked under the data folder unless it is there.
+def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callable[[Path], object]) -> list[Path]:
+    """Return the files that a compressed one holds, unpacked under the data folder unless they are there.
 
-    It is checked before it has its name.
+    A file is checked before it has its name.
     """
     stat = source.stat()
     mark = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:10]
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
-    path = folder / source.name.removesuffix(source.suffix)
-    temporary = folder / f".{path.name}.tmp"
+    paths = [folder / name for name in names]
     with file_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if path.exists():
-                return path
-            try:
-                with _opened(source, path.name) as packed, open(temporary, "wb") as file:
-                    shutil.copyfileobj(packed, file, _CHUNK)
-                sync(temporary)
-                check(temporary)
-                os.replace(temporary, path)
-                sync(folder)
-            except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-                raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
-            finally:
-                temporary.unlink(missing_ok=True)
-    return path
+            for path in paths:
+                temporary = path.with_name(f".{path.name}.tmp")
+                if path.exists():
+                    continue
+                try:
+                    with _opened(source, path.name) as packed, open(temporary, "wb") as file:
+                        shutil.copyfileobj(packed, file, _CHUNK)
+                    sync(temporary)
+                    check(temporary)
+                    os.replace(temporary, path)
+                    sync(folder)
+                except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+                    raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
+                finally:
+                    temporary.unlink(missing_ok=True)
+    return paths
 
 
 def _opened(source: Path, name: str) -> IO[bytes]:

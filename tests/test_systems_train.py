@@ -54,7 +54,7 @@ def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
         return [f"data.root={request.getfixturevalue('shared') / 'lm'}"]
     if task == "corpus":
         return [f"data.root={Path(__file__).parents[1] / 'README.md'}"]
-    if task in ("enwik8", "text8"):
+    if task in ("enwik8", "text8", "wikitext103"):
         pytest.skip(f"{task} is a hundred million bytes that would have to be fetched; shakespeare and corpus are here")
     return []
 

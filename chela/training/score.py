@@ -130,7 +130,7 @@ def evaluate(
         values, _ = columns(module, data.val_dataloader(), fabric=fabric)
     else:
         values = tested(module, data, split, fabric)
-    return module.objective.score, values | of_text(data.task, reading, values)
+    return module.objective.score, values | of_text(data.task, read, reading, values)
 
 
 # ---- texts: every symbol of a split is scored once, from as much of what stands before it as is said ----
@@ -192,11 +192,15 @@ def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading)
     return ({**batch, "beyond": True} for batch in data.evaluation(records))
 
 
-def of_text(task: Any, reading: Reading, values: dict[str, float]) -> dict[str, Any]:
+def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -> dict[str, Any]:
     """Return what is told of a text beside the columns; nothing for another task."""
     if not task.in_order:
         return {}
-    return {"perplexity": math.exp(values["loss"]), "context": reading.in_words(task)}
+    told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": reading.in_words(task)}
+    if words := task.words(split):
+        nats = values["loss"] * values["count"]
+        told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
+    return told
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:

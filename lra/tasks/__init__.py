@@ -26,6 +26,7 @@ _WHERE = {
     "shakespeare": "corpus:Shakespeare",
     "text": "text:Text",
     "text8": "corpus:Text8",
+    "wikitext103": "corpus:WikiText103",
 }
 
 

@@ -33,6 +33,7 @@ SHA256 = {
     "enwik8.zip": "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
     "text8": "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
     "text8.zip": "a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
+    "wikitext-103-raw-v1.zip": "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
 }
 
 
@@ -56,8 +57,10 @@ class Corpus(Task):
     alphabet: ClassVar[str] = BYTES  # its symbols, in the order of their ids
     files: ClassVar[tuple[str, ...]] = ()  # names under which people have it, plain or compressed
     remote: ClassVar[Remote | None] = None  # where it can be fetched from
-    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have
-    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits
+    content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
+    parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
+    places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
+    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,13 +74,16 @@ class Corpus(Task):
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Find the text, unpack it on first use and check it. Raises ``DataError``."""
         super().prepare(data, progress)
-        path = self._file(data)
+        paths = self._files(data)
         notes = [type(self).note]
         if self.own_text:
-            check_utf8(self.name, path)
-            notes = [f"a text of one's own: {path.name}, {path.stat().st_size:,} bytes, SHA-256 {sha256(path)[:16]}…"]
+            check_utf8(self.name, paths[0])
+            size, digest = paths[0].stat().st_size, sha256(paths[0])
+            notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
         for split in SPLITS:
-            first, last = (path.stat().st_size * place // 100 for place in self.places[split])
+            path = paths[SPLITS.index(split)] if self.parts else paths[0]
+            size = path.stat().st_size
+            first, last = (0, size) if self.parts else (size * place // 100 for place in self.places[split])
             most = 0 if split == "train" else getattr(self, split)
             if 0 < most < last - first:
                 notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
@@ -90,18 +96,23 @@ class Corpus(Task):
                 )
         self.note = "; ".join(filter(None, notes))
 
-    def _file(self, data: DataConfig) -> Path:
-        """Return where the text lies, unpacked, and what it should be."""
+    def _files(self, data: DataConfig) -> list[Path]:
+        """Return where the text lies, or its three parts, each what it should be."""
 
         def check(path: Path) -> None:
+            if not path.is_file():
+                raise DataError(f"{self.name}: expected a file at {path}, there is none")
             if self.content is not None:
                 verify(path, self.content)
 
         found = self._found(data)
+        names = self.parts or (found.name.removesuffix(found.suffix),)
         if found.suffix in PACKED:
-            return unpacked(found, data, check)
-        check(found)
-        return found
+            return unpacked(found, names, data, check)
+        paths = [found.with_name(name) for name in self.parts] or [found]
+        for path in paths:
+            check(path)
+        return paths
 
     def _found(self, data: DataConfig) -> Path:
         root = given_root(self.name, data)
@@ -130,6 +141,13 @@ class Corpus(Task):
         if not self._spans:
             raise DataError(f"{self.name}: call prepare() before asking for records")
         return self._spans[split]
+
+    def words(self, split: str) -> int | None:
+        """Count a split's words, ends of lines among them; None where the task does not know what a word is."""
+        if not self.knows_words:
+            return None
+        text = self.span(split).read(0, len(self.span(split))).tobytes()
+        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
 
     def read_line(self, line: str) -> Encoded:
         """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
@@ -189,3 +207,22 @@ class Text8(Corpus):
     remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
     content = Remote("text8", remote.url, 100_000_000, SHA256["text8"])
     files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
+
+
+@dataclass
+class WikiText103(Corpus):
+    """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
+
+    window: int = _window(2048)
+
+    own_text = False
+    title = "WikiText-103"
+    knows_words = True
+    parts = ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw")
+    remote = Remote(
+        "wikitext-103-raw-v1.zip",
+        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
+        191_984_949,
+        SHA256["wikitext-103-raw-v1.zip"],
+    )
+    files = (parts[0], remote.file)

@@ -13,7 +13,7 @@ from lra.datamodule import LRADataModule
 from lra.source import DataConfig
 from lra.tasks import get_task, task_class
 from lra.tasks.base import IGNORED, SPLITS
-from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8
+from lra.tasks.corpus import Corpus, Enwik8, Shakespeare, Text8, WikiText103
 from lra.texts import Windows
 
 WORDS = b"the quick brown fox jumps over the lazy dog and "
@@ -39,7 +39,7 @@ def scored(records: Windows) -> np.ndarray:
 
 
 def test_facts_need_no_data():
-    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65), (Enwik8(), 256), (Text8(), 27)):
+    for task, symbols in ((Corpus(), 256), (Shakespeare(), 65), (Enwik8(), 256), (Text8(), 27), (WikiText103(), 256)):
         assert (task.num_classes, task.vocab_size) == (symbols + 1, symbols + 1)
         assert task.l_max == task.window == (256 if task.name in ("corpus", "shakespeare") else 2048)
         assert (task.objective, task.score, task.name) == ("tokens", "loss", type(task).__name__.lower())
@@ -64,6 +64,18 @@ def test_shakespeare_is_split_as_nanogpt_does(shared, tmp_path):
     plain = DataConfig(root=str(unpacked), dir=str(tmp_path / "other"))
     Shakespeare().prepare(plain)  # the plain file is read where it lies
     assert not (tmp_path / "other").exists()
+
+
+def test_words_of_wikitext(shared, tmp_path):
+    """Its test file has 245,569 words: 241,211 between white space, and an end for each of 4,358 lines."""
+    for name, file in (("valid", "valid"), ("test", "test"), ("train", "valid")):
+        raw = lzma.decompress((shared / "lm" / f"wikitext103.{file}.txt.xz").read_bytes())
+        (tmp_path / f"wiki.{name}.raw").write_bytes(raw)
+    task = WikiText103()
+    task.prepare(DataConfig(root=str(tmp_path), dir=str(tmp_path / "data")))
+    assert task.words("test") == 245_569 and task.words("validation") == 217_646
+    assert len(task.span("test")) == (tmp_path / "wiki.test.raw").stat().st_size
+    assert Corpus().words("test") is None
 
 
 def test_a_text_is_cut_by_position(tmp_path):
@@ -224,6 +236,7 @@ def test_a_known_text_must_be_that_one(tmp_path):
     shakespeare.write_bytes(b"a" * 1_115_394)
     assert "has SHA-256" in refused(Shakespeare(), tmp_path, tmp_path)
     assert "text8.zip is not at" in refused(Text8(), None, tmp_path)
+    assert "expected a file at" in refused(WikiText103(), archived(tmp_path / "wiki.train.raw", "x", b""), tmp_path)
     packed = archived(tmp_path / "a.zip", "other", WORDS)
     with zipfile.ZipFile(packed, "a") as archive:
         archive.writestr("third", WORDS)

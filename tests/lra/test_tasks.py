@@ -92,6 +92,7 @@ def test_the_tasks_and_their_titles() -> None:
         "shakespeare": "Shakespeare",
         "text": "Text",
         "text8": "text8",
+        "wikitext103": "WikiText-103",
     }
     assert {name: task_class(name).title for name in names()} == titles
     assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]

@@ -138,7 +138,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["task.max_length=5"], "task.max_length: expected min_length=16 or more, got 5"),
         (["runs="], "runs: expected a folder, got ''"),
         # names
-        (["task=listop"], "text8 or a YAML file, got 'listop' (did you mean 'listops'?)"),
+        (["task=listop"], "wikitext103 or a YAML file, got 'listop' (did you mean 'listops'?)"),
         (["model=chess"], f"model: expected one of {', '.join(names('model'))} or a YAML file, got 'chess'"),
         (["task="], "task: expected one of "),
         (["model=../model/chela"], "got '../model/chela'"),

@@ -18,7 +18,7 @@ from chela.config.schema import OptimizerConfig
 from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.training import loop, score
-from chela.training.score import Reading
+from chela.training.score import Reading, of_text
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 
@@ -279,3 +279,12 @@ def test_the_rate_ends_at_a_tenth() -> None:
     config = OptimizerConfig(warmup_steps=10, schedule="cosine_tenth")
     rates = [round(config.lr_factor(step, 110), 4) for step in (0, 9, 10, 60, 110)]
     assert rates == [0.1, 1.0, 1.0, 0.55, 0.1]
+
+
+def test_perplexity_by_words() -> None:
+    """Two nats a symbol and five symbols a word are ten nats a word."""
+    task = SimpleNamespace(in_order=True, name="wikitext103", l_max=8, words=lambda split: 20)
+    told = of_text(task, "test", Reading(), {"loss": 2.0, "count": 100.0})
+    assert told["words"] == 20 and told["word_perplexity"] == pytest.approx(math.exp(10))
+    assert told["perplexity"] == math.exp(2) and told["context"].startswith("windows of 8, each alone")
+    assert of_text(SimpleNamespace(in_order=False), "test", Reading(), {}) == {}
