@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chela.core.options import Field, option
+from chela.core.errors import UsageError
+from chela.core.options import Field, option, shown
 from lra.schema import DataConfig
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -99,10 +101,6 @@ class TrainerConfig:
     )  # fmt: skip
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
-    tenth_every: int = option(
-        0, "between validations, score a fixed tenth of it every so many steps, to look at; 0: never", ge=0, le=10**8,
-        identity=False,
-    )  # fmt: skip
     checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000, identity=False)
     checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6, identity=False)
     log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000, identity=False)
@@ -122,9 +120,6 @@ class TrainerConfig:
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
     progress: str = option(
         "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
-    )
-    chance_steps: int = option(
-        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=10**8, identity=False
     )
 
 
@@ -165,3 +160,12 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield from fields(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value, item
+
+
+def seconds(duration: str) -> float | None:
+    """Read ``9m`` or ``1h30m`` as seconds; an empty string is no limit (None)."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", duration)
+    if "".join(number + unit for number, unit in parts) != duration:
+        raise UsageError(f"trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got {shown(duration)}")
+    total = sum(float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+    return total if duration else None

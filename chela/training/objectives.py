@@ -114,6 +114,15 @@ class Counts(Metric):
         return self.sums
 
 
+def above_majority(values: dict[str, float], majority: float) -> bool:
+    """Whether an accuracy over "count" targets is more than luck with the most frequent class, of share ``majority``.
+
+    It is when it is ahead by more than one point and by more than three standard errors.
+    """
+    error = math.sqrt(majority * (1 - majority) / max(values["count"], 1.0))
+    return values["accuracy"] > majority + max(0.01, 3 * error)
+
+
 def _targets_of_share(labels: Tensor) -> Tensor:
     """Return the targets of ``labels``; where they are a piece of sequences, a piece's equal share of all targets."""
     piece, targets = current(), (labels != IGNORED).sum().double()

@@ -23,10 +23,7 @@ from lra.batches import Batch
 class LitModel(L.LightningModule):
     """Train and score a network; everything random in step t follows from (seed, t, share of the batch).
 
-    Args:
-        model: Maps ``(inputs, mask)`` to scores.
-        objective: Says what the scores are for.
-        config: The resolved configuration.
+    ``model`` maps ``(inputs, mask)`` to scores, and ``objective`` says what these are for.
     """
 
     def __init__(self, model: nn.Module, objective: Objective, config: Config) -> None:
@@ -98,11 +95,7 @@ class LitModel(L.LightningModule):
             self.expect_finite()
 
     def expect_finite(self) -> None:
-        """End the run where a gradient was not finite.
-
-        Raises:
-            DivergedError: One was, at the step that it names.
-        """
+        """End the run by a DivergedError, which names the step, where a gradient was not finite."""
         if (step := int(self._bad_step)) < 0:
             return
         if not self.of_step.isfinite().all():
