@@ -45,9 +45,9 @@ def resolve(words: list[str]) -> Config:
             importable(Path(chosen[group]).expanduser().parent)
     try:
         preset = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
-        task = [layer["task"]["name"] for layer in files["task"] if "name" in layer.get("task", {})][-1]
+        task = [str(layer["task"]["name"]) for layer in files["task"] if "name" in layer.get("task", {})][-1]
         mixers = [layer.get("model", {}).get("mixer", {}) for layer in files["model"]]
-        mixer = [section["name"] for section in mixers if "name" in section][-1]
+        mixer = [str(section["name"]) for section in mixers if "name" in section][-1]
         layers = [(group, flat(layer)) for group, layer in _layers(files, preset, mixer, label(chosen["model"]))]
     except (AttributeError, IndexError, TypeError):  # a file of one's own
         raise UsageError(
