@@ -272,8 +272,9 @@ def sample(model: nn.Module, task: Any) -> str:
 
 def report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
     """Print a result, and the commands that go on from it."""
-    other = config.task.name in TITLES and not to_the_letter(config)
-    lra = f"{result['preset']} is another task than that of full: not an LRA number" if other else of_arena(result)
+    lra = of_arena(result)
+    if result.get("lra") is False:
+        lra = f"{result['preset']} is another task than that of full: not an LRA number"
     score = Score(**result["score"])
     tested = "test set left unseen (trainer.test=false)"
     if result["test"] is not None:
