@@ -58,7 +58,7 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
     ("words", "message"),
     [
         (["task=listop"], "did you mean 'listops'"),
-        (["task=listops", "--show"], "expected key=value, got '--show': say show=…"),
+        (["task=listops", "--show"], "expected key=value, got '--show' (did you mean 'show'?)"),
         (["task=listops", "show=x"], "show: expected a whole number, got 'x'"),
         (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
         (["task=listops", "preset=tiny", "task.max_depth=0"], "task.max_depth: expected at least 1, got 0"),
