@@ -77,6 +77,10 @@ class RunFolder:
             self.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
         )
 
+    def create(self, config: Config) -> None:
+        """Write the configuration: from now on this is a run."""
+        write_whole(self.config, to_yaml(config).encode())
+
     def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None when there is none yet, UsageError when all are torn.
 
@@ -166,7 +170,7 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     lock = lock_run(run.path)
     run.last.parent.mkdir(exist_ok=True)
     if not (goes_on := run.config.exists()):
-        write_whole(run.config, to_yaml(config).encode())  # from now on this is a run
+        run.create(config)
     return run, goes_on, lock
 
 
