@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from chela.version import __version__
+__version__ = "0.2.0"
 
 _WHERE = {
     "linear_attention": "chela.ops.linear_attention",

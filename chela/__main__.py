@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from chela import __version__
 from chela.config.words import guarded
 from chela.core.errors import UsageError
 from chela.core.options import closest, shown
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         listed = "".join(f"    {name:<10}{about}\n" for name, (_, about) in COMMANDS.items())
         sys.stdout.write(f"{(__doc__ or '').strip()}\n\nCommands:\n{listed}")
+        return 0
+    if words[0] == "--version":
+        sys.stdout.write(f"chela {__version__}\n")
         return 0
     name, *rest = words
 

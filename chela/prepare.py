@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chela.config.schema import Config
-from chela.config.words import configured
+from chela.config.words import command
 from chela.core.options import option
 from lra.builder import check
 from lra.show import page
@@ -32,8 +32,9 @@ class Options:
     check: bool = option(False, "compare every file's SHA-256")
 
 
-def prepare(config: Config, options: Options) -> int:
-    """Make the records that a configuration asks for, say what there is, and return the exit status."""
+@command(Options, __doc__, config=True)
+def main(options: Options, config: Config) -> int:
+    """Make the records that the words ask for, say what there is, and return the exit status."""
     task = get_task(config.task)
     task.prepare(config.data, _progress if sys.stderr.isatty() else None)
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
@@ -69,11 +70,6 @@ def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
     if told := task.baseline():
         yield f"to beat: {told}"
     yield f"classes: {task.num_classes}; ids: {task.vocab_size or 'none, values'}; l_max: {task.l_max:,}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, run, and return the exit status."""
-    return configured(prepare, __doc__ or "", sys.argv[1:] if argv is None else argv, Options)
 
 
 if __name__ == "__main__":

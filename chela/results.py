@@ -40,25 +40,18 @@ def of_arena(result: dict[str, Any]) -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result.
-
-    Raises:
-        UsageError: It is not there, does not parse, or is of another format version.
-    """
+    """Read a result; UsageError where it is not there, does not parse, or is of another format version."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = result["format_version"]
+        if result["format_version"] == RESULT_FORMAT_VERSION:
+            return result
+        reason = f"format version {result['format_version']!r}, not {RESULT_FORMAT_VERSION}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"expected the result of a finished run at {path}, could not read it ({type(error).__name__}: {error}); "
-            "delete it and resume the run to have it written anew"
-        ) from None
-    if version != RESULT_FORMAT_VERSION:
-        raise UsageError(
-            f"expected format version {RESULT_FORMAT_VERSION} in {path}, got {version!r}; "
-            "use the version of chela that wrote it"
-        )
-    return result
+        reason = f"{type(error).__name__}: {error}"
+    raise UsageError(
+        f"expected the result of a finished run at {path}, could not read it ({reason}); delete it and resume the run "
+        "to have it written anew"
+    )
 
 
 def to_the_letter(config: Config) -> bool:

@@ -20,7 +20,6 @@ from chela.core.errors import DataError
 from lra.batches import Batch, collate, eval_batches
 from lra.builder import Progress
 from lra.source import DataConfig
-from lra.streams import permutation
 from lra.tasks import get_task
 from lra.tasks.base import InMemory, Records
 
@@ -169,11 +168,6 @@ class LRADataModule(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return every test record once, sorted by length."""
         return self.evaluation(self.records("test"))
-
-    def tenth_dataloader(self) -> DataLoader[Batch]:
-        """Return a tenth of the validation records once, sorted by length: the same ones whatever the seed."""
-        records = self.records("validation")
-        return self.evaluation(records, np.sort(permutation(len(records), 0, "tenth")[: -(-len(records) // 10)]))
 
     def evaluation(self, records: Records, chosen: np.ndarray | None = None) -> DataLoader[Batch]:
         """Return every record, or the chosen ones, once, sorted by length."""

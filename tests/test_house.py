@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from chela import __version__
+
 ROOT = Path(__file__).parents[1]
 FILES = [path for folder in ("chela", "lra", "experiments") for path in sorted((ROOT / folder).rglob("*.py"))]
 PRIVATE_OF_LIGHTNING = re.compile(
@@ -59,12 +61,12 @@ def test_lightning_is_used_by_its_public_doors() -> None:
 
 def test_help_answers_at_once_and_without_torch() -> None:
     program = (
-        "import sys; from chela.__main__ import main; main(['--help']); "
+        "import sys; from chela.__main__ import main; main(['--help']); main(['--version']); "
         "import chela.train, chela.evaluate, chela.predict, chela.generate; "
         "print('loaded', sorted({'torch', 'lightning', 'tensorflow_datasets', 'numba'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
-    assert "loaded []" in done.stdout, done.stdout + done.stderr
+    assert "loaded []" in done.stdout and f"\nchela {__version__}\n" in done.stdout, done.stdout + done.stderr
     assert all(f"    {name} " in done.stdout for name in ("train", "evaluate", "sweep", "table", "bench"))
 
 

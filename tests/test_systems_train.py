@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from chela.config.groups import names
-from chela.config.words import configured
-from chela.train import train
+from chela.train import main as train
 from lra.tasks import names as task_names
 
 SHARED = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
@@ -62,7 +61,7 @@ def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
 def _train(task: str, model: str, data: Path, runs: Path, words: list[str]) -> dict:
     small = ["preset=tiny", "trainer.max_steps=6", "trainer.val_every=3", "allocator=false", "tensorboard=false"]
     where = [f"data.dir={data}", "data.processes=1", f"runs={runs}", "trainer.accelerator=cpu", "trainer.threads=1"]
-    assert configured(train, "", [f"task={task}", f"model={model}", *small, *where, *words]) == 0
+    assert train([f"task={task}", f"model={model}", *small, *where, *words]) == 0
     (result,) = runs.rglob("result.json")
     return json.loads(result.read_text())
 

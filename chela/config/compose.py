@@ -19,13 +19,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.config.checks import check_together
 from chela.config.groups import PRESETS, Layer, flat, is_file, label, names, read_group, sections
 from chela.config.identity import identity_of
 from chela.config.retired import of_today
-from chela.config.schema import Config, fields
+from chela.config.schema import Config, fields, seconds
 from chela.core.errors import UsageError, first_line
-from chela.core.modules import expect_trusted, importable
+from chela.core.files import expect_trusted, importable
 from chela.core.options import check_value, closest, kind_of, read_value, shown
 from lra.tasks import get_task, task_options
 
@@ -34,11 +33,7 @@ GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
 
 
 def resolve(words: list[str]) -> Config:
-    """Build the configuration that ``words`` (``key=value``) ask for.
-
-    Raises:
-        UsageError: An unknown key, name or value, with what was expected.
-    """
+    """Build the configuration that ``words`` (``key=value``) ask for; UsageError says what was expected."""
     said = [_split(word) for word in words]
     resumed = dict(said).get("resume", "none")
     if resumed not in ("none", "auto"):
@@ -48,12 +43,19 @@ def resolve(words: list[str]) -> Config:
     for group in files:
         if is_file(chosen[group]):  # the user's own words name it, and by it the modules beside it
             importable(Path(chosen[group]).expanduser().parent)
-    preset, _ = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
-    task = _named(files, "task", chosen, ["task"], "task: {name: …}")
-    mixer = _named(files, "model", chosen, ["model", "mixer"], "model: {mixer: {name: …}}")
-
+    try:
+        preset = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
+        task = [str(layer["task"]["name"]) for layer in files["task"] if "name" in layer.get("task", {})][-1]
+        mixers = [layer.get("model", {}).get("mixer", {}) for layer in files["model"]]
+        mixer = [str(section["name"]) for section in mixers if "name" in section][-1]
+        layers = [(group, flat(layer)) for group, layer in _layers(files, preset, mixer, label(chosen["model"]))]
+    except (AttributeError, IndexError, TypeError):  # a file of one's own
+        raise UsageError(
+            f"expected task: {{name: …}} and sections such as trainer: {{…}} in the file of task={chosen['task']}, "
+            f"model: {{mixer: {{name: …}}}} in that of model={chosen['model']}; see docs/extend.md"
+        ) from None
     config = defaults(task, mixer)
-    for group, layer in _layers(files, preset, mixer, label(chosen["model"])):
+    for group, layer in layers:
         _set_layer(config, layer, group, chosen[group])
     config.preset, config.model.name = preset, label(chosen["model"])
     for key, value in said:
@@ -96,25 +98,18 @@ def _set(config: Config, key: str, given: Any) -> None:
 def _set_layer(config: Config, layer: Layer, group: str, name: str) -> None:
     """Set the values of a section of a file.
 
-    A task's file gives sizes for several systems, and each takes those that it has. What none has is an error in a
-    file of one's own; of those of this package a test looks at that.
+    A task's file gives sizes for several systems, and each takes those that it has; that some system has each of this
+    package's, a test looks at.
     """
     known = [key for key, _, _ in fields(config)]
-    for key, value in flat(layer).items():
+    for key, value in layer.items():
         if key in known:
             try:
                 _set(config, key, value)
             except ValueError as error:
                 raise UsageError(f"{group}={name}: {error}") from None
-        elif group == "model" or not key.startswith("model.mixer.") or (is_file(name) and key not in _of_all()):
+        elif group == "model" or not key.startswith("model.mixer."):
             raise UsageError(f"{group}={name}: unknown key {shown(key)} in its file{closest(key, known)}")
-
-
-def _of_all() -> set[str]:
-    """Return the keys of the options of all systems, each of which is loaded for it."""
-    from chela.layers.mixers import mixer_options, systems
-
-    return {f"model.mixer.{item.name}" for name in systems() for item in dataclasses.fields(mixer_options(name))}
 
 
 def _set_word(config: Config, key: str, value: str) -> None:
@@ -142,33 +137,16 @@ def _split(word: str) -> tuple[str, str]:
     return key, value
 
 
-def _named(files: dict[str, list[Layer]], group: str, chosen: dict[str, str], path: list[str], wanted: str) -> str:
-    """Return the class that a group's file names in a section; of its layers the last that does."""
-    name, got = None, "there is none"
-    for layer in files[group]:
-        section: Any = layer
-        for key in path:
-            section = section.get(key, {})
-            if not isinstance(section, dict):
-                name, got, section = None, f"got {shown(section)}", {}
-        name = section.get("name", name)
-    if not isinstance(name, str):
-        raise UsageError(f"{group}={chosen[group]}: expected {wanted} in the file, which says what is built; {got}")
-    return name
-
-
-def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> tuple[str, str]:
-    """Return the preset and, in a few words, why it is this one; a task's file may list presets of its own."""
+def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> str:
+    """Return the preset that ``auto`` is on this machine; a task's file may list presets of its own."""
     known = list(dict.fromkeys([*PRESETS, *(name for layer in task_layers or [] for name in layer.get("presets", {}))]))
     if asked not in known:
         raise UsageError(f"preset: expected one of {', '.join(known)}, got {shown(asked)}{closest(asked, known)}")
-    if asked != "auto":
-        return asked, "asked for"
-    if accelerator == "cpu":
-        return "mini", "trainer.accelerator=cpu"
+    if asked != "auto" or accelerator == "cpu":
+        return "mini" if asked == "auto" else asked
     import torch
 
-    return ("full", "a CUDA GPU is here") if torch.cuda.device_count() else ("mini", "no CUDA GPU is here")
+    return "full" if torch.cuda.device_count() else "mini"
 
 
 def check(config: Config) -> Config:
@@ -180,8 +158,42 @@ def check(config: Config) -> Config:
         task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    check_together(config, task)
+    _check_together(config, task)
     return config
+
+
+def _check_together(config: Config, task: Any) -> None:
+    """Refuse options that do not go together on this task; UsageError says which."""
+    seconds(config.trainer.max_time)
+    model, trainer, carry, tokens = config.model, config.trainer, config.data.carry, task.objective == "tokens"
+    on = f"for task={config.task.name}"
+    if tokens and model.causal and model.norm == "batch":
+        raise UsageError(
+            f"model.norm: expected layer, rms or scale {on} with model.causal=true, got batch: in training its "
+            "statistics over positions tell earlier tokens of later ones"
+        )
+    if tokens and task.in_order and not model.causal:
+        raise UsageError(f"model.causal: expected true {on}, got false: each target is the next input")
+    if carry and not task.in_order:
+        raise UsageError(f"data.carry: expected false {on}, got true: it is no text to go on in")
+    processes, pieces = trainer.devices * trainer.num_nodes, trainer.sequence_parallel
+    if carry and processes > 1:
+        raise UsageError(f"data.carry: expected one process, got {processes}; use trainer.accumulate")
+    if trainer.compile and (trainer.checkpoint_activations or pieces > 1):
+        raise UsageError("trainer.compile: expected false with checkpoint_activations or sequence_parallel, got true")
+    if processes % pieces:
+        raise UsageError(f"trainer.sequence_parallel: expected a divisor of the {processes} processes, got {pieces}")
+    processes //= pieces  # those of different records
+    shares = processes * trainer.accumulate
+    if trainer.batch_size % shares:
+        what = f"the {shares} processes" if shares == processes else f"{shares}, processes times trainer.accumulate"
+        raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {trainer.batch_size}")
+    width, key = (model.d_model, "model.d_model")
+    if getattr(model.mixer, "d_value", None):
+        width, key = (model.mixer.d_value, "model.mixer.d_value")
+    heads = getattr(model.mixer, "heads", 1)
+    if width % heads and not hasattr(model.mixer, "pooled"):  # CHELA's heads share what its pool leaves
+        raise UsageError(f"{key}: expected a multiple of model.mixer.heads={heads}, got {width}")
 
 
 # ---- configurations of runs that were begun -----------------------------------------------------------------------
@@ -193,14 +205,9 @@ def to_yaml(config: Config) -> str:
 
 
 def load(path: Path, trust: str = "") -> Config:
-    """Read a resolved configuration back from a run's ``config.yaml``.
+    """Read a resolved configuration back from a run's ``config.yaml``; UsageError where it is none of this version.
 
-    Args:
-        path: The file.
-        trust: Names of modules, separated by commas, that the file may name; a module is code that will be run.
-
-    Raises:
-        UsageError: It cannot be read, is of another version, or names a module that is not trusted.
+    ``trust`` has the names of modules, separated by commas, that it may name; a module is code that will be run.
     """
     try:
         saved: Any = OmegaConf.load(path)
@@ -253,17 +260,9 @@ def _resolve_resumed(folder: Path, said: list[tuple[str, str]]) -> Config:
 
 
 def run_folder(path: Path | str, key: str = "run") -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        UsageError: The folder is not there or holds no run.
-    """
+    """Return the folder of a run; UsageError where it is not there or holds none."""
     folder = Path(os.path.expanduser(path))
-    try:
-        holds = folder.is_dir() and (folder / "config.yaml").is_file()
-    except OSError as error:
-        raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))} ({error.strerror})") from None
-    if not holds:
+    if not (folder / "config.yaml").is_file():
         what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"
         raise UsageError(f"{key}: expected the folder of a run, got {shown(str(path))}: {what}")
     return folder

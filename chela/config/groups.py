@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.core.errors import UsageError
+from chela.core.errors import UsageError, first_line
 from chela.core.options import closest, shown
 
 Layer = dict[str, Any]
@@ -31,7 +31,7 @@ def configs_folder() -> Path:
 
 def names(group: str) -> list[str]:
     """List what can be chosen by ``group=name``, e.g. ``names("model")``."""
-    return sorted(name for path in (configs_folder() / group).glob("*.yaml") for name in _shipped(path))
+    return sorted(_shipped(group))
 
 
 def is_file(name: str) -> bool:
@@ -49,23 +49,17 @@ def label(name: str) -> str:
 
 
 def read_group(group: str, name: str) -> list[Layer]:
-    """Return the layers of a chosen file, the later ones on top.
-
-    Raises:
-        UsageError: There is no such name or file, or the file is no mapping of sections.
-    """
-    if is_file(name):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UsageError(f"{group}: expected a YAML file, there is none at {path}")
-        return [_read(path)]
-    for path in (configs_folder() / group).glob("*.yaml"):
-        if name in _shipped(path):
-            return _shipped(path)[name]
-    listed = names(group)
-    raise UsageError(
-        f"{group}: expected one of {', '.join(listed)} or a YAML file, got {shown(name)}{closest(name, listed)}"
-    )
+    """Return the layers of a chosen file, the later ones on top; UsageError where there is no such name or file."""
+    shipped = _shipped(group)
+    if name in shipped:
+        return shipped[name]
+    if not is_file(name):
+        listed = ", ".join(sorted(shipped))
+        raise UsageError(f"{group}: expected one of {listed} or a YAML file, got {shown(name)}{closest(name, shipped)}")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UsageError(f"{group}: expected a YAML file, there is none at {path}")
+    return [_read(path)]
 
 
 def sections(layer: Layer, preset: str, mixer: str) -> Iterator[Layer]:
@@ -89,27 +83,24 @@ def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @functools.cache
-def _shipped(path: Path) -> dict[str, list[Layer]]:
-    """Return the layers of each name in a file of this package, which is read once; callers change none."""
-    base = _read(path)
-    variants = base.pop("variants", {})
-    named = {path.stem: [base]} if base or not variants else {}
-    prefix = f"{path.stem}_" if path.parent.name == "model" else ""
-    return named | {f"{prefix}{variant}": [base, layer] for variant, layer in variants.items()}
+def _shipped(group: str) -> dict[str, list[Layer]]:
+    """Return the layers of each name of this package, whose files are read once; callers change none."""
+    found: dict[str, list[Layer]] = {}
+    for path in (configs_folder() / group).glob("*.yaml"):
+        base = _read(path)
+        variants = base.pop("variants", {})
+        if base or not variants:
+            found[path.stem] = [base]
+        prefix = f"{path.stem}_" if group == "model" else ""
+        found |= {f"{prefix}{variant}": [base, layer] for variant, layer in variants.items()}
+    return found
 
 
 def _read(path: Path) -> Layer:
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # what is no YAML can make the reader raise anything
-        raise UsageError(f"{path}: expected YAML, could not read it ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(found, dict) and found is not None:
+        raise UsageError(f"{path}: expected YAML, could not read it ({first_line(error)})") from None
+    if not isinstance(found, dict | None):
         raise UsageError(f"{path}: expected sections such as model: {{…}}, got a {type(found).__name__}")
-    presets = (found or {}).get("presets", {})
-    nested = list(presets.values()) if isinstance(presets, dict) else [presets]
-    for given in nested:  # which grows by what must be sections in it
-        if not isinstance(given, dict):
-            raise UsageError(f"{path}: expected presets: {{mini: {{trainer: …}}}}, got {shown(given)} for a preset")
-        nested += [given[key] for key in ("mixers", "models") if key in given]
-        nested += given["models"].values() if isinstance(given.get("models"), dict) else ()
     return found or {}

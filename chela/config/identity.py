@@ -17,7 +17,7 @@ from typing import Any
 from chela.config.retired import retired
 from chela.config.schema import Config, fields
 from chela.core.errors import UsageError
-from chela.core.modules import code_of
+from chela.core.files import code_of
 from lra.tasks import task_class, task_options
 from lra.tasks.base import Task
 
@@ -31,8 +31,7 @@ def fingerprint(config: Config) -> str:
 
 def own_code(config: Config) -> dict[str, str]:
     """Return a hash of the code of a task and a system of somebody's own: edited, it makes another run."""
-    names = (config.task.name, config.model.mixer.name)
-    return {name: code_of(name) for name in names if ":" in name}
+    return {name: code_of(name) for name in (config.task.name, config.model.mixer.name) if ":" in name}
 
 
 def identity_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -43,26 +42,28 @@ def identity_of(options: dict[str, Any]) -> dict[str, Any]:
     """
     task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
     rows = retired(task, mixer)
-    kinds, gone = _declared(task, mixer) | rows, {key: row["value"] for key, row in rows.items() if "value" in row}
-    kept = {
-        key: value
-        for key, value in options.items()
-        if (kind := kinds.get(key, {})).get("identity", True) and not ("neutral" in kind and kind["neutral"] == value)
-    }
+    declared = _declared(task, mixer) | rows
+    kept = {key: row["value"] for key, row in rows.items() if "value" in row}
+    for key, value in options.items():
+        said = declared.get(key, {})
+        if said.get("identity", True) and not ("neutral" in said and said["neutral"] == value):
+            kept[key] = value
+    try:
+        facts = Task if ":" in task else task_class(task)
+    except ValueError:  # a task of another version
+        facts = Task
     root = options.get("data.root")
-    if root is not None and _fact(task, "generated"):
+    if root is not None and getattr(facts, "generated", False):
         kept["data.released"] = True
-    if root is not None and _fact(task, "own_text"):
+    if root is not None and getattr(facts, "own_text", False):
         kept["data.text"] = Path(root).name
-    version = _fact(task, "version")
-    later = {"task.version": version} if version not in (None, Task.version) else {}
-    return gone | kept | later
+    return kept if facts.version == Task.version else {**kept, "task.version": facts.version}
 
 
 def told_apart_by(options: dict[str, Any]) -> dict[str, Any]:
     """Return the same with the newer options in it, where they change nothing: what a row of a table is named by."""
     declared = _declared(str(options.get("task.name")), str(options.get("model.mixer.name")))
-    return {key: kind["neutral"] for key, kind in declared.items() if "neutral" in kind} | identity_of(options)
+    return {key: said["neutral"] for key, said in declared.items() if "neutral" in said} | identity_of(options)
 
 
 @functools.cache
@@ -78,11 +79,3 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
             of_its_own = ()
         declared |= {f"{prefix}{item.name}": item.metadata for item in of_its_own}
     return declared
-
-
-def _fact(task: str, fact: str) -> Any:
-    """Return what a task of this package says of itself; None where it is not one, or says nothing."""
-    try:
-        return None if ":" in task else getattr(task_class(task), fact, None)
-    except ValueError:
-        return None

@@ -13,6 +13,8 @@ from chela.core.options import Field, shown
 
 RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("", "model.tie"): {"neutral": False},
+    ("", "trainer.chance_steps"): {"identity": False},
+    ("", "trainer.tenth_every"): {"identity": False},
     ("chela", "model.mixer.d_pool"): {"neutral": None},
     ("chela", "model.mixer.short_kernel"): {"value": 5},
     ("chela", "model.mixer.feature_map"): {"value": "silu"},
@@ -21,7 +23,7 @@ RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
 }
 """By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and
-that their fingerprint counts; or ``neutral``, one that it does not count."""
+that their fingerprint counts; ``neutral``, one that it does not count; or ``identity=False``: none is counted."""
 
 
 def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
@@ -39,12 +41,7 @@ def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
 def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
     """Return what was saved without retired options, and with the neutral values of the newer ones that it lacks.
 
-    Args:
-        saved: A configuration by dotted key.
-        declared: The options of today, by the same keys.
-
-    Raises:
-        ValueError: A retired option has another value than can be read.
+    Both are by dotted key. ValueError where a retired option has another value than can be read.
 
     >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
     {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
@@ -55,6 +52,6 @@ def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any
         options["model.mixer.pooled"] = width / options["model.mixer.d_value"]
     for key, row in retired(str(saved.get("task.name", "")), mixer).items():
         value = row.get("value", row.get("neutral"))
-        if (got := options.pop(key, value)) != value:
+        if (got := options.pop(key, value)) != value and row.get("identity", True):
             raise ValueError(f"{key}: expected {shown(value)}, the one value that is still read, got {shown(got)}")
     return {key: item.metadata["neutral"] for key, item in declared.items() if "neutral" in item.metadata} | options

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from chela.core.options import Field, option
+from chela.core.errors import UsageError
+from chela.core.options import Field, option, shown
 from lra.source import DataConfig
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -36,20 +38,11 @@ class ModelConfig:
     dropout: float = option(0.0, "on the update of each layer; MEGA uses 0.1 on ListOps and the text tasks", ge=0, lt=1)
     norm: str = option("layer", "normalisation of the blocks", choices=("layer", "scale", "rms", "batch"))
     prenorm: bool = option(True, "normalise before each layer; false: after the residual sum")
-    positions: str = option(
-        "none", "added to the embedding; convolutions and rotary need none", choices=("none", "learned")
-    )
+    positions: str = option("none", "added to the embedding; rotary needs none", choices=("none", "learned"))
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
-    readout: str = option(
-        "mean",
-        "what the classifier reads: the mean of the tokens, or the first of them",
-        choices=("mean", "first"),
-        neutral="mean",
-    )
-    pair_features: str = option(
-        "nli", "two-document tasks: nli is [a, b, a-b, a*b], concat is [a, b]", choices=("nli", "concat")
-    )
+    readout: str = option("mean", "tokens that the classifier reads", choices=("mean", "first"), neutral="mean")
+    pair_features: str = option("nli", "of two documents: nli is [a, b, a-b, a*b]", choices=("nli", "concat"))
 
 
 @dataclass
@@ -59,16 +52,12 @@ class OptimizerConfig:
     lr: float = option(2e-3, "peak learning rate", gt=0, le=10)
     kernel_lr: float = option(1e-3, "peak learning rate of the long kernels", gt=0, le=10)
     weight_decay: float = option(0.01, "not applied to norms, biases, scales and shifts", ge=0, le=10)
-    kernel_weight_decay: float | None = option(
-        None, "of the long kernels; null: weight_decay", neutral=None, ge=0, le=10
-    )
+    kernel_weight_decay: float | None = option(None, "of the long kernels; null: the same", neutral=None, ge=0, le=10)
     beta1: float = option(0.9, "Adam's first moment", ge=0, lt=1)
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
     warmup_steps: int = option(100, "linear warm-up from 0", ge=0, le=100_000_000)
-    schedule: str = option(
-        "linear", "after the warm-up, down to 0 at the last step, or to a tenth", choices=tuple(SCHEDULES)
-    )
+    schedule: str = option("linear", "after the warm-up, to 0 or to a tenth", choices=tuple(SCHEDULES))
     clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
     def lr_factor(self, step: int, max_steps: int) -> float:
@@ -90,31 +79,18 @@ class TrainerConfig:
     max_steps: int = option(1000, "optimiser steps of the whole run", ge=1, le=100_000_000)
     max_time: str = option("", "limit of this launch, e.g. 30s, 9m, 11h or 2d; empty: none", identity=False)
     batch_size: int = option(64, "sequences in a step, over all processes together", ge=1, le=1_000_000)
-    accumulate: int = option(
-        1, "parts that a batch is taken in, one by one, to save memory", neutral=1, ge=1, le=1_000_000
-    )
-    checkpoint_activations: bool = option(
-        False, "keep no block's inner values for the backward pass but compute them again: less memory, a third slower",
-        neutral=False,
-    )  # fmt: skip
+    accumulate: int = option(1, "parts that a batch is taken in, to save memory", neutral=1, ge=1, le=1_000_000)
+    checkpoint_activations: bool = option(False, "recompute blocks in the backward pass: less memory", neutral=False)
     eval_batch_size: int = option(128, "sequences in an evaluation step", ge=1, le=1_000_000)
     val_every: int = option(200, "validate every so many steps", ge=1, le=100_000_000)
-    tenth_every: int = option(
-        0, "between validations, score a fixed tenth of it every so many steps, to look at; 0: never", ge=0, le=10**8,
-        identity=False,
-    )  # fmt: skip
     checkpoint_every: int = option(200, "save every so many steps", ge=1, le=100_000_000, identity=False)
     checkpoint_minutes: float = option(10.0, "and every so many minutes", gt=0, le=1e6, identity=False)
     log_every: int = option(10, "a line in metrics.csv every so many steps", ge=1, le=100_000_000, identity=False)
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "processes (one per GPU, or so many on the CPU) on each node", ge=1, le=1024)
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
-    sequence_parallel: int = option(
-        1, "processes that share each sequence, a piece each (docs/scale.md)", neutral=1, ge=1, le=4096
-    )
-    test: bool = option(
-        True, "score the best checkpoint on the test set at the end; false keeps it unseen", identity=False
-    )
+    sequence_parallel: int = option(1, "processes that share each sequence (docs/scale.md)", neutral=1, ge=1, le=4096)
+    test: bool = option(True, "score the test set at the end; false keeps it unseen", identity=False)
     precision: str = option(
         "auto", "auto: bf16-mixed on a GPU, 32-true without", choices=("auto", "32-true", "bf16-mixed", "64-true")
     )
@@ -122,9 +98,6 @@ class TrainerConfig:
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
     progress: str = option(
         "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
-    )
-    chance_steps: int = option(
-        500, "after the warm-up and so many steps at the majority class, warn once", ge=1, le=10**8, identity=False
     )
 
 
@@ -138,22 +111,15 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     preset: str = option(
-        "auto",
-        "full: the LRA task to the letter; lite: it, by a small network; mini: fit for a laptop; tiny: a smoke run",
+        "auto", "full: LRA's task to the letter; lite: by a small network; mini: of a laptop; tiny: a smoke run"
     )
     edition: int = option(1, "of the mini tasks; a table never holds two", neutral=1, ge=1, le=1000)
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
-    resume: str = option(
-        "none", "none: a new run; auto: go on with this very run if it was begun; or a run's folder", identity=False
-    )
-    allocator: bool = option(
-        True, "on Linux CPU runs, let malloc keep freed memory (about 20 % faster); false leaves it", identity=False
-    )
+    resume: str = option("none", "none: a new run; auto: go on if this very run was begun; or a folder", identity=False)
+    allocator: bool = option(True, "on Linux CPUs malloc keeps freed memory: about 20 % faster", identity=False)
     tensorboard: bool = option(True, "also log to TensorBoard when it is installed", identity=False)
-    wandb: bool = option(
-        False, "also log to Weights & Biases (extra wandb); WANDB_MODE=offline needs no account", identity=False
-    )
+    wandb: bool = option(False, "log to Weights & Biases (extra wandb); WANDB_MODE=offline: no account", identity=False)
     trust: str = option("", "modules that a run folder may name, separated by commas", identity=False)
 
 
@@ -165,3 +131,12 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield from fields(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value, item
+
+
+def seconds(duration: str) -> float | None:
+    """Read ``9m`` or ``1h30m`` as seconds; an empty string is no limit (None)."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", duration)
+    if "".join(number + unit for number, unit in parts) != duration:
+        raise UsageError(f"trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got {shown(duration)}")
+    total = sum(float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit] for number, unit in parts)
+    return total if duration else None

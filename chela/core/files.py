@@ -1,13 +1,16 @@
-"""What building records asks of the file system: a lock, durable writes, checksums, and errors that say what to do."""
+"""Files: whole writes, locks, checksums, errors that say what to do; and code that a file names as ``module:Class``."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import hashlib
+import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from chela.core.errors import DataError, UsageError
@@ -30,13 +33,8 @@ def sync(path: Path) -> None:
 def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
     """Write ``data`` to a temporary file and move it to ``path`` in one stroke: it is whole, or the old one stays.
 
-    Args:
-        path: Where the file is to lie.
-        data: What it is to hold.
-        previous: Where the file that ``path`` holds now is kept, so that one torn file can never cost a run.
-
-    Raises:
-        UsageError: The disk is full or the folder is not writable; what was there before is untouched.
+    The old one is kept at ``previous``, so that one torn file can never cost a run. UsageError where the disk is full
+    or the folder is not writable.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -100,3 +98,34 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+# ---- code that a file names ----
+
+
+def importable(folder: Path) -> None:
+    """Let modules in a folder, and in the present one, be imported."""
+    for path in (os.getcwd(), str(folder.resolve())):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+
+
+def expect_trusted(named: list[str], trust: Collection[str], where: str) -> None:
+    """Refuse a file that names a ``module:Class`` whose module is not in ``trust``."""
+    modules = sorted({name.partition(":")[0] for name in named if ":" in name})
+    if set(modules) - set(trust):
+        raise UsageError(
+            f"{where} names the module {' and '.join(modules)}, whose code would be run: if you trust it, say "
+            f"trust={','.join(modules)}"
+        )
+    if modules:
+        importable(Path.cwd())
+
+
+def code_of(name: str) -> str:
+    """Return a hash of the module of ``module:Class``: its code without comments and layout."""
+    spec = importlib.util.find_spec(name.partition(":")[0])
+    if spec is None or spec.origin is None:
+        raise UsageError(f"expected a module for {name} in this folder or on the Python path, there is none")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]

@@ -25,26 +25,16 @@ from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_orig
 P = ParamSpec("P")
 Field = dataclasses.Field[Any]
 
-_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
-    "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "more than"),
-    "le": (operator.le, "at most"),
-    "lt": (operator.lt, "less than"),
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
+    "ge": (operator.ge, "at least", "≥"),
+    "gt": (operator.gt, "more than", ">"),
+    "le": (operator.le, "at most", "≤"),
+    "lt": (operator.lt, "less than", "<"),
 }
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
-_MEANT = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "Path": "a path",
-    "None": "null",
-    "list[int]": "a list of whole numbers",
-    "list[float]": "a list of numbers such as '[1, 2]'",
-    "list[str]": "a list",
-    "list[Path]": "a list of paths",
-}
-"""The types that an option may have, alone or ``| None``, as an error names them."""
+_MEANT = {"int": "whole number", "float": "number", "str": "text", "Path": "path"}
+_TYPES = (*_MEANT, "bool", *(f"list[{kind}]" for kind in _MEANT))
+"""What an option may be, alone or ``| None``."""
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -67,13 +57,7 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
 def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
     """Return a dataclass of what a class can be told: `name`, then its fields or the arguments of its constructor.
 
-    Args:
-        name: What a configuration calls the class; the value of the option `name`.
-        made: A dataclass, or a class whose constructor annotates its arguments, each with a default.
-        given: Arguments that others give, which are no options.
-
-    Raises:
-        ValueError: One line that says which argument cannot be an option, and why.
+    Each argument has an annotation and a default, but for those that others give; ValueError says which has not.
 
     >>> class Layer:
     ...     def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4): ...
@@ -82,14 +66,12 @@ def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
     """
     fields: list[Any] = [("name", "str", option(name, "what is built"))]
     for key, kind, field in _fields_of(made) if dataclasses.is_dataclass(made) else _arguments_of(made):
-        where = f"{name}: the argument {key} of its constructor"
         if key in given:
             continue
-        if key == "name":
-            raise ValueError(f"{where}: expected another word, {name!r} is the name")
-        if field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}: expected a default, got none; every option has one")
-        if kind.removesuffix(" | None") not in _MEANT:
+        where = f"{name}: the argument {key} of its constructor"
+        if key == "name" or field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: expected a default, and another word than name")
+        if kind.removesuffix(" | None") not in _TYPES:
             raise ValueError(
                 f"{where}: expected an annotation int, float, bool, str, Literal[…] or one of these | None, with "
                 f'limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
@@ -137,15 +119,9 @@ def kind_of(field: Field) -> str:
 
 
 def read_value(key: str, kind: str, given: Any) -> Any:
-    """Read a value of a YAML file, or the text of a word, as a type.
+    """Read a value of a YAML file, or the text of a word, as a type such as ``int`` or ``list[str] | None``.
 
-    Args:
-        key: Which option, for the error.
-        kind: Of ``_MEANT``, alone or ``| None``.
-        given: The value or text. A list may be the text ``1,2`` or ``[1, 2]``.
-
-    Raises:
-        ValueError: It is not of the type; one line.
+    A list may be the text ``1,2`` or ``[1, 2]``. ValueError says which option, ``key``, is not of its type.
 
     >>> read_value("lr", "float", "1e-3"), read_value("root", "str | None", "null")
     (0.001, None)
@@ -161,8 +137,10 @@ def read_value(key: str, kind: str, given: Any) -> Any:
     try:
         return _read(plain, given)
     except (ValueError, OverflowError):
-        wanted = " or ".join(_MEANT.get(part, part) for part in kind.split(" | "))
-        raise ValueError(f"{key}: expected {wanted}, got {shown(given)}") from None
+        inner = plain.removeprefix("list[").removesuffix("]")
+        wanted = "true or false" if plain == "bool" else f"a {_MEANT[inner]}"
+        wanted = f"a list of {_MEANT[inner]}s" if plain != inner else wanted
+        raise ValueError(f"{key}: expected {wanted}{' or null' * bool(null)}, got {shown(given)}") from None
 
 
 def _read(kind: str, given: Any) -> Any:
@@ -187,10 +165,7 @@ def _items(text: str) -> list[str]:
 
 
 def check_options(options: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its limits.
-
-    Raises:
-        ValueError: One line that names the option, what was expected and what came.
+    """Check every field of a dataclass against its limits; ValueError names the option, what was expected, what came.
 
     >>> @dataclasses.dataclass
     ... class Options:
@@ -208,7 +183,7 @@ def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
             raise ValueError(f"{key}: expected a finite number, got {number}")
-    for name, (holds, text) in _BOUNDS.items():
+    for name, (holds, text, _) in BOUNDS.items():
         if value is not None and name in limits and not holds(value, limits[name]):
             raise ValueError(f"{key}: expected {text} {limits[name]:,}, got {shown(value)}")
     choices = limits.get("choices")
@@ -218,9 +193,6 @@ def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 def checked(init: Callable[P, None]) -> Callable[P, None]:
     """Hold the keyword arguments of a constructor to the limits of their annotations, before it runs.
-
-    Raises:
-        ValueError: One line that names the argument, what was expected and what came.
 
     >>> class Layer:
     ...     @checked

@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import nn
 
+from chela import __version__
 from chela.config.retired import of_today
 from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError
-from chela.core.modules import expect_trusted
+from chela.core.files import expect_trusted
 from chela.core.options import kind_of, read_value
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.version import __version__
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

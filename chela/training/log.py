@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import math
 import re
 import time
 import uuid
@@ -25,7 +24,7 @@ from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.training.objectives import Objective
 from chela.training.resume import in_first
-from chela.training.run import RunFolder, RunState
+from chela.training.run import RunFolder
 
 
 class Log:
@@ -39,27 +38,22 @@ class Log:
     ) -> None:
         self._fabric, self._run, self._config = fabric, run, config
         self.columns = ("step", "split", *objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
-        self._board: TensorBoardLogger | None = None
-        self._wandb: WandbLogger | None = None
+        self._loggers: list[TensorBoardLogger | WandbLogger] = []
         in_first(fabric, lambda: self._open(step))
         self._display = Display(console, config, objective, step)
 
     def _open(self, step: int) -> None:
         if self._config.wandb:
-            self._wandb = open_wandb(self._run.path, self._config)
+            self._loggers.append(open_wandb(self._run.path, self._config))
         cut_after(self._run.metrics, step, self.columns)
         if self._config.tensorboard and importlib.util.find_spec("tensorboard") is not None:
-            self._board = TensorBoardLogger(self._run.path, "tensorboard", "", purge_step=step + 1)
+            self._loggers.append(TensorBoardLogger(self._run.path, "tensorboard", "", purge_step=step + 1))
 
     def line(self, step: int, split: str, values: dict[str, float], seconds: float, took: float | None = None) -> None:
-        """Tell of a batch ("train") or an evaluation ("validation", or "tenth" of it) after so many steps.
+        """Tell of a batch ("train") or an evaluation ("validation") after so many steps.
 
-        Args:
-            step: Steps of the run that are done.
-            split: What the values are of.
-            values: The objective's columns; in training also ``lr`` and ``tokens_per_second`` (since the last line).
-            seconds: Of training so far.
-            took: Seconds of the evaluation; None in training.
+        ``values`` are the objective's columns, in training also ``lr`` and ``tokens_per_second`` since the last line;
+        ``seconds`` those of training so far, ``took`` those of the evaluation.
         """
         row: dict[str, Any] = {**values, "step": step, "split": split, "seconds": round(seconds, 3)}
         if took is None:
@@ -67,41 +61,35 @@ class Log:
         else:
             row["evaluation"] = round(took, 3)
         in_first(self._fabric, lambda: self._write(row))
-        self._display.line(step, split, values, took)
+        self._display.line(step, values, took)
 
     def _write(self, row: dict[str, Any]) -> None:
         append(self._run.metrics, row, self.columns)
         scalars = {f"{row['split']}/{name}": row[name] for name in self.columns[2:-3] if name in row}
-        for logger in (self._board, self._wandb):
-            if logger is not None:
-                logger.log_metrics(scalars, row["step"])
+        for logger in self._loggers:
+            logger.log_metrics(scalars, row["step"])
 
     def close(self) -> None:
         """Close what was opened, so that what was logged is there."""
         self._display.end()
-        if self._board is not None:
-            self._board.finalize("")
-        if self._wandb is not None:
-            self._wandb.experiment.finish()
+        for logger in self._loggers:
+            logger.finalize("success")
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
 
 
 def open_wandb(folder: Path, config: Config) -> WandbLogger:
-    """Begin the run at Weights & Biases, or go on with the one that an earlier launch of this folder began.
-
-    Raises:
-        UsageError: It cannot be begun, such as without an account.
-    """
+    """Begin the run at Weights & Biases, or go on with the one that an earlier launch of this folder began."""
     from wandb import Settings
     from wandb.errors import Error
 
-    name = folder / "wandb" / "id"
-    if not name.exists():
-        name.parent.mkdir(exist_ok=True)
-        write_whole(name, uuid.uuid4().hex.encode())
+    mark = folder / "wandb" / "id"
+    if not mark.exists():
+        mark.parent.mkdir(exist_ok=True)
+        write_whole(mark, uuid.uuid4().hex.encode())
     settings = Settings(console="off")  # the display of this run is not theirs to catch
-    logger = WandbLogger(
-        f"{folder.parent.name}/{folder.name}", folder, id=name.read_text(), project="chela", settings=settings
-    )
+    name = f"{folder.parent.name}/{folder.name}"
+    logger = WandbLogger(name, folder, id=mark.read_text(), project="chela", settings=settings)
     try:
         logger.log_hyperparams(asdict(config))
     except Error as error:
@@ -134,52 +122,39 @@ def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
 class Display:
     """Shows score, loss, learning rate, tokens/s and the time left: a live line in a terminal, else plain lines."""
 
-    ESTIMATE_AFTER = 20  # steps
-    SMOOTH = 0.6  # of the running averages shown, from line to line
     LINES = 20  # of a run, where nothing is live
 
     def __init__(self, console: Console, config: Config, objective: Objective, step: int) -> None:
-        self.mode = "none" if console.quiet else config.trainer.progress
-        if self.mode == "auto":
-            self.mode = "live" if console.is_terminal else "plain"
-        self.console, self._score, self._total = console, objective.score, config.trainer.max_steps
-        self.smooth: dict[str, float] = {}
-        self._start, self._first, self._said, self._estimated = time.monotonic(), step, step, False
+        mode = config.trainer.progress
+        if mode == "auto":
+            mode = "live" if console.is_terminal else "plain"
+        self._console, self._shown = console, mode != "none" and not console.quiet
+        self._score, self._total = objective.score, config.trainer.max_steps
+        self._start, self._first, self._said = time.monotonic(), step, step
         self._bar: Progress | None = None
-        if self.mode == "live":
+        if mode == "live" and self._shown:
             text = TextColumn("{task.description}")
-            columns = (MofNCompleteColumn(), BarColumn(bar_width=20), text, TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self.console)
+            bar = BarColumn(bar_width=20)
+            self._bar = Progress(MofNCompleteColumn(), bar, text, TimeRemainingColumn(), console=console)
             self._task = self._bar.add_task("", total=self._total, completed=step)
             self._bar.start()
 
-    def line(self, step: int, split: str, values: dict[str, float], took: float | None) -> None:
+    def line(self, step: int, values: dict[str, float], took: float | None) -> None:
         """Show a line of the log."""
-        if self.mode == "none":
+        if not self._shown:
             return
-        if took is None:
-            self._training(step, values)
+        if took is not None:
+            score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
+            self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({duration(took)})")
             return
-        score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
-        what = "validation" if split == "validation" else "a tenth of validation"
-        self.console.print(f"step {step}: {what} loss {values['loss']:.4f}{score}  ({duration(took)})")
-
-    def _training(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self.smooth[name] = self.SMOOTH * self.smooth.get(name, value) + (1 - self.SMOOTH) * value
-        rate = (time.monotonic() - self._start) / max(1, step - self._first)
-        if not self._estimated and step >= self._first + self.ESTIMATE_AFTER and step < self._total:
-            self._estimated = True
-            left = duration(rate * (self._total - self._first))
-            self.console.print(f"after {step - self._first} steps: about {left} for the {self._total} steps")
-        shown = f"loss {self.smooth['loss']:.3f}  accuracy {self.smooth['accuracy']:.1%}"
-        text = f"{shown}  lr {values['lr']:.2e}  {self.smooth['tokens_per_second']:,.0f} tokens/s"
+        text = f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  lr {values['lr']:.2e}"
+        text += f"  {values['tokens_per_second']:,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif step - self._said >= self._total / self.LINES or step == self._total:
             self._said = step
-            left = duration(rate * (self._total - step))
-            self.console.print(f"step {step}/{self._total}  {text}  {left} left")
+            left = (time.monotonic() - self._start) / (step - self._first) * (self._total - step)
+            self._console.print(f"step {step}/{self._total}  {text}  {duration(left)} left")
 
     def end(self) -> None:
         """Take the bar away."""
@@ -198,55 +173,3 @@ def data_progress(console: Console, every: float = 5.0) -> Callable[[str, int, i
             console.print(f"{what}: {done:,} of {total:,}")
 
     return say
-
-
-class ChanceWatch:
-    """Warns once when training is still at the majority class; remembers whether it ever left it.
-
-    It has left it when its accuracy over a window of ``trainer.chance_steps`` is more than one point above the majority
-    class's share, and more than three standard errors, which are more than a point where the window is short.
-
-    Args:
-        state: Keeps what was found, and where the window began.
-        majority: Share of the most frequent class in the training set.
-        say: Prints a line.
-    """
-
-    POINT = 0.01
-
-    def __init__(self, state: RunState, majority: float, say: Callable[[str], object]) -> None:
-        self.state, self.majority, self.say = state, majority, say
-
-    def after_step(self, config: Config, totals: Callable[[], list[float]]) -> None:
-        """Judge where a window after the warm-up ends, by the run's totals; only there is a GPU waited for."""
-        steps, whole = self.state.step - config.optimizer.warmup_steps, config.trainer.chance_steps
-        ends = steps % whole == 0 or self.state.step == config.trainer.max_steps
-        if self.state.learned or steps < 0 or not ends:
-            return
-        correct, targets, _ = totals()
-        if steps:
-            self.judge(correct, targets, steps % whole or whole, whole)
-        self.state.window = [correct, targets]
-
-    def judge(self, correct: float, targets: float, steps: int, whole: int) -> None:
-        """Judge by the targets hit, and the targets, since the first step, after ``steps`` of a ``whole`` window.
-
-        Less than half of a window may show that something was learned, not that nothing was.
-        """
-        correct, targets = correct - self.state.window[0], targets - self.state.window[1]
-        if not targets:
-            return
-        accuracy = correct / targets
-        error = math.sqrt(self.majority * (1 - self.majority) / targets)
-        if accuracy > self.majority + max(self.POINT, 3 * error):
-            self.state.learned = True
-        elif 2 * steps >= whole:
-            self.state.learned = False
-        if self.state.learned is False and not self.state.warned and steps == whole:
-            self.state.warned = True
-            self.say(
-                f"warning: after the warm-up and {whole} steps the training accuracy is {accuracy:.1%}, within a "
-                f"point of the majority class ({self.majority:.1%}). Usual causes: a learning rate too high or too "
-                "low, a warm-up too short, the norm (try model.norm=batch), a kernel or decay that reaches too short, "
-                "or too few steps yet"
-            )

@@ -11,43 +11,32 @@ import dataclasses
 import importlib.util
 import math
 import time
-from collections.abc import Iterable
 
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from chela.config.checks import seconds
 from chela.config.identity import fingerprint
-from chela.config.schema import Config
+from chela.config.schema import Config, seconds
 from chela.core.errors import DivergedError, UsageError, first_line
 from chela.core.files import sync
 from chela.models import build_model
 from chela.results import read_result
 from chela.training import resume
-from chela.training.log import ChanceWatch, Log
-from chela.training.machine import check_memory, hardware, processes, quiet_lightning, rank
+from chela.training.log import Log
+from chela.training.machine import hardware, processes, quiet_lightning, rank
 from chela.training.objectives import objective_of
-from chela.training.report import report, result_of
 from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by, summed
-from chela.training.run import RunFolder, RunState, claimed, find_run
+from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
 from chela.training.score import columns, data_of, expect_bounded, tested
 from chela.training.step import LitModel, diverged
-from lra.batches import Batch
 from lra.datamodule import LRADataModule
 
 
 def fit(config: Config, console: Console, started: float) -> int:
     """Train, test, and write the result; return the exit status.
 
-    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be.
-
-    Args:
-        config: The resolved configuration.
-        console: Where to print.
-        started: When this launch began, by ``time.monotonic()``: the start of ``trainer.max_time``.
-
-    Raises:
-        UsageError: What a person can mend.
+    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be. ``started`` is
+    when this launch began, by ``time.monotonic()``: the start of ``trainer.max_time``.
     """
     begun = find_run(config)
     if begun is not None and begun.result.exists():
@@ -57,7 +46,6 @@ def fit(config: Config, console: Console, started: float) -> int:
             return 0
     quiet_lightning()
     leads, platform = rank() == 0, hardware(config)
-    check_memory(config, platform["accelerator"])
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UsageError("wandb=true: expected the package wandb, it is not installed; pip install 'chela[wandb]'")
     fabric = Fabric(**platform, **processes(config, platform["accelerator"]))
@@ -106,7 +94,6 @@ class Launch:
         module.setup()
         pieces = self.config.trainer.sequence_parallel
         data.rank, data.world_size = fabric.global_rank // pieces, fabric.world_size // pieces
-        self.watch = ChanceWatch(self.state, data.records("train").majority_accuracy(), console.print)
 
     def run_to_the_end(self, goes_on: bool) -> None:
         """Go on where the last launch stopped, and finish the run."""
@@ -152,11 +139,8 @@ class Launch:
                 last = state.step == config.max_steps
                 if state.step % config.log_every == 0 or last:
                     self.log_step()
-                self.watch.after_step(self.config, self.totals)
                 if (config.max_steps - state.step) % config.val_every == 0:
                     self.validate()
-                elif config.tenth_every and state.step % config.tenth_every == 0:
-                    self.scored("tenth", self.data.tenth_dataloader())
                 self.save_or_stop()
         finally:
             self.signals.patient = False
@@ -181,24 +165,22 @@ class Launch:
         return self.state.totals
 
     def validate(self) -> None:
-        """Score the validation set, and keep the weights when they are the best so far."""
-        values = self.scored("validation", self.data.val_dataloader())
+        """Score the validation set, and keep the weights when they are the best so far.
+
+        Its time does not count as training.
+        """
+        began = time.monotonic()
+        values, _ = columns(self.module, self.data.val_dataloader(), fabric=self.fabric)
+        took = time.monotonic() - began
+        self.state.evaluation_seconds += took
+        self.log.line(self.state.step, "validation", values, self.state.seconds, took)
+        self.clock = time.monotonic()
         if not math.isfinite(values["loss"]):
             raise diverged("the validation loss", self.state.step)
         self.state.last = {"step": self.state.step, **values}
         if self.module.objective.score.better(self.state.last, self.state.best):
             self.state.best = self.state.last
             in_first(self.fabric, self._save_best)
-
-    def scored(self, split: str, batches: Iterable[Batch]) -> dict[str, float]:
-        """Score what validates, or a tenth of it, and make a line; its time does not count as training."""
-        began = time.monotonic()
-        values, _ = columns(self.module, batches, fabric=self.fabric)
-        took = time.monotonic() - began
-        self.state.evaluation_seconds += took
-        self.log.line(self.state.step, split, values, self.state.seconds, took)
-        self.clock = time.monotonic()
-        return values
 
     def save_or_stop(self) -> None:
         """End a step: everything that belongs to it has been done."""
@@ -220,9 +202,7 @@ class Launch:
     def save(self) -> None:
         """Write the checkpoint of this step (process 0) while the others wait.
 
-        Raises:
-            DivergedError: A weight is no finite number; the checkpoint before this step is kept.
-            UsageError, OSError: It could not be written.
+        DivergedError where a weight is no finite number: the checkpoint before this step is kept.
         """
         self.module.expect_finite()
         for name, value in self.module.model.state_dict().items():
@@ -252,11 +232,7 @@ class Launch:
         resume.save(self.run.best, best)
 
     def restore(self) -> None:
-        """Put weights, optimiser and state where the newest checkpoint has them.
-
-        Raises:
-            UsageError: It cannot be read, or is of another network.
-        """
+        """Put weights, optimiser and state where the newest checkpoint has them; UsageError where it does not fit."""
         try:  # in process 0, for all: each must go on from the same one
             saved = in_first(self.fabric, lambda: self.run.load_last([fingerprint(self.config)], self.console.print))
         except UsageError as error:

@@ -1,4 +1,4 @@
-"""What a run stands on: devices, precision, processes, memory, the allocator, versions."""
+"""What a run stands on: devices, precision, processes, the allocator, versions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from chela.config.checks import parameters_at_least
 from chela.config.schema import Config
 from chela.core.errors import UsageError
 
@@ -27,11 +27,7 @@ _LAUNCHERS = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "NODE_RANK", "GROUP_RANK")
 
 
 def hardware(config: Config) -> dict[str, Any]:
-    """Choose accelerator and precision, and set the threads.
-
-    Raises:
-        UsageError: A GPU is asked for and torch sees none.
-    """
+    """Choose accelerator and precision, and set the threads; UsageError where a GPU is asked for and there is none."""
     has_gpu, wanted, precision = torch.cuda.is_available(), config.trainer.accelerator, config.trainer.precision
     if wanted == "gpu" and not has_gpu:
         raise UsageError("trainer.accelerator: expected a CUDA GPU for gpu, torch sees none; use cpu or auto")
@@ -44,21 +40,14 @@ def hardware(config: Config) -> dict[str, Any]:
 
 
 def processes(config: Config, accelerator: str) -> dict[str, Any]:
-    """Choose devices, nodes and strategy.
-
-    Raises:
-        UsageError: More processes than this machine has room for, or others than a launcher started.
-    """
+    """Choose devices, nodes and strategy; UsageError where others were started, or there is no room for so many."""
     devices, nodes = config.trainer.devices, config.trainer.num_nodes
-    room = torch.cuda.device_count() if accelerator == "cuda" else max(8, os.cpu_count() or 1)
+    on_gpu = accelerator == "cuda"
+    room, what = (torch.cuda.device_count(), "GPUs") if on_gpu else (max(8, os.cpu_count() or 1), "processes")
     if devices > room:
-        what = "GPUs of this node" if accelerator == "cuda" else "processes that this node has cores for"
-        raise UsageError(f"trainer.devices: expected at most the {room} {what}, got {devices}")
+        raise UsageError(f"trainer.devices: expected at most the {room} {what} of this node, got {devices}")
     if nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
-        raise UsageError(
-            f"trainer.num_nodes={nodes}: expected a launcher (torchrun or srun) on every node, got none; "
-            "see docs/runs.md"
-        )
+        raise UsageError(f"trainer.num_nodes={nodes}: expected a launcher (torchrun or srun) on every node, got none")
     started = int(os.environ.get("WORLD_SIZE", devices * nodes))
     if "TORCHELASTIC_RUN_ID" in os.environ and started != devices * nodes:
         raise UsageError(
@@ -68,35 +57,11 @@ def processes(config: Config, accelerator: str) -> dict[str, Any]:
     return {"devices": devices, "num_nodes": nodes, "strategy": "ddp" if devices * nodes > 1 else "auto"}
 
 
-def check_memory(config: Config, accelerator: str) -> None:
-    """Refuse a model that this machine cannot hold, before the kernel ends the process without a word.
-
-    A GPU tells by itself that its memory is full.
-
-    Raises:
-        UsageError: Weights, gradients and Adam's two moments alone need more memory than there is.
-    """
-    if accelerator != "cpu":
-        return
-    needed = 16 * parameters_at_least(config)
-    have = memory_of_machine()
-    if needed > have:
-        raise UsageError(
-            f"model: expected one that fits into the {have / 1e9:.0f} GB of this machine, got one that needs "
-            f"{needed / 1e9:.0f} GB or more; lower model.depth, model.d_model or model.d_ff"
-        )
-
-
-def memory_of_machine() -> int:
-    """Return the bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def rank() -> int:
     """Return this process's number among those of the run, from what a launcher set; 0 without one.
 
-    Lightning knows it only once its trainer is built. On a node whose processes it starts itself, only ``NODE_RANK``
-    tells the first one that it does not lead.
+    Fabric knows it only later. On a node whose processes it starts itself, only ``NODE_RANK`` tells the first one that
+    it does not lead.
     """
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"):
         if name in os.environ:
@@ -124,25 +89,18 @@ def tune_allocator() -> bool:
 
     Large tensors come and go at every step, and page faults cost up to half of the time on a CPU.
     """
-    if sys.platform != "linux":
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another libc, such as musl
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(_M_TOP_PAD, 64 << 20))
+    mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    values = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 64 << 20}
+    return mallopt is not None and all(mallopt(name, value) for name, value in values.items())
 
 
 def git_commit() -> str | None:
     """Return the commit of this code, with "+changes" when files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    if not (here / ".git").exists() or not shutil.which("git"):
         return None
     words = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip() or None
 
 
 def device_name(device: torch.device) -> str:
@@ -169,9 +127,5 @@ def describe(device: torch.device) -> dict[str, Any]:
     for name in ("chela", "torch", "lightning", "triton", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions,
-        "git_commit": git_commit(),
-    }
+    told = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions}
+    return {**told, "git_commit": git_commit()}

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from chela.ops.sequence_parallel import current
 from lra.tasks.base import IGNORED
@@ -96,22 +95,13 @@ class Objective:
         return scores.flatten(0, -2), labels.flatten()
 
 
-class Counts(Metric):
-    """Sums of what ``Objective.count`` gives, of one batch after the other; ``compute`` adds those of all processes."""
+def above_majority(values: dict[str, float], majority: float) -> bool:
+    """Whether an accuracy over "count" targets is more than luck with the most frequent class, of share ``majority``.
 
-    sums: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, counts: Tensor) -> None:
-        """Add counts of any one shape, the same in every call."""
-        self.sums = self.sums.to(counts.device) + counts
-
-    def compute(self) -> Tensor:
-        """Return the sums."""
-        return self.sums
+    It is when it is ahead by more than one point and by more than three standard errors.
+    """
+    error = math.sqrt(majority * (1 - majority) / max(values["count"], 1.0))
+    return values["accuracy"] > majority + max(0.01, 3 * error)
 
 
 def _targets_of_share(labels: Tensor) -> Tensor:

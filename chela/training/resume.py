@@ -100,9 +100,7 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
 def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict[str, Any]:
     """Read a checkpoint that holds ``keys``, of one of these fingerprints; only tensors and plain values are accepted.
 
-    Raises:
-        TornError: Absent, torn or foreign.
-        UsageError: Of another format version or another configuration.
+    TornError where it is absent, torn or foreign; UsageError where it is of another version or configuration.
     """
     if not path.is_file():
         raise TornError(f"expected a checkpoint at {path}, there is none")
@@ -121,10 +119,8 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
         raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
     version = state["format_version"]
     if version != FORMAT_VERSION:
-        raise UsageError(
-            f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; use the version of chela that "
-            "wrote it"
-        )
+        other = "use the version of chela that wrote it"
+        raise UsageError(f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; {other}")
     if missing := [key for key in (*keys, "fingerprint") if key not in state]:
         raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
     if state["fingerprint"] not in identities:
@@ -141,12 +137,9 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
 def in_first(fabric: Fabric, work: Callable[[], T]) -> T | None:
     """Do ``work`` in process 0 and return in every process what it returns.
 
-    Raises:
-        UsageError, OSError: What ``work`` raises; in the other processes always a UsageError. Without being told, they
-            would wait for process 0 for ever.
+    A UsageError or OSError that it raises is raised in all, which would wait for process 0 for ever.
     """
-    result: T | None = None
-    error: Exception | None = None
+    result, error = None, None
     if fabric.is_global_zero:
         try:
             result = work()

@@ -1,4 +1,4 @@
-"""The run folder: where everything that a run leaves behind lies.
+"""The run folder: where everything that a run leaves behind lies; and what it tells at its end.
 
 ::
 
@@ -7,15 +7,16 @@
         metrics.csv       a line for each logged step and validation
         result.json       written at the end, once the test set has been seen
         checkpoints/      last.ckpt, previous.ckpt (in case last is torn), best.ckpt (best on validation)
-        .lock             held by the launch that works here
-        .holder           which launch that is
+        .lock, .holder    held by the launch that works here, and which that is
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,21 +26,29 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
 from rich.console import Console
 from torch import nn
 
 from chela.config.compose import run_folder, to_yaml
 from chela.config.groups import label
-from chela.config.identity import fingerprint
+from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError
 from chela.core.files import write_whole
-from chela.results import RESULT_FORMAT_VERSION
-from chela.training import resume
+from chela.models.generate import generate
+from chela.models.heads import TokenModel
+from chela.results import RESULT_FORMAT_VERSION, TITLES, of_arena, to_the_letter
+from chela.training import machine, resume
+from chela.training.objectives import Score, above_majority
 from chela.training.resume import Stopped
+from chela.training.step import LitModel
+from lra.datamodule import LRADataModule
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
 WEIGHTS = ("step", "model")  # all that scoring needs
+SAMPLE = 400  # symbols that a model of text writes
+TOO_EARLY = 100  # steps after the warm-up: before them, nothing learned means nothing
 
 
 @dataclass
@@ -53,9 +62,6 @@ class RunState:
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # targets hit, targets, tokens
     best: dict[str, Any] | None = None  # step and values of the best validation; None before the first
     last: dict[str, Any] = field(default_factory=dict)  # the same of the latest
-    window: list[float] = field(default_factory=lambda: [0.0, 0.0])  # totals where the chance watch's window began
-    learned: bool | None = None  # whether training ever left the majority class; None: too early to tell
-    warned: bool = False  # that it did not
 
 
 @dataclass
@@ -76,12 +82,9 @@ class RunFolder:
         write_whole(self.config, to_yaml(config).encode())
 
     def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
-        """Read the newest checkpoint that is whole; None when there is none yet.
+        """Read the newest checkpoint that is whole; None when there is none yet, UsageError when all are torn.
 
         When that is the previous one it takes the place of the torn one, which could otherwise push it out.
-
-        Raises:
-            UsageError: There are checkpoints and not one of them can be read.
         """
         torn = ""
         for path in filter(Path.exists, (self.last, self.previous)):
@@ -104,18 +107,13 @@ class RunFolder:
         return resume.load(self.best if which == "best" else self.last, WEIGHTS, [fingerprint(config)])
 
     def load_into(self, model: nn.Module, config: Config, which: str) -> None:
-        """Give a network the weights of a checkpoint.
-
-        Raises:
-            UsageError: They are torn, or of another network.
-        """
+        """Give a network the weights of a checkpoint; UsageError where they are torn, or of another network."""
         weights = self.load_weights(config, which)["model"]
         try:
             model.load_state_dict(weights)
         except (RuntimeError, TypeError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:120]
             raise UsageError(
-                f"expected weights of this run's network in {self.path}, got others ({reason}); "
+                f"expected weights of this run's network in {self.path}, got others ({str(error)[:120]}); "
                 "use the version of chela that wrote them"
             ) from None
 
@@ -126,13 +124,7 @@ class RunFolder:
 
 
 def find_run(config: Config) -> RunFolder | None:
-    """Return the run that ``config`` goes on with; None when it begins a new one.
-
-    ``resume=auto`` takes the newest folder with the same fingerprint.
-
-    Raises:
-        UsageError: The folder that is named is not there or holds no run.
-    """
+    """Return the run that ``config`` goes on with (auto: the newest such folder); None when it begins a new one."""
     if config.resume not in ("none", "auto"):
         return RunFolder(run_folder(config.resume))
     begun = list(itertools.takewhile(Path.is_dir, _folders(config))) if config.resume == "auto" else []
@@ -167,37 +159,25 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
 
     A new run gets a new folder, numbered when the name is taken. A launch that was killed right after it made the
     folder has begun nothing, and the folder is taken as a new one.
-
-    Raises:
-        UsageError: The folder cannot be written, or another launch works in it.
     """
-    try:
-        while (run := find_run(config)) is None:
-            path = next(path for path in _folders(config) if config.resume == "auto" or not path.exists())
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another launch was faster: look again
-                path.mkdir()
-                run = RunFolder(path)
-                break
-        lock = lock_run(run.path)
-        run.last.parent.mkdir(exist_ok=True)
-        goes_on = run.config.exists()
-        if not goes_on:
-            run.create(config)
-    except OSError as error:
-        raise UsageError(
-            f"runs: expected a folder that can be written, got {error.filename} ({error.strerror}); set runs=FOLDER"
-        ) from None
+    while (run := find_run(config)) is None:
+        path = next(path for path in _folders(config) if config.resume == "auto" or not path.exists())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another launch was faster: look again
+            path.mkdir()
+            run = RunFolder(path)
+            break
+    lock = lock_run(run.path)
+    run.last.parent.mkdir(exist_ok=True)
+    if not (goes_on := run.config.exists()):
+        run.create(config)
     return run, goes_on, lock
 
 
 def lock_run(folder: Path) -> FileLock:
-    """Hold a run folder while a launch writes into it; the lock falls with the process, however that ends.
+    """Hold a run folder while a launch writes into it; UsageError where another does.
 
-    A file system without locks is used without one.
-
-    Raises:
-        UsageError: Another launch holds it.
+    The lock falls with the process, however that ends. A file system without locks is used without one.
     """
     lock, holder = FileLock(folder / ".lock"), folder / ".holder"
     try:
@@ -225,3 +205,101 @@ def trusted(config: Config) -> str:
     """Return the word that lets a run folder name the modules that this run's words named."""
     modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
     return f" trust={','.join(sorted(modules))}" if modules else ""
+
+
+# ---- the end ----
+
+
+def result_of(
+    fabric: Fabric,
+    module: LitModel,
+    data: LRADataModule,
+    state: RunState,
+    tests: dict[str, dict[str, Any]],
+    wall_seconds: float,
+) -> dict[str, Any]:
+    """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
+    config, task, objective, device = module.config, data.task, module.objective, fabric.device
+    assert state.best is not None
+    by = f"by_{task.grouped_by}"
+    tests = {split: found | {"count": int(found["count"])} for split, found in tests.items()}
+    test = tests.pop("test", None)
+    grouped = {f"test_{by}": test.pop(by)} if test and by in test else {}
+    learned = above_majority(state.best, data.records("validation").majority_accuracy())
+    early = state.step < config.optimizer.warmup_steps + TOO_EARLY
+    return {
+        "task": config.task.name,
+        "task_title": task.title,
+        "model": config.model.name,
+        "preset": config.preset,
+        "seed": config.seed,
+        "fingerprint": fingerprint(config),
+        "objective": task.objective,
+        "score": dataclasses.asdict(objective.score),
+        "steps": state.step,
+        "epochs": data.records("train").epochs(state.step * config.trainer.batch_size),
+        **({"lra": to_the_letter(config)} if config.task.name in TITLES else {}),
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "best_step": state.best["step"],
+        "best_validation": {name: state.best[name] for name in objective.columns},
+        "last_validation": {name: state.last[name] for name in objective.columns},
+        "test": test,
+        **({"sample": text} if (text := sample(module.model, task)) else {}),
+        **grouped,
+        "majority_accuracy": data.records("test").majority_accuracy() if test else None,
+        "validation_policy": config.data.validation,
+        "data_note": task.note,
+        **({"context": context} if (context := task.context) else {}),
+        "learned": learned or (None if early else False),
+        "wall_seconds": round(wall_seconds, 1),
+        "training_seconds": round(state.seconds, 1),
+        "evaluation_seconds": round(state.evaluation_seconds, 1),
+        "tokens_per_second": round(state.totals[2] / max(state.seconds, 1e-9)),
+        "peak_memory_bytes": machine.peak_memory_bytes(device),
+        "precision": fabric.strategy.precision.precision,
+        "processes": fabric.world_size,
+        **machine.describe(device),
+        **({"own_code": code} if (code := own_code(config)) else {}),
+        **{f"test_{split}": found for split, found in tests.items()},
+    }
+
+
+def sample(model: nn.Module, task: Any) -> str:
+    """Return a text that the network writes; empty where it is no model of text, or has no states."""
+    if not getattr(task, "alphabet", "") or not isinstance(model, TokenModel):
+        return ""
+    symbols = min(SAMPLE, task.l_max) if model.backbone.ends() else SAMPLE
+    with contextlib.suppress(UsageError):  # a system of somebody's own without states
+        return str(generate(model.eval(), task.before.decode(), symbols, temperature=0.8))[1:]
+    return ""
+
+
+def report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
+    """Print a result, and the commands that go on from it."""
+    lra = of_arena(result)
+    if result.get("lra") is False:
+        lra = f"{result['preset']} is another task than that of full: not an LRA number"
+    score = Score(**result["score"])
+    tested = "test set left unseen (trainer.test=false)"
+    if result["test"] is not None:
+        accuracy = "" if score.name == "accuracy" else f"accuracy {result['test'].get('accuracy', math.nan):.2%}, "
+        tested = f"test {score.text(result['test'])} ({accuracy}majority class {result['majority_accuracy']:.2%})"
+    console.print(
+        f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
+        f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
+        f"{result['best_step']}, validation policy {result['validation_policy']}{f'  ({lra})' if lra else ''}"
+    )
+    for name in (key for key, found in result.items() if key.startswith("test_") and "count" in found):
+        console.print(f"{name}: {score.text(result[name])} of {result[name]['count']:,}")
+    if result["learned"] is False:
+        console.print(
+            "warning: the best validation accuracy is within luck of the majority class. Usual causes: a learning rate "
+            "too high or too low, a warm-up too short, the norm (try model.norm=batch), too few steps"
+        )
+    where = f"{run.path}{trusted(config)}"
+    if result.get("data_note"):
+        console.print(f"data: {result['data_note']}")
+    if result.get("context"):
+        console.print(f"context: {result['context']}\ngenerate: python -m chela.generate run={where}")
+    console.print(f"evaluate: python -m chela.evaluate run={where}\nresume:   python -m chela.train resume={where}")
+    console.print(f"plot:     python -m experiments.plot {run.path}")

@@ -6,7 +6,9 @@ Validation and test of a run, ``chela evaluate``, ``predict``, ``probe`` and ``l
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +22,8 @@ from chela.core.errors import UsageError
 from chela.models import build_model
 from chela.training.log import data_progress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
-from chela.training.objectives import Counts, Score, objective_of
+from chela.training.objectives import Score, objective_of
+from chela.training.resume import summed
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -37,8 +40,7 @@ def each(
 ) -> Iterator[T]:
     """Yield what ``step`` makes of each batch, with ``model`` in eval mode and without gradients.
 
-    Batches are moved to the device of ``fabric`` (None: the CPU) and computed in its precision. The modules of
-    ``model`` are afterwards in the modes that they were in.
+    Batches are moved to the device of ``fabric`` (None: the CPU) and computed in its precision.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
     modes = {module: module.training for module in model.modules()}
@@ -57,11 +59,8 @@ def total(
     model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], Tensor], fabric: Fabric | None = None
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
-    counted = Counts()
-    for counts in each(model, batches, step, fabric):
-        counted.update(counts)
-    sums: Tensor = counted.compute()
-    return sums.cpu()
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    return summed(fabric, functools.reduce(operator.add, each(model, batches, step, fabric))).cpu()
 
 
 def columns(
@@ -69,8 +68,7 @@ def columns(
 ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
     """Score a network on a split: as in training, or as in a test when its records are given.
 
-    Returns:
-        The objective's columns with "count", the number of targets; the same of each group of ``records``.
+    The objective's columns with "count", the number of targets; and the same of each group of ``records``.
     """
     groups = None if records is None else records.groups()
     module.groups = [] if groups is None else sorted(set(groups.tolist()))  # all: every process sums the same
@@ -95,24 +93,13 @@ def data_of(config: Config) -> LRADataModule:
     return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(stdout_console()), **sizes)
 
 
-def evaluate(
-    config: Config, run: RunFolder, which: str, split: str, reading: Reading | None = None
-) -> tuple[Score, dict[str, Any]]:
+def evaluate(config: Config, run: RunFolder, which: str, split: str, reading: Reading) -> tuple[Score, dict[str, Any]]:
     """Score a run's "best" or "last" weights on "test", "validation" or a further test set: the run's own number.
 
-    Args:
-        config: The run's configuration.
-        run: Its folder.
-        which: The checkpoint.
-        split: What is scored.
-        reading: How a text is read; None is as in training.
-
-    Returns:
-        The score that counts, and the objective's columns with "count", the number of targets; of a text also what
-        ``of_text`` tells.
+    With the score that counts come the objective's columns and "count", the targets; of a text also ``of_text``.
     """
     quiet_lightning()
-    reading, trained, config = reading or Reading(), config, copy.deepcopy(config)
+    trained, config = config, copy.deepcopy(config)
     config.trainer.sequence_parallel = 1
     if config.trainer.accelerator == "gpu":  # that was for training; without one the weights are scored all the same
         config.trainer.accelerator = "auto"
@@ -149,11 +136,7 @@ class Reading:
     stride: int = 0  # symbols from one window to the next; 0: half a window
 
     def of(self, task: Any) -> tuple[int, int]:
-        """Return window and stride on a task.
-
-        Raises:
-            UsageError: They do not fit together.
-        """
+        """Return window and stride on a task; UsageError where they do not fit together."""
         if not task.in_order:
             raise UsageError(f"eval.context: expected a run on a text, {task.name} is none; leave eval.… out")
         if self.stride and self.context != "stride":
@@ -167,25 +150,20 @@ class Reading:
     def in_words(self, task: Any) -> str:
         """Say what a symbol is predicted from."""
         window, stride = self.of(task)
-        if self.context == "stream":
-            return f"one stream, all symbols before, read in pieces of {window:,}"
-        return in_words(window, stride)
+        stream = f"one stream, all symbols before, read in pieces of {window:,}"
+        return stream if self.context == "stream" else in_words(window, stride)
 
 
-def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading) -> Iterator[Batch]:
-    """Yield the batches of a split read in this way.
-
-    Raises:
-        UsageError: The task is no text, or the network cannot read it so.
-    """
+def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading) -> Iterable[Batch]:
+    """Return the batches of a split read in this way; UsageError where the task or the network cannot be read so."""
     task: Any = data.task
     window, stride = reading.of(task)
     records = task.pieces(split, window, stride)
     if reading.context == "stream":
         expect_bounded(model, task.l_max, "eval.context=stream")
-        return iter(data.in_order(records))
+        return data.in_order(records)
     if window <= task.l_max:
-        return iter(data.evaluation(records))
+        return data.evaluation(records)
     expect_prefill(model, f"eval.window={window}")
     data = copy.copy(data)  # which other windows are read from
     data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
@@ -204,31 +182,18 @@ def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:
-    """Expect a network that reads on from a state, for longer than it was built for.
-
-    Raises:
-        UsageError: It does not.
-    """
+    """Expect a network that reads on from a state, for longer than it was built for; UsageError where it does not."""
     if not hasattr(model, "prefill"):
         raise UsageError(f"{key}: expected a network with prefill(inputs, state), {type(model).__name__} has none")
-    ends = getattr(getattr(model, "backbone", None), "ends", str)()
-    if ends == "learned positions":
-        raise UsageError(f"{key}: expected model.positions=none, got learned ones, which end at the training window")
-    if ends:
+    if ends := getattr(getattr(model, "backbone", None), "ends", str)():  # "learned positions", or a system
         raise UsageError(f"{key}: expected a system that reads on after the training window, {ends} ends there")
 
 
 def expect_bounded(model: nn.Module, l_max: int, key: str) -> None:
-    """Expect a network whose state does not grow with what it has read.
-
-    Raises:
-        UsageError: It does, or it cannot be told.
-    """
+    """Expect a network whose state does not grow with what it has read; UsageError where it does, or is of no size."""
     expect_prefill(model, key)
     for mixer in model.get_submodule("backbone").mixers():  # type: ignore[operator]
         size = getattr(mixer, "state_size", None)
         if size is None or size(4 * l_max) != size(8 * l_max):
-            raise UsageError(
-                f"{key}: expected a system whose state does not grow with the text, that of {type(mixer).__name__} "
-                f"{'is of unknown size' if size is None else 'does'}"
-            )
+            what = f"that of {type(mixer).__name__} {'is of unknown size' if size is None else 'does'}"
+            raise UsageError(f"{key}: expected a system whose state does not grow with the text, {what}")

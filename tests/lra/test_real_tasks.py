@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 
 from chela import evaluate, train
-from chela.config.words import configured
 from lra.source import DataConfig
 
 
 def run_train(folder: Path, words: list[str], status: int = 0) -> dict[str, Any]:
-    assert configured(train.train, "", [*words, f"runs={folder}", "trainer.progress=none"]) == status
+    assert train.main([*words, f"runs={folder}", "trainer.progress=none"]) == status
     results = list(folder.glob("*/*/result.json"))
     return json.loads(results[0].read_text()) if results else {}
 
@@ -35,7 +34,7 @@ def test_it_trains_resumes_and_evaluates(
     assert straight["task"] == task and straight["preset"] == "tiny" and straight["validation_policy"] == "holdout"
     assert 0 < straight["majority_accuracy"] < 0.6
 
-    stopped = configured(train.train, "", [*words, f"runs={tmp_path / 'cut'}", "trainer.max_time=0.001s"])
+    stopped = train.main([*words, f"runs={tmp_path / 'cut'}", "trainer.max_time=0.001s"])
     assert not list((tmp_path / "cut").glob("*/*/result.json")), stopped
     (folder,) = (tmp_path / "cut").glob("*/*")
     cut = run_train(tmp_path / "cut", [f"resume={folder}"])

@@ -110,14 +110,11 @@ class Named(torch.nn.Module):
     ("model", "told"),
     [
         ("model: {mixer: {name: ahead:Ahead}}", "Ahead: expected a layer that looks back only"),
-        (
-            "model: ahead:Ahead",
-            "expected model: {mixer: {name: …}} in the file, which says what is built; got 'ahead:A",
-        ),
-        ("model: {mixer: ahead:Ahead}", "expected model: {mixer: {name: …}} in the file"),
+        ("model: ahead:Ahead", "model: {mixer: {name: …}} in that of model="),
+        ("model: {mixer: ahead:Ahead}", "model: {mixer: {name: …}} in that of model="),
         ("model: {mixer: {name: ahead:Wide}}", "Wide: expected an update of torch.float32, got torch.float64"),
-        ("model: {mixer: {name: ahead:Named}}", "the argument name of its constructor: expected another word"),
-        ("model: {mixer: {name: ahead:Ahead}}\npresets: {mini: 4}", "expected presets: {mini: {trainer: …}}, got 4"),
+        ("model: {mixer: {name: ahead:Named}}", "constructor: expected a default, and another word than name"),
+        ("model: {mixer: {name: ahead:Ahead}}\npresets: {mini: 4}", "and sections such as trainer: {…} in the file"),
     ],
 )
 def test_what_a_newcomer_gets_wrong_is_told_in_a_line(folder: Path, model: str, told: str) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,9 +69,7 @@ def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["grid.yaml", "--dry-run"], "expected key=value, got '--dry-run': say dry_run=true; see --help"),
-        (["grid.yaml", "--preset=mini"], "expected key=value, got '--preset=mini': say preset=mini; see --help"),
-        (["--jobs", "2"], "expected key=value, got '--jobs': say jobs=…; see --help"),
+        (["--jobs", "2"], "expected key=value, got '--jobs' (did you mean 'jobs'?); see --help"),
         (["grid.yaml", "--sead=2"], "got '--sead=2' (did you mean 'seed'?); see --help"),
         (["grid.yaml", "-x"], "expected key=value, got '-x'; see --help"),
         (["grid.yaml", "other.yaml"], "file: expected one value, got grid.yaml other.yaml"),
@@ -100,55 +97,39 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model.mixer.rotary=true"], "unknown key 'model.mixer.rotary'"),
         (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
         (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
-        ([""], "expected key=value, got ''"),
         (["=3"], "expected a dotted key such as model.depth, got ''"),
         (["--tiny"], "expected key=value, got '--tiny'"),
         (["schlüssel=3"], "expected a dotted key"),
         # types
         (["model.depth=abc"], "model.depth: expected a whole number, got 'abc'"),
-        (["model.depth=1.5"], "model.depth: expected a whole number, got '1.5'"),
-        (["model.depth="], "model.depth: expected a whole number, got ''"),
-        (["model.depth=null"], "model.depth: "),
         (["model.prenorm=7up"], "model.prenorm: expected true or false, got '7up'"),
-        (["model.prenorm=2"], "model.prenorm: expected true or false, got '2'"),
-        (["model.prenorm=null"], "model.prenorm: expected true or false, got 'null'"),
-        (["model.mixer.reparam=-1"], "model.mixer.reparam: expected true or false, got '-1'"),
         (["optimizer.lr=fast"], "optimizer.lr: expected a number, got 'fast'"),
         (["optimizer.lr=nan"], "optimizer.lr: expected a finite number, got nan"),
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
-        (["runs=\udcff"], "runs: expected a plain, printable value"),
         (["task=pathfinder", "task.contour_lengths=x"], "lengths: expected a list of whole numbers or null, got 'x'"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),
         (["optimizer.lr=0"], "optimizer.lr: expected more than 0, got 0.0"),
-        (["seed=-1"], "seed: expected at least 0, got -1"),
         (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
         (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
-        (["model.depth=256", "model.d_model=8192"], "model: expected at most 2,000,000,000 parameters"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
-        (["trainer.devices=64", "trainer.eval_batch_size=8"], "eval_batch_size: expected at least one for each of 64"),
         (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
-        (["data.workers=100000"], "data.workers: expected at most 256, got 100000"),
         (["data.validation=train"], "data.validation: expected one of holdout, test, got 'train'"),
-        (["task.train=0"], "task.train: expected at least 1, got 0"),
         (["task.max_length=5"], "task.max_length: expected min_length=16 or more, got 5"),
-        (["runs="], "runs: expected a folder, got ''"),
         # names
         (["task=listop"], "wikitext103 or a YAML file, got 'listop' (did you mean 'listops'?)"),
         (["model=chess"], f"model: expected one of {', '.join(names('model'))} or a YAML file, got 'chess'"),
-        (["task="], "task: expected one of "),
         (["model=../model/chela"], "got '../model/chela'"),
         (["preset=big"], "preset: expected one of auto, full, mini, tiny, lite, got 'big'"),
         (["model.mixer.name=softmax"], "model.mixer.name: chosen by model=NAME, got 'softmax'"),
         # folders of runs
         (["resume=no/such/run"], "resume: expected the folder of a run, got 'no/such/run': there is no such folder"),
         (["resume=."], "resume: expected the folder of a run, got '.': it holds no config.yaml"),
-        (["resume="], "resume: expected the folder of a run"),
-        (["resume=" + "x" * 300], "resume: expected the folder of a run"),
+        (["resume=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
     ],
 )  # fmt: skip
 def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +146,8 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
         (["trainer.accelerator=gpu"], "expected a CUDA GPU for gpu, torch sees none"),
         (["trainer.devices=999", "trainer.batch_size=999", "trainer.eval_batch_size=999"], "devices: expected at most"),
         (["trainer.num_nodes=2"], "expected a launcher (torchrun or srun) on every node, got none"),
-        (["runs={folder}/file/runs"], "runs: expected a folder that can be written, got"),
-        (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
-        (["runs=" + "x" * 300], "(File name too long); set runs=FOLDER"),
+        (["runs={folder}/file/runs"], "expected a disk and folders that can be used, got: Not a directory"),
+        (["runs=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
         (["data.dir={folder}/file/data"], "Not a directory"),
         (["data.dir=/proc/data"], "/proc/data: No such file or directory"),
         (["data.dir=" + "x" * 300], "File name too long"),
@@ -220,16 +200,12 @@ def test_what_may_be_said_anew(one_step: Path) -> None:
     ("content", "message"),
     [
         ("", "Missing key task"),
-        ("- 1\n", "could not read it"),
         ("a: [", "could not read it"),
-        ("just text", "Missing key task"),
-        ("task: 3\n", "could not read it"),
         ("task: {name: chess}\nmodel: {mixer: {name: chela}}\n", "task.name: expected one of "),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}}\nmodle: 3\n", "of this version"),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: deep}\n", "of this version"),
         ("task: {name: listops}\nmodel: {mixer: {name: chela}, depth: -2}", "model.depth: expected at least 1, got -2"),
         ("!!python/object/apply:os.system ['touch owned']", "could not read it"),
-        ("\0\1\2", "could not read it"),
     ],
 )
 def test_a_foreign_config(content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +216,7 @@ def test_a_foreign_config(content: str, message: str, tmp_path: Path, monkeypatc
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format_version": 99}', "\0"])
+@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 99}'])
 def test_a_foreign_result(content: str, one_step: Path, tmp_path: Path) -> None:
     before = (one_step / "result.json").read_text()
     (one_step / "result.json").write_text(content)
@@ -268,35 +244,7 @@ def test_a_record_that_does_not_parse_is_named(workers: int, tmp_path: Path) -> 
     assert "cannot be read" in ended.error
 
 
-def test_a_disk_without_room_for_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: room._replace(free=100))
-    ended = launch(*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}")
-    assert ended.status == 2 and "make room or set data.dir" in ended.error
-
-
-def test_a_data_folder_of_another_format_or_damaged(tmp_path: Path) -> None:
-    words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "trainer.max_steps=1")
-    assert launch(*words).status == 0
-    (manifest,) = tmp_path.rglob("records.json")
-    text = manifest.read_text()
-    manifest.write_text(text.replace('"format_version": 1', '"format_version": 0'))
-    assert "has format 0, expected 1" in launch(*words).error
-    manifest.write_text("{")
-    assert "does not parse" in launch(*words).error
-    manifest.write_text(text)
-    records = next(path for path in manifest.parent.iterdir() if "array_record" in path.name)
-    records.write_bytes(records.read_bytes()[:-1])
-    assert "is damaged: expected" in launch(*words).error
-
-
 # ---- memory, and faults of the program ------------------------------------------------------------------------------
-
-
-def test_a_model_that_this_machine_cannot_hold(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sysconf", lambda _: 100)  # 100 pages of 100 bytes
-    ended = launch(*tiny)
-    assert ended.status == 2 and "model: expected one that fits into the 0 GB of this machine, got one" in ended.error
 
 
 def test_out_of_memory_is_one_line(tiny: tuple[str, ...], at_step: AtStep) -> None:

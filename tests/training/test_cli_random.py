@@ -26,23 +26,7 @@ KEYS = sorted(
     | {"task", "model", "preset"}
 )
 NUMBERS = ["-1", "0", "1", "2", "0.5", "1e-3", "nan", "inf", "1e400", "-0.0", "9" * 20, "9" * 5000, "0x10", "1_0", "٣"]
-WORDS = [
-    "",
-    "null",
-    "true",
-    "false",
-    "no",
-    "~",
-    "[]",
-    "{}",
-    "{a: 1}",
-    "[1, 2]",
-    "${seed}",
-    "???",
-    "a=b",
-    "'",
-    "ü" * 200,
-]
+WORDS = ["", "null", "true", "false", "no", "~", "[]", "{}", "{a: 1}", "[1, 2]", "${seed}", "???", "a=b", "ü" * 200]
 
 # Right, but not for a test: they start processes, compile for minutes, fetch data, or write outside of its folder.
 TRUE = {"true", "yes", "on", "y", "1"}

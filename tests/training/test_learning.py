@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from chela.training.log import ChanceWatch
-from chela.training.run import RunFolder, RunState
+from chela.training.objectives import above_majority
+from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from tests.training.launches import launch, metrics_of, only_run
 
@@ -86,29 +86,22 @@ def test_a_validation_loss_that_is_not_finite(
     assert ended.status == 3 and "step 2: expected finite numbers, the validation loss is not" in ended.error
 
 
-def test_a_run_that_stays_at_chance_is_warned_of_once(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    ended = launch(*tiny, *STUCK, "trainer.chance_steps=3")
+def test_a_run_that_stays_at_chance_is_told_so(
+    tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert straight["result"]["learned"] is None  # of 12 steps
+    monkeypatch.setattr("chela.training.run.TOO_EARLY", 5)
+    ended = launch(*tiny, *STUCK)
     assert ended.status == 0
-    assert ended.out.count("warning: after the warm-up and 3 steps the training accuracy is") == 1
-    assert "Usual causes: a learning rate too high or too low" in ended.out
+    assert "warning: the best validation accuracy is within luck of the majority class. Usual causes: a " in ended.out
     assert json.loads((only_run(tmp_path) / "result.json").read_text())["learned"] is False
 
 
-def test_the_warning_comes_once_over_all_launches(tiny: tuple[str, ...], tmp_path: Path) -> None:
-    words = (*tiny, *STUCK, "trainer.chance_steps=3", "trainer.max_steps=8", "trainer.max_time=0s", "resume=auto")
-    assert sum(launch(*words).out.count("warning:") for _ in range(8)) == 1
-
-
 @pytest.mark.parametrize(
-    ("correct", "learned"), [(0.100, False), (0.109, False), (0.112, True), (0.5, True), (0.0, False)]
+    ("accuracy", "targets", "learned"),
+    [(0.109, 10**5, False), (0.112, 10**5, True), (0.15, 100, False), (0.5, 100, True), (0.0, 100, False)],
 )
-def test_learned_is_more_than_a_point_above_the_majority(correct: float, learned: bool) -> None:
-    watch = ChanceWatch(RunState(window=[5, 1000]), majority=0.1, say=lambda _: None)
-    watch.judge(5 + 100_000 * correct, 101_000, 500, 500)
-    assert watch.state.learned is learned and watch.state.warned is not learned
-
-
-def test_a_short_window_must_show_more_than_luck() -> None:
-    watch = ChanceWatch(RunState(), majority=0.1, say=lambda _: None)
-    watch.judge(15, 100, 250, 500)  # five points above, and 1.7 standard errors
-    assert not watch.state.learned and not watch.state.warned  # too early for a warning, too
+def test_learned_is_more_than_a_point_above_the_majority_and_than_luck(
+    accuracy: float, targets: int, learned: bool
+) -> None:
+    assert above_majority({"accuracy": accuracy, "count": targets}, 0.1) is learned

@@ -241,7 +241,6 @@ BAD_CONTEXTS = {
     ("eval.stride=4",): "eval.stride: expected eval.context=stride with it, got window",
     ("eval.context=stride", "eval.stride=9"): "eval.stride: expected at most eval.window=8, got 9",
     ("eval.context=page",): "eval.context: expected one of window, stride, stream, got 'page'",
-    ("out=/dev/null/score.json",): "out: expected a file in a folder to write to, got /dev/null/score.json",
     ("data.root=/dev/null",): "expected what the run learned from (mine.txt), wherever it lies, got /dev/null",
 }
 

@@ -1,4 +1,4 @@
-"""The same step and the same data under a plain Lightning Trainer."""
+"""The same step under a plain Lightning Trainer, and with blocks that are computed again."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,10 @@ import lightning as L
 import pytest
 import torch
 
+from chela.config.compose import resolve
+from chela.config.identity import fingerprint
 from tests.test_examples import load_example
-from tests.training.launches import launch, left_by, only_run
+from tests.training.launches import assert_equal, launch, left_by, only_run
 
 OWN = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
@@ -32,3 +34,14 @@ def test_a_trainer_takes_the_steps_of_the_loop(accumulate: int, tiny: tuple[str,
         assert found == pytest.approx(left["result"]["last_validation"][name], rel=1e-6)
     (tested,) = trainer.test(module, datamodule=data, verbose=False)
     assert tested["test/loss"] > 0
+
+
+def test_blocks_computed_again_give_the_same_run(
+    tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path
+) -> None:
+    assert fingerprint(resolve([*tiny, "trainer.checkpoint_activations=false"])) == fingerprint(resolve([*tiny]))
+    assert launch(*tiny, "trainer.checkpoint_activations=true").status == 0
+    found = left_by(only_run(tmp_path))
+    for part in ("last", "best", "result"):
+        found[part]["fingerprint"] = straight[part]["fingerprint"]
+    assert_equal(found, straight)
