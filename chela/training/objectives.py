@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from chela.ops.sequence_parallel import current
 from lra.tasks.base import IGNORED
@@ -93,6 +94,24 @@ class Objective:
 
     def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         return scores.flatten(0, -2), labels.flatten()
+
+
+class Counts(Metric):
+    """Sums of what ``Objective.count`` gives, of one batch after the other; ``compute`` adds those of all processes."""
+
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, counts: Tensor) -> None:
+        """Add counts of any one shape, the same in every call."""
+        self.sums = self.sums.to(counts.device) + counts
+
+    def compute(self) -> Tensor:
+        """Return the sums."""
+        return self.sums
 
 
 def above_majority(values: dict[str, float], majority: float) -> bool:

@@ -6,9 +6,7 @@ Validation and test of a run, ``chela evaluate``, ``predict``, ``probe`` and ``l
 from __future__ import annotations
 
 import copy
-import functools
 import math
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,8 +20,7 @@ from chela.core.errors import UsageError
 from chela.models import build_model
 from chela.training.log import data_progress
 from chela.training.machine import hardware, quiet_lightning, stdout_console
-from chela.training.objectives import Score, objective_of
-from chela.training.resume import summed
+from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -59,8 +56,11 @@ def total(
     model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], Tensor], fabric: Fabric | None = None
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    return summed(fabric, functools.reduce(operator.add, each(model, batches, step, fabric))).cpu()
+    counted = Counts()
+    for counts in each(model, batches, step, fabric):
+        counted.update(counts)
+    sums: Tensor = counted.compute()
+    return sums.cpu()
 
 
 def columns(
