@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
 _MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation", "bits")  # the last is the loss
+DASHED: dict[str, Any] = {"color": "0.5", "linestyle": "--", "linewidth": 0.8}  # the majority class; NaN draws nothing
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
@@ -75,11 +76,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     """Draw what was measured against the step: of one task everything, a panel each, of each of several its score.
 
     Thick lines are validation, seeds as a band from least to most, and thin ones, of one task, training (a running
-    mean); the dashed line is the majority class. What a loss is above all validations is cut off. Each step shows the
-    seeds that have reached it: where an unfinished one ends, the curve goes on with the others.
-
-    Raises:
-        UsageError: No run has logged anything.
+    mean); the dashed line is the majority class. ``UsageError`` where no run has logged anything.
     """
     runs = [run for run in runs if len(run.metrics("validation")) or len(run.metrics("train"))]
     if not runs:
@@ -88,11 +85,9 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     panels = [(table, task, table.score(task)) for table, task in groups]
     if len(groups) == 1:
         known = {"accuracy": ACCURACY} | {run.score["name"]: run.score for run in runs}
-        columns = dict.fromkeys(
-            column for run in runs for split in ("validation", "train") for column in run.metrics(split)
-        )
-        measured = [column for column in columns if column not in NOT_MEASURED]
-        panels = [(*groups[0], known.get(column, {"name": column, "unit": "", "scale": 1})) for column in measured]
+        logged = pd.concat([run.metrics(split) for run in runs for split in ("validation", "train")])
+        columns = [column for column in logged if column not in NOT_MEASURED]
+        panels = [(*groups[0], known.get(column, {"name": column, "unit": "", "scale": 1})) for column in columns]
     figure, axes = new_figure(len(panels), 3, 4.4, 3.2)
     colour = colours([name for table, *_ in panels for name in table.rows])
     for axis, (table, task, score) in zip(axes, panels, strict=True):
@@ -103,8 +98,8 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
             _band(axis, [run.metrics("validation") for run in seeds], score, colour[name], 1, title)
         axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
         if score["name"] == "accuracy":
-            _majority_line(axis, table.majority(task))
-        if score["name"] == "loss":
+            axis.axhline(table.majority(task), **DASHED)
+        elif score["name"] == "loss":
             _cut_off(axis)
     _legend(figure)
     return figure
@@ -112,18 +107,11 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
 
 def _legend(figure: Figure) -> None:
     """Name what is drawn once, under all panels, so that no name hides a point."""
-    named: dict[str, Any] = {}
-    for axis in figure.axes:
-        handles, labels = axis.get_legend_handles_labels()
-        named |= dict(zip(labels, handles, strict=True))
-    ordered = {name: named[name] for name in sorted(named, key=row_order)}
-    look = {"ncols": max(1, round(figure.get_figwidth() / 2.2)), "fontsize": 8, "frameon": False}
-    figure.legend(ordered.values(), ordered.keys(), loc="outside lower center", **look)
-
-
-def _majority_line(axis: Axes, value: float) -> None:
-    if not math.isnan(value):
-        axis.axhline(value, color="0.5", linestyle="--", linewidth=0.8)
+    found = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    named = {label: handle for pairs in found for handle, label in pairs}
+    ordered, columns = sorted(named, key=row_order), max(1, round(figure.get_figwidth() / 2.2))
+    look = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
+    figure.legend([named[name] for name in ordered], ordered, **look)
 
 
 def _cut_off(axis: Axes) -> None:
@@ -158,16 +146,14 @@ def score_against_state(runs: Sequence[Run]) -> Figure:
     figure, axes = new_figure(len(panels), 3, 4.8, 3.4)
     colour = colours([run.model for run in runs])
     for axis, (table, task) in zip(axes, panels, strict=True):
-        points: dict[str, list[tuple[int, float, float]]] = {}
-        for _, cell in table.column(task).iterrows():
-            done = [run for run in cell["runs"] if run.state == "finished"]
-            if done and (size := state_size(done[0])):
-                spread = cell["sd"] if len(done) > 1 else 0.0
-                points.setdefault(done[0].model, []).append((size, cell["mean"], spread))
-        for name, at in points.items():
-            sizes, means, spreads = zip(*sorted(at), strict=True)
-            axis.errorbar(sizes, means, yerr=spreads, fmt="o-", color=colour[name], capsize=2, label=name)
-        _majority_line(axis, table.majority(task))
+        cells = table.column(task)
+        cells = cells[cells["seeds"] > 0]
+        sizes = [state_size(runs[0]) or np.nan for runs in cells["runs"]]
+        cells = cells.assign(size=sizes, model=[runs[0].model for runs in cells["runs"]]).sort_values("size")
+        for name, at in cells.dropna(subset="size").groupby("model"):
+            look = {"fmt": "o-", "color": colour[str(name)], "capsize": 2}
+            axis.errorbar(at["size"], at["mean"], at["sd"].fillna(0), label=name, **look)
+        axis.axhline(table.majority(task), **DASHED)
         score = score_heading(table.score(task))
         axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
     _legend(figure)
