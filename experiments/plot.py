@@ -140,6 +140,8 @@ def score_against_state(runs: Sequence[Run]) -> Figure:
 
     Runs of one system at several sizes are joined by a line.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     from experiments.probe import state_size
 
     panels = [(table, task) for table in result_tables(runs) for task in table.tasks if len(table.column(task))]
@@ -156,6 +158,8 @@ def score_against_state(runs: Sequence[Run]) -> Figure:
         axis.axhline(table.majority(task), **DASHED)
         score = score_heading(table.score(task))
         axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
+        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     _legend(figure)
     return figure
 
