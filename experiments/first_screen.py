@@ -102,8 +102,10 @@ class FirstScreen:
         """Return the finding."""
         found = f"{_shown(self.lead)} on {_count(len(self.tasks), 'task')}"
         if self.gaps:
-            most = f", most on {self.titles[self.most]}" if self.most and self.gaps[self.most] > 0 else ""
-            found = f"Attention pays on {_share(sum(gap > 0 for gap in self.gaps.values()), len(self.gaps))}{most}"
+            ahead = sum(gap > 0 for gap in self.gaps.values())
+            most = self.titles[self.most] if self.most and self.gaps[self.most] > 0 else ""
+            where = f", {'most on ' if ahead > 1 else ''}{most}" if most else ""
+            found = f"Attention pays on {_share(ahead, len(self.gaps))}{where}"
         elif len(self.rows) > 1:
             found = f"{_shown(self.lead)} is among the first on {_share(self.firsts[self.lead], len(self.tasks))}"
         return f"{found}: {_count(len(self.rows), 'system')}, every run a dot"
