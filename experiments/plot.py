@@ -110,8 +110,8 @@ def _legend(figure: Figure) -> None:
     found = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
     named = {label: handle for pairs in found for handle, label in pairs}
     ordered, columns = sorted(named, key=row_order), max(1, round(figure.get_figwidth() / 2.2))
-    look = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False}
-    figure.legend([named[name] for name in ordered], ordered, **look)
+    handles = [named[name] for name in ordered]
+    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _cut_off(axis: Axes) -> None:
