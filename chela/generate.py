@@ -2,6 +2,7 @@
 
 chela generate run=runs/shakespeare-mini/… prompt="ROMEO:" tokens=500     printed as it is made
 chela generate run=… input=FILE                                          the prompt is a file; - is standard input
+chela generate weights=FOLDER                                            in place of a run: see chela.models.pretrained
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from chela.config.words import command, opened
 from chela.core.errors import UsageError
 from chela.core.options import option
-from chela.evaluate import RunWords
+from chela.predict import NetworkWords
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Words(RunWords):
+class Words(NetworkWords):
     """The words of the command."""
 
     prompt: str = option("", "what the text begins with; \\n is a new line")
@@ -43,12 +44,12 @@ def main(words: Words) -> int:
     prompt = _prompt(words)
     from chela.models.generate import Continuation, encode
     from chela.models.heads import TokenModel
-    from chela.predict import load_run
 
-    model, task = load_run(words)
-    alphabet = getattr(task, "alphabet", "")
+    model = words.network()
+    alphabet = model.built_from[1].alphabet
     if not alphabet or not isinstance(model, TokenModel):
-        raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {task.name}")
+        got = model.encoding.get("name", "another task")
+        raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {got}")
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
     how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
     try:

@@ -1,10 +1,10 @@
-r"""Label sequences of your own with a trained run.
+r"""Label sequences of your own with a trained run, or with weights that have a name.
 
-python -m chela.predict run=runs/listops-mini/… input=expressions.txt       one sequence a line
-printf '[MAX 2 [MIN 4 7 ] ]\n' | python -m chela.predict run=… input=-      from standard input
+chela predict run=runs/listops-mini/… input=expressions.txt        one sequence a line
+echo 'A dull plot, wooden acting.' | chela predict weights=text-lite input=-
 
-A line of JSON comes out for each: {"label": 4, "probabilities": [...]}; where each position has a label, lists of
-them. What a line is, by task:
+A line of JSON comes out for each: {"label": 0, "name": "negative", "probabilities": [...]}; where each position has a
+label, lists of them. What a line is, by task:
 """
 
 from __future__ import annotations
@@ -21,17 +21,37 @@ from chela.config.compose import run_folder
 from chela.config.groups import names
 from chela.config.words import HELP, command, opened
 from chela.core.errors import DataError, UsageError
+from chela.core.files import expect_trusted
 from chela.core.options import option
 from chela.evaluate import RunWords
-from lra.tasks import get_task, task_class
+from lra.tasks import get_task, task_class, task_options
 from lra.tasks.base import sequences
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from chela.models.heads import Network
+    from lra.tasks.base import Task
+
 
 @dataclass
-class Words(RunWords):
+class NetworkWords(RunWords):
+    """What names a network: a run, or weights."""
+
+    run: str = option("", "the folder that a training run printed", positional=True)
+    weights: str = option("", "in place of a run: text-lite, image-lite, listops-lite, a folder of weights or a Hub id")
+
+    def network(self) -> Network:
+        """Return the network, on the CPU in eval mode. Raises ``UsageError`` where there is none."""
+        from chela.models.pretrained import from_pretrained
+
+        if bool(self.run) == bool(self.weights):
+            raise UsageError(f"run: expected run=FOLDER or weights=NAME, got {'both' if self.run else 'neither'}")
+        return load_run(self)[0] if self.run else from_pretrained(self.weights, self.trust.split(","))
+
+
+@dataclass
+class Words(NetworkWords):
     """The words of the command."""
 
     input: str = option("", "a file with one sequence a line, or - for standard input")
@@ -50,16 +70,37 @@ def predict(words: Words) -> int:
     """Label the sequences that ``words`` name."""
     if not words.input:
         raise UsageError("input: expected input=FILE or input=-; see --help")
-    model, task = load_run(words)
+    model = words.network()
+    task = task_of(model, words)
     with opened(words.input) as file:
         lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
         for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
-            sys.stdout.write(json.dumps({"label": label, "probabilities": probabilities}) + "\n")
+            named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
+            sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0
 
 
-def load_run(words: RunWords | str) -> tuple[nn.Module, Any]:
+def task_of(model: Network, words: NetworkWords) -> Task:
+    """Return the task that a network was built for, by what its configuration says of the encoding.
+
+    Raises:
+        UsageError: It says nothing, or names a task that is not here or not trusted.
+    """
+    from chela.models.pretrained import read_options
+
+    where = words.weights or words.run
+    name = str(model.encoding.get("name"))
+    if not model.encoding:
+        raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")
+    expect_trusted([name], words.trust.split(","), where)
+    try:
+        return get_task(read_options(task_options(name), model.encoding, where, "task."))
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def load_run(words: RunWords | str) -> tuple[Network, Task]:
     """Return the network of a run, on the CPU in eval mode, and its task.
 
     Args:

@@ -2,7 +2,7 @@
 
 chela prepare task=listops                        generate the trees (preset=full|mini|tiny)
 chela prepare task=text data.root=~/downloads     from an extracted or packed aclImdb of your own
-chela prepare task=image show=6                   and write a page with six records as the model sees them
+chela prepare task=image show=6                   and write a page with six records, beside the data
 chela prepare task=retrieval check=true           and compare every file's SHA-256
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from chela.config.schema import Config
 from chela.config.words import command
@@ -39,7 +38,8 @@ def main(options: Options, config: Config) -> int:
     task.prepare(config.data, _progress if sys.stderr.isatty() else None)
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     if options.show:
-        path = Path(f"{task.name}.html").resolve()
+        path = config.data.folder() / f"{task.name}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)  # of a task that stores no records
         path.write_text(page(task, task.dataset("test"), "test", options.show), encoding="utf-8")
         sys.stdout.write(f"page: {path}\n")
     return 0

@@ -1,55 +1,80 @@
-"""Write one self-contained HTML page: the table, and the figures that go with it. It opens without a network.
+"""Write one self-contained HTML page: what was found first, tables and curves below it. It opens without a network.
 
 chela report experiments/results/lra_mini out=report.html
-chela report runs/lra_mini figures=docs/figures              each figure as a PNG too
+chela report runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json     with speed and memory
+chela report experiments/results/lra_mini rules=true                                and with what simple rules score
 """
 
 from __future__ import annotations
 
 import base64
 import html
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
 
 from chela.config.words import command
+from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
+from experiments.first_screen import first_screen
 from experiments.runs import Run, read_runs, write
 from experiments.summary import ResultTable, result_tables
 from experiments.table import from_papers, measured, render
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1a1a1a; }
-h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; } p { max-width: 60rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #e5e5e5; white-space: nowrap; text-align: left; }
-td { font-variant-numeric: tabular-nums; } thead th { border-bottom: 2px solid #888; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #444; font-size: 13px; }
+:root { color-scheme: light dark; --fg: #1a1a1a; --bg: #fff; --soft: #666; --line: #ddd; --c: #0969da; --k: #a85f00;
+  --g: #8a8f98; --beat: #c33; }
+@media (prefers-color-scheme: dark) { :root { --fg: #e6e6e6; --bg: #14161a; --soft: #9aa; --line: #333; --c: #58a6ff;
+  --k: #f0a030; --g: #7d848d; --beat: #f77; } }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 18px auto; max-width: 1180px; padding: 0 16px; color: var(--fg);
+  background: var(--bg); }
+h1 { font-size: 24px; line-height: 1.2; margin: 0 0 6px; } p { margin: 4px 0 10px; } a { color: var(--c); }
+.soft { color: var(--soft); font-size: 13px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 10px; margin: 8px 0 14px; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; } .card b { font-size: 21px;
+  display: block; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(268px, 1fr)); gap: 12px 26px; }
+svg { width: 100%; height: auto; overflow: visible; } text { fill: var(--fg); font: 11px system-ui, sans-serif; }
+text.t { font-size: 13px; font-weight: 600; } text.n { text-anchor: end; } text.g { fill: var(--soft); }
+text.c { fill: var(--c); font-weight: 700; } text.k { fill: var(--k); } circle.c, rect.c { fill: var(--c); }
+circle.k { fill: var(--k); } circle.g { fill: var(--g); } line { stroke: var(--soft); stroke-dasharray: 2 3; }
+line.beat { stroke: var(--beat); stroke-dasharray: 5 3; }
+details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; font-weight: 600; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; } pre { overflow-x: auto; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
+td { font-variant-numeric: tabular-nums; } img { max-width: 100%; height: auto; background: #fff; }
 """
 
 
-Drawn = tuple[str, Any, str]  # the name of its file, the figure, what is said under it
+def simple_rules(tables: Sequence[ResultTable]) -> dict[str, tuple[float, str]]:
+    """Return by task what a simple rule scores (``Task.baseline``); data that is not there is made for it."""
+    from lra.tasks import get_task
+
+    found = {}
+    for task, run in {run.task: run for table in reversed(tables) for run in reversed(table.runs)}.items():
+        if ":" in run.record["config"]["task"]["name"]:  # somebody's own code, which nobody has said to trust
+            continue
+        config = run.load_config()
+        made = get_task(config.task)
+        made.prepare(config.data)
+        if percent := re.match(r"([\d.]+) ?%", words := made.baseline()):
+            found[task] = float(percent[1]), words
+    return found
 
 
-def result_figures(table: ResultTable) -> Iterator[Drawn | str]:
-    """Draw what the results alone allow; a string says what is left out."""
-    runs, left_out = plot.with_curves(table.runs, training=False)
-    if runs:
-        shown = " or ".join(dict.fromkeys(score["name"] for *_, score in plot.curve_panels(runs)))
-        caption = (
-            f"Validation {shown}; the band goes from the least to the most of the seeds that have reached the step "
-            "(where an unfinished one ends, the curve goes on with the others), the dashed line is the majority "
-            "class of the test set."
-        )
-        yield "curves", plot.learning_curves(runs, training=False), caption
-    yield from left_out
-    if table.cells["adds"].any():
-        caption = "What the attention adds: the score, less that with its output replaced at every position by its mean"
-        yield "attention-adds", plot.attention_adds(table), f"{caption} over the sequence."
+def curves(tables: Sequence[ResultTable]) -> Iterator[str]:
+    """Yield the learning curves of each table, or what stands in their way."""
+    for table in tables:
+        yield f"<h2>Preset {html.escape(table.name)}</h2>"
+        try:
+            data = base64.b64encode(plot.drawn(plot.learning_curves(table.runs), dpi=110)).decode()
+            yield f'<img src="data:image/png;base64,{data}" alt="learning curves">'
+        except UsageError as error:
+            yield f"<p>{html.escape(str(error))}</p>"
 
 
 def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
@@ -60,34 +85,22 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
                 yield f"<h3>{html.escape(f'{name}, {table.preset}, writes')}</h3><pre>{html.escape(text)}</pre>"
 
 
-def page(runs: Sequence[Run], title: str, folder: Path | None = None) -> str:
-    """Return the page; with a folder, write each figure there as well."""
-    tables = result_tables(runs)
-    of_lra = any(run.task in TITLES for run in runs)
-    several = len(tables) > 1
-    firsts = [f"{table.name}: {told}" if several else told for table in tables if (told := table.firsts())]
-    blocks = [*firsts, *measured(tables, compact=not of_lra)]
-    body = [f"<h1>{html.escape(title)}</h1>", render(blocks, "html"), *samples(tables)]
-
-    def add(heading: str, stem: str, all_drawn: Iterator[Drawn | str]) -> None:
-        body.append(render([f"## {heading}"], "html"))
-        for drawn in all_drawn:
-            if isinstance(drawn, str):
-                body.append(render([drawn], "html"))
-                continue
-            name, figure, caption = drawn
-            if folder is not None:
-                plot.save(figure, folder / f"{stem}-{name}.png")
-            data, words = base64.b64encode(plot.drawn(figure, dpi=110)).decode(), html.escape(caption)
-            image = f'<img src="data:image/png;base64,{data}" alt="{words}">'
-            body.append(f"<figure>{image}<figcaption>{words}</figcaption></figure>")
-
-    for table in tables:
-        stem = f"{table.preset}-{table.policy}" + (f"-{table.edition}" if table.edition > 1 else "")
-        add(f"Figures: preset {table.name}", stem, result_figures(table))
-    body.append(render(from_papers(tables), "html"))
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules: bool = False) -> str:
+    """Return the page; ``title`` and the others are as the command's options."""
+    tables = result_tables(runs, bench)
+    firsts = [f"{table.name}: {told}" for table in tables if (told := table.firsts())]
+    blocks = [*firsts, *measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)]
+    folded = {
+        "The table, with deviations, costs and groups": f'<a id="table"></a>{render(blocks, "html")}',
+        "Learning curves": "".join(curves(tables)),
+        "What the language models write": "".join(samples(tables)),
+        "Rows of papers": render(from_papers(tables), "html"),
+    }
+    body = [first_screen(tables, title, simple_rules(tables) if rules else {})]
+    body += [f"<details><summary>{name}</summary>{text}</details>" for name, text in folded.items() if text]
+    heading = html.escape(title or "CHELA: results")
+    head = f'<meta charset="utf-8"><title>{heading}</title><style>{STYLE}</style>'
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
     return "\n".join([f'<!doctype html>\n<html lang="en"><head>{head}{view}</head>\n<body>', *body, "</body></html>\n"])
 
 
@@ -97,14 +110,15 @@ class Options:
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
     out: Path = option(Path("report.html"), "the page")
-    figures: Path | None = option(None, "folder in which each figure is written as a PNG too")
-    title: str = option("CHELA", "the page's title")
+    bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
+    rules: bool = option(False, "draw what simple rules score too; the data is made where it is not there")
+    title: str = option("", "the page's title; without it, what was found")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
     """Write the page; return the exit status."""
-    text = page(read_runs(options.runs), options.title, options.figures)
+    text = page(read_runs(options.runs), options.title, options.bench, options.rules)
     write(options.out, text)
     sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")
     return 0

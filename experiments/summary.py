@@ -159,21 +159,33 @@ class ResultTable:
         """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""
         return self.cells["mean"].unstack("task").reindex(index=self.rows, columns=tasks).mean(axis=1, skipna=False)
 
+    def errors(self, task: str) -> pd.Series[float]:
+        """Return the squared standard error of each row's mean.
+
+        Two or three seeds say little of a row's own deviation, so all rows are given the column's, pooled over the rows
+        with several seeds that have ``learned``; where none has, that of an accuracy on so many test records.
+        """
+        column = self.column(task)
+        several = self.learned(task)
+        several = several[several["seeds"] > 1]
+        freedom = several["seeds"] - 1
+        pooled = (freedom * several["sd"] ** 2).sum() / freedom.sum() if len(several) else column["test variance"]
+        return pooled / column["seeds"]
+
+    def learned(self, task: str) -> pd.DataFrame:
+        """Return the cells of a task without those that never left chance, or are below the majority class."""
+        column = self.column(task)
+        return column[(column["at chance"] < column["seeds"]) & ~(column["mean"] < self.majority(task))]
+
     def leaders(self, task: str) -> list[str]:
         """Return the rows that are first on a task: the best, and all that two standard errors do not tell from it.
 
-        The error is that of the difference of two means. Two or three seeds say little of a row's own deviation, so all
-        rows are given the column's, pooled over the rows with several seeds; where none has, that of an accuracy on so
-        many test records. Rows that never left chance are left out.
+        The error is that of the difference of two means, by ``errors``. Only rows that have ``learned`` are among them.
         """
-        column = self.column(task)
-        column = column[column["at chance"] < column["seeds"]]
+        column = self.learned(task)
         if column.empty:
             return []
-        several = column[column["seeds"] > 1]
-        freedom, mean = several["seeds"] - 1, column["mean"]
-        pooled = (freedom * several["sd"] ** 2).sum() / freedom.sum() if len(several) else column["test variance"]
-        errors = pooled / column["seeds"]
+        errors, mean = self.errors(task)[column.index], column["mean"]
         best = mean.idxmax() if self.score(task)["best"] == "max" else mean.idxmin()
         level = (mean - mean[best]).abs() <= 2 * np.sqrt(errors + errors[best])
         return [str(row) for row in column.index[level | (column.index == best)]]

@@ -10,6 +10,7 @@ import torch
 from chela.config.compose import resolve
 from chela.config.identity import fingerprint
 from chela.models import build_model
+from chela.models.pretrained import from_pretrained, save_pretrained
 from chela.predict import label_sequences, load_run, main
 from chela.training import resume as checkpoint
 from chela.training.run import WEIGHTS, RunFolder
@@ -60,6 +61,25 @@ def test_standard_input(listops, monkeypatch, capsys):
     assert len(_said(capsys)) == 1
 
 
+def test_weights_have_names(tmp_path, capsys):
+    (tmp_path / "reviews").write_text(
+        "A dull plot, wooden acting and terrible music.\nA wonderful film, a joy to watch."
+    )
+    assert main(["weights=text-lite", f"input={tmp_path / 'reviews'}"]) == 0
+    assert [(answer["label"], answer["name"]) for answer in _said(capsys)] == [(0, "negative"), (1, "positive")]
+    (tmp_path / "trees").write_text("[MAX 2 [MIN 4 7 ] ]")
+    assert main(["weights=listops-lite", f"input={tmp_path / 'trees'}"]) == 0
+    assert [answer.keys() for answer in _said(capsys)] == [{"label", "probabilities"}]
+
+
+def test_weights_that_do_not_say_how_a_line_is_read_are_refused(tmp_path, capsys):
+    model = from_pretrained("text-lite")
+    for encoding, match in (({}, "expected an encoding in "), ({"name": "own:Task"}, "say trust=own")):
+        model.encoding = encoding
+        assert main([f"weights={save_pretrained(model, tmp_path)}", "input=-"]) == 2
+        assert match in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
@@ -101,6 +121,7 @@ def test_gray_levels_are_what_three_equal_channels_are(tmp_path):
     [
         ("[MAX 2 3 ]\n\n", "line 2: the sequence is empty"),
         ("[MAX 2 3 ]\n[MAX 2 11 ]", "line 2: expected an expression"),
+        ("[MAX 2 [MIN 4", "line 1: the expression is not closed"),
         ("[MAX " + "1 " * 40 + "]", "line 1: the sequence has 42 tokens, expected at most 32"),
     ],
 )
@@ -124,7 +145,9 @@ def test_pixels_out_of_range_are_refused(tmp_path, capsys):
     ("words", "match"),
     [
         (["run=RUN"], "input: expected"),
-        (["input=-"], "run: expected"),
+        (["input=-"], "run: expected run=FOLDER or weights=NAME, got neither"),
+        (["run=RUN", "weights=text-lite", "input=-"], "run: expected run=FOLDER or weights=NAME, got both"),
+        (["weights=text-light", "input=-"], "weights: expected one of image-lite, listops-lite, text-lite, or"),
         (["run=RUN", "input=/no/such/file"], "input: expected a file"),
         (["run=/no/such/run", "input=-"], "there is no such folder"),
         (["run=RUN", "input=-", "checkpoint=worst"], "expected one of best, last, got"),

@@ -34,7 +34,9 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
 
     _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
     (wheel,) = tmp_path.glob("chela-*.whl")
-    assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("experiments/results")]
+    held = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in held if name.startswith("experiments/results")]
+    assert {f"chela/weights/text-lite/{name}" for name in ("config.json", "model.safetensors", "README.md")} <= {*held}
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     _run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)

@@ -23,7 +23,7 @@ def mark(module: nn.Module, *names: str, **options: float) -> None:
 def param_groups(
     model: nn.Module,
     lr: float,
-    weight_decay: float,
+    weight_decay: float = 0.01,
     *,
     kernel_lr: float | None = None,
     kernel_weight_decay: float | None = None,
@@ -36,7 +36,7 @@ def param_groups(
     Args:
         model: Any module, e.g. your own that holds a ``ChelaLayer``.
         lr: Learning rate of everything not marked.
-        weight_decay: Decay of the matrices.
+        weight_decay: Decay of the matrices; AdamW's own without it.
         kernel_lr: Replaces the rates that marked parameters ask for.
         kernel_weight_decay: Decay of those with a rate of their own, unless they ask for another; as the rest if None.
 

@@ -61,6 +61,7 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
             model = head(config, facts)
     except ValueError as error:
         raise UsageError(f"model: {error}") from None
+    model.labels, model.encoding = [*getattr(task, "classes", ())], dict(getattr(task, "encoding", {}))
     own = ":" in config.mixer.name  # a class from elsewhere stays as its constructor made it
     initialise(model, seed, kept=model.backbone.mixers() if own else ())
     return model

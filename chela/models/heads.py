@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,11 @@ class Network(nn.Module):
     """What all networks share: ``network(inputs, mask)``, mask ``(B, L)`` bool being True on real tokens, or None.
 
     Inputs are symbols ``(B, L)`` or features ``(B, L, F)``. ``built_from`` is the model section of a configuration, and
-    what is known of the task.
+    what is known of the task; ``labels`` are the names of its classes, ``encoding`` its own name and options.
     """
+
+    labels: list[str]
+    encoding: dict[str, Any]
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()

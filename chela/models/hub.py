@@ -10,10 +10,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelHubMixin, snapshot_download  # type: ignore[import-not-found]
+from huggingface_hub import ModelHubMixin  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from chela.models.pretrained import CONFIG, WEIGHTS, from_pretrained, save_pretrained
+from chela.models.pretrained import find, from_pretrained, save_pretrained
 
 
 class HubModel(nn.Module, ModelHubMixin):  # type: ignore[misc]
@@ -37,7 +37,4 @@ class HubModel(nn.Module, ModelHubMixin):  # type: ignore[misc]
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, trust: str | Collection[str] = (), **download: Any) -> HubModel:
-        folder = model_id
-        if not Path(model_id).is_dir():
-            folder = snapshot_download(model_id, allow_patterns=[CONFIG, WEIGHTS], **download)
-        return cls(from_pretrained(folder, trust))
+        return cls(from_pretrained(find(model_id, **download), trust))

@@ -1,11 +1,13 @@
-"""Networks in a folder: weights as safetensors, and a JSON file that says what was built and for what.
+"""Networks in a folder: weights as safetensors, a JSON file that says what was built and for what, and a card.
 
-Nothing in such a folder can run code: a system of somebody's own is imported only when its module is trusted.
+Nothing in such a folder can run code: a system of somebody's own is imported only when its module is trusted. Folders
+in ``chela/weights`` go by their names, and where ``huggingface_hub`` is installed, repositories of the Hub by theirs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -16,29 +18,33 @@ from torch import nn
 from chela import __version__
 from chela.config.retired import of_today
 from chela.config.schema import ModelConfig
-from chela.core.errors import UsageError
+from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted
 from chela.core.options import kind_of, read_value
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
+from chela.models.heads import Network
 
 FORMAT_VERSION = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+RELEASED = Path(__file__).parents[1] / "weights"
 
 
-def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
-    """Write ``config.json`` and ``model.safetensors`` to ``folder``, which is made if it is not there; return it.
+def save_pretrained(model: nn.Module, folder: Path | str, card: str = "") -> Path:
+    """Write ``config.json``, ``model.safetensors`` and ``README.md`` to ``folder``, made if it is not there; return it.
+
+    ``card`` is what the last of them says: data, size, score, what goes wrong. Without it, size and labels.
+    ``model.labels`` and ``model.encoding``, the task's name and options, are those of the task it was built for.
 
     Raises:
         ValueError: The model was not built by ``build_model`` or ``from_pretrained``.
     """
     from safetensors.torch import save_model
 
-    built_from = getattr(model, "built_from", None)
-    if built_from is None:
+    if not isinstance(model, Network):
         raise ValueError("save_pretrained: expected a network made by build_model, got another module")
-    config, task = built_from
+    config, task = model.built_from
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     said = {
@@ -46,25 +52,63 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
         "chela_version": __version__,
         "model": dataclasses.asdict(config),
         "task": dataclasses.asdict(task),
+        "labels": model.labels,
+        "encoding": model.encoding,
     }
+    size = sum(parameter.numel() for parameter in model.parameters())
+    labels = ", ".join(model.labels) or f"{task.num_classes} classes"
+    told = f"# {config.name}, {model.encoding.get('name', task.objective)}\n\n{size:,} parameters; {labels}.\n"
     save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
+    (folder / CARD).write_text(card or told, encoding="utf-8")
     return folder
 
 
-def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn.Module:
-    """Read a network that ``save_pretrained`` wrote; on the CPU, in eval mode, float32 as it was built.
+def released() -> list[str]:
+    """List the names of the weights in this package.
 
-    ``trust`` has the names of modules that may be imported when the network's system is one of theirs.
+    >>> released()
+    ['image-lite', 'listops-lite', 'text-lite']
+    """
+    return sorted(path.parent.name for path in RELEASED.glob(f"*/{CONFIG}"))
+
+
+def find(weights: Path | str, **download: Any) -> Path:
+    """Return the folder of weights: a path, a name of ``released``, or a repository of the Hub, which is fetched.
 
     Raises:
-        UsageError: No such folder, a pickle in place of safetensors (never read), another format version, a damaged or
+        UsageError: It is none of them, or cannot be fetched.
+    """
+    if (folder := Path(weights).expanduser()).is_dir():
+        return folder
+    if weights in released():
+        return RELEASED / weights
+    none = f"weights: expected one of {', '.join(released())}, or a folder with {CONFIG} and {WEIGHTS}, got {weights}"
+    if str(weights).count("/") != 1 or importlib.util.find_spec("huggingface_hub") is None:
+        raise UsageError(f"{none}: there is none")
+    from huggingface_hub import snapshot_download  # type: ignore[import-not-found]
+
+    try:
+        return Path(snapshot_download(str(weights), allow_patterns=[CONFIG, WEIGHTS, CARD], **download))
+    except (OSError, ValueError) as error:  # no such repository, no network, no name of one
+        raise UsageError(f"{none}, which the Hugging Face Hub does not give ({first_line(error)})") from None
+
+
+def from_pretrained(weights: Path | str, trust: str | Collection[str] = ()) -> Network:
+    """Read a network that ``save_pretrained`` wrote; on the CPU, in eval mode, float32 as it was built.
+
+    Args:
+        weights: A folder, one of ``released``, or a repository of the Hub.
+        trust: Names of modules that may be imported when the network's system is one of theirs.
+
+    Raises:
+        UsageError: No such weights, a pickle in place of safetensors (never read), another format version, a damaged or
             foreign file, a system from a module that is not trusted, or weights that do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    folder = Path(folder)
+    folder = find(weights)
     said = _read_config(folder)
     options: Any = said.get("model")
     mixer = options.get("mixer") if isinstance(options, dict) else None
@@ -77,9 +121,10 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
     except UsageError as error:
         raise UsageError(f"{folder / CONFIG}: {error}") from None
     sizes = {key: options[key] for key in options.keys() - {"mixer"}}
-    config: ModelConfig = _read(ModelConfig, sizes, folder, "model.")
-    config.mixer = _read(known, mixer, folder, "model.mixer.")
-    model = build_model(config, _read(TaskFacts, said.get("task"), folder), seed=0)
+    config: ModelConfig = read_options(ModelConfig, sizes, folder, "model.")
+    config.mixer = read_options(known, mixer, folder, "model.mixer.")
+    model = build_model(config, read_options(TaskFacts, said.get("task"), folder), seed=0)
+    model.labels, model.encoding = said.get("labels", []), said.get("encoding", {})
     where = folder / WEIGHTS
     try:
         load_model(model, where)
@@ -91,8 +136,6 @@ def from_pretrained(folder: Path | str, trust: str | Collection[str] = ()) -> nn
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise UsageError(f"expected a folder with {CONFIG} and {WEIGHTS}, there is none at {folder}")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if not (folder / WEIGHTS).is_file() and pickles:
         raise UsageError(
@@ -112,7 +155,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return said  # type: ignore[no-any-return]
 
 
-def _read(cls: Any, saved: Any, folder: Path, prefix: str = "") -> Any:
+def read_options(cls: Any, saved: Any, folder: Path | str, prefix: str = "") -> Any:
     """Build a dataclass from JSON values, each of the type of its field; newer options may be absent."""
     declared = {f"{prefix}{field.name}": field for field in dataclasses.fields(cls) if field.name != "mixer"}
     try:
@@ -121,5 +164,5 @@ def _read(cls: Any, saved: Any, folder: Path, prefix: str = "") -> Any:
             raise ValueError(f"expected the options {sorted(declared)}, got {sorted(found)}")
         values = {field.name: read_value(key, kind_of(field), found[key]) for key, field in declared.items()}
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{folder / CONFIG}: {error}") from None
+        raise UsageError(f"{Path(folder) / CONFIG}: {error}") from None
     return cls(**values)

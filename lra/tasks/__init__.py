@@ -80,6 +80,7 @@ def get_task(options: Any) -> Task:
         return options
     _, *own = dataclasses.fields(options)
     task = task_class(options.name)(**{field.name: getattr(options, field.name) for field in own})
+    task.encoding = dataclasses.asdict(options)
     for fact in ("l_max", "num_classes"):
         if not hasattr(task, fact):
             raise ValueError(

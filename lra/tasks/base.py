@@ -121,6 +121,7 @@ class Task:
     context: str = ""  # from how much of a text a target is predicted in validation and test; empty where it is none
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"  # of a line
     classes: tuple[str, ...] = ()  # their names, for people
+    encoding: dict[str, Any]  # the name and the options by which ``get_task`` made it
     retired: ClassVar[dict[str, Any]] = {}
     """Options that went, with the one value that is left: it still counts in the fingerprint of a run."""
 

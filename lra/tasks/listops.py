@@ -213,6 +213,8 @@ class ListOps(StoredTask):
         tokens = tokenize(line)
         if (tokens == OOV).any():
             raise ValueError(f"expected {self.input_help}")
+        if len(tokens):
+            evaluate(line)  # or an error: it is not closed, or more than one
         return tokens
 
     def as_text(self, record: dict[str, Any], encoded: Any, label: Any) -> str:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +8,8 @@ import pandas as pd
 import pytest
 
 from chela.config.groups import names
-from experiments.plot import attention_adds, colours, learning_curves, main, mean_curve, with_curves
-from experiments.report import main as report
+from experiments.plot import colours, learning_curves, main, mean_curve
 from experiments.runs import read_runs
-from experiments.summary import result_tables
 from tests.experiments.conftest import MakeRun, strange
 
 if TYPE_CHECKING:
@@ -49,65 +46,21 @@ def test_errors_are_one_line(make_run: MakeRun, tmp_path: Path, capsys: pytest.C
     assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
 
 
-def test_metrics_without_a_column_are_left_out_and_the_others_are_drawn(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    odd, out = make_run(seed=1), tmp_path / "curves.png"
-    (odd / "metrics.csv").write_text("step,split,loss\n10,train,2.0\n10,validation,2.0\n")
-    line = f"The curves of listops {odd.name} are left out: "
-    assert main([str(odd), f"out={out}"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {line}") and "got none of accuracy" in error and error.count("\n") == 1
-    make_run(seed=0)
-    assert main([str(tmp_path / "runs"), f"out={out}"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].endswith("learning curves of 1 run") and said[1].startswith(line)
-    assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
-    assert line in (tmp_path / "r.html").read_text()
-
-
 def test_one_task_shows_all_that_was_measured_and_each_of_several_its_score(make_run: MakeRun, tmp_path: Path) -> None:
     make_run()
-    runs, _ = with_curves(read_runs([tmp_path / "runs"]))
-    alone = learning_curves(runs)
+    alone = learning_curves(read_runs([tmp_path / "runs"]))
     assert shown(alone) == [("listops tiny", "loss"), ("listops tiny", "accuracy, %")]
     assert [text.get_text() for text in alone.legends[0].get_texts()] == ["chela seed 0"]
     strange(make_run(seed=1), loss=0.5)
-    runs, left_out = with_curves(read_runs([tmp_path / "runs"]))
-    figure = learning_curves(runs)
+    figure = learning_curves(read_runs([tmp_path / "runs"]))
     assert shown(figure) == [("listops tiny", "accuracy, %"), ("Recall tiny", "loss, nats")]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chela", "mine"]
-    assert not left_out and [len(axis.lines) for axis in figure.axes[:2]] == [3, 2]  # a majority class of one
-    (bits,) = (child for child in figure.axes[1].child_axes if child.get_ylabel() == "bits")
-    figure.draw_without_rendering()
-    np.testing.assert_allclose(bits.get_ylim(), np.array(figure.axes[1].get_ylim()) / np.log(2))
-    assert report([str(tmp_path / "runs"), f"out={tmp_path / 'r.html'}"]) == 0
-    text = (tmp_path / "r.html").read_text()
-    assert "Validation accuracy or loss;" in text
+    assert [len(axis.lines) for axis in figure.axes] == [2, 1]  # a majority class of one
 
 
 def shown(figure: Figure) -> list[tuple[str, str]]:
     """Return the title and the y label of each panel that is seen."""
     return [(axis.get_title(), axis.get_ylabel()) for axis in figure.axes if axis.get_visible()]
-
-
-def test_what_the_attention_adds_is_drawn_on_one_scale_for_each_score(make_run: MakeRun, tmp_path: Path) -> None:
-    for folder, adds in ((make_run(), 2.5), (make_run(seed=1), 3.5), (strange(make_run(seed=2), loss=0.5), -0.01)):
-        (folder / "probe.json").write_text(json.dumps({"adds": adds}))
-    make_run("model=s4d")  # not probed
-    (table,) = result_tables(read_runs([tmp_path / "runs"]))
-    found = [
-        (
-            axis.get_xlabel(),
-            [label.get_text() for label in axis.get_yticklabels()],
-            [bar.get_width() for bar in axis.patches],
-        )
-        for axis in attention_adds(table).axes
-    ]
-    assert found == [
-        ("what the attention adds: accuracy, %", ["ListOps, chela"], [3.0]),
-        ("what the attention adds: loss, nats", ["Recall, mine"], [-0.01]),
-    ]
 
 
 def test_a_loss_is_cut_off_above_all_validations(make_run: MakeRun, tmp_path: Path) -> None:
@@ -132,9 +85,8 @@ def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> N
     begun = make_run(seed=2, accuracy=None) / "metrics.csv"
     begun.write_text("".join(begun.read_text().splitlines(keepends=True)[:12]))  # up to its validation at step 10
     assert begun.read_text().count("validation") == 1
-    figure = learning_curves(read_runs([tmp_path / "runs"]), training=False)
-    for axis in figure.axes:
-        np.testing.assert_allclose(axis.lines[0].get_xdata(), [10, 20])
+    for axis in learning_curves(read_runs([tmp_path / "runs"])).axes:
+        np.testing.assert_allclose(axis.lines[-2 if axis.get_ylabel() == "accuracy, %" else -1].get_xdata(), [10, 20])
 
 
 def test_the_running_mean_trails() -> None:

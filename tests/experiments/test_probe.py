@@ -111,4 +111,4 @@ def test_the_score_is_drawn_against_the_state(make_run: MakeRun, tmp_path: Path)
     assert state_size(read_run(runs[1])) == 2 * 2 * config.task.max_length * config.model.mixer.d_value  # two layers
     mini = make_run("model=chela", "model.causal=true", "preset=mini")
     assert plot_main([*map(str, runs), str(mini), "against=state", f"out={tmp_path / 'state.png'}"]) == 0
-    assert all((tmp_path / name).stat().st_size > 1000 for name in ("state.png", "state-2.png"))
+    assert (tmp_path / "state.png").stat().st_size > 1000

@@ -51,6 +51,15 @@ def test_mean_and_deviation_over_all_seeds(make_run: MakeRun, table: Table) -> N
     assert rows["majority class"][0] == "17.00"
 
 
+def test_what_is_below_the_majority_class_is_nowhere_first(make_run: MakeRun, table: Table) -> None:
+    for model, accuracy in (("chela", 0.16), ("softmax", 0.16), ("linear", 0.18)):
+        make_run(f"model={model}", accuracy=accuracy)
+        make_run(f"model={model}", "task=text", accuracy=0.1)
+    rows = markdown_rows(table("published=false"))
+    assert [rows[name][0] for name in ("chela", "softmax", "linear")] == ["16.00 (1)", "16.00 (1)", "**18.00 (1)**"]
+    assert not any("**" in rows[name][1] for name in ("chela", "softmax", "linear"))
+
+
 def test_columns_without_a_run_can_be_left_out(make_run: MakeRun, table: Table) -> None:
     make_run(accuracy=0.4)
     make_run("model=linear", "task=image", accuracy=0.3)

@@ -44,6 +44,14 @@ def test_unknown_names_say_what_is_known(option: dict[str, str]) -> None:
         ChelaLayer(D, l_max=L_MAX, **option)
 
 
+@pytest.mark.parametrize("shape", [(2, 9, D + 1), (2, 0, D), (9, D)])
+def test_an_input_of_another_shape_is_the_layers_own_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=rf"expected x of shape \(B, L, {D}\) with L of at least 1, got \({shape[0]}, "
+    ):
+        layer(torch.float32)(torch.zeros(shape))
+
+
 def test_heads_must_divide_the_value_width() -> None:
     with pytest.raises(ValueError, match="expected a multiple of heads=3, got 8"):
         layer(heads=3, attention="select")

@@ -28,6 +28,11 @@ def test_every_parameter_is_in_one_group(network):
     assert sorted(grouped) == sorted(id(p) for p in network.parameters())
 
 
+def test_matrices_decay_as_adamw_has_it_unless_said(network):
+    named = {group["name"]: group["weight_decay"] for group in param_groups(network, lr=0.1)}
+    assert (named["decay"], named["no_decay"]) == (0.01, 0.0)
+
+
 def test_what_a_layer_asks_for_is_what_it_gets(network):
     rates = _rates(network)
     assert rates["a.conv.long.kernel.weight"] == (1e-3, 0.5)

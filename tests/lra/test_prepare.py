@@ -27,10 +27,11 @@ def test_listops_with_a_page(here: Path) -> None:
     assert (status, err) == (0, "")
     assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
     assert "every file has its SHA-256" in out
-    page = (here / "listops.html").read_text()
+    page = (here / "data" / "listops.html").read_text()
     assert page.count("<h2>") == 3
     values = re.findall(r"label (\d)</h2>.*?\n<pre>.*? = (\d)</pre>", page)
     assert len(values) == 3 and all(label == value for label, value in values)
+    assert [path.name for path in here.iterdir()] == ["data"]  # nothing in the working folder
 
 
 def test_the_validation_set_is_that_of_the_policy(here: Path) -> None:
@@ -42,7 +43,7 @@ def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[
     where = (f"data.dir={real_text.dir}", f"data.root={real_text.root}")
     status, _, err = run("task=text", "preset=full", "task.max_length=200", *where, "show=6")
     assert (status, err) == (0, "")
-    page = (here / "text.html").read_text()
+    page = (Path(real_text.dir) / "text.html").read_text()
     assert page.count("<h2>") == 6 and "bytes are cut off]" in page
     assert "positive" in page and "negative" in page
 
@@ -50,7 +51,7 @@ def test_text_shows_what_is_cut(here: Path, real_text) -> None:  # type: ignore[
 def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  # type: ignore[no-untyped-def]
     where = (f"data.dir={real_image.dir}", f"data.root={real_image.root}")
     assert run("task=image", "preset=mini", *where, "show=2")[0] == 0
-    page = (here / "image.html").read_text()
+    page = (Path(real_image.dir) / "image.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "256 positions" in page
 
 

@@ -1,9 +1,13 @@
 """Save and load: equal outputs, and every wrong folder refused in one line."""
 
+import dataclasses
+import importlib.machinery
 import json
 import pickle
 import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +16,8 @@ from chela.config.groups import names
 from chela.core.errors import UsageError
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.models.pretrained import from_pretrained, save_pretrained
+from chela.models.pretrained import RELEASED, from_pretrained, released, save_pretrained
+from lra.tasks import get_task
 
 TASKS = {
     "symbols": TaskFacts(num_classes=10, l_max=50, vocab_size=17),
@@ -46,6 +51,63 @@ def test_what_was_saved_comes_back(name, task, tmp_path):
     twice = from_pretrained(save_pretrained(again, tmp_path / "b"))
     with torch.no_grad():
         assert torch.equal(twice(inputs, mask), model(inputs, mask))
+
+
+def test_what_is_known_of_the_task_is_saved_with_a_card(tmp_path):
+    config = resolve(["task=text", "preset=tiny"])
+    model = build_model(config.model, get_task(config.task), seed=7)
+    again = from_pretrained(save_pretrained(model, tmp_path / "text"))
+    assert again.labels == ["negative", "positive"] and again.encoding["name"] == "text"
+    assert "parameters; negative, positive." in (tmp_path / "text" / "README.md").read_text()
+    save_pretrained(_model(), tmp_path / "own", card="# Mine\n")
+    assert (tmp_path / "own" / "README.md").read_text() == "# Mine\n"
+    said = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert (said["labels"], said["encoding"]) == ([], {})  # it was built of facts alone
+
+
+SCORES = {  # of ids or values 1, 2, …, as the released weights gave them on the day of their release
+    "image-lite": [1.8975, -8.9456],
+    "listops-lite": [6.3925, 0.0047],
+    "text-lite": [2.7958, -2.5747],
+}
+
+
+@pytest.mark.parametrize("name", released())
+def test_released_weights_keep_their_scores_and_say_all_options(name):
+    model = from_pretrained(name)
+    size = model.built_from[1].vocab_size
+    inputs = torch.linspace(-2, 2, 200)[None, :, None] if size is None else torch.arange(200)[None] % (size - 1) + 1
+    with torch.no_grad():
+        np.testing.assert_allclose(model(inputs)[0, :2], SCORES[name], rtol=1e-3, atol=1e-3)
+    said = json.loads((RELEASED / name / "config.json").read_text())
+    options = {field.name for field in dataclasses.fields(mixer_options("chela"))}
+    assert said["model"]["mixer"].keys() == options  # so that no default of later can change the network
+    assert (said["model"]["mixer"]["qk"], said["model"]["mixer"]["gate"]) == ("long", "mega")
+    card = (RELEASED / name / "README.md").read_text()
+    assert all(word in card for word in ("**Data**", "**Size**", "**Score**", "**What it gets wrong**", "confident**"))
+
+
+def test_an_unknown_name_is_answered_with_those_there_are():
+    _refused(
+        "text-light", "weights: expected one of image-lite, listops-lite, text-lite, or a folder .* got text-light"
+    )
+
+
+def test_a_repository_of_the_hub_is_a_name_too(saved, monkeypatch):
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name != "me/net":
+            raise OSError("404\nno such repository")
+        return str(saved)
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download, hub.__spec__ = snapshot_download, importlib.machinery.ModuleSpec("huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert from_pretrained("me/net").built_from[1] == TASKS["symbols"]
+    assert asked == [("me/net", ["config.json", "model.safetensors", "README.md"])]
+    _refused("you/net", r"got you/net, which the Hugging Face Hub does not give \(404\)")
 
 
 def test_an_integer_where_a_number_is_meant_comes_back(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 
 from chela.evaluate import main as evaluate
 from chela.generate import main
+from chela.models.pretrained import save_pretrained
+from chela.predict import load_run
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 from tests.training.test_texts import TEXT
@@ -45,6 +47,17 @@ def test_it_prints_the_prompt_and_what_follows(run, capsys, monkeypatch, tmp_pat
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a ☃\n".encode())))
     assert main([*asked, "input=-"]) == 0
     assert capsys.readouterr().out == shown.out
+
+
+def test_weights_write_as_their_run_does(run, capsys, tmp_path):
+    asked = ["prompt=fox", "tokens=9", "seed=2"]
+    assert main([f"run={run}", *asked]) == 0
+    shown = capsys.readouterr().out
+    network, _ = load_run(str(run))
+    assert main([f"weights={save_pretrained(network, tmp_path / 'weights')}", *asked]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["weights=text-lite", *asked]) == 2
+    assert "expected a language model, such as one of task=shakespeare, got one of text" in capsys.readouterr().err
 
 
 def test_the_result_has_a_sample(run, tmp_path):

@@ -130,6 +130,9 @@ class ChelaLayer(nn.Module):
 
         ``stream: (B, L, D)`` is what ``gate="mega"`` replaces a part of, the residual stream; None is x.
         """
+        width = self.value.in_features
+        if x.ndim != 3 or x.shape[2] != width or not x.shape[1]:
+            raise ValueError(f"expected x of shape (B, L, {width}) with L of at least 1, got {tuple(x.shape)}")
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
         parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
