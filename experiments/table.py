@@ -178,7 +178,7 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
 
 
 def cell_text(table: ResultTable, task: str, row: str) -> str:
-    """Return a cell's words: ``51.23 ± 0.45 (3; 1 at chance)``."""
+    """Return a cell's words: ``51.23 ± 0.45 (3; 1 at chance)``; its digits are those of ``SCORES`` when it was run."""
     cell, digits = table.cells.loc[(row, task)], table.score(task)["digits"]
     remarks = [f"{cell[state]} {state}" for state in STATES if cell[state]]
     if not cell["seeds"]:

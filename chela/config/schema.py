@@ -57,7 +57,7 @@ class OptimizerConfig:
     beta2: float = option(0.98, "Adam's second moment", ge=0, lt=1)
     eps: float = option(1e-8, "Adam's denominator", gt=0, le=1)
     warmup_steps: int = option(100, "linear warm-up from 0", ge=0, le=100_000_000)
-    schedule: str = option("linear", "after the warm-up, to 0 or to a tenth", choices=tuple(SCHEDULES))
+    schedule: str = option("linear", "after the warm-up: to 0, to a tenth, or constant", choices=tuple(SCHEDULES))
     clip: float = option(1.0, "largest gradient norm; 0 does not clip", ge=0, le=1e9)
 
     def lr_factor(self, step: int, max_steps: int) -> float:

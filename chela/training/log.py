@@ -65,7 +65,8 @@ class Log:
 
     def _write(self, row: dict[str, Any]) -> None:
         append(self._run.metrics, row, self.columns)
-        scalars = {f"{row['split']}/{name}": row[name] for name in self.columns[2:-3] if name in row}
+        unscored = ("step", "split", "tokens_per_second", "seconds", "evaluation")
+        scalars = {f"{row['split']}/{name}": row[name] for name in self.columns if name in row and name not in unscored}
         for logger in self._loggers:
             logger.log_metrics(scalars, row["step"])
 

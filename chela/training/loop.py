@@ -147,7 +147,7 @@ class Launch:
             self.log.close()
 
     def log_step(self) -> None:
-        """Make a line of the step's batch."""
+        """Make a line of the step's batch; a value that has no name in ``Log.columns`` is not written."""
         self.module.expect_finite()
         counts = summed(self.fabric, self.module.of_step)
         (_, _, tokens), seconds = self.totals(), self.state.seconds

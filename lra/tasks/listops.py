@@ -19,7 +19,8 @@ from lra.tasks.base import SPLITS
 from lra.tasks.stored import StoredTask
 
 VOCABULARY = ("<pad>", *"0123456789", "[MIN", "[MAX", "[MED", "[SM", "]", "<oov>")
-"""Token of each id, fixed for version 1: 15 symbols, padding 0 and one id for what is unknown."""
+"""Token of each id: 15 symbols, padding 0 and one id for what is unknown. Generated trees get these ids from
+``lra.generators.listops``: change both, and ``ListOps.version``, by which prepared records are told apart."""
 
 OOV = len(VOCABULARY) - 1
 _IDS = {token: i for i, token in enumerate(VOCABULARY[:OOV])}
