@@ -53,7 +53,9 @@ def convolve(u: Tensor, lags: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("chela::fft_conv_backward", mutates_args=())
-def convolve_backward(grad: Tensor, u: Tensor, lags: Tensor, input_grad: bool, lags_grad: bool) -> tuple[Tensor, Tensor]:
+def convolve_backward(
+    grad: Tensor, u: Tensor, lags: Tensor, input_grad: bool, lags_grad: bool
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of u and lags; one not asked for is empty.
 
     The gradient of u is the correlation of grad with the lags. That of the lags is the correlation of grad and u,
