@@ -28,6 +28,18 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.flatten(0, -2).index_fill(0, rows, 0.0).view_as(x) if len(rows) else x
 
 
+def zero_padding_(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Do the same in place."""
+    if mask is None:
+        return x
+    if not may_look(x):
+        return x.masked_fill_(~mask.unsqueeze(-1), 0.0)
+    rows = padding_rows(mask)
+    if len(rows):
+        x.view(-1, x.shape[-1]).index_fill_(0, rows, 0.0)
+    return x
+
+
 _ROWS: Any = WeakTensorKeyDictionary()
 
 

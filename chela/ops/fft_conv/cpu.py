@@ -22,9 +22,9 @@ from chela.ops.precision import accumulation_dtype
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 3 << 20
+BLOCK_BYTES = 7 << 20
 """Where the padded input of one block is smaller than this, more lines are taken at once."""
-SHORT = 256
+SHORT = 1024
 """Tokens of a block of a sequence that stay in the cache until they are transposed."""
 
 
