@@ -84,7 +84,10 @@ def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
     >>> [tuple(part.shape) for part in columns(torch.randn(2, 10, 72), [52, 20])]
     [(2, 10, 52), (2, 10, 20)]
     """
-    return [part.contiguous() if x.device.type == "cpu" else part for part in torch.split(x, sizes, dim=-1)]
+    if x.device.type != "cpu":
+        return list(torch.split(x, sizes, dim=-1))
+    sizes = [sizes] * (x.shape[-1] // sizes) if isinstance(sizes, int) else sizes
+    return list(torch.split_with_sizes_copy(x, sizes, dim=-1))
 
 
 def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:

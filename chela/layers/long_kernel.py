@@ -154,6 +154,8 @@ class MultiscaleKernel(LongKernel):
 
     def scaled(self, channels: slice = ALL) -> Tensor:
         """Return the parameters ``(D, C, S, k)`` of the channels, divided by the norm, each piece as weak as it is."""
+        if channels == ALL:
+            return self.weight * (self.weaker / self.norm)
         return self.weight[:, channels] * (self.weaker[channels] / self.norm[:, channels])
 
     def near(self, lags: int) -> Tensor:

@@ -137,11 +137,13 @@ class LongConv(Keeping):
         """
         self.kernel.expect_length(length)
         with torch.autocast(self.skip.device.type, enabled=False):
-            gains = self.gain[:, channels]
-            learned = [self.skip[channels, None], *(taps[channels] for taps in self.branches)]
+            gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
+            if channels != ALL:
+                gains, skip, *branches = (x[channels] for x in (gains, skip, *branches))
+            learned = [skip, *branches]
             if isinstance(self.kernel, MultiscaleKernel):
                 learned = [*self.kernel.scaled(channels).flatten(2).unbind(), *learned]
-            values = torch.cat(learned, dim=1) * (gains.T @ self.gain_of)
+            values = torch.cat(learned, dim=1) * (gains @ self.gain_of)
             reach = min(NEAR, length)
             first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
             parts = [values @ self.lags_of[:, first : zero + reach]]
@@ -156,7 +158,7 @@ class LongConv(Keeping):
             forward, back = self.kernel(length, channels)
             whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
             beyond = length - reach
-            return whole * gains[0, :, None] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
+            return whole * gains[:, :1] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
@@ -289,12 +291,15 @@ class ShortLongConv(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x: (B, L, C)`` to c ``(B, L, C)``, 0 where ``mask: (B, L)`` is False; None: all tokens are real."""
-        return self.stages(zero_padding(x, mask), mask)[1]
+        return zero_padding(self.stages(zero_padding(x, mask), mask)[1], mask)
 
     def stages(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map ``x: (B, L, C)``, 0 at padding, to u and c; without a short stage both are c."""
+        """Map ``x: (B, L, C)``, 0 at padding, to u and c; without a short stage both are c.
+
+        At padding c means nothing, but it is finite.
+        """
         u = x if self.short is None else zero_padding(self.short(x), mask)
-        c = u if self.long is None else zero_padding(F.silu(self.long(u)), mask)
+        c = u if self.long is None else F.silu(self.long(u))
         return c if self.short is None else u, c
 
     def start(self, batch: int) -> State:

@@ -155,20 +155,22 @@ class _Attend(torch.autograd.Function):
         z = F.linear(c, W, b)
         made = _, q, k, values = _Attend.made(z, v, gamma, beta, mask, positive)
         S = k.mT @ values
-        o, total, key_sum = q @ S, None, None
+        o, total = q @ S, None
         if positive:
-            key_sum = k.sum(1)[:, :, None]
-            total = (q @ key_sum).add_(EPS)
-            o /= total
+            total = EPS - o[..., -1:]
+            o = o[..., :-1] / total
         held = made if z.numel() < SMALL_ELEMENTS else ()
-        ctx.save_for_backward(c, v, W, gamma, beta, mask, z, S, total, key_sum, o if positive else None, *held)
+        ctx.save_for_backward(c, v, W, gamma, beta, mask, z, S, total, o if positive else None, *held)
         return _together(o, gamma.shape[1])
 
     @staticmethod
     def made(
         z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mask: Tensor | None, positive: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys together ``(B, L, 2·H·Z)``, then these and values by heads; keys are 0 at padding."""
+        """Return queries and keys together ``(B, L, 2, H·Z)``, then these and values by heads; keys are 0 at padding.
+
+        Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
+        """
         heads = gamma.shape[1]
         y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
         if positive:
@@ -177,34 +179,33 @@ class _Attend(torch.autograd.Function):
             F.silu(y, inplace=True)
         zero_padding_(y[:, :, 1], mask)
         q, k = _apart(y.flatten(2), heads, 2)
-        return y, q, k, *_apart(F.silu(v), heads)
+        (values,) = _apart(F.silu(v), heads)
+        return y, q, k, F.pad(values, (0, 1), value=-1.0) if positive else values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        c, v, W, gamma, beta, mask, z, S, total, key_sum, o, *made = ctx.saved_tensors
+        c, v, W, gamma, beta, mask, z, S, total, o, *made = ctx.saved_tensors
         y, q, k, values = made or _Attend.made(z, v, gamma, beta, mask, ctx.positive)
         (g,) = _apart(d_o, gamma.shape[1])
         d_y = torch.empty_like(y) if gamma.shape[1] == 1 else y.new_empty(2, *q.shape)
         d_q, d_k = d_y.unbind(2) if gamma.shape[1] == 1 else d_y
         if ctx.positive:  # o = sums / total
-            d_total = (g * o).sum(-1, keepdim=True).div_(total)
-            g = g / total
-            torch.bmm(g, S.mT, out=d_q).addcmul_(d_total, key_sum.mT, value=-1)
-            dS = q.mT @ g
-            torch.baddbmm(d_total.mT @ q, values, dS.mT, beta=-1, out=d_k)
-        else:
-            torch.bmm(g, S.mT, out=d_q)
-            dS = q.mT @ g
-            torch.bmm(values, dS.mT, out=d_k)
-        d_v = silu_backward(_together(k @ dS, gamma.shape[1]), v)
+            d_sums = torch.empty_like(values)
+            torch.div(g, total, out=d_sums[..., :-1])
+            torch.div((g * o).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
+            g = d_sums
+        torch.bmm(g, S.mT, out=d_q)
+        dS = q.mT @ g
+        torch.bmm(values, dS.mT, out=d_k)
+        d_v = silu_backward(_together(k @ dS[..., : d_o.shape[-1] // gamma.shape[1]], gamma.shape[1]), v)
         if gamma.shape[1] > 1:
             B, L, H = *z.shape[:2], gamma.shape[1]
             d_y = d_y.view(2, B, H, L, -1).permute(1, 3, 0, 2, 4).reshape(y.shape)
-        zero_padding_(d_y[:, :, 1], mask)
-        if ctx.positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above
+        if ctx.positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
             d_y.mul_(y.clamp(max=1))
         else:
+            zero_padding_(d_y[:, :, 1], mask)
             d_y = silu_backward(d_y, torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1)))
         d_beta, d_gamma = d_y.sum((0, 1)), (d_y * z.unsqueeze(-2)).sum((0, 1))
         d_c, d_W, d_b = gradients(d_y.mul_(gamma.flatten(1)).sum(2), c, W)

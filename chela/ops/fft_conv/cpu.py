@@ -35,7 +35,10 @@ def fft_conv_fast(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor |
 
 @torch.library.custom_op("chela::fft_conv", mutates_args=())
 def convolve(u: Tensor, lags: Tensor) -> Tensor:
-    """Return y ``(B, L, C)`` for u ``(B, L, C)`` and lags ``(C, 2·L − 1)``, or ``(C, L)``; see ``in_order``."""
+    """Return y ``(B, L, C)`` for u ``(B, L, C)`` and lags ``(C, 2·L − 1)``, or ``(C, L)``; see ``in_order``.
+
+    The first lag is at place 0 of the circle, so the outputs are as many places later as there are lags before 0.
+    """
     batch, length = u.shape[:2]
     y = u.new_empty(u.shape)
     if u.numel() == 0:
@@ -45,10 +48,11 @@ def convolve(u: Tensor, lags: Tensor) -> Tensor:
         for rows, buffer, blocks in _spans(u, batch + 1, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
                 _load(rows[:batch], u[:, :, c])
-                _on_circle(rows[batch], lags[c], length)
+                rows[batch, :, : lags.shape[1]] = lags[c]
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
-                y[:, :, c] = _spread(torch.fft.irfft(product, n=rows.shape[2])[:, :, :length], buffer).transpose(1, 2)
+                found = torch.fft.irfft(product, n=rows.shape[2])[:, :, lags.shape[1] - length : lags.shape[1]]
+                y[:, :, c] = _spread(found, buffer).transpose(1, 2)
     return y
 
 
@@ -71,8 +75,8 @@ def convolve_backward(
     with torch.autocast(u.device.type, enabled=False):
         for rows, buffer, blocks in _spans(u, count, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
-                _load(rows[:batch], grad[:, :, c])
-                _on_circle(rows[batch], lags[c], length)
+                _load(rows[:batch, :, lags.shape[1] - length :], grad[:, :, c])
+                rows[batch, :, : lags.shape[1]] = lags[c]
                 if lags_grad:
                     _load(rows[batch + 1 :], u[:, :, c])
                 spectrum = torch.fft.rfft(rows)
@@ -89,9 +93,7 @@ def convolve_backward(
                 if input_grad:
                     d_u[:, :, c] = _spread(back[:batch, :, :length], buffer).transpose(1, 2)
                 if lags_grad:
-                    d_lags[c, -length:] = back[-1, :, :length]
-                    if lags.shape[1] > length:
-                        d_lags[c, : length - 1] = back[-1, :, 1 - length :]
+                    d_lags[c] = back[-1, :, : lags.shape[1]]
     return d_u, d_lags
 
 
@@ -137,13 +139,6 @@ def _load(rows: Tensor, x: Tensor) -> None:
     """
     whole = x.device.type == "cpu" and x.shape[1] > SHORT
     rows[:, :, : x.shape[1]] = (x.contiguous() if whole else x).transpose(1, 2)
-
-
-def _on_circle(row: Tensor, lags: Tensor, length: int) -> None:
-    """Write lag s to place s of row ``(c, N)``, lag −s to place N − s."""
-    row[:, :length] = lags[:, -length:]
-    if lags.shape[1] > length:
-        row[:, 1 - length :] = lags[:, : length - 1]
 
 
 def _spread(x: Tensor, buffer: Workspace) -> Tensor:

@@ -1,4 +1,4 @@
-"""The long convolution in short: its lags on a circle, and the convolution theorem."""
+"""The long convolution in short: its lags in order, and the convolution theorem."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ def fft_conv_plain(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor 
     with torch.autocast(u.device.type, enabled=False):
         lags = in_order(kernel, kernel_back, skip, length).to(dtype)
         n = fft_length(length)
-        circle = F.pad(lags, (0, n - lags.shape[1])).roll(length - lags.shape[1], 1)
-        y: Tensor = torch.fft.irfft(torch.fft.rfft(u.mT.to(dtype), n=n) * torch.fft.rfft(circle), n=n)
-        return y[..., :length].mT.to(u.dtype)
+        y: Tensor = torch.fft.irfft(torch.fft.rfft(u.mT.to(dtype), n=n) * torch.fft.rfft(lags, n=n), n=n)
+        return y[..., lags.shape[1] - length : lags.shape[1]].mT.to(u.dtype)
 
 
 def in_order(kernel: Tensor, kernel_back: Tensor, skip: Tensor | None, length: int) -> Tensor:
