@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
-from chela.layers.kept import Keeping, Kept
-from chela.layers.long_kernel import ALL, LongKernel, MultiscaleKernel
-from chela.layers.padding import zero_padding
+from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
 from chela.layers.state import State, expect_causal, nested, part, settled
+from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
-from chela.ops.precision import accumulation_dtype
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import extent
 from chela.ops.short_conv import short_conv, short_conv_step
 

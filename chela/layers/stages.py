@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from chela.layers.padding import zero_padding, zero_padding_
+from chela.ops.padding import zero_padding, zero_padding_
 from chela.ops.sequence_parallel import current
 
 SMALL_ELEMENTS = 2**21
@@ -117,7 +117,7 @@ def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tenso
     """
     y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
     y = F.elu(y) + 1 if positive else F.silu(y)
-    return y.unflatten(-1, gamma.shape[1:])
+    return y.view(*y.shape[:-1], *gamma.shape[1:])
 
 
 def attend(
@@ -200,8 +200,7 @@ class _Attend(torch.autograd.Function):
         torch.bmm(values, dS.mT, out=d_k)
         d_v = silu_backward(_together(k @ dS[..., : d_o.shape[-1] // gamma.shape[1]], gamma.shape[1]), v)
         if gamma.shape[1] > 1:
-            B, L, H = *z.shape[:2], gamma.shape[1]
-            d_y = d_y.view(2, B, H, L, -1).permute(1, 3, 0, 2, 4).reshape(y.shape)
+            d_y = d_y.view(2, len(z), gamma.shape[1], z.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(y.shape)
         if ctx.positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
             d_y.mul_(y.clamp(max=1))
         else:
@@ -226,7 +225,7 @@ def _apart(x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
 
 def _together(x: Tensor, heads: int) -> Tensor:
     """Return ``x: (B·H, L, ·)`` as ``(B, L, H·…)``."""
-    return x if heads == 1 else x.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+    return x if heads == 1 else x.view(-1, heads, *x.shape[1:]).transpose(1, 2).flatten(2)
 
 
 def gradients(

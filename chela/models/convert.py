@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from chela.layers.mixers import mixer_options
 from chela.layers.mixers.hedgehog import HedgehogAttention, HedgehogFeatureMap
 from chela.layers.mixers.softmax import SoftmaxAttention
-from chela.layers.padding import zero_padding
+from chela.ops.padding import zero_padding
 
 
 def convert(teacher: nn.Module) -> nn.Module:

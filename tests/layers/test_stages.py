@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from chela import ChelaLayer
 from chela.layers import stages
-from chela.layers.padding import zero_padding
 from chela.ops import linear_attention
+from chela.ops.padding import zero_padding
 from experiments.bench.timing import peak_memory
 
 torch.manual_seed(0)

@@ -212,8 +212,8 @@ def test_errors_say_what_was_expected(change, message):
 def test_flops_are_counted_once_whoever_registers_them():
     from torch.utils.flop_counter import FlopCounterMode
 
+    from chela.ops.backend import count_flops
     from chela.ops.fft_conv.cpu import backward_flops, forward_flops
-    from chela.ops.flops import count_flops
 
     count_flops(torch.ops.chela.fft_conv, lambda *shapes, **_: 0)  # counted already: nothing changes
     u, kernel, back = (torch.randn(s, requires_grad=True) for s in ((2, 8, 3), (3, 8), (3, 7)))

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.layers.norm import LayerNorm
-from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv
 from chela.layers.stages import attend, features, gate, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
+from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.precision import accumulation_dtype
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import current
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chela.ops.backend import Shape, accumulation_dtype, count_flops
 from chela.ops.fft_conv.plain import fft_length, in_order
-from chela.ops.flops import Shape, count_flops
 from chela.ops.memory import Workspace, in_huge_pages
-from chela.ops.precision import accumulation_dtype
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
@@ -30,7 +29,7 @@ SHORT = 1024
 
 def fft_conv_fast(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:
     """Return ``(B, L, C)`` in the dtype of u; the arguments are those of ``fft_conv_reference``."""
-    return convolve(u, in_order(kernel, kernel_back, skip, u.shape[1]))
+    return convolve(u, in_order(kernel, kernel_back, skip, u.shape[1]))  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("chela::fft_conv", mutates_args=())
@@ -124,7 +123,7 @@ def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, 
         width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
     spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
-    with Workspace(dtype, u.device, buffers_per_block=1) as buffer:
+    with Workspace(dtype, u.device) as buffer:
         for width, starts in spans:
             if starts:
                 rows = buffer("rows", count, width, n).zero_()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 
 
 def fft_conv_plain(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:

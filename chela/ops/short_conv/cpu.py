@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 from chela.ops.short_conv.reference import sum_of_taps
 
 PRODUCTS = 2**20
