@@ -20,7 +20,7 @@ NOT_COUNTED = """
     alias as_strided chunk contiguous detach detach_ dropout empty empty_like empty_strided expand expand_as flatten
     is_nonzero item lift_fresh mT narrow new_empty new_empty_strided numpy_T permute promote_types reshape resolve_conj
     resolve_neg result_type select slice split split_with_sizes squeeze t to transpose unbind unflatten unfold unsqueeze
-    view view_as _local_scalar_dense
+    view view_as _local_scalar_dense _unsafe_view
 """
 
 
