@@ -199,13 +199,17 @@ class _Attend(torch.autograd.Function):
         dS = q.mT @ g
         torch.bmm(values, dS.mT, out=d_k)
         d_v = silu_backward(_together(k @ dS[..., : d_o.shape[-1] // gamma.shape[1]], gamma.shape[1]), v)
+        shape, slope = y.shape, y if ctx.positive else None
+        del y, q, k, values, made, g, d_q, d_k  # a step's memory is at its peak here
         if gamma.shape[1] > 1:
-            d_y = d_y.view(2, len(z), gamma.shape[1], z.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(y.shape)
-        if ctx.positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
-            d_y.mul_(y.clamp(max=1))
+            d_y = d_y.view(2, len(z), gamma.shape[1], z.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(shape)
+        if slope is not None:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
+            d_y.mul_(slope.clamp(max=1))
         else:
             zero_padding_(d_y[:, :, 1], mask)
-            d_y = silu_backward(d_y, torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1)))
+            y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
+            torch.ops.aten.silu_backward.grad_input(d_y, y, grad_input=d_y)
+            del y
         d_beta, d_gamma = d_y.sum((0, 1)), (d_y * z.unsqueeze(-2)).sum((0, 1))
         d_c, d_W, d_b = gradients(d_y.mul_(gamma.flatten(1)).sum(2), c, W)
         return d_c, d_v, d_W, d_b, d_gamma.view_as(gamma), d_beta.view_as(beta), None, None
