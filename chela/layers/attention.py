@@ -5,15 +5,15 @@ Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from chela.core.options import checked
-from chela.layers.padding import zero_padding
 from chela.layers.state import Stepwise
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import first_position
 
 
@@ -84,7 +84,11 @@ def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
     >>> [tuple(part.shape) for part in columns(torch.randn(2, 10, 72), [52, 20])]
     [(2, 10, 52), (2, 10, 20)]
     """
-    return [part.contiguous() if x.device.type == "cpu" else part for part in torch.split(x, sizes, dim=-1)]
+    if x.device.type != "cpu":
+        return list(torch.split(x, sizes, dim=-1))
+    sizes = [sizes] * (x.shape[-1] // sizes) if isinstance(sizes, int) else sizes
+    copies: Any = torch.ops.aten.split_with_sizes_copy.default(x, sizes, -1)
+    return list(copies)
 
 
 def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from chela.layers.kept import Kept
-from chela.layers.long_kernel import ALL, LongKernel
+from chela.layers.long_kernel import ALL, Kept, LongKernel
 from chela.layers.state import State, settled
+from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import fft_conv
-from chela.ops.precision import accumulation_dtype
 
 PIECE = 1024
 """Tokens that a sum of exponentials takes at once, so that its memory stays bounded."""

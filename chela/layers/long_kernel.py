@@ -8,22 +8,67 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chela.layers.kept import Keeping, Kept
 from chela.layers.param_groups import mark
 
 ALL = slice(None)
-ONE_PRODUCT = 128
-"""Up to this length all pieces of a kernel are made by one product."""
 KERNEL_LR = 1e-3
 """The learning rate of long kernels and state matrices, smaller than the model's (arXiv 2210.09298, section 4)."""
+
+
+T = TypeVar("T")
+
+
+class Kept:
+    """A cache of something that is made of a module's parameters."""
+
+    value: Any = None
+
+    def of(self, module: nn.Module, make: Callable[[], T], fits: Callable[[T], bool] = lambda value: True) -> T:
+        """Return what ``make`` gave; in eval mode without gradients it is made anew only if it no longer fits."""
+        if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        if self.value is None or not fits(self.value):
+            self.value = make()
+        return self.value  # type: ignore[no-any-return]
+
+
+class Keeping(nn.Module):
+    """A module with ``Kept`` among its attributes.
+
+    ``train()``, ``eval()``, loading a state dict, a move and a cast drop what is kept; ``forward`` and ``prefill`` with
+    gradients do so by ``renew``, since an optimiser's step may follow. After any other write call ``eval()``.
+    """
+
+    def drop(self) -> None:
+        """Forget what is kept."""
+        for value in vars(self).values():
+            if isinstance(value, Kept):
+                value.value = None
+
+    def renew(self) -> None:
+        """Forget what is kept if this is a pass with gradients."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.drop()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget what is kept."""
+        self.drop()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> Self:
+        self.drop()
+        return super()._apply(*args, **options)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.drop()
+        super()._load_from_state_dict(*args, **options)
 
 
 class LongKernel(Keeping):
@@ -132,9 +177,11 @@ class MultiscaleKernel(LongKernel):
         self.register_buffer("norm", torch.ones(self.directions, d_model, 1, 1))
         weaker = torch.linspace(decay_min, decay_max, d_model)[:, None] ** -torch.arange(scales)
         self.register_buffer("weaker", weaker[..., None], persistent=False)
-        stretched = _stretched(scales, scale_size, initial_scale)
-        joined = torch.block_diag if l_max <= ONE_PRODUCT else lambda *matrices: torch.cat(matrices, dim=1)
-        self.register_buffer("stretch", joined(*stretched), persistent=False)
+        unit, first = torch.eye(scale_size)[None], 1 << initial_scale
+        factors = [first, *(first << i for i in range(scales - 1))]
+        stretch = [F.interpolate(unit, scale_factor=float(factor), mode="linear")[0] for factor in factors]
+        self.register_buffer("stretch", torch.cat(stretch, dim=1), persistent=False)  # (k, L): lags side by side
+        self.ends = [scale_size * total for total in itertools.accumulate(factors)]
         self.reset_parameters()
 
     @torch.no_grad()
@@ -142,89 +189,37 @@ class MultiscaleKernel(LongKernel):
         """Draw the pieces from N(0, 1) and take the norm of the kernel they make."""
         nn.init.normal_(self.weight)
         self.norm.fill_(1.0)
-        whole = self.stretch.shape[1]
-        of_both = [self.build(whole + direction)[direction].norm(dim=1) for direction in range(self.directions)]
-        self.norm.copy_(torch.stack(of_both)[..., None, None])
+        self.norm.copy_(torch.stack([whole.norm(dim=1) for whole in self._all()])[..., None, None])
 
-    def build(
-        self, length: int, channels: slice = ALL, gain: Tensor | None = None, near: Sequence[Tensor] | None = None
-    ) -> list[Tensor]:
-        """Build each direction at its own length: cutting the last lag off would copy the whole gradient.
+    def build(self, length: int, channels: slice = ALL) -> list[Tensor]:
+        """Join the stretched pieces."""
+        return [whole[channels, : max(length - direction, 0)] for direction, whole in enumerate(self._all())]
 
-        The kernels are multiplied by ``gain: (C,)``; taps ``near``, ``(C, m)`` a direction, are added to their first
-        lags.
-        """
+    def _all(self) -> list[Tensor]:
         with torch.autocast(self.weight.device.type, enabled=False):
-            scale = self.weaker[channels] / self.norm[:, channels]
-            scale = scale if gain is None else scale * gain[:, None, None]
-            weight = self.weight[:, channels] * scale
-            if self.l_max <= ONE_PRODUCT:
-                weight = weight.flatten(2)[:, :, None]
-            taps = [None] * self.directions if near is None else near
-            join = _joined if torch.compiler.is_compiling() else _Joined.apply
-            return [
-                join(of_one, tap, self.stretch, self._lags(length - direction))
-                for direction, (of_one, tap) in enumerate(zip(weight.unbind(), taps, strict=True))
-            ]
+            spans = list(itertools.pairwise([0, *self.ends]))
+            pieces = [zip(of_one.unbind(1), spans, strict=True) for of_one in self.scaled()]
+            return [torch.cat([p @ self.stretch[:, a:b] for p, (a, b) in of_one], dim=1) for of_one in pieces]
 
-    def _lags(self, length: int) -> list[int]:
-        """Return how many lags each product gives, of those that a kernel of that length needs."""
-        whole = self.stretch.shape[1]
-        if self.l_max <= ONE_PRODUCT:
-            return [min(length, whole)]
-        scales = self.weight.shape[2]
-        bounds = [0, *(min(whole >> (scales - 1 - i), length) for i in range(scales))]
-        return [stop - start for start, stop in itertools.pairwise(bounds) if stop > start]
+    def scaled(self, channels: slice = ALL) -> Tensor:
+        """Return the parameters ``(D, C, S, k)`` of the channels, divided by the norm, each piece as weak as it is."""
+        if channels == ALL:
+            return self.weight * (self.weaker / self.norm)
+        return self.weight[:, channels] * (self.weaker[channels] / self.norm[:, channels])
 
+    def near(self, lags: int) -> Tensor:
+        """Return the constant matrix ``(S·k, lags)`` that makes the first lags of a direction of all its parameters."""
+        ends = [min(end, lags) for end in (0, *self.ends)]
+        pieces = (self.stretch[:, a:b] for a, b in itertools.pairwise(ends))
+        matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
+        return F.pad(matrix, (0, lags - matrix.shape[1]))
 
-def _joined(weight: Tensor, near: Tensor | None, stretch: Tensor, lags: list[int]) -> Tensor:
-    """Stretch and join n pieces ``weight: (C, n, k)`` to so many ``lags`` each, and add ``near: (C, m)`` to the first.
-
-    ``stretch`` has the matrices of all pieces side by side.
-    """
-    matrices = torch.split(stretch[:, : sum(lags)], lags, dim=1)
-    kernel = torch.cat([piece @ matrix for piece, matrix in zip(weight.unbind(1), matrices, strict=False)], dim=1)
-    return kernel if near is None else added(kernel, near)
-
-
-class _Joined(torch.autograd.Function):
-    """``_joined``, with each product written where its lags lie."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, near: Tensor | None, stretch: Tensor, lags: list[int]) -> Tensor:
-        kernel = weight.new_empty(len(weight), sum(lags))
-        ctx.lags, ctx.matrices = lags, torch.split(stretch[:, : sum(lags)], lags, dim=1)
-        ctx.shape, ctx.near = weight.shape, 0 if near is None else near.shape[1]
-        for piece, matrix, out in zip(weight.unbind(1), ctx.matrices, torch.split(kernel, lags, dim=1), strict=False):
-            torch.mm(piece, matrix, out=out)
-        if near is not None:
-            kernel[:, : ctx.near].add_(near[:, : kernel.shape[1]])
-        return kernel
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        d_weight = grad.new_zeros(ctx.shape)
-        for part, matrix, out in zip(
-            torch.split(grad, ctx.lags, dim=1), ctx.matrices, d_weight.unbind(1), strict=False
-        ):
-            torch.mm(part, matrix.T, out=out)
-        d_near = F.pad(grad[:, : ctx.near], (0, max(0, ctx.near - grad.shape[1]))) if ctx.near else None
-        return d_weight, d_near, None, None
-
-
-def added(kernel: Tensor, taps: Tensor) -> Tensor:
-    """Add a short kernel ``(C, K)`` to the first lags of ``(C, L)``; lags beyond the sequence never occur."""
-    taps = taps[:, : kernel.shape[1]]
-    return kernel + F.pad(taps, (0, kernel.shape[1] - taps.shape[1]))
+    def far(self, length: int, beyond: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the pieces that have lags from ``beyond`` on, below ``length``: their number, and what makes these."""
+        for i, (start, stop) in enumerate(itertools.pairwise([0, *self.ends])):
+            if max(start, beyond) < min(stop, length):
+                yield i, self.stretch[:, max(start, beyond) : min(stop, length)]
 
 
 def _crop(kernel: Tensor, length: int) -> Tensor:
     return kernel if kernel.shape[1] == length else kernel[:, :length]
-
-
-def _stretched(scales: int, size: int, initial_scale: int) -> list[Tensor]:
-    """Make the constant matrices ``(k, k·2^…)`` that interpolate the pieces."""
-    unit = torch.eye(size)[None]
-    factors = [float(1 << (max(0, i - 1) + initial_scale)) for i in range(scales)]
-    return [F.interpolate(unit, scale_factor=factor, mode="linear")[0] for factor in factors]

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from chela.core.options import check_value
-from chela.layers.padding import check_mask, zero_padding
 from chela.layers.stages import is_recomputed
-from chela.ops.padding import may_look
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
+from chela.ops.padding import check_mask, may_look, zero_padding
 
 
 class LayerNorm(nn.LayerNorm):

@@ -13,19 +13,20 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
-from chela.layers.kept import Keeping, Kept
-from chela.layers.long_kernel import ALL, LongKernel, MultiscaleKernel, added
-from chela.layers.padding import zero_padding
+from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
 from chela.layers.state import State, expect_causal, nested, part, settled
-from chela.ops.fft_conv import FFTConvState, StepKernel, fft_conv, fft_conv_prefill, fft_conv_step
+from chela.ops.backend import accumulation_dtype
+from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
-from chela.ops.precision import accumulation_dtype
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import extent
 from chela.ops.short_conv import short_conv, short_conv_step
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "ema": DampedEMAKernel}
 
+NEAR = 128
+"""Lags below this, in both directions, are made by one product."""
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
 
@@ -86,7 +87,7 @@ class LongConv(Keeping):
     """
 
     gain_of: Tensor
-    lag_of: Tensor
+    lags_of: Tensor
 
     def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = (), *, deviation: float = 1.0) -> None:
         super().__init__()
@@ -98,9 +99,9 @@ class LongConv(Keeping):
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
         self.bias = nn.Parameter(torch.empty(kernel.d_model))
         mark(self, "gain", weight_decay=0.0)
-        gain_of, lag_of, self._first = _placed(branches, self.causal)
+        gain_of, lags_of = _placed(branches, self.causal, kernel)
         self.register_buffer("gain_of", gain_of, persistent=False)
-        self.register_buffer("lag_of", lag_of, persistent=False)
+        self.register_buffer("lags_of", lags_of, persistent=False)
         self._kept = Kept()
         self.reset_parameters()
 
@@ -120,30 +121,43 @@ class LongConv(Keeping):
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
         self.renew()
-        forward, back = self.sum(*extent(u))
-        return fft_conv(u, forward, kernel_back=back).add_(self.bias.to(u.dtype))
+        return convolve_in_order(u, self.lags(*extent(u))).add_(self.bias.to(u.dtype))
 
     def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None.
+        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
+        lags = self.lags(length, channels)
+        return lags[:, -length:], None if self.causal else lags[:, : length - 1].flip(1)
 
-        Of the ``channels`` alone, if not of all.
+    def lags(self, length: int, channels: slice = ALL) -> Tensor:
+        """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
+
+        Of the ``channels`` alone, if not of all. It is linear in what is learned, save for the gains: one product makes
+        the lags below ``NEAR`` of all of it, and one each those of a piece beyond.
         """
         self.kernel.expect_length(length)
-        gains = self.gain[:, channels]
-        near = self._near(channels, gains)
-        if isinstance(self.kernel, MultiscaleKernel):
-            kernels = self.kernel.build(length, channels, gains[0], near)
-        else:
-            built = (kernel for kernel in self.kernel(length, channels) if kernel is not None)
-            kernels = [added(kernel * gains[0, :, None], taps) for kernel, taps in zip(built, near, strict=True)]
-        return kernels[0], None if self.causal else kernels[1]
-
-    def _near(self, channels: slice, gains: Tensor) -> list[Tensor]:
-        """Return what skip and branches, with their gains, add to the first lags of each direction, ``(C, m)``."""
         with torch.autocast(self.skip.device.type, enabled=False):
-            taps = torch.cat([self.skip[channels, None], *(taps[channels] for taps in self.branches)], dim=1)
-            near = (taps * (gains.T @ self.gain_of)) @ self.lag_of
-        return [near] if self.causal else list(torch.split(near, [self._first, near.shape[1] - self._first], dim=1))
+            gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
+            if channels != ALL:
+                gains, skip, *branches = (x[channels] for x in (gains, skip, *branches))
+            learned = [skip, *branches]
+            if isinstance(self.kernel, MultiscaleKernel):
+                learned = [*self.kernel.scaled(channels).flatten(2).unbind(), *learned]
+            values = torch.cat(learned, dim=1) * (gains @ self.gain_of)
+            reach = min(NEAR, length)
+            first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
+            parts = [values @ self.lags_of[:, first : zero + reach]]
+            if isinstance(self.kernel, MultiscaleKernel):
+                scales, size = self.kernel.weight.shape[2:]
+                for direction in range(self.kernel.directions):
+                    for i, stretch in self.kernel.far(length - direction, NEAR - direction):
+                        start = (direction * scales + i) * size
+                        piece = values[:, start : start + size]
+                        parts = [piece @ stretch.flip(1), *parts] if direction else [*parts, piece @ stretch]
+                return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            forward, back = self.kernel(length, channels)
+            whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
+            beyond = length - reach
+            return whole * gains[:, :1] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
@@ -196,22 +210,25 @@ class LongConv(Keeping):
         return max((taps.shape[1] - 1 for taps in self.branches), default=0)
 
 
-def _placed(branches: tuple[int, ...], causal: bool) -> tuple[Tensor, Tensor, int]:
-    """Say where skip and branches, T taps side by side, belong.
+def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
+    """Say where what is learned belongs, P numbers a channel side by side: the pieces of a kernel, skip, and branches.
 
     Returns:
-        Which gain each has ``(1 + J, T)``, which lag ``(T, m)``, both of zeros and ones, and how many of these lags are
-        the forward kernel's: lag 0 and on. The others are lag −1 and on.
+        Which gain each has ``(1 + J, P)``, zeros and ones, and which lags it makes: from −(NEAR − 1) to NEAR − 1,
+        ``(P, 2·NEAR − 1)``, or from 0, ``(P, NEAR)``.
     """
-    lags, gains = [0], [0]
+    lags, gains, before = [0], [0], 0 if causal else NEAR - 1
     for j, size in enumerate(branches):
         left = size - 1 if causal else (size - 1) // 2
         lags += [left - tap for tap in range(size)]
         gains += [1 + j] * size
-    first = 1 + max(lags)
-    columns = [lag if lag >= 0 else first - lag - 1 for lag in lags]
-    one_hot = [torch.eye(1 + max(index))[index] for index in (gains, columns)]
-    return one_hot[0].T, one_hot[1], first
+    lags_of = [torch.eye(before + NEAR)[[before + lag for lag in lags]]]
+    if isinstance(kernel, MultiscaleKernel):
+        near = kernel.near(NEAR)
+        back = [] if causal else [F.pad(near[:, :-1].flip(1), (0, NEAR))]
+        lags_of = [F.pad(near, (before, 0)), *back, *lags_of]
+        gains = [0] * kernel.directions * len(near) + gains
+    return torch.eye(1 + len(branches))[gains].T, torch.cat(lags_of)
 
 
 def draw_taps_(taps: Tensor) -> None:
@@ -273,12 +290,15 @@ class ShortLongConv(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ``x: (B, L, C)`` to c ``(B, L, C)``, 0 where ``mask: (B, L)`` is False; None: all tokens are real."""
-        return self.stages(zero_padding(x, mask), mask)[1]
+        return zero_padding(self.stages(zero_padding(x, mask), mask)[1], mask)
 
     def stages(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Map ``x: (B, L, C)``, 0 at padding, to u and c; without a short stage both are c."""
+        """Map ``x: (B, L, C)``, 0 at padding, to u and c; without a short stage both are c.
+
+        At padding c means nothing, but it is finite.
+        """
         u = x if self.short is None else zero_padding(self.short(x), mask)
-        c = u if self.long is None else zero_padding(F.silu(self.long(u)), mask)
+        c = u if self.long is None else F.silu(self.long(u))
         return c if self.short is None else u, c
 
     def start(self, batch: int) -> State:

@@ -16,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
-from chela.layers.padding import zero_padding
 from chela.layers.param_groups import seeded
-from chela.layers.stages import gated_linear, whole_block
+from chela.layers.stages import feed_forward, whole_block
 from chela.layers.state import State, nested, part
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import current, first_position, within
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map each token of ``x: (B, L, D)``."""
-        return gated_linear(self.down, self.up(x))
+        return feed_forward(self.down, self.up(x))
 
 
 class Block(nn.Module):

@@ -5,8 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chela.layers.norm import MaskedBatchNorm
-from chela.layers.padding import zero_padding
-from chela.ops.padding import fill_rows_, rows_where
+from chela.ops.padding import fill_rows_, rows_where, zero_padding
 
 MASKS = {
     "some": torch.tensor([[True, True, False], [True, False, False]]),

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.layers.norm import LayerNorm
-from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv
-from chela.layers.stages import gated_linear, highway, queries_and_keys, recomputed
+from chela.layers.stages import attend, features, gate, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
+from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.precision import accumulation_dtype
+from chela.ops.padding import zero_padding
+from chela.ops.sequence_parallel import current
 
 
 class ChelaLayer(nn.Module):
@@ -151,11 +152,8 @@ class ChelaLayer(nn.Module):
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
-        h = gated_linear(self.out, self.gate_in(c), o) + self.skip(c)
         x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
-        if self.training and self.dropout.p:
-            return zero_padding(torch.sigmoid(self.highway(c)) * (self.dropout(F.silu(h)) - x), mask)
-        return zero_padding(highway(h, self.highway(c), x), mask)
+        return gate(o, c, x, mask, (self.gate_in, self.out, self.skip, self.highway), self.dropout)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
@@ -235,28 +233,31 @@ class Core(nn.Module):
     def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
         o: Tensor = self._attend(c, v, mask=mask)
-        return self.attended(self.norm(o.flatten(-2)))  # type: ignore[no-any-return]
+        return self.attended(self.norm(o.flatten(2)))  # type: ignore[no-any-return]
 
-    def _attend(self, c: Tensor, v: Tensor, **options: Any) -> Any:
-        """Return the op's output.
+    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
+        """Return what the attention gives, ``(B, L, W)`` or ``(B, L, H, W / H)``; with options, the op's output.
 
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
         """
         if self.pools and torch.is_autocast_enabled(c.device.type):
             with torch.autocast(c.device.type, enabled=False):
-                return self._attend(c.float(), v.float(), **options)
+                return self._attend(c.float(), v.float(), mask, **options)
+        if not self.causal and current() is None:
+            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.pools)
+            if o is not None:
+                return o
 
-        def attend(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-            return linear_attention(
-                *self._parts(z, v, gamma, beta), causal=self.causal, normalize=self.pools, **options
-            )
+        def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+            qkv = self._parts(z, v, gamma, beta)
+            return linear_attention(*qkv, causal=self.causal, normalize=self.pools, mask=mask, **options)
 
-        return recomputed(attend, self.project(c), v, self.gamma, self.beta)
+        return recomputed(op, self.project(c), v, self.gamma, self.beta)
 
     def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
-        q, k = queries_and_keys(z, gamma, beta, positive=self.pools)
+        q, k = features(z, gamma, beta, positive=self.pools).unbind(-3)
         return q, k, F.silu(v).view(*v.shape[:-1], self.heads, -1)
 
     def start(self, batch: int) -> State:

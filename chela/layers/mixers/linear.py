@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.layers.attention import MultiHead
-from chela.layers.padding import zero_padding
 from chela.layers.state import State, expect_causal, settled
+from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.precision import accumulation_dtype
+from chela.ops.padding import zero_padding
 
 
 class LinearAttention(MultiHead):

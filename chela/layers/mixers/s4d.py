@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.exponential_kernel import ExponentialKernel
 from chela.layers.long_kernel import KERNEL_LR
-from chela.layers.padding import zero_padding
 from chela.layers.param_groups import mark
 from chela.layers.state import State, Stepwise, expect_causal
 from chela.ops.fft_conv import fft_conv
+from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import extent
 
 

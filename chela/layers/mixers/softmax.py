@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.attention import MultiHead
-from chela.layers.padding import zero_padding
 from chela.layers.state import State, expect_causal, settled
+from chela.ops.padding import zero_padding
 
 
 class SoftmaxAttention(MultiHead):

@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from chela.ops.backend import Backend, Problem, check_tensors, choose, register
-from chela.ops.fft_conv.cpu import convolve
+from chela.ops.fft_conv.cpu import convolve, fft_conv_fast
 from chela.ops.fft_conv.plain import fft_conv_plain
 from chela.ops.fft_conv.reference import fft_conv_reference
 from chela.ops.fft_conv.step import FFTConvState, StepKernel, fft_conv_prefill, fft_conv_step
 from chela.ops.sequence_parallel import current
 
-__all__ = ["FFTConvState", "StepKernel", "fft_conv", "fft_conv_prefill", "fft_conv_step"]
+__all__ = ["FFTConvState", "StepKernel", "convolve_in_order", "fft_conv", "fft_conv_prefill", "fft_conv_step"]
 
 register(
     "fft_conv",
-    Backend("fft", convolve, auto_on=("*",)),
+    Backend("fft", fft_conv_fast, auto_on=("*",)),
     Backend("plain", fft_conv_plain),
     Backend("reference", fft_conv_reference),
 )
@@ -67,3 +67,15 @@ def fft_conv(
         kernel_back = kernel.new_empty(kernel.shape[0], 0)
     y: Tensor = choose("fft_conv", backend, Problem(u.device, u.dtype, (u.shape[2],))).run(u, kernel, kernel_back, skip)
     return y if piece is None else piece.to_tokens(y, whole.shape[2])
+
+
+def convolve_in_order(u: Tensor, lags: Tensor) -> Tensor:
+    """Convolve ``u: (B, L, C)`` with all lags in order, from −(L − 1) to L − 1 ``(C, 2·L − 1)``, or from 0 ``(C, L)``.
+
+    It is ``fft_conv`` by its fast backend, without laying out its kernel. Inside ``sequence_parallel`` L is the whole
+    sequence's, and C what ``extent`` names.
+    """
+    piece = current()
+    if piece is None:
+        return convolve(u, lags)  # type: ignore[no-any-return]
+    return piece.to_tokens(convolve(piece.to_channels(u), lags), u.shape[2])

@@ -3,7 +3,7 @@
 It has a backward of its own and runs in blocks of channels. So the padded copies and the spectra of one block stay in
 the cache, and the memory needed beside inputs and outputs is that of one block. Complex tensors never leave this file.
 
-Shapes: B batch, L length, C channels, K taps, N FFT length, F = N//2 + 1 frequencies.
+Shapes: B batch, L length, C channels, N FFT length.
 """
 
 from __future__ import annotations
@@ -15,124 +15,107 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chela.ops.fft_conv.plain import crop, fft_length, on_circle
-from chela.ops.flops import Shape, count_flops
+from chela.ops.backend import Shape, accumulation_dtype, count_flops
+from chela.ops.fft_conv.plain import fft_length, in_order
 from chela.ops.memory import Workspace, in_huge_pages
-from chela.ops.precision import accumulation_dtype
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 3 << 20
+BLOCK_BYTES = 7 << 20
 """Where the padded input of one block is smaller than this, more lines are taken at once."""
+SHORT = 1024
+"""Tokens of a block of a sequence that stay in the cache until they are transposed."""
+
+
+def fft_conv_fast(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:
+    """Return ``(B, L, C)`` in the dtype of u; the arguments are those of ``fft_conv_reference``."""
+    return convolve(u, in_order(kernel, kernel_back, skip, u.shape[1]))  # type: ignore[no-any-return]
 
 
 @torch.library.custom_op("chela::fft_conv", mutates_args=())
-def convolve(u: Tensor, kernel: Tensor, kernel_back: Tensor, skip: Tensor | None) -> Tensor:
-    """Return y ``(B, L, C)`` for u ``(B, L, C)``, kernel ``(C, K)``, kernel_back ``(C, K_back)``, skip ``(C,)``."""
+def convolve(u: Tensor, lags: Tensor) -> Tensor:
+    """Return y ``(B, L, C)`` for u ``(B, L, C)`` and lags ``(C, 2·L − 1)``, or ``(C, L)``; see ``in_order``.
+
+    The first lag is at place 0 of the circle, so the outputs are as many places later as there are lags before 0.
+    """
     batch, length = u.shape[:2]
     y = u.new_empty(u.shape)
     if u.numel() == 0:
         return y
     in_huge_pages(y)
-    kernel, kernel_back = crop(kernel, kernel_back, length)
-    n = fft_length(length, kernel.shape[1], kernel_back.shape[1])
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, batch + 1, n, accumulation_dtype(u.dtype, kernel.dtype)):
-            of_u = rows[:batch, :, :length].transpose(1, 2)
+        for rows, buffer, blocks in _spans(u, batch + 1, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
-                of_u.copy_(_pulled_together(u[:, :, c]))
-                on_circle(rows[batch], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                _load(rows[:batch], u[:, :, c])
+                rows[batch, :, : lags.shape[1]] = lags[c]
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
-                y[:, :, c] = _spread(torch.fft.irfft(product, n=n)[:, :, :length], buffer).transpose(1, 2)
+                found = torch.fft.irfft(product, n=rows.shape[2])[:, :, lags.shape[1] - length : lags.shape[1]]
+                y[:, :, c] = _spread(found, buffer).transpose(1, 2)
     return y
 
 
 @torch.library.custom_op("chela::fft_conv_backward", mutates_args=())
 def convolve_backward(
-    grad: Tensor,
-    u: Tensor,
-    kernel: Tensor,
-    kernel_back: Tensor,
-    skip: Tensor | None,
-    input_grad: bool,
-    kernel_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of u, kernel and kernel_back; those not asked for are empty.
+    grad: Tensor, u: Tensor, lags: Tensor, input_grad: bool, lags_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of u and lags; one not asked for is empty.
 
-    The gradient of u is the correlation of grad with the kernel. That of the kernel is the correlation of grad and u,
-    summed over the batch before its one inverse transform; the skip's is lag 0 of it. A block makes one transform each
-    way: of the rows of grad, u and the kernel, then of both gradients.
+    The gradient of u is the correlation of grad with the lags. That of the lags is the correlation of grad and u,
+    summed over the batch before its one inverse transform. A block makes one transform each way: of the rows of grad,
+    the lags and u, then of both gradients.
     """
     batch, length = u.shape[:2]
-    d_u, d_kernel, d_back = _empty_gradients(u, kernel, kernel_back, input_grad, kernel_grad)
+    d_u, d_lags = u.new_empty(u.shape if input_grad else 0), lags.new_empty(lags.shape if lags_grad else 0)
     if u.numel() == 0:
-        return d_u, d_kernel.zero_(), d_back.zero_()
-    in_huge_pages(d_u, d_kernel, d_back)
-    if kernel_grad:  # lags that no pair of positions has
-        d_kernel[:, length:] = 0
-        d_back[:, length - 1 :] = 0
-    kernel, kernel_back = crop(kernel, kernel_back, length)
-    taps, taps_back = kernel.shape[1], kernel_back.shape[1]
-    n = fft_length(length, taps, taps_back)
-    count = batch + (batch if kernel_grad else 0) + (1 if input_grad else 0)
+        return d_u, d_lags.zero_()
+    in_huge_pages(d_u, d_lags)
+    count = batch + 1 + (batch if lags_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, count, n, accumulation_dtype(u.dtype, kernel.dtype)):
-            of_grad = rows[:batch, :, :length].transpose(1, 2)
-            of_u = rows[batch : 2 * batch, :, :length].transpose(1, 2)
+        for rows, buffer, blocks in _spans(u, count, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
-                of_grad.copy_(_pulled_together(grad[:, :, c]))
-                if kernel_grad:
-                    of_u.copy_(_pulled_together(u[:, :, c]))
-                if input_grad:
-                    on_circle(rows[-1], kernel[c], kernel_back[c], None if skip is None else skip[c])
+                _load(rows[:batch, :, lags.shape[1] - length :], grad[:, :, c])
+                rows[batch, :, : lags.shape[1]] = lags[c]
+                if lags_grad:
+                    _load(rows[batch + 1 :], u[:, :, c])
                 spectrum = torch.fft.rfft(rows)
-                of_both, factors = spectrum[:batch], spectrum[batch:].conj_physical_()
-                if kernel_grad:
-                    product = factors[:batch].mul_(of_both)
-                    if batch > 1:
-                        product[0] = product.sum(0)
+                of_grad, of_lags, of_u = spectrum[:batch], spectrum[batch], spectrum[batch + 1 :]
+                spectrum[batch:].conj_physical_()
+                if lags_grad:
+                    of_u.mul_(of_grad)
                 if input_grad:
-                    of_both *= factors[-1]
-                wanted = spectrum[0 if input_grad else batch : batch + (1 if kernel_grad else 0)]
-                back = torch.fft.irfft(wanted, n=n)
+                    of_grad.mul_(of_lags)
+                if lags_grad:
+                    torch.sum(of_u, 0, out=of_lags)
+                wanted = spectrum[0 if input_grad else batch : batch + lags_grad]
+                back = torch.fft.irfft(wanted, n=rows.shape[2])
                 if input_grad:
                     d_u[:, :, c] = _spread(back[:batch, :, :length], buffer).transpose(1, 2)
-                if kernel_grad:
-                    d_kernel[c, :taps] = back[-1, :, :taps]
-                if kernel_grad and taps_back:
-                    d_back[c, :taps_back] = back[-1, :, n - taps_back :].flip(1)
-    return d_u, d_kernel, d_back
+                if lags_grad:
+                    d_lags[c] = back[-1, :, : lags.shape[1]]
+    return d_u, d_lags
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    u, kernel, kernel_back, skip = ctx.saved_tensors
-    for_u, for_kernel, for_back, for_skip = ctx.needs_input_grad
-    of_kernel = for_kernel or for_back or for_skip
-    d_u, d_kernel, d_back = convolve_backward(grad, u, kernel, kernel_back, skip, for_u, of_kernel)
-    d_skip = d_kernel[:, 0].to(skip.dtype) if for_skip else None
-    return d_u if for_u else None, d_kernel if for_kernel else None, d_back if for_back else None, d_skip
+    found = convolve_backward(grad, *ctx.saved_tensors, *ctx.needs_input_grad)
+    return tuple(x if wanted else None for x, wanted in zip(found, ctx.needs_input_grad, strict=True))
 
 
-convolve.register_fake(lambda u, *_: u.new_empty(u.shape))
-convolve_backward.register_fake(lambda grad, u, kernel, back, _, *asked: _empty_gradients(u, kernel, back, *asked))
+@convolve_backward.register_fake
+def _(grad: Tensor, u: Tensor, lags: Tensor, input_grad: bool, lags_grad: bool) -> tuple[Tensor, Tensor]:
+    return u.new_empty(u.shape if input_grad else 0), lags.new_empty(lags.shape if lags_grad else 0)
+
+
+convolve.register_fake(lambda u, lags: u.new_empty(u.shape))
 convolve.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
-def _empty_gradients(
-    u: Tensor, kernel: Tensor, kernel_back: Tensor, input_grad: bool, kernel_grad: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate the gradients asked for, contiguous, and empty tensors for the others."""
-    d_u = u.new_empty(u.shape if input_grad else 0)
-    d_kernel, d_back = (x.new_empty(x.shape if kernel_grad else 0) for x in (kernel, kernel_back))
-    return d_u, d_kernel, d_back
-
-
-def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Workspace, list[slice]]]:
+def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Workspace, list[slice]]]:
     """Cut the channels into blocks, and give those of one width a buffer ``(count, c, N)``, and its workspace.
 
     The buffer is zero at first. As each block fills the same places, all others stay zero.
     """
+    n = fft_length(u.shape[1])
     channels = width = u.shape[2]
     if u.device.type == "cpu":
         most = max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1)
@@ -140,11 +123,21 @@ def _spans(u: Tensor, count: int, n: int, dtype: torch.dtype) -> Iterator[tuple[
         width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
     spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
-    with Workspace(dtype, u.device, buffers_per_block=1) as buffer:
+    with Workspace(dtype, u.device) as buffer:
         for width, starts in spans:
             if starts:
                 rows = buffer("rows", count, width, n).zero_()
                 yield rows, buffer, [slice(start, start + width) for start in starts]
+
+
+def _load(rows: Tensor, x: Tensor) -> None:
+    """Write a block of channels ``(B, L, c)`` to the first places of rows ``(B, c, N)``.
+
+    On a CPU it is made contiguous first, unless a sequence of it stays in the cache: otherwise every element of a row
+    comes from another cache line, which is gone when the next row needs it.
+    """
+    whole = x.device.type == "cpu" and x.shape[1] > SHORT
+    rows[:, :, : x.shape[1]] = (x.contiguous() if whole else x).transpose(1, 2)
 
 
 def _spread(x: Tensor, buffer: Workspace) -> Tensor:
@@ -152,40 +145,30 @@ def _spread(x: Tensor, buffer: Workspace) -> Tensor:
 
     Otherwise the same place of every channel falls into one set of the cache, which cannot hold them all.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or x.shape[2] <= SHORT:
         return x
     batch, channels, length = x.shape
     return buffer("results", batch, channels, length + LINE)[..., :length].copy_(x)
 
 
-def _pulled_together(x: Tensor) -> Tensor:
-    """Make a block of channels ``(B, L, c)`` contiguous on a CPU, before it is transposed.
-
-    Otherwise every element of a row comes from another cache line, which is gone when the next row needs it.
-    """
-    return x.contiguous() if x.device.type == "cpu" else x
-
-
-def forward_flops(u: Shape, kernel: Shape, kernel_back: Shape, *_: Any, **__: Any) -> int:
+def forward_flops(u: Shape, lags: Shape, **_: Any) -> int:
     """Return the FLOPs of ``chela::fft_conv``: every channel of every sequence there and back, every kernel once.
 
-    >>> forward_flops((1, 4, 1), (1, 4), (1, 0))
+    >>> forward_flops((1, 4, 1), (1, 4))
     204
     """
-    batch = u[0]
-    return _flops(u, kernel, kernel_back, 2 * batch + 1 + (kernel_back[1] > 0), batch)
+    return _flops(u, 2 * u[0] + 1, u[0])
 
 
-def backward_flops(_: Shape, u: Shape, kernel: Shape, kernel_back: Shape, *__: Any, **___: Any) -> int:
-    """Return the FLOPs of ``chela::fft_conv_backward``: there for the gradient, u and the kernel, back for two."""
-    batch = u[0]
-    return _flops(u, kernel, kernel_back, 3 * batch + 2, 2 * batch)
+def backward_flops(grad: Shape, u: Shape, lags: Shape, *_: Any, **__: Any) -> int:
+    """Return the FLOPs of ``chela::fft_conv_backward``: there for the gradient, u and the lags, back for two."""
+    return _flops(u, 3 * u[0] + 2, 2 * u[0])
 
 
-def _flops(u: Shape, kernel: Shape, kernel_back: Shape, transforms: int, products: int) -> int:
-    """Return the FLOPs of real transforms, 2.5·n·log2 n each, and products of spectra."""
+def _flops(u: Shape, transforms: int, products: int) -> int:
+    """Return the FLOPs of real transforms of n = 2·L, 2.5·n·log2 n each, and products of spectra."""
     _, length, channels = u
-    n = length + max(kernel[1], kernel_back[1])
+    n = 2 * length
     return int(channels * (transforms * 2.5 * n * math.log2(n) + 3 * n * products))
 
 

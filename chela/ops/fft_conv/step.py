@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 
 BLOCK = 64
 """Tokens in a block; within it earlier tokens are summed directly. A power of two."""

@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Backend, Problem, check_tensors, choose, register
+from chela.ops.backend import Backend, Problem, accumulation_dtype, check_tensors, choose, register
 from chela.ops.linear_attention.cpu import linear_attention_chunked
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.pieces import attend_in_pieces
@@ -17,7 +17,6 @@ from chela.ops.linear_attention.reference import linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
 from chela.ops.linear_attention.undecayed import attend_undecayed
-from chela.ops.precision import accumulation_dtype
 from chela.ops.sequence_parallel import current
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]

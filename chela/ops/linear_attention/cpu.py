@@ -172,7 +172,7 @@ def backward(
 
 
 def _workspace(c: Call) -> Workspace:
-    return Workspace(c.sum_dtype, c.q.device, buffers_per_block=16)
+    return Workspace(c.sum_dtype, c.q.device)
 
 
 def _forward(c: Call, w: Walk) -> Outputs:

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from chela.ops.flops import Shape, count_flops
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import Shape, accumulation_dtype, count_flops
 
 
 class Call(NamedTuple):

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from chela.ops.again import Recipe
+from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.reference import divided, log_decays
-from chela.ops.precision import accumulation_dtype
 from chela.ops.sequence_parallel import Piece
 
 
@@ -32,7 +33,7 @@ def attend_in_pieces(
     c = c._replace(ones=c.normalize or c.causal)
     if c.undecayed:
         state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
-        sums = Recipe(functools.partial(_received, leftward=False))(c.q, state, None, c.mask)
+        sums = _recomputed(_received, c.q, state, None, c.mask, leftward=False)
     elif c.causal:
         return run(c._replace(state=_arriving(c, piece)[0]))
     else:
@@ -44,8 +45,7 @@ def attend_in_pieces(
             inside = c
         sums = run(inside)[0]
         for state, log_decay, leftward in ((left, c.log_decay, False), (right, c.log_decay_back, True)):
-            received = functools.partial(_received, leftward=leftward)
-            sums = sums + Recipe(received)(c.q, state, log_decay, c.mask)
+            sums = sums + _recomputed(_received, c.q, state, log_decay, c.mask, leftward=leftward)
     return divided(sums.transpose(1, 2), c), None
 
 
@@ -66,8 +66,12 @@ def _arriving(c: Call, piece: Piece) -> list[Tensor]:
 
 def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
     """Return the state that the piece's own tokens send over its border, and its whole log decay ``(B, H)``."""
-    leaving = functools.partial(_leaving, leftward=leftward, ones=c.ones)
-    return Recipe(leaving)(c.k, c.v, c.log_decay_back if leftward else c.log_decay, c.mask)  # type: ignore[no-any-return]
+    log_decay = c.log_decay_back if leftward else c.log_decay
+    return _recomputed(_leaving, c.k, c.v, log_decay, c.mask, leftward=leftward, ones=c.ones)  # type: ignore[no-any-return]
+
+
+def _recomputed(function: Callable[..., Any], *inputs: Tensor | None, **options: bool) -> Any:
+    return checkpoint(functools.partial(function, **options), *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _leaving(

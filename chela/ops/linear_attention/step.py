@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 
 
 class LinearAttentionState(NamedTuple):

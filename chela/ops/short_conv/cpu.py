@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 from chela.ops.short_conv.reference import sum_of_taps
 
-PRODUCTS = 2**18
-"""Products of taps that are held at once, so that they stay in the cache: 1 MiB of float32."""
+PRODUCTS = 2**20
+"""Products of taps that are held at once: 4 MiB of float32."""
 
 
 def short_conv_torch(x: Tensor, weight: Tensor, left: int, silu: bool) -> Tensor:

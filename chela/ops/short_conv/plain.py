@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 
 
 def short_conv_plain(x: Tensor, weight: Tensor, left: int, silu: bool) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chela.ops.precision import accumulation_dtype
+from chela.ops.backend import accumulation_dtype
 
 BLOCK_L, BLOCK_C, WARPS = 64, 32, 4
 """One launch for all: at K = 31 and any dtype it stays within registers on sm_80, sm_90 and sm_100."""
