@@ -32,7 +32,7 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 def feed_forward(down: nn.Linear, inner: Tensor) -> Tensor:
     """Return ``down(SiLU(inner))``, of ``inner: (…, V)``."""
-    if by_hand(inner, down.weight, down.bias):
+    if untouched(down) and by_hand(inner, down.weight, down.bias):
         return _FeedForward.apply(inner, down.weight, down.bias)  # type: ignore[no-any-return, no-untyped-call]
     return down(F.silu(inner))  # type: ignore[no-any-return]
 
@@ -69,8 +69,8 @@ def gate(
         linears: W_r, W_o, W_h and W_u.
         dropout: Of h.
     """
-    weights = [parameter for linear in linears for parameter in (linear.weight, linear.bias)]
-    if by_hand(o, c, x, *weights) and not (dropout.training and dropout.p):
+    weights = [p for linear in linears for p in (linear.weight, linear.bias)] if untouched(*linears) else []
+    if weights and by_hand(o, c, x, *weights) and not (dropout.training and dropout.p):
         return _Gate.apply(o, c, x, mask, *weights)  # type: ignore[no-any-return, no-untyped-call]
     gate_in, out, skip, highway = linears
     h = out(o * F.silu(gate_in(c))) + skip(c)
@@ -137,6 +137,8 @@ def attend(
         beta: As in ``features``.
         positive: As in ``features``.
     """
+    if not untouched(project):
+        return None
     tensors = (c, v, project.weight, project.bias, gamma, beta)
     if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
         return None
@@ -257,6 +259,11 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     if small or seen or not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def untouched(*linears: nn.Module) -> bool:
+    """Whether these are linear layers whose weights say all: no adapter in their place, no hook on them."""
+    return all(type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks for m in linears)
 
 
 def by_hand(*tensors: Tensor) -> bool:

@@ -108,3 +108,19 @@ def test_the_layer_holds_less_and_gives_the_same(causal: bool, monkeypatch: pyte
         y.square().sum().backward()
     for a, b in zip(layer.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3 * float(b.grad.abs().max()))
+
+
+def test_adapters_and_hooks_are_called() -> None:
+    """What takes a linear layer's place, or listens to it, is not passed by for its weights."""
+    layer, seen = ChelaLayer(8, l_max=16), []
+    layer.out.register_forward_hook(lambda *_: seen.append("out"))
+    layer.cores[0].project.register_forward_hook(lambda *_: seen.append("project"))
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append("skip")
+            return super().forward(x)
+
+    layer.skip = Adapted(8, 8)
+    layer(torch.randn(1, 16, 8)).sum().backward()
+    assert sorted(seen) == ["out", "project", "skip"]
