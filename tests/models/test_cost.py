@@ -28,11 +28,11 @@ def test_flops_of_softmax_by_hand():
 
 @pytest.mark.parametrize(("name", "heads", "inside", "gate"), [("linear", 4, 0, 0), ("lightning", 8, 64, 16)])
 def test_flops_of_linear_attention_by_hand(name, heads, inside, gate):
-    """Two products with the state, and its column that divides; looking back, two inside chunks of 64, and a gate."""
+    """Two products with the state, each with a column for what divides; looking back, two inside chunks of 64, and a gate."""
     d, v, ffn, depth = 64, 128, 128, 4
     width = v // heads
     projections = 2 * d * 3 * v + 2 * v * d + 2 * gate * (d + v)
-    divides = 0 if inside else 2 * width
+    divides = 0 if inside else 4 * width
     layer = projections + heads * (4 * width * width + 4 * inside * width + divides) + 4 * d * ffn
     head = (2 * d * 128 + 2 * 128 * 10) / 200
     assert cost(_config(name), TASK).flops_per_token == pytest.approx(depth * layer + head)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -55,12 +57,12 @@ def test_bidirectional_products_in_bfloat16_agree_with_the_definition(
 ) -> None:
     """As on tensor cores: every factor is rounded to bfloat16, sums are float32."""
 
-    def product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        assert dtype == torch.bfloat16
-        return torch.bmm(a.to(dtype).float(), b.to(dtype).float())
+    def product(heads: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        assert heads.dtype == torch.bfloat16
+        return torch.bmm(a.to(heads.dtype).float(), b.to(heads.dtype).float())
 
     monkeypatch.setattr(undecayed, "factor_dtype", lambda x: torch.bfloat16)
-    monkeypatch.setattr(undecayed, "product", product)
+    monkeypatch.setattr(undecayed._Heads, "product", product)
     for L in (1, 17, 1000):
         check(Case(L, 16, 24, False, "none", mask, normalize, torch.bfloat16), "chunked")
 
@@ -68,10 +70,10 @@ def test_bidirectional_products_in_bfloat16_agree_with_the_definition(
 def test_bidirectional_products_on_a_gpu_are_asked_for_in_bfloat16() -> None:
     """Without one here: dtypes alone."""
     with FakeTensorMode():
-        q = torch.empty(2, 30, 8, device="cuda", dtype=torch.bfloat16)
-        dtype = undecayed.factor_dtype(q)
-        assert dtype == torch.bfloat16
-        assert undecayed.product(q, q.mT.float(), dtype).dtype == torch.float32
+        q = torch.empty(2, 30, 1, 8, device="cuda", dtype=torch.bfloat16)
+        heads = undecayed._Heads(q, None)
+        assert heads.dtype == torch.bfloat16
+        assert heads.product(heads.apart(q), heads.apart(q).mT.float()).dtype == torch.float32
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
