@@ -28,7 +28,7 @@ def test_flops_of_softmax_by_hand():
 
 @pytest.mark.parametrize(("name", "heads", "inside", "gate"), [("linear", 4, 0, 0), ("lightning", 8, 64, 16)])
 def test_flops_of_linear_attention_by_hand(name, heads, inside, gate):
-    """Two products with the state, each with a column for what divides; looking back, two inside chunks of 64, and a gate."""
+    """Two products with the state and a column that divides; looking back, two inside chunks of 64, and a gate."""
     d, v, ffn, depth = 64, 128, 128, 4
     width = v // heads
     projections = 2 * d * 3 * v + 2 * v * d + 2 * gate * (d + v)
