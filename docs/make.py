@@ -55,10 +55,8 @@ def of_today(record: Record) -> bool:
 
     mixer = record["config"]["model"]["mixer"]
     defaults = {name: value.default for name, value in inspect.signature(ChelaLayer).parameters.items()}
-    return (
-        mixer["name"] != "chela"
-        or (mixer.get("d_pool") is None
-        and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items()))
+    return mixer["name"] != "chela" or (
+        mixer.get("d_pool") is None and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items())
     )
 
 
@@ -98,8 +96,10 @@ def table(*words: str) -> str:
 def means(*words: str) -> str:
     """Return a table of means alone, of all runs in the folders that are to be shown, the best in bold."""
     folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
     with tempfile.TemporaryDirectory() as made:
-        lines = [json.dumps(record) for record in shown(runs(*folders))]
+        found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
+        lines = [json.dumps(record) for record in found]
         (Path(made) / "runs.jsonl").write_text("\n".join(lines) + "\n")
         grid = table(made, "compact=true", *options)
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
@@ -261,6 +261,27 @@ def layers() -> str:
     )
 
 
+def probes(*folders: str) -> str:
+    """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
+    found: dict[str, list[list[float]]] = {}
+    for record in shown(runs(*folders)):
+        if record.get("probe") and _is(record, "chela"):
+            probe, unit = record["probe"], record["result"]["score"]["scale"]
+            title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
+            told = [unit * probe["scores"][name] for name in ("as it is", "mean", "zeros")]
+            found.setdefault(title, []).append([*told, probe["adds"]])
+    rows = [
+        [
+            title,
+            str(len(told)),
+            *(f"{mean:.{1 if told[0][0] > 9 else 3}f}" for mean in map(statistics.mean, zip(*told, strict=True))),
+        ]
+        for title, told in found.items()
+    ]
+    none = "No run of today's default has been probed yet.\n"
+    return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows) if rows else none
+
+
 def _size(kib: float) -> str:
     return f"{kib / 1024:.0f} MiB" if kib > 1024 else f"{kib:.0f} KiB"
 
@@ -357,7 +378,7 @@ def figures() -> None:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    made.__name__: made for made in (table, means, reading, beside, why, commands, lite, layers, steps)
+    made.__name__: made for made in (table, means, reading, beside, why, commands, lite, layers, steps, probes)
 }
 
 
