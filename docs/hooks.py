@@ -1,10 +1,13 @@
 """Pages of the site that are made when it is built: the command line from ``--help``, and the report of the sweep."""
 
-import subprocess
-import sys
+import contextlib
+import io
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -27,7 +30,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+class Doctests(griffe.Extension):
+    """Fence what stands after ``>>>`` in a docstring, which Markdown would take for quotations."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Change the docstring in place."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?m)^>>> .+(?:\n.+)*", r"```python\n\g<0>\n```", obj.docstring.value)
+
+
 def chela(*words: str) -> str:
     """Return what a command prints."""
-    run = [sys.executable, "-m", "chela", *words]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    from chela.__main__ import main
+
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
+        main(list(words))
+    return out.getvalue()

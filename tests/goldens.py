@@ -48,7 +48,7 @@ def tables(folder: Path) -> None:
     """Write what each command above a table prints, and the table and listing of each folder of results."""
     from experiments.table import main as table
 
-    made = re.compile(r"<!-- python -m experiments\.table (.*) -->")
+    made = re.compile(r"<!-- from: chela table (.*) -->")
     commands = [
         words
         for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
