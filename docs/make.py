@@ -104,7 +104,8 @@ def means(*words: str) -> str:
         grid = table(made, "compact=true", *options)
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
     kept = [place for place, head in enumerate(rows[0]) if not head.startswith(("average", "parameters", "memory"))]
-    out = [rows[0], rows[1], *sorted(rows[2:], key=lambda row: _place(row[0]))]
+    named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
+    out = [rows[0], rows[1], *sorted(named, key=lambda row: _place(row[0]))]
     texts = [[_mean(row[place], rows[0][place]) for place in kept] for row in out]
     for row in texts[2:]:
         row[0] = NAMES.get(row[0], row[0])
