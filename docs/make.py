@@ -136,8 +136,8 @@ def reading(*words: str) -> str:
     said = [
         f"Bold is the best of a column, with all that two standard errors do not tell from it: "
         f"of {len(tasks)} tasks CHELA is in bold on {len(bold['**CHELA**'])}.",
-        f"Its own convolution, trained alone, does as well on {_listed(level)}"
-        + (f", and better on {_listed(ahead)}." if ahead else "."),
+        f"Its own convolution, trained alone, cannot be told from it on {_listed(level)}"
+        + (f", and is better on {_listed(ahead)}." if ahead else "."),
     ]
     speed = next((task for task in head if task.startswith("tokens/s")), None)
     if speed and chela[speed] != "–":
@@ -192,8 +192,8 @@ def _level() -> str:
         if its.startswith("**") and mine[-1] not in "–×" and task != "Shakespeare"
     ]
     _, task, mine, its = min(both)
-    how = "as well" if mine.startswith("*") else "better"
-    return f"On {task} its convolution alone does {how}: {its.strip('*')} %, and CHELA {mine.strip('*')}."
+    how = "the seeds do not tell them apart" if mine.startswith("*") else "that is better"
+    return f"On {task} CHELA gets {mine.strip('*')} % and its convolution alone {its.strip('*')}; {how}."
 
 
 def why() -> str:
@@ -272,7 +272,7 @@ def layers() -> str:
     )
     return (
         f"At {_listed([f'{length:,}' for length in rows])} tokens a training step is {faster} times as fast as softmax "
-        f"attention's.\nIt holds {memory} times the memory.\n"
+        f"attention's. It holds {memory} times the memory.\n"
     )
 
 
