@@ -3,9 +3,8 @@
 python docs/make.py                    every block of every page, and the two figures; then mkdocs build --strict
 python docs/make.py means FOLDER …     what stands in such a block, to look at
 
-A block of a page begins with ``<!-- from: COMMAND -->`` and ends with ``<!-- end -->``. The command is one of this file
-or ``chela table …``, of which the block has the first table. Of CHELA only runs of today's defaults are shown: when a
-default of ``ChelaLayer`` changes its rows are empty until new runs are committed.
+A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``. Of CHELA
+only runs of today's defaults are shown: when a default of ``ChelaLayer`` changes its cells are empty until it is run again.
 """
 
 from __future__ import annotations
@@ -93,15 +92,19 @@ def table(*words: str) -> str:
     return found[0]
 
 
-def means(*words: str) -> str:
-    """Return a table of means alone, of all runs in the folders that are to be shown, the best in bold."""
+def full(*words: str) -> str:
+    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another."""
     folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
     with tempfile.TemporaryDirectory() as made:
         found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
-        lines = [json.dumps(record) for record in found]
-        (Path(made) / "runs.jsonl").write_text("\n".join(lines) + "\n")
-        grid = table(made, "compact=true", *options)
+        (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+        return table(made, "compact=true", *options)
+
+
+def means(*words: str) -> str:
+    """Return that table's means alone, the best in bold."""
+    grid = full(*words)
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
     kept = [place for place, head in enumerate(rows[0]) if not head.startswith(("average", "parameters", "memory"))]
     named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
@@ -144,6 +147,8 @@ def reading(*words: str) -> str:
         said.append(
             f"A training step of CHELA is {chela[speed].rstrip('×')} times as fast as one of softmax attention."
         )
+    if not all(of_today(record) for record in shown(runs(*(word for word in words if "=" not in word)))):
+        said.append("The convolution alone is of the earlier gate, until it has been run again.")
     missing = [task.split(" (")[0] for task in head[1:] if "×" not in task and chela[task] == "–"]
     return (
         "\n".join(said)
@@ -393,19 +398,17 @@ def figures() -> None:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    made.__name__: made for made in (table, means, reading, beside, why, commands, lite, layers, steps, probes)
+    made.__name__: made for made in (full, means, reading, beside, why, commands, lite, layers, steps, probes)
 }
 
 
 def block(command: str) -> str:
     """Return what stands below a command."""
-    words = shlex.split(command)
-    if words[:2] == ["chela", "table"]:
-        return table(*words[2:])
-    assert words[:2] == ["python", "docs/make.py"] and words[2] in MAKERS, (
-        f"expected chela table or {list(MAKERS)}: {command}"
+    program, script, name, *words = shlex.split(command)
+    assert (program, script) == ("python", "docs/make.py") and name in MAKERS, (
+        f"expected one of {list(MAKERS)}: {command}"
     )
-    return MAKERS[words[2]](*words[3:])
+    return MAKERS[name](*words)
 
 
 def filled(text: str) -> str:
