@@ -3,8 +3,9 @@
 python docs/make.py                    every block of every page, and the two figures; then mkdocs build --strict
 python docs/make.py means FOLDER …     what stands in such a block, to look at
 
-A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``. Of CHELA
-only runs of today's defaults are shown: when a default of ``ChelaLayer`` changes its cells are empty until it is run again.
+A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``. Only
+runs of CHELA with today's defaults are shown: when a default of ``ChelaLayer`` changes, its cells are empty until it is
+run again.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m tests.goldens FOLDER [configs] [tables] [weights]
 
 configs: what ``--cfg`` prints of every task × model × preset, and its fingerprint. tables: the table of each folder of
-results. weights: a hash of the weights after 30 steps in five settings, which depends on the processor: write both sides
-on one machine.
+results. weights: a hash of the weights after 30 steps in five settings, which depends on the processor: write both
+sides on one machine.
 """
 
 from __future__ import annotations
