@@ -151,11 +151,9 @@ def reading(*words: str) -> str:
     if not all(of_today(record) for record in shown(runs(*(word for word in words if "=" not in word)))):
         said.append("The convolution alone is of the earlier gate, until it has been run again.")
     missing = [task.split(" (")[0] for task in head[1:] if "×" not in task and chela[task] == "–"]
-    return (
-        "\n".join(said)
-        + (f"\nCHELA's runs of today on {_listed(missing)} are not committed yet." if missing else "")
-        + "\n"
-    )
+    if missing:
+        said.append(f"CHELA's runs of today on {_listed(missing)} are not committed yet.")
+    return " ".join(said) + "\n"
 
 
 def beside(task: str, *words: str) -> str:
