@@ -233,7 +233,7 @@ class Slurm(Launcher):
             self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=words.pop("max_num_timeout"))
             self._executor.update_parameters(**words)
         except ImportError:
-            raise UsageError("launcher=slurm needs submitit: pip install 'chela-attention[slurm]'") from None
+            raise UsageError("launcher=slurm: expected submitit, there is none: pip install 'chela[slurm]'") from None
         except RuntimeError:
             raise UsageError("launcher=slurm: expected Slurm's commands on this machine, there is no srun") from None
         except (ValueError, TypeError) as error:

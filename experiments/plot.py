@@ -56,7 +56,7 @@ def new_figure(
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("figures need matplotlib: pip install 'chela-attention[plots]'") from None
+        raise UsageError("expected matplotlib for figures, it is not installed: pip install 'chela[plots]'") from None
     columns = min(most, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

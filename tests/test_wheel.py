@@ -33,7 +33,7 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
     import torch
 
     _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("chela_attention-*.whl")
+    (wheel,) = tmp_path.glob("chela-*.whl")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("experiments/results")]
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

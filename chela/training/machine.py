@@ -168,7 +168,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in ("chela", "torch", "lightning", "triton", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version({"chela": "chela-attention"}.get(name, name))
+            versions[name] = importlib.metadata.version(name)
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
