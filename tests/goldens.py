@@ -2,9 +2,9 @@
 
     python -m tests.goldens FOLDER [configs] [tables] [weights]
 
-configs: what ``--cfg`` prints of every task × model × preset, and its fingerprint. tables: every table of the README
-and the docs, by the command above it, and a table of each folder of results. weights: a hash of the weights after 30
-steps in five settings, which depends on the processor: write both sides on one machine.
+configs: what ``--cfg`` prints of every task × model × preset, and its fingerprint. tables: the table of each folder of
+results. weights: a hash of the weights after 30 steps in five settings, which depends on the processor: write both
+sides on one machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import contextlib
 import hashlib
 import io
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,26 +43,15 @@ def configs(folder: Path) -> None:
 
 
 def tables(folder: Path) -> None:
-    """Write what each command above a table prints, and the table and listing of each folder of results."""
+    """Write the table of each folder of results."""
     from experiments.table import main as table
 
-    made = re.compile(r"<!-- python -m experiments\.table (.*) -->")
-    commands = [
-        words
-        for page in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
-        for words in made.findall(page.read_text())
-    ]
-    commands += [
-        f"experiments/results/{path.name}"
-        for path in sorted((ROOT / "experiments/results").iterdir())
-        if path.name != "bench"
-    ]
-    for words in dict.fromkeys(commands):
-        out = io.StringIO()
-        with contextlib.chdir(ROOT), contextlib.redirect_stdout(out):
-            table(shlex.split(words))
-        name = re.sub(r"\W+", "-", words.replace("experiments/results/", ""))
-        (folder / f"{name}.md").write_text(out.getvalue())
+    for path in sorted((ROOT / "experiments/results").iterdir()):
+        if path.name != "bench":
+            out = io.StringIO()
+            with contextlib.chdir(ROOT), contextlib.redirect_stdout(out):
+                table([f"experiments/results/{path.name}"])
+            (folder / f"{path.name}.md").write_text(out.getvalue())
 
 
 def weights(folder: Path) -> None:

@@ -5,10 +5,12 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import lightning
 import pytest
 import torch
+import yaml
 
 from chela import train
 
@@ -46,8 +48,8 @@ def test_reuse_in_a_lightning_module():
 
 
 def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):
-    files = [*EXAMPLES.glob("my_mixer.*"), *EXAMPLES.glob("my_task.*")]
-    assert len(files) == 4 and sum(len(path.read_text().splitlines()) for path in files) < 60
+    files = sorted(EXAMPLES.glob("my_*"))
+    assert len(files) == 5 and sum(len(path.read_text().splitlines()) for path in files) < 60
     blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", (EXAMPLES.parent / "docs/extend.md").read_text(), re.DOTALL)
     assert {path.read_text() for path in files} <= set(blocks)  # docs/extend.md shows them as they are
     monkeypatch.syspath_prepend(EXAMPLES)
@@ -77,3 +79,31 @@ def test_recall_in_plain_torch_begins() -> None:
 @pytest.mark.slow
 def test_recall_in_plain_torch_recalls() -> None:
     assert load_example("recall_in_plain_torch").main() >= 0.97
+
+
+def read_cells(preset: str) -> list[str]:
+    """The notebook's code, without what installs."""
+    cells = json.loads((EXAMPLES / "recall.ipynb").read_text())["cells"]
+    code = ["".join(line for line in cell["source"] if line[0] != "%") for cell in cells if cell["cell_type"] == "code"]
+    return [cell.replace("preset=mini", f"preset={preset}") for cell in code]
+
+
+@pytest.mark.parametrize("preset", ["tiny", pytest.param("mini", marks=pytest.mark.slow)])
+def test_the_notebook_on_recall(preset, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for cell in read_cells(preset):
+        exec(cell, names)
+    assert names["weights"].shape[0] == 4 * 16 or preset == "tiny"
+    assert preset == "tiny" or names["found"]["scores"]["as it is"] > 0.97 > 0.5 > names["found"]["scores"]["mean"]
+
+
+def test_the_sweep_of_weights_and_biases_names_what_there_is():
+    sweep = yaml.safe_load((EXAMPLES / "wandb_sweep.yaml").read_text())
+    chosen = {
+        name: said.get("value", (said.get("values") or [said.get("min")])[0])
+        for name, said in sweep["parameters"].items()
+    }
+    resolve([f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in chosen.items()])
+    assert sweep["command"][-1] == "${args_no_hyphens}" and sweep["program"] == "chela.train"

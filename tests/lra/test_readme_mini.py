@@ -1,4 +1,4 @@
-"""The README's table of mini tasks: every line is today's configuration, its committed run, and what a run gives."""
+"""The table of mini tasks: every line is today's configuration, its committed run, and what a run gives."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from experiments.runs import read_runs
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results" / "mini_alone"
-LINE = re.compile(
-    r"^\| `python -m chela\.train (?P<words>[^`]+)` \| (?P<minutes>[\d.–]+) \| (?P<score>[\d.–]+) \|", re.M
-)
-LINES = [match.groupdict() for match in LINE.finditer((ROOT / "README.md").read_text())]
+LINE = re.compile(r"^\| `chela train (?P<words>[^`]+)` \| (?P<minutes>[\d.–]+) \| (?P<score>[\d.–]+) \|", re.M)
+LINES = [match.groupdict() for match in LINE.finditer((ROOT / "docs" / "tasks.md").read_text())]
 
 
 def committed(words: list[str]) -> dict[str, object] | None:

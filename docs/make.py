@@ -1,0 +1,429 @@
+"""Fill the pages' tables, figures and sentences with numbers from committed results.
+
+python docs/make.py                    every block of every page, and the two figures; then mkdocs build --strict
+python docs/make.py means FOLDER …     what stands in such a block, to look at
+
+A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``. Only
+runs of CHELA with today's defaults are shown: when a default of ``ChelaLayer`` changes, its cells are empty until it is
+run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import re
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results"
+BLOCK = re.compile(r"(<!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
+GRID = re.compile(r"(?:^\|.*\n)+", re.M)
+NAMES = {
+    "chela": "**CHELA**",
+    "chela_conv_only": "its convolution alone",
+    "mega": "MEGA",
+    "s4d": "S4D",
+    "softmax": "softmax attention",
+    "lightning": "Lightning Attention",
+    "lion_s": "LION-S",
+    "hedgehog": "Hedgehog",
+    "linear": "linear attention",
+    "majority class": "majority class",
+}
+BEFORE = {"qk": "long", "gate": "mega", "pooled": 0.25}  # what a run that says nothing of these options had
+Record = dict[str, Any]
+
+
+def runs(*folders: str) -> list[Record]:
+    """Read the finished runs of folders of committed results."""
+    lines = [line for name in folders for line in (ROOT / name / "runs.jsonl").read_text().splitlines()]
+    return [record for record in map(json.loads, lines) if record.get("result")]
+
+
+def of_today(record: Record) -> bool:
+    """Whether a run's CHELA layer has today's defaults; a run of another system always has."""
+    from chela import ChelaLayer
+
+    mixer = record["config"]["model"]["mixer"]
+    defaults = {name: value.default for name, value in inspect.signature(ChelaLayer).parameters.items()}
+    return mixer["name"] != "chela" or (
+        mixer.get("d_pool") is None and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items())
+    )
+
+
+def shown(records: list[Record]) -> list[Record]:
+    """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
+    new = {
+        record["config"]["task"]["name"] for record in records if _is(record, "chela_conv_only") and of_today(record)
+    }
+    return [
+        record
+        for record in records
+        if of_today(record) or (_is(record, "chela_conv_only") and record["config"]["task"]["name"] not in new)
+    ]
+
+
+def _is(record: Record, model: str) -> bool:
+    return bool(record["result"]["model"] == model)
+
+
+def printed(main: Callable[[list[str]], int], words: list[str]) -> str:
+    """Return what a command prints."""
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
+        if main(words):
+            raise SystemExit(f"failed: {words}")
+    return out.getvalue()
+
+
+def table(*words: str) -> str:
+    """Return the first table that ``chela table`` prints."""
+    from experiments.table import main
+
+    found = GRID.search(printed(main, list(words)))
+    assert found, f"no table: {words}"
+    return found[0]
+
+
+def full(*words: str) -> str:
+    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another."""
+    folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
+    with tempfile.TemporaryDirectory() as made:
+        found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
+        (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+        return table(made, "compact=true", *options)
+
+
+def means(*words: str) -> str:
+    """Return that table's means alone, the best in bold."""
+    grid = full(*words)
+    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
+    kept = [place for place, head in enumerate(rows[0]) if not head.startswith(("average", "parameters", "memory"))]
+    named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
+    out = [rows[0], rows[1], *sorted(named, key=lambda row: _place(row[0]))]
+    texts = [[_mean(row[place], rows[0][place]) for place in kept] for row in out]
+    for row in texts[2:]:
+        row[0] = NAMES.get(row[0], row[0])
+    return "".join(f"| {' | '.join(row)} |\n" for row in texts)
+
+
+def _place(name: str) -> tuple[int, str]:
+    return next((i for i, known in enumerate(NAMES) if name.split(" ")[0] == known.split(" ")[0]), len(NAMES)), name
+
+
+def _mean(cell: str, heading: str) -> str:
+    """Cut a cell to its mean with one decimal; a loss has three, a ratio two."""
+    digits = 3 if "nats" in heading else 2 if "×" in heading else 1
+    cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=\*|$)", "", cell)
+    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}", cell) if cell != heading else cell
+
+
+def reading(*words: str) -> str:
+    """Return what a table of means says of CHELA: where it is first, where its convolution does as well, its speed."""
+    grid = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in means(*words).splitlines()]
+    head, rows = grid[0], {row[0]: dict(zip(grid[0], row, strict=True)) for row in grid[2:]}
+    chela = rows["**CHELA**"]
+    tasks = [task for task in head[1:] if "×" not in task and chela[task] != "–"]
+    title = {task: task.split(" (")[0] for task in tasks}
+    bold = {name: [title[task] for task in tasks if row[task].startswith("**")] for name, row in rows.items()}
+    level = [task for task in bold["**CHELA**"] if task in bold["its convolution alone"]]
+    ahead = [task for task in bold["its convolution alone"] if task not in bold["**CHELA**"]]
+    said = [
+        f"Bold is the best of a column, with all that two standard errors do not tell from it: "
+        f"of {len(tasks)} tasks CHELA is in bold on {len(bold['**CHELA**'])}.",
+        f"Its own convolution, trained alone, cannot be told from it on {_listed(level)}"
+        + (f", and is better on {_listed(ahead)}." if ahead else "."),
+    ]
+    speed = next((task for task in head if task.startswith("tokens/s")), None)
+    if speed and chela[speed] != "–":
+        said.append(
+            f"A training step of CHELA is {chela[speed].rstrip('×')} times as fast as one of softmax attention."
+        )
+    if not all(of_today(record) for record in shown(runs(*(word for word in words if "=" not in word)))):
+        said.append("The convolution alone is of the earlier gate, until it has been run again.")
+    missing = [task.split(" (")[0] for task in head[1:] if "×" not in task and chela[task] == "–"]
+    if missing:
+        said.append(f"CHELA's runs of today on {_listed(missing)} are not committed yet.")
+    return " ".join(said) + "\n"
+
+
+def beside(task: str, *words: str) -> str:
+    """Return every system's mean on one task, the best first."""
+    found = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in means(*words).splitlines()]
+    place = next(i for i, head in enumerate(found[0]) if head.startswith(task))
+    rows = [(row[0].strip("*"), row[place].strip("*")) for row in found[2:] if row[place] != "–"]
+    rows.sort(key=lambda row: float(row[1]), reverse="nats" not in found[0][place])
+    return f"{task}, test accuracy in %: {', '.join(f'{name} {value}' for name, value in rows)}.\n"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
+
+
+def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:
+    """Return the test scores of a system's runs of today, or of all, in % where they are accuracies."""
+    read = runs(*(f"experiments/results/{name}" for name in folders))
+    results = [record["result"] for record in (read if old else shown(read)) if _is(record, model)]
+    found = [result for result in results if (result["task"], result["preset"]) == (task, preset)]
+    return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in found]
+
+
+def bench(name: str) -> dict[int, dict[str, float]]:
+    """Return what a benchmark on an EPYC measured at each length."""
+    rows = json.loads((RESULTS / "bench" / "epyc" / f"{name}.json").read_text())["rows"]
+    return {row["key"]["L"]: row["values"] for row in rows}
+
+
+def _level() -> str:
+    """Say of the task where CHELA gains least over its convolution alone what both have."""
+    grid = [
+        line.strip("| ").split(" | ")
+        for line in means("experiments/results/lra_mini", "experiments/results/core").splitlines()
+    ]
+    chela, alone = (next(row for row in grid if row[0] == NAMES[name]) for name in ("chela", "chela_conv_only"))
+    both = [
+        (float(mine.strip("*")) - float(its.strip("*")), task, mine, its)
+        for task, mine, its in zip(grid[0], chela, alone, strict=True)
+        if its.startswith("**") and mine[-1] not in "–×" and task != "Shakespeare"
+    ]
+    _, task, mine, its = min(both)
+    how = "the seeds do not tell them apart" if mine.startswith("*") else "that is better"
+    return f"On {task} CHELA gets {mine.strip('*')} % and its convolution alone {its.strip('*')}; {how}."
+
+
+def why() -> str:
+    """Return the README's four reasons, a number each; the fourth says where attention does not help."""
+    recall = scores("chela", "recall", "hard", "recall", "core")
+    alone = scores("chela_conv_only", "recall", "hard", "recall")
+    select = scores("chela", "select", "mini", "lra_mini", "core")
+    longest = max(bench("generate"))
+    step = bench("generate")[longest]
+    said = [
+        f"**It recalls.** Of 28 pairs among 512 symbols it names {_mean_of(recall)} % of the values. "
+        f"Its convolution alone names {_mean_of(alone)} %.",
+        f"**Every seed selects.** On Select its seeds reach {_listed([f'{x:.1f}' for x in sorted(select)])} %.",
+        "**A symbol costs the same after any context.** With the kernel `ema` one takes "
+        f"{step['chela ema [ms]'] * 1e3:.1f} ms after {longest:,} others; softmax attention takes "
+        f"{step['softmax [ms]'] * 1e3:.0f} ms.",
+        f"**Attention does not always help.** {_level()}",
+    ]
+    return "".join(f"- {line}\n" for line in said)
+
+
+def _mean_of(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f}" if values else "–"
+
+
+def grid(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """Return a Markdown table whose first columns are words and the others numbers."""
+    lines = [head, ["---"] * left + ["---:"] * (len(head) - left), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def commands() -> str:
+    """Return the mini tasks' table: each command with what its committed run of today gave, alone on a core."""
+    from chela.config.compose import resolve
+    from chela.config.identity import fingerprint
+
+    known = {record["run"].rsplit("-", 1)[1]: record["result"] for record in runs("experiments/results/mini_alone")}
+    rows = []
+    for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "select", "recall"):
+        result = known.get(fingerprint(resolve([f"task={task}", "preset=mini"])))
+        told = ["–"] * 3
+        if result:
+            told = [f"{result['wall_seconds'] / 60:.1f}", f"{100 * result['test']['accuracy']:.1f}"]
+            told.append(f"{100 * result['majority_accuracy']:.1f}")
+        rows.append([f"`chela train task={task}`", *told])
+    return grid(["command", "minutes", "test accuracy, %", "majority"], rows)
+
+
+def lite() -> str:
+    """Return what the small network gets on three of the arena's own tasks, beside what papers print."""
+    import yaml
+
+    papers = yaml.safe_load((ROOT / "experiments" / "published.yaml").read_text())["rows"]
+    printed_by = {row["name"]: row["values"] for row in papers}
+    tasks = {"listops": 0, "text": 1, "image": 3}
+    found = {task: scores("chela", task, "lite", "lra_lite", old=True) for task in tasks}
+    rows = [["CHELA, `preset=lite`, one seed", "4 × 64", "2 or 10", *(_mean_of(found[task]) for task in tasks)]]
+    sizes = {
+        "Transformer": ("–", "–"),
+        "S4-v2 (S4-LegS)": ("6 × 256 or 512", "32 to 200"),
+        "MEGA": ("4 to 8 × 80 to 160", "50 to 200"),
+    }
+    for name, told in sizes.items():
+        rows.append(
+            [f"{name.split('-v2')[0]}, as printed", *told, *(f"{printed_by[name][i]:.1f}" for i in tasks.values())]
+        )
+    return grid(["", "blocks × width", "epochs", "ListOps", "Text", "Image"], rows, left=3)
+
+
+def layers() -> str:
+    """Return how much faster than softmax attention a layer trains, at four lengths, and what it holds."""
+    rows = {length: row for length, row in bench("layers").items() if "softmax [ms]" in row}
+    faster, memory = (
+        _listed([f"{row[over] / row[under]:.1f}" for row in rows.values()])
+        for over, under in (("softmax [ms]", "CHELA [ms]"), ("CHELA [MiB]", "softmax [MiB]"))
+    )
+    return (
+        f"At {_listed([f'{length:,}' for length in rows])} tokens a training step is {faster} times as fast as softmax "
+        f"attention's. It holds {memory} times the memory.\n"
+    )
+
+
+def probes(*folders: str) -> str:
+    """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
+    found: dict[str, list[list[float]]] = {}
+    for record in shown(runs(*folders)):
+        if record.get("probe") and _is(record, "chela"):
+            probe, unit = record["probe"], record["result"]["score"]["scale"]
+            title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
+            told = [unit * probe["scores"][name] for name in ("as it is", "mean", "zeros")]
+            found.setdefault(title, []).append([*told, probe["adds"]])
+    rows = [
+        [
+            title,
+            str(len(told)),
+            *(f"{mean:.{1 if told[0][0] > 9 else 3}f}" for mean in map(statistics.mean, zip(*told, strict=True))),
+        ]
+        for title, told in found.items()
+    ]
+    none = "No run of today's default has been probed yet.\n"
+    return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows) if rows else none
+
+
+def _size(kib: float) -> str:
+    return f"{kib / 1024:.0f} MiB" if kib > 1024 else f"{kib:.0f} KiB"
+
+
+def steps() -> str:
+    """Return the time of one symbol and the state after a context, for five systems."""
+    measured = bench("generate")
+    names = {"chela": "CHELA", "chela ema": "CHELA, `long_kernel=ema`", "s4d": "S4D"}
+    names |= {"lightning": "Lightning Attention", "softmax": "softmax with its cache"}
+    rows = [
+        [
+            title,
+            *(f"{row[f'{name} [ms]'] * 1e3:.1f} ms, {_size(row[f'{name} [KiB]'])}" for row in measured.values()),
+        ]
+        for name, title in names.items()
+    ]
+    return grid(["context", *(f"{length:,}" for length in measured)], rows)
+
+
+def figures() -> None:
+    """Draw the README's two figures, the same bytes each time."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams |= {
+        "svg.hashsalt": "chela",
+        "svg.fonttype": "none",
+        "font.size": 10,
+        "font.family": "sans-serif",
+    }
+    colour = {"chela": "#0969da", "chela ema": "#0969da", "softmax": "#c33", "s4d": "#8a8f98", "lightning": "#bc6c00"}
+
+    def begun(title: tuple[str, str]) -> tuple[Any, Any]:
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for axis, text in zip(axes, title, strict=True):
+            axis.set_title(text, fontsize=11, loc="left")
+            axis.spines[["top", "right"]].set_visible(False)
+        return figure, axes
+
+    def lengths(axis: Any, at: list[int], what: str) -> None:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(at, [f"{length // 1024}k" for length in at])
+        axis.minorticks_off()
+        axis.set_xlabel(what)
+
+    def save(figure: Any, name: str) -> None:
+        (ROOT / "docs" / "figures").mkdir(exist_ok=True)
+        figure.savefig(ROOT / "docs" / "figures" / f"{name}.svg", metadata={"Date": None, "Creator": None})
+
+    figure, (left, right) = begun(("Recall of 28 pairs, % of values named", "One symbol more, after a context"))
+    bars = {"CHELA": ("chela", "#0969da"), "Lightning Attention": ("lightning", "#bc6c00")}
+    bars |= {"its convolution alone": ("chela_conv_only", "#8a8f98")}
+    for place, (model, fill) in enumerate(bars.values()):
+        value = statistics.mean(scores(model, "recall", "hard", "recall", "core") or [0])
+        left.barh(-place, value, color=fill, height=0.6)
+        left.text(value + 1.5, -place, f"{value:.1f}", va="center")
+    left.set_yticks([0, -1, -2], bars)
+    left.set_xlim(0, 115)
+    measured = bench("generate")
+    at, last = list(measured), measured[max(measured)]
+    for name, title in {
+        "softmax": "softmax",
+        "chela": "CHELA",
+        "chela ema": "CHELA, ema",
+        "lightning": "Lightning",
+    }.items():
+        style = "--" if name == "chela" else "-"
+        right.plot(
+            at, [row[f"{name} [ms]"] * 1e3 for row in measured.values()], style, color=colour[name], marker="o", ms=4
+        )
+        state = f"{title}: state {_size(last[f'{name} [KiB]'])}"
+        right.annotate(
+            state, (at[-1], last[f"{name} [ms]"] * 1e3), (8, 0), textcoords="offset points", va="center", fontsize=9
+        )
+    right.set_yscale("log")
+    right.set_yticks([1, 3, 10, 30, 100], ["1 ms", "3", "10", "30", "100 ms"])
+    right.minorticks_off()
+    right.set_xlim(at[0] * 0.9, at[-1] * 14)
+    lengths(right, at, "symbols of context (CPU)")
+    save(figure, "readme")
+
+    measured = bench("layers")
+    figure, (left, right) = begun(("A layer's training step, ms (CPU)", "Memory of a step, MiB"))
+    for axis, unit in ((left, "ms"), (right, "MiB")):
+        for name, title in {"softmax": "softmax", "CHELA": "CHELA"}.items():
+            line = {length: row[f"{name} [{unit}]"] for length, row in measured.items() if f"{name} [{unit}]" in row}
+            values = [value * (1e3 if unit == "ms" else 1) for value in line.values()]
+            axis.plot(list(line), values, color=colour[name.lower()], marker="o", ms=4, label=title)
+        axis.set_yscale("log")
+        lengths(axis, list(measured), "tokens")
+        axis.legend(frameon=False)
+    save(figure, "speed")
+
+
+MAKERS: dict[str, Callable[..., str]] = {
+    made.__name__: made for made in (full, means, reading, beside, why, commands, lite, layers, steps, probes)
+}
+
+
+def block(command: str) -> str:
+    """Return what stands below a command."""
+    program, script, name, *words = shlex.split(command)
+    assert (program, script) == ("python", "docs/make.py") and name in MAKERS, (
+        f"expected one of {list(MAKERS)}: {command}"
+    )
+    return MAKERS[name](*words)
+
+
+def filled(text: str) -> str:
+    """Return a page with every block made again."""
+    return BLOCK.sub(lambda found: f"{found[1]}{block(found['command']).strip()}\n{found[4]}", text)
+
+
+def pages() -> list[Path]:
+    """Return the pages that may have blocks; the notebook stays as it was written."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    if len(sys.argv) > 1:
+        sys.exit(print(MAKERS[sys.argv[1]](*sys.argv[2:])))
+    for path in pages():
+        path.write_text(filled(path.read_text()))
+    figures()
