@@ -22,8 +22,8 @@ NOTE = (
 )
 MEMORY_HEAD = ("weights", "more", "GiB")
 MEMORY_NOTE = (
-    "GiB: memory of a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate a "
-    "part of it; weights: of it, with Adam's moments; more: what forward and backward hold beyond, gradients included. "
+    "GiB: memory of a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate "
+    "a part of it; weights: with Adam's moments; more: what forward and backward hold beyond, gradients included. "
     "trainer.checkpoint_activations=true needs less."
 )
 

@@ -139,6 +139,7 @@ def test_the_newest_run(
     assert capsys.readouterr().err == "run runs/listops-tiny/newest\n"
 
 
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
 @pytest.mark.parametrize("out", ["file/score.json", "/proc/chela/score.json"])
 def test_scores_that_cannot_be_written(
     out: str, done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
