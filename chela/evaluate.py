@@ -1,16 +1,16 @@
 """Score a trained run again, from its checkpoint.
 
-python -m chela.evaluate run=runs/listops-mini/…                        the test set, by the best weights
-python -m chela.evaluate run=… checkpoint=last split=validation
-python -m chela.evaluate run=runs/listops-mini/… split=longer           trees longer than any it learned from
-python -m chela.evaluate run=runs/shakespeare-mini/… eval.context=stride eval.window=1024 eval.stride=256 out=score.json
+chela evaluate                                     the newest run: its test set, by the best weights
+chela evaluate run=runs/listops-mini/… checkpoint=last split=validation
+chela evaluate run=… split=longer                  ListOps: trees longer than any it learned from
+chela evaluate run=… eval.context=stream out=F     texts: one stream, and the scores as JSON
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from chela.config.compose import load, run_folder
@@ -18,7 +18,7 @@ from chela.config.identity import fingerprint
 from chela.config.schema import Config
 from chela.config.words import command
 from chela.core.errors import UsageError
-from chela.core.files import write_whole
+from chela.core.files import make_folder, write_whole
 from chela.core.options import option
 
 
@@ -26,7 +26,7 @@ from chela.core.options import option
 class RunWords:
     """What names the weights of a run."""
 
-    run: str = option(MISSING, "the folder that a training run printed", positional=True)
+    run: str = option("last", "the folder that a training run printed; last: the newest under runs/", positional=True)
     checkpoint: str = option("best", "the weights that did best on validation, or the last", choices=("best", "last"))
     trust: str = option("", "modules that the run may name, separated by commas")
     data_dir: str = option("", "where prepared records lie, when not where they lay in training", key="data.dir")
@@ -34,7 +34,11 @@ class RunWords:
 
     def load_config(self) -> Config:
         """Read the run's configuration, with the data where these words say it lies."""
-        config = load(run_folder(self.run) / "config.yaml", self.trust)
+        folder = run_folder(self.run)
+        if self.run == "last":
+            self.run = str(folder)
+            sys.stderr.write(f"run {folder}\n")
+        config = load(folder / "config.yaml", self.trust)
         before, learned = fingerprint(config), config.data.root
         config.data.dir = self.data_dir or config.data.dir
         if self.data_root:
@@ -58,7 +62,7 @@ class Words(RunWords):
     )  # fmt: skip
     window: int = option(0, "texts: symbols of a window; 0: as in training", ge=0, le=100_000_000, key="eval.window")
     stride: int = option(0, "texts: from one window to the next; 0: half a window", ge=0, key="eval.stride")
-    out: str = option("", "a JSON file to write the scores to")
+    out: str = option("", "a JSON file to write the scores to, with all their digits")
 
 
 @command(Words, __doc__)
@@ -66,7 +70,7 @@ def main(words: Words) -> int:
     """Score a run, print one line, return the exit status."""
     config = words.load_config()
     out = Path(words.out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)  # not only after hours of scoring
+    make_folder(out.parent, "out")  # not only after hours of scoring
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
     from chela.training.score import Reading, evaluate
@@ -74,19 +78,17 @@ def main(words: Words) -> int:
     reading = Reading(words.context, words.window, words.stride)
     score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
     found["count"] = int(found["count"])
-    numbers = {name: value for name, value in found.items() if isinstance(value, float)}
-    columns = ", ".join(f"{name} {value!r}" for name, value in numbers.items() if name != score.name)
+    numbers = {name: value for name, value in found.items() if isinstance(value, float) and name != score.name}
     about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
     about |= {"split": words.split, "checkpoint": words.checkpoint}
     say = stdout_console().print
-    say(
-        f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}: {words.split} {score.name} "
-        f"{found[score.name]!r} of {found['count']}, {columns}, by the {words.checkpoint} weights"
-    )
+    say(f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}, {words.checkpoint} weights")
+    columns = "".join(f", {name} {value:.4f}" for name, value in numbers.items())
+    say(f"{words.split}: {score.text(found)} of {found['count']:,}{columns}")
     for name, by in found.items():
         if isinstance(by, dict):
-            parts = ", ".join(f"{number}: {score.text(part)} of {part['count']:.0f}" for number, part in by.items())
-            say(f"{name.replace('_', ' ')}: {parts}")
+            for number, part in by.items():
+                say(f"{name.replace('_', ' ')} {number}: {score.text(part)} of {part['count']:,.0f}")
     if "context" in found:
         say(f"context: {found['context']}" + (f"; {found['words']:,} words" if "words" in found else ""))
     if words.out:

@@ -31,7 +31,7 @@ class Options:
     check: bool = option(False, "compare every file's SHA-256")
 
 
-@command(Options, __doc__, config=True)
+@command(Options, __doc__, sections=("task", "data"))
 def main(options: Options, config: Config) -> int:
     """Make the records that the words ask for, say what there is, and return the exit status."""
     task = get_task(config.task)

@@ -1,9 +1,10 @@
 """Train a system on a task.
 
-python -m chela.train task=listops                        CHELA; mini without a GPU, full with one
-python -m chela.train task=listops model=softmax seed=1   another system, another seed
-python -m chela.train resume=runs/listops-mini/…          go on with a run that was stopped
-python -m chela.train model=./mine.yaml                   a system of your own (docs/extend.md)
+chela train task=listops                        CHELA; mini without a GPU, full with one
+chela train task=listops model=softmax seed=1   another system, another seed
+chela train resume=runs/listops-mini/…          go on with a run that was stopped
+chela train config=runs.jsonl:RUN seed=1        as that run was (or a config.yaml), but for the seed
+chela train model=./mine.yaml                   a system of your own (docs/extend.md)
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import sys
 import time
 
 from chela.config.schema import Config
-from chela.config.words import command
+from chela.config.words import SECTIONS, command
 
 STARTED = time.monotonic()  # before the heavy imports: trainer.max_time counts them
 
 
-@command(None, __doc__, config=True)
+@command(None, __doc__, sections=SECTIONS)
 def main(config: Config) -> int:
     """Train as the words say; return the exit status."""
     from chela.training import machine  # torch and lightning load here, after every check of the words

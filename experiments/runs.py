@@ -30,7 +30,7 @@ from chela.config.groups import flat, label
 from chela.config.identity import told_apart_by
 from chela.config.words import command
 from chela.core.errors import UsageError
-from chela.core.files import write_whole
+from chela.core.files import make_folder, write_whole
 from chela.core.options import option
 from chela.results import ACCURACY, GROUPS, TITLES
 
@@ -245,10 +245,7 @@ def add_rates(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
 
 def write(path: Path, data: str | bytes) -> None:
     """Write a file whole, and make its folder where there is none; UsageError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"expected a folder to write to, got {path.parent} ({error.strerror})") from None
+    make_folder(path.parent, str(path))
     write_whole(path, data if isinstance(data, bytes) else data.encode())
 
 

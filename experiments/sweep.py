@@ -120,7 +120,7 @@ class Sweep:
         if self.done < total or self.blocked:
             print("to go on: start the same command again")
         if self.done:
-            print(f"table: python -m experiments.table {folder}")
+            print(f"table: chela table {folder}")
 
 
 @dataclass
@@ -158,7 +158,7 @@ def _dry_run(pairs: list[Pair], rates: dict[str, Any]) -> int:
         undecided = bool(pair.tune) and rate is None
         for job in pair.tune if undecided else pair.runs(rate):
             state = "finished" if job.finished() else "begun" if job.folder.is_dir() else "new"
-            print(f"{state:<9} python -m chela.train {' '.join(job.words)}")
+            print(f"{state:<9} chela train {' '.join(job.words)}")
         if undecided:
             print(f"{'then':<9} seeds {', '.join(map(str, pair.seeds))} of {pair.name} with the best rate")
     return 0

@@ -249,7 +249,9 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    format: str = option("md", "what is printed", choices=("md", "latex", "html", "csv"))
+    format: str = option(
+        "auto", "what is printed; auto: drawn on a terminal, else md", choices=("auto", "md", "latex", "html", "csv")
+    )
     compact: bool = option(False, "leave out columns without a run")
     bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
     probe: bool = option(False, "add what the attention adds to the score, where chela probe measured it")
@@ -264,8 +266,30 @@ def main(options: Options) -> int:
         sys.stdout.write(to_csv(tables))
         return 0
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
-    sys.stdout.write(render(blocks, options.format))
+    if options.format == "auto" and sys.stdout.isatty():
+        draw(blocks)
+    else:
+        sys.stdout.write(render(blocks, "md" if options.format == "auto" else options.format))
     return 0
+
+
+def draw(blocks: Sequence[Block]) -> None:
+    """Draw the blocks on a terminal, as wide as it is."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    for block in blocks:
+        if isinstance(block, str):
+            console.print(f"\n[bold]{escape(block.lstrip('# '))}[/]" if block.startswith("#") else escape(block))
+            continue
+        table = Table()
+        for name, left in zip(block.columns, _to_the_left(block), strict=True):
+            table.add_column(escape(name), justify="left" if left else "right")
+        for row in block.to_numpy():
+            table.add_row(*(BOLD.sub(r"[bold]\1[/]", escape(cell)) for cell in row))
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ def test_what_a_run_of_before_says_of_the_pooling_head(saved: dict[str, Any], po
         ("model", "a: [", "expected YAML, could not read it"),
         ("task", "task: {name: listops, trian: 5}", "'task.trian' in its file (did you mean 'task.train'?)"),
         ("task", "task: {name: lstops}", "expected one of"),
+        ("task", "task: {name: listops}\npresets: {mini: {model: {mixer: {d_valeu: 4}}}}", "did you mean"),
         ("task", "task: {name: listops}\npresets: {mini: {mixers: 3}}", "expected task: {name: …} and sections"),
         ("task", "task: {name: listops}\npresets: {mini: {models: {chela: 3}}}", "sections such as trainer"),
     ],

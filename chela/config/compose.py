@@ -11,6 +11,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -25,19 +27,33 @@ from chela.config.retired import of_today
 from chela.config.schema import Config, fields, seconds
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted, importable
-from chela.core.options import check_value, closest, kind_of, read_value, shown
+from chela.core.options import check_value, closest, kind_of, read_value, shown, spelled
 from lra.tasks import get_task, task_options
 
 GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
 """What is chosen by name, and what is chosen when nothing is said."""
 
+OTHER_NAMES = {
+    "epochs": "trainer.max_steps",
+    "max_epochs": "trainer.max_steps",
+    "steps": "trainer.max_steps",
+    "learning_rate": "optimizer.lr",
+    "layers": "model.depth",
+}
+"""What other programs call an option of ours."""
+
 
 def resolve(words: list[str]) -> Config:
     """Build the configuration that ``words`` (``key=value``) ask for; UsageError says what was expected."""
-    said = [_split(word) for word in words]
-    resumed = dict(said).get("resume", "none")
-    if resumed not in ("none", "auto"):
-        return _resolve_resumed(run_folder(resumed, "resume"), said)
+    said = [_split(word, after) for word, after in itertools.pairwise([*words, ""])]
+    told = {"resume": "none", "config": "", "trust": ""} | dict(said)
+    if told["resume"] not in ("none", "auto"):
+        return _resolve_resumed(run_folder(told["resume"], "resume"), said)
+    if told["config"]:
+        config, changed = _said_anew(_load_any(told["config"], told["trust"]), said)
+        if changed:
+            raise UsageError(f"config: expected words beside its task, model and preset, got {', '.join(changed)}")
+        return check(config)
     chosen = GROUPS | {key: value for key, value in said if key in GROUPS}
     files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
     for group in files:
@@ -98,8 +114,8 @@ def _set(config: Config, key: str, given: Any) -> None:
 def _set_layer(config: Config, layer: Layer, group: str, name: str) -> None:
     """Set the values of a section of a file.
 
-    A task's file gives sizes for several systems, and each takes those that it has; that some system has each of this
-    package's, a test looks at.
+    A task's file gives sizes for several systems, and each takes those that it has. What none has is an error in a
+    file of one's own; of those of this package a test looks at that.
     """
     known = [key for key, _, _ in fields(config)]
     for key, value in layer.items():
@@ -108,8 +124,15 @@ def _set_layer(config: Config, layer: Layer, group: str, name: str) -> None:
                 _set(config, key, value)
             except ValueError as error:
                 raise UsageError(f"{group}={name}: {error}") from None
-        elif group == "model" or not key.startswith("model.mixer."):
+        elif group == "model" or not key.startswith("model.mixer.") or (is_file(name) and key not in _of_all()):
             raise UsageError(f"{group}={name}: unknown key {shown(key)} in its file{closest(key, known)}")
+
+
+def _of_all() -> set[str]:
+    """Return the keys of the options of all systems, each of which is loaded for it."""
+    from chela.layers.mixers import mixer_options, systems
+
+    return {f"model.mixer.{item.name}" for name in systems() for item in dataclasses.fields(mixer_options(name))}
 
 
 def _set_word(config: Config, key: str, value: str) -> None:
@@ -117,7 +140,7 @@ def _set_word(config: Config, key: str, value: str) -> None:
     if key not in known:
         if any(name.startswith(f"{key}.") for name in known):
             raise UsageError(f"{key}: expected one of its keys ({key}.NAME=…), got {shown(value)}; see --help")
-        raise UsageError(f"unknown key {shown(key)}{closest(key, [*known, *GROUPS])}; see --help")
+        raise UsageError(f"expected key=value of a run, got {shown(key)}{_meant(key, [*known, *GROUPS])}; see --help")
     if key in ("task.name", "model.mixer.name", "model.name") and known[key] != value:
         raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {shown(value)}")
     try:
@@ -126,10 +149,17 @@ def _set_word(config: Config, key: str, value: str) -> None:
         raise UsageError(str(error)) from None
 
 
-def _split(word: str) -> tuple[str, str]:
+def _meant(key: str, known: list[str]) -> str:
+    """Return the hint for a key that there is not: the one of the same ending, or the one most like it."""
+    meant = {name.rpartition(".")[2]: name for name in reversed(known)} | OTHER_NAMES
+    name = meant.get(key.rpartition(".")[2])
+    return f" (did you mean {name!r}?)" if name else closest(key, known)
+
+
+def _split(word: str, after: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not equals or word.startswith("-"):
-        raise UsageError(f"expected key=value, got {shown(word)}; see --help")
+        raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after)}; see --help")
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
         raise UsageError(f"expected a dotted key such as model.depth, got {shown(key)}; see --help")
     if "${" in value or value == "???" or not value.isprintable():
@@ -165,6 +195,8 @@ def check(config: Config) -> Config:
 def _check_together(config: Config, task: Any) -> None:
     """Refuse options that do not go together on this task; UsageError says which."""
     seconds(config.trainer.max_time)
+    if not config.runs:
+        raise UsageError("runs: expected a folder, got ''")
     model, trainer, carry, tokens = config.model, config.trainer, config.data.carry, task.objective == "tokens"
     on = f"for task={config.task.name}"
     if tokens and model.causal and model.norm == "batch":
@@ -237,17 +269,40 @@ def from_saved(saved: dict[str, Any], path: Path, trust: str = "") -> Config:
     return check(config)
 
 
+def _load_any(name: str, trust: str) -> Config:
+    """Load what ``config=`` names: a run's folder, its ``config.yaml``, or ``runs.jsonl:RUN`` of collected results."""
+    file, collected, run = name.partition(".jsonl:")
+    path = Path(os.path.expanduser(file + ".jsonl" if collected else name))
+    if not collected:
+        return load(path / "config.yaml" if path.is_dir() else path, trust)
+    try:
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        configs = {str(record["run"]): record["config"] for record in records}
+        if run not in configs:
+            raise UsageError(f"config: expected a run of {path}, got {shown(run)}{closest(run, configs)}")
+        return from_saved(configs[run], path, trust)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"config: expected collected runs at {path}, could not read them ({error})") from None
+
+
+def _said_anew(saved: Config, said: list[tuple[str, str]]) -> tuple[Config, list[str]]:
+    """Return a saved configuration with what is said besides, and which groups were said to be others."""
+    config, changed = copy.deepcopy(saved), []
+    config.trainer.max_time, config.resume, config.again = "", "none", False  # they hold for one launch
+    have = {"task": label(saved.task.name), "model": saved.model.name, "preset": saved.preset}
+    for key, value in said:
+        if key not in GROUPS:
+            _set_word(config, key, value)
+        elif label(value) != have[key] and (key, value) != ("preset", "auto"):
+            changed.append(f"{key} {have[key]} -> {shown(value)}")
+    return config, changed
+
+
 def _resolve_resumed(folder: Path, said: list[tuple[str, str]]) -> Config:
     """Keep the configuration of a run that goes on; only what does not change its numbers may be said anew."""
     saved = load(folder / "config.yaml", dict(said).get("trust", ""))
-    config, changed = copy.deepcopy(saved), []
-    config.trainer.max_time = ""  # a limit holds for one launch
-    for key, value in said:
-        if key in ("task", "model"):
-            have = saved.model.name if key == "model" else saved.task.name
-            changed += [f"{key} {have} -> {shown(value)}"] if label(value) != label(have) else []
-        elif (key, value) != ("preset", "auto"):
-            _set_word(config, key, value)
+    config, changed = _said_anew(saved, said)
+    config.resume = str(folder)
     old, new = (identity_of({key: value for key, value, _ in fields(one)}) for one in (saved, check(config)))
     keys = dict.fromkeys([*old, *new])
     changed += [f"{key} {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
@@ -260,7 +315,14 @@ def _resolve_resumed(folder: Path, said: list[tuple[str, str]]) -> Config:
 
 
 def run_folder(path: Path | str, key: str = "run") -> Path:
-    """Return the folder of a run; UsageError where it is not there or holds none."""
+    """Return the folder of a run; UsageError where it is not there or holds none. ``last`` is the newest under runs."""
+    if str(path) == "last":
+        begun = [
+            found.parent for found in Path("runs").rglob("checkpoints") if (found.parent / "config.yaml").is_file()
+        ]
+        if not begun:
+            raise UsageError(f"{key}: expected the folder of a run, there is none under {Path('runs').resolve()}")
+        return max(begun, key=lambda folder: (folder / "config.yaml").stat().st_mtime_ns)
     folder = Path(os.path.expanduser(path))
     if not (folder / "config.yaml").is_file():
         what = "it holds no config.yaml" if folder.is_dir() else "there is no such folder"

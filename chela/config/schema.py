@@ -116,7 +116,13 @@ class Config:
     edition: int = option(1, "of the mini tasks; a table never holds two", neutral=1, ge=1, le=1000)
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
-    resume: str = option("none", "none: a new run; auto: go on if this very run was begun; or a folder", identity=False)
+    resume: str = option(
+        "none", "none: a new run; auto: go on if this very run was begun; or a folder; last: the newest", identity=False
+    )
+    config: str = option(
+        "", "a config.yaml, or runs.jsonl:RUN of collected runs: as that run was, but for other words", identity=False
+    )
+    again: bool = option(False, "make a run anew that is there, finished", identity=False)
     allocator: bool = option(True, "on Linux CPUs malloc keeps freed memory: about 20 % faster", identity=False)
     tensorboard: bool = option(True, "also log to TensorBoard when it is installed", identity=False)
     wandb: bool = option(False, "log to Weights & Biases (extra wandb); WANDB_MODE=offline: no account", identity=False)

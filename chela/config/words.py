@@ -7,24 +7,28 @@ import dataclasses
 import errno
 import functools
 import io
+import itertools
 import os
+import re
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, TypeVar
 
-from chela.config.compose import resolve, to_yaml
+from chela.config.compose import GROUPS, resolve, to_yaml
 from chela.config.groups import PRESETS, names
 from chela.config.schema import fields
 from chela.core.errors import UsageError
-from chela.core.options import BOUNDS, Field, check_options, closest, kind_of, read_value, shown
+from chela.core.options import BOUNDS, Field, check_options, closest, kind_of, read_value, shown, spelled
 
 T = TypeVar("T")
 HELP = ("--help", "-h")
 
 
 def command(
-    options: type | None, about: str | None, *, others: bool = False, config: bool = False
+    options: type | None, about: str | None, *, others: bool = False, sections: Sequence[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Make ``main(argv)`` of a function: it answers ``--help``, or reads the words and runs.
 
@@ -33,33 +37,30 @@ def command(
             argument; None where it takes none.
         about: The command's docstring; the first lines of its help.
         others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
-        config: Whether it takes the configuration that those words make; ``--cfg`` prints that and stops.
+        sections: It takes the configuration that those words make, and its help lists the keys of these sections;
+            ``--cfg`` prints the configuration and stops.
     """
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None, **more: Any) -> int:
             words = list(sys.argv[1:] if argv is None else argv)
-            asks_help = bool(set(HELP) & set(words))
 
             def begin() -> int:
-                if asks_help and not config:
-                    sys.stdout.write(options_text(options, about or ""))
+                if set(HELP) & set(words):
+                    sys.stdout.write(help_text(about or "", options, sections, words))
                     return 0
-                rest = [word for word in words if not (config and word in (*HELP, "--cfg"))]
+                rest = [word for word in words if not (sections and word == "--cfg")]
                 given: list[Any] = []
                 if options is not None:
                     made, rest = read_words(options, rest)  # type: ignore[var-annotated]
                     given.append(made)
-                if not (others or config):
+                if not (others or sections):
                     no_more(rest, options)
-                if asks_help:
-                    sys.stdout.write(help_text(about or "", rest))
-                elif "--cfg" in words and config:
+                if "--cfg" in words and sections:
                     sys.stdout.write(to_yaml(resolve(rest)))
-                else:
-                    return run(*given, *([resolve(rest)] if config else [rest] if others else []), **more)
-                return 0
+                    return 0
+                return run(*given, *([resolve(rest)] if sections else [rest] if others else []), **more)
 
             return guarded(begin)
 
@@ -78,10 +79,10 @@ def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
     given: dict[str, Any] = {}
     rest: list[str] = []
     places: list[str] = []
-    for word in words:
+    for word, after in itertools.pairwise([*words, ""]):
         key, equals, value = word.partition("=")
         if word.startswith("-") or not (equals or bare):
-            raise UsageError(f"expected key=value, got {shown(word)}{closest(key.lstrip('-'), known)}; see --help")
+            raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after, known)}; see --help")
         if not equals:
             places.append(word)
         elif key in known:
@@ -131,43 +132,60 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         yield opened_file
 
 
-def options_text(options: Any, about: str) -> str:
-    """Return the help of a command: its docstring and its options with their defaults."""
-    lines = [about.strip(), "", "Words are key=value:"]
-    for field in dataclasses.fields(options):
+SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")
+"""The parts of a configuration; ``run`` are the keys without a dot."""
+
+
+def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Sequence[str] = ()) -> str:
+    """Return the help of a command, as wide as the terminal: docstring, own options, and the keys of these sections.
+
+    ``words`` choose the groups whose keys are listed; a section among them is listed alone.
+    """
+    own = {_key(field): field for field in (dataclasses.fields(options) if options is not None else ())}
+    alone = [word for word in words if sections and "=" not in word and not word.startswith("-")]
+    for word in alone:
+        if word not in sections:
+            raise UsageError(f"expected --help of {', '.join(sections)}, got {shown(word)}{closest(word, sections)}")
+    lines = [] if alone else [*_paragraphs(about), "Words are key=value:"]
+    for key, field in own.items() if not alone else ():
         default = field.default_factory() if callable(field.default_factory) else field.default
-        lines.append(_line(_key(field), "…" if default is dataclasses.MISSING else plain(default), field))
-    return "\n".join(lines) + "\n"
+        lines.append(_line(key, "…" if default is dataclasses.MISSING else plain(default), field))
+    if sections:
+        config = resolve([word for word in words if "=" in word and word.partition("=")[0] not in own])
+        if not alone:
+            lines += [f"    {group}=  {', '.join(names(group))}" for group in GROUPS if group in sections]
+            lines.append(f"    preset=  {', '.join(PRESETS)}; of some tasks also lite, hard, nano")
+            lines += ["    --cfg  print the configuration and stop", "    --help SECTION  only the keys of a section"]
+        keys: dict[str, list[str]] = {}
+        for key, value, field in fields(config):
+            if not key.endswith(".name"):  # chosen by the group
+                line = _line(key, f"{plain(value)}  ({kind_of(field)})", field)
+                keys.setdefault(key.rpartition(".")[0] or "run", []).append(line)
+        for name, listed in keys.items():
+            if name.partition(".")[0] in (alone or sections):
+                lines += ["", f"{name}, for task={config.task.name} model={config.model.name} preset={config.preset}:"]
+                lines += listed
+    width = shutil.get_terminal_size().columns
+    return "".join(f"{_folded(line, width)}\n" for line in lines)
 
 
-def help_text(about: str, words: list[str]) -> str:
-    """List every group and key with its type, default and meaning, for the groups chosen in ``words``."""
-    config = resolve(words)
-    lines = [
-        about.strip(),
-        "",
-        "Words are key=value. Groups are chosen by name:",
-        f"  task=    {', '.join(names('task'))}",
-        f"  model=   {', '.join(names('model'))}",
-        f"  preset=  {', '.join(PRESETS)}; of some tasks also lite, hard, nano",
-        "  --cfg    print the resolved configuration and stop",
-        "",
-        f"Keys, with their values for task={config.task.name} model={config.model.name} preset={config.preset}:",
-    ]
-    section = ""
-    for key, value, field in fields(config):
-        if (head := key.rpartition(".")[0]) != section:
-            section = head
-            lines.append(f"\n  {section or 'the run'}")
-        lines.append(_line(key, f"{plain(value)}  ({kind_of(field)})", field))
-    return "\n".join(lines) + "\n"
+def _paragraphs(text: str) -> Iterator[str]:
+    """Yield the lines of a docstring, a paragraph as one, unless things stand in columns there."""
+    for paragraph in text.strip().split("\n\n"):
+        yield from paragraph.split("\n") if re.search(r"\S  |^ ", paragraph, re.M) else [paragraph.replace("\n", " ")]
+        yield ""
+
+
+def _folded(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _line(key: str, value: str, field: Field) -> str:
     """Return the line of an option in the help: with its meaning, choices and bounds."""
     limits = field.metadata
     choices = ", ".join(map(str, limits.get("choices", ())))
-    bounds = ", ".join(f"{sign} {limits[name]}" for name, (_, _, sign) in BOUNDS.items() if name in limits)
+    bounds = ", ".join(f"{sign} {limits[name]:g}" for name, (_, _, sign) in BOUNDS.items() if name in limits)
     meaning = str(limits.get("help", "")) + "".join(f" [{said}]" for said in (choices, bounds) if said)
     return f"    {key}={value}  {meaning}".rstrip()
 

@@ -54,6 +54,16 @@ def write_whole(path: Path, data: bytes, previous: Path | None = None) -> None:
         ) from None
 
 
+def make_folder(folder: Path, key: str) -> None:
+    """Make a folder that a word names, and those above it; UsageError where that cannot be, or it is not writable."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UsageError(f"{key}: expected a folder that can be written, got {folder} ({error.strerror})") from None
+
+
 def sha256(path: Path) -> str:
     """Return the checksum of a file, hexadecimal."""
     with open(path, "rb") as file:

@@ -12,6 +12,7 @@ Standard library only.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import inspect
 import math
@@ -219,9 +220,21 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
+def spelled(word: str, after: str = "", known: Collection[str] = ()) -> str:
+    """Return ", say key=value" for ``--key=value``, or for ``--key`` and the word after it; else nothing.
+
+    >>> spelled("--task", "listops"), spelled("--dry-run"), spelled("--sead=2", known=["seed"])
+    (', say task=listops', ', say dry_run=…', ', say seed=2')
+    """
+    key, _, value = word[2:].partition("=")
+    if not word.startswith("--") or not key:
+        return ""
+    key = key.replace("-", "_")
+    key = next(iter(difflib.get_close_matches(key, known, n=1)), key)
+    return f", say {key}={value or ('…' if not after or '=' in after or after.startswith('-') else after)}"
+
+
 def closest(name: Any, known: Any) -> str:
     """Return " (did you mean 'x'?)" for the known name most like `name`, or nothing."""
-    import difflib
-
     close = difflib.get_close_matches(str(name)[:80], list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

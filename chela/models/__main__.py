@@ -1,28 +1,29 @@
 """List the systems with their size and cost on a task.
 
-python -m chela.models                                   on ListOps, at the preset of this machine
-python -m chela.models task=listops preset=full          named both: also the memory of a training step
-python -m chela.models model=./mine.yaml                 with a system of your own
+chela models                             on ListOps, at the preset of this machine
+chela models task=listops preset=full    named both: also the memory of a training step
+chela models model=./mine.yaml           with a system of your own
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 
 from chela.config.compose import resolve
 from chela.config.groups import is_file, names
 from chela.config.words import guarded, help_text
 from chela.core.errors import UsageError
 
-HEAD = ("model", "parameters", "in mixers", "MFLOPs/token", "state")
+HEAD = ("model", "parameters", "in mixers", "MFLOPs", "state")
 NOTE = (
-    "MFLOPs/token: forward, at the longest sequence; matrix products, attention, convolutions and FFTs. "
+    "MFLOPs: forward, a token, at the longest sequence; matrix products, attention, convolutions and FFTs. "
     "state: numbers that the causal form remembers of the longest sequence."
 )
-MEMORY_HEAD = ("weights, GiB", "activations", "step, GiB")
+MEMORY_HEAD = ("weights", "more", "GiB")
 MEMORY_NOTE = (
-    "GiB in a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate a part "
-    "of it: weights with Adam's moments; what forward and backward hold beyond them, gradients included; both. "
+    "GiB: memory of a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate "
+    "a part of it; weights: with Adam's moments; more: what forward and backward hold beyond, gradients included. "
     "trainer.checkpoint_activations=true needs less."
 )
 
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def listing(words: list[str]) -> int:
     """Print a line for each system of ``configs/model``, and for a file of one's own."""
     if "--help" in words or "-h" in words:
-        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", [w for w in words if not w.startswith("-")]))
+        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", None, ("task", "model"), words))
         return 0
     own = [word.partition("=")[2] for word in words if word.startswith("model=")]
     if not all(map(is_file, own)):
@@ -48,7 +49,7 @@ def listing(words: list[str]) -> int:
 
     task = get_task(config.task)
     sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
-    sys.stdout.write(_line((*HEAD, *(MEMORY_HEAD if with_memory else ()))))
+    rows = [(*HEAD, *(MEMORY_HEAD if with_memory else ()))]
     for name in [*names("model"), *own]:
         chosen = resolve([*words, f"model={name}", f"preset={config.preset}"])
         found = cost(chosen.model, task)
@@ -58,13 +59,14 @@ def listing(words: list[str]) -> int:
         if with_memory:
             weights, activations = step_memory(chosen, task)
             cells += [f"{size / 2**30:.2f}" for size in (weights, activations, weights + activations)]
-        sys.stdout.write(_line(tuple(cells)))
-    sys.stdout.write(f"\n{NOTE}\n" + (f"{MEMORY_NOTE}\n" if with_memory else ""))
+        rows.append(tuple(cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *numbers in rows:
+        line = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
+        sys.stdout.write((" " if with_memory else "  ").join([f"{name:<{widths[0]}}", *line]) + "\n")
+    for note in (NOTE, MEMORY_NOTE)[: 1 + with_memory]:
+        sys.stdout.write(f"\n{textwrap.fill(note, 80)}\n")
     return 0
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return f"{cells[0]:<22}" + "".join(f"{cell:>14}" for cell in cells[1:]) + "\n"
 
 
 if __name__ == "__main__":

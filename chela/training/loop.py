@@ -42,6 +42,7 @@ def fit(config: Config, console: Console, started: float) -> int:
     if begun is not None and begun.result.exists():
         result = read_result(begun.result)
         if result["test"] is not None or not config.trainer.test:
+            console.print(f"finished already: {begun.path} (again=true makes it anew)")
             report(console, config, begun, result)
             return 0
     quiet_lightning()

@@ -35,7 +35,7 @@ from chela.config.groups import label
 from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError
-from chela.core.files import write_whole
+from chela.core.files import make_folder, write_whole
 from chela.models.generate import generate
 from chela.models.heads import TokenModel
 from chela.results import RESULT_FORMAT_VERSION, TITLES, of_arena, to_the_letter
@@ -124,11 +124,15 @@ class RunFolder:
 
 
 def find_run(config: Config) -> RunFolder | None:
-    """Return the run that ``config`` goes on with (auto: the newest such folder); None when it begins a new one."""
+    """Return the run that ``config`` goes on with; None when it begins a new one.
+
+    auto: the newest such folder; none: the newest that is finished, unless it is to be made again.
+    """
     if config.resume not in ("none", "auto"):
         return RunFolder(run_folder(config.resume))
-    begun = list(itertools.takewhile(Path.is_dir, _folders(config))) if config.resume == "auto" else []
-    return RunFolder(begun[-1]) if begun else None
+    begun = map(RunFolder, itertools.takewhile(Path.is_dir, _folders(config)))
+    fit = [run for run in begun if config.resume == "auto" or (run.result.exists() and not config.again)]
+    return fit[-1] if fit else None
 
 
 @contextlib.contextmanager
@@ -143,7 +147,7 @@ def claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[Run
         yield run, goes_on
     except Stopped as stop:
         where = "; nothing new to save" if stop.step is None else f" at step {stop.step}; saved"
-        again = f"python -m chela.train resume={run.path}{trusted(config)}"
+        again = f"chela train resume={run.path}{trusted(config)}"
         console.print(f"stopped ({stop.reason}){where}. To go on: {again}")
         raise
     except Exception as error:
@@ -162,7 +166,7 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     """
     while (run := find_run(config)) is None:
         path = next(path for path in _folders(config) if config.resume == "auto" or not path.exists())
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "runs")
         with contextlib.suppress(FileExistsError):  # another launch was faster: look again
             path.mkdir()
             run = RunFolder(path)
@@ -300,6 +304,6 @@ def report(console: Console, config: Config, run: RunFolder, result: dict[str, A
     if result.get("data_note"):
         console.print(f"data: {result['data_note']}")
     if result.get("context"):
-        console.print(f"context: {result['context']}\ngenerate: python -m chela.generate run={where}")
-    console.print(f"evaluate: python -m chela.evaluate run={where}\nresume:   python -m chela.train resume={where}")
-    console.print(f"plot:     python -m experiments.plot {run.path}")
+        console.print(f"context: {result['context']}\ngenerate: chela generate run={where}")
+    console.print(f"evaluate: chela evaluate run={where}\nresume:   chela train resume={where}")
+    console.print(f"plot:     chela plot {run.path}")

@@ -170,7 +170,7 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(
     assert sweep(tmp_path, SMALL, "dry_run=true") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["finished", "new", "new", "new"]
-    assert "python -m chela.train task=listops model=softmax preset=tiny" in lines[-1]
+    assert "chela train task=listops model=softmax preset=tiny" in lines[-1]
     assert len(list(folder.rglob("result.json"))) == 1
 
 

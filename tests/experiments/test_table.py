@@ -290,6 +290,16 @@ def test_html_is_well_formed_and_escaped(make_run: MakeRun, table: Table) -> Non
     assert not open_tags
 
 
+def test_a_terminal_is_drawn_on(make_run: MakeRun, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run("model.mixer.gate=none"), make_run()
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "| system |" in table()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    drawn = table()
+    assert "│ chela" in drawn and "| system |" not in drawn and "**" not in drawn
+    assert "| system |" in table("format=md")
+
+
 def test_latex_escapes_what_latex_reads(make_run: MakeRun, table: Table) -> None:
     make_run(seed=0), make_run(seed=1, accuracy=0.6)
     text = table("format=latex")

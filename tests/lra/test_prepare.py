@@ -58,7 +58,7 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task=listops", "--show"], "expected key=value, got '--show' (did you mean 'show'?)"),
+        (["task=listops", "--show"], "expected key=value, got '--show', say show=…; see --help"),
         (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
         (["task=retrieval", "preset=tiny"], "retrieval: this data cannot be fetched for you"),
         (

@@ -10,14 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from chela.__main__ import COMMANDS
+from chela.__main__ import main as chela
 from chela.config.compose import load, resolve
 from chela.config.groups import names
+from chela.config.identity import fingerprint
 from chela.config.schema import fields
 from chela.config.words import guarded, read_words
 from chela.core.errors import UsageError
 from experiments.sweep import Options as SweepOptions
 from tests.training.launches import TINY, launch, only_run
 
+COLLECTED = Path(__file__).parents[2] / "experiments" / "results" / "lra_mini" / "runs.jsonl"
+RUN = "listops-mini/chela-seed0-5752433d"
 AtStep = Callable[[int, Callable[[], None]], None]
 
 
@@ -40,13 +45,31 @@ def test_threads_soon_give_up_their_core_unless_told_otherwise(given: dict[str, 
     assert set(said) == {turns}
 
 
-def test_help_names_every_group_and_key() -> None:
+def test_help_names_every_group_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     text = launch("--help").out
     for group in ("task", "model"):
         assert f"{group}=" in text and ", ".join(names(group)) in text
     for key, _, field in fields(resolve([])):
-        assert f"    {key}=" in text and field.metadata.get("help", "") in text
+        assert key.endswith(".name") or (f"    {key}=" in text and field.metadata.get("help", "") in text)
     assert "model.mixer.rotary" in launch("model=softmax", "--help").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_as_wide_as_the_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert chela([command, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_help_of_a_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    text = launch("--help", "optimizer", "preset=mini").out
+    keys = set(re.findall(r"^    ([^ =]+)=", text, re.M))
+    assert keys == {key for key, _, _ in fields(resolve([])) if key.startswith("optimizer.")}
+    assert "(did you mean 'optimizer'?)" in launch("--help", "optimiser").error
 
 
 def test_help_and_cfg_on_a_terminal_that_knows_ascii_only() -> None:
@@ -69,8 +92,8 @@ def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--jobs", "2"], "expected key=value, got '--jobs' (did you mean 'jobs'?); see --help"),
-        (["grid.yaml", "--sead=2"], "got '--sead=2' (did you mean 'seed'?); see --help"),
+        (["--jobs", "2"], "expected key=value, got '--jobs', say jobs=2; see --help"),
+        (["grid.yaml", "--sead=2"], "got '--sead=2', say seed=2; see --help"),
         (["grid.yaml", "-x"], "expected key=value, got '-x'; see --help"),
         (["grid.yaml", "other.yaml"], "file: expected one value, got grid.yaml other.yaml"),
         (["grid.yaml", "seed=0,one"], "seed: expected a list of whole numbers, got '0,one'"),
@@ -80,6 +103,16 @@ def test_a_list_is_written_with_or_without_brackets(seeds: str) -> None:
 def test_there_is_one_way_to_say_an_option(words: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         read_words(SweepOptions, words)
+
+
+def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
+    """Of a folder, its config.yaml, or a line of collected results; further words win."""
+    own = load(one_step / "config.yaml")
+    for name in (one_step, one_step / "config.yaml"):
+        assert fingerprint(resolve([f"config={name}"])) == fingerprint(own)
+        assert resolve([f"config={name}", "task=listops", "seed=5", "model.depth=1"]).seed == 5
+    assert fingerprint(resolve([f"config={COLLECTED}:{RUN}"])) == RUN[-8:]
+    assert "finished already" in launch(f"config={one_step}").out
 
 
 def test_cfg_can_be_read_back(tmp_path: Path) -> None:
@@ -92,13 +125,15 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
     ("words", "message"),
     [
         # keys
-        (["trainer.max_step=3"], "unknown key 'trainer.max_step' (did you mean 'trainer.max_steps'?); see --help"),
-        (["modle=chela"], "unknown key 'modle' (did you mean"),
-        (["model.mixer.rotary=true"], "unknown key 'model.mixer.rotary'"),
+        (["trainer.max_step=3"], "'trainer.max_step' (did you mean 'trainer.max_steps'?); see --help"),
+        (["modle=chela"], "expected key=value of a run, got 'modle' (did you mean"),
+        (["lr=1e-3"], "expected key=value of a run, got 'lr' (did you mean 'optimizer.lr'?); see --help"),
+        (["trainer.epochs=3"], "got 'trainer.epochs' (did you mean 'trainer.max_steps'?); see --help"),
+        (["model.mixer.rotary=true"], "got 'model.mixer.rotary'"),
         (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
         (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
         (["=3"], "expected a dotted key such as model.depth, got ''"),
-        (["--tiny"], "expected key=value, got '--tiny'"),
+        (["--task", "listops"], "expected key=value, got '--task', say task=listops; see --help"),
         (["schlüssel=3"], "expected a dotted key"),
         # types
         (["model.depth=abc"], "model.depth: expected a whole number, got 'abc'"),
@@ -108,6 +143,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
         (["task=pathfinder", "task.contour_lengths=x"], "lengths: expected a list of whole numbers or null, got 'x'"),
+        (["runs="], "runs: expected a folder, got ''"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),
@@ -129,6 +165,11 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         # folders of runs
         (["resume=no/such/run"], "resume: expected the folder of a run, got 'no/such/run': there is no such folder"),
         (["resume=."], "resume: expected the folder of a run, got '.': it holds no config.yaml"),
+        (["resume=last"], "resume: expected the folder of a run, there is none under "),
+        (["config=no/such.yaml"], "expected a run's config.yaml at no/such.yaml, could not read it"),
+        (["config=no.jsonl:x"], "config: expected collected runs at no.jsonl, could not read them ("),
+        ([f"config={COLLECTED}:listops"], f"config: expected a run of {COLLECTED}, got 'listops'"),
+        ([f"config={COLLECTED}:{RUN}", "task=text"], "beside its task, model and preset, got task listops -> 'text'"),
         (["resume=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
     ],
 )  # fmt: skip
@@ -146,7 +187,9 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
         (["trainer.accelerator=gpu"], "expected a CUDA GPU for gpu, torch sees none"),
         (["trainer.devices=999", "trainer.batch_size=999", "trainer.eval_batch_size=999"], "devices: expected at most"),
         (["trainer.num_nodes=2"], "expected a launcher (torchrun or srun) on every node, got none"),
-        (["runs={folder}/file/runs"], "expected a disk and folders that can be used, got: Not a directory"),
+        (["runs={folder}/file/runs"], "runs: expected a folder that can be written, got"),
+        (["runs={folder}/file"], "runs: expected a folder that can be written, got"),
+        (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
         (["runs=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
         (["data.dir={folder}/file/data"], "Not a directory"),
         (["data.dir=/proc/data"], "/proc/data: No such file or directory"),
@@ -181,9 +224,9 @@ def one_step(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["model.depth=5"], "got another (model.depth 2 -> 5); start a new run for it"),
         (["model=softmax"], "got another (model chela -> 'softmax'); start a new run for it"),
-        (["preset=mini"], "got another (preset tiny -> mini)"),
+        (["preset=mini"], "got another (preset tiny -> 'mini')"),
         (["seed=1", "optimizer.lr=1"], "(optimizer.lr 0.002 -> 1.0, seed 0 -> 1)"),
-        (["model.dept=5"], "unknown key 'model.dept'"),
+        (["model.dept=5"], "expected key=value of a run, got 'model.dept'"),
     ],
 )
 def test_a_run_goes_on_with_its_own_configuration(words: list[str], message: str, one_step: Path) -> None:

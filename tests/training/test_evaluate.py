@@ -1,6 +1,7 @@
 import json
-import re
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,13 @@ def done(request: pytest.FixtureRequest, data: str, tmp_path_factory: pytest.Tem
 
 
 def score(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[float, int, float]:
-    assert evaluate(list(words)) == 0
-    found = re.search(r"accuracy (\S+) of (\d+), loss (\S+), by", capsys.readouterr().out)
-    assert found is not None
-    return float(found[1]), int(found[2]), float(found[3])
+    with tempfile.TemporaryDirectory() as folder:
+        assert evaluate([*words, f"out={folder}/score.json"]) == 0
+        found = json.loads(Path(folder, "score.json").read_text())
+    out = capsys.readouterr().out
+    assert f"accuracy {found['accuracy']:.2%} of {found['count']:,}, loss {found['loss']:.4f}" in out
+    assert max(map(len, out.splitlines())) <= 80
+    return found["accuracy"], found["count"], found["loss"]
 
 
 def test_the_test_number_again_to_the_last_digit(done: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +108,7 @@ def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFi
         (["nonsense", "more"], "run: expected one value, got nonsense more"),
         (["run=x", "x=1"], "eval.context=…, eval.window=…, eval.stride=…, out=…, got 'x=1'"),
         (["run=x", "eval.window=-1"], "eval.window: expected at least 0, got -1"),
-        (["split=test"], "run: expected run=…, the folder that a training run printed; see --help"),
+        (["split=test"], "run: expected the folder of a run, there is none under "),
         (["run=no/such"], "run: expected the folder of a run, got 'no/such': there is no such folder"),
     ],
 )
@@ -115,6 +119,34 @@ def test_bad_words(
     assert evaluate(words) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and message in err
+
+
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
+@pytest.mark.parametrize("words", [[], ["last"], ["run=last"]])
+def test_the_newest_run(
+    words: list[str],
+    done: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("older", "newest", "foreign"):
+        shutil.copytree(done.path, tmp_path / "runs" / "listops-tiny" / name)
+        os.utime(tmp_path / "runs" / "listops-tiny" / name / "config.yaml", ns=(0, len(name)))
+    (tmp_path / "runs" / "listops-tiny" / "foreign" / "config.yaml").unlink()
+    assert evaluate(words) == 0
+    assert capsys.readouterr().err == "run runs/listops-tiny/newest\n"
+
+
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
+@pytest.mark.parametrize("out", ["file/score.json", "/proc/chela/score.json"])
+def test_scores_that_cannot_be_written(
+    out: str, done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert evaluate([f"run={done.path}", f"out={tmp_path / out}"]) == 2
+    assert "error: out: expected a folder that can be written, got " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("done", ["32-true"], indirect=True)
@@ -135,7 +167,7 @@ def test_longer_trees_than_any_learned_from_are_scored_too(tmp_path: Path, capsy
     longer = result["test_longer"]
     assert score(capsys, f"run={run.path}", "split=longer") == (longer["accuracy"], 2000, longer["loss"])
     assert evaluate([f"run={run.path}", f"out={tmp_path / 'score.json'}"]) == 0
-    assert "by depth: " in capsys.readouterr().out
+    assert "by depth 2: " in capsys.readouterr().out
     assert json.loads((tmp_path / "score.json").read_text())["by_depth"] == result["test_by_depth"]
     for tested in (longer | {"by": longer["by_depth"]}, result["test"] | {"by": result["test_by_depth"]}):
         assert sum(part["count"] for part in tested["by"].values()) == tested["count"]

@@ -51,7 +51,7 @@ def test_stopped_at_a_step(
     ended = launch(*tiny)
     assert ended.status == 128 + signal.SIGTERM and not ended.err
     run = only_run(tmp_path)
-    assert f"stopped (SIGTERM) at step {step}; saved. To go on: python -m chela.train resume={run}" in ended.out
+    assert f"stopped (SIGTERM) at step {step}; saved. To go on: chela train resume={run}" in ended.out
     assert not (run / "result.json").exists()
     assert launch(f"resume={run}").status == 0
     assert_equal(left_by(run), straight)
@@ -88,9 +88,13 @@ def test_a_finished_run_is_reported_not_repeated(tiny: tuple[str, ...], straight
     assert (straight_run / "result.json").read_bytes() == before
 
 
-def test_a_new_run_of_the_same_words_gets_a_folder_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_run_made_again_gets_a_folder_of_its_own(tiny: tuple[str, ...], tmp_path: Path) -> None:
     short = (*tiny, "trainer.max_steps=1")
-    assert launch(*short).status == launch(*short).status == 0
+    assert launch(*short).status == 0
+    again = launch(*short)
+    (only,) = tmp_path.glob("runs/*/*/config.yaml")
+    assert f"finished already: {only.parent} (again=true" in again.out and "test accuracy" in again.out
+    assert launch(*short, "again=true").status == 0
     first, second = sorted(path.parent for path in tmp_path.glob("runs/*/*/config.yaml"))
     assert second.name == f"{first.name}-2"
     assert_equal(left_by(second), left_by(first))  # same seed, same numbers, to the last bit

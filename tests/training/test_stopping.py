@@ -30,7 +30,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     at_step(3, lambda: os.kill(os.getpid(), number))
     ended = launch(*tiny)
     assert ended.status == 128 + number
-    assert f"stopped ({number.name}) at step 3; saved. To go on: python -m chela.train resume=" in ended.out
+    assert f"stopped ({number.name}) at step 3; saved. To go on: chela train resume=" in ended.out
     run = RunFolder(only_run(tmp_path))
     assert load(run.last, LAST_KEYS, (run.path.name[-8:],))["step"] == 3
     assert [signal.getsignal(each) for each in SIGNALS] == before
@@ -43,7 +43,7 @@ def test_a_signal_before_the_first_step(
         patch.setattr(fitting, "build_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         ended = launch(*tiny)
     assert ended.status == 128 + signal.SIGTERM
-    assert "stopped (SIGTERM); nothing new to save. To go on: python -m chela.train resume=" in ended.out
+    assert "stopped (SIGTERM); nothing new to save. To go on: chela train resume=" in ended.out
     assert launch(*tiny, "resume=auto").status == 0
     assert_equal(left_by(only_run(tmp_path)), straight)
 

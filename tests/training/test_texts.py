@@ -89,7 +89,7 @@ def test_a_real_network_learns_and_goes_on(words: tuple[str, ...], tmp_path: Pat
     result = json.loads((only_run(tmp_path / "apart") / "result.json").read_text())
     assert result["context"] == "windows of 8, each alone: 1 to 8 symbols before"
     assert f"context: {result['context']}" in ended.out and "SHA-256" in result["data_note"]
-    assert "generate: python -m chela.generate run=" in ended.out
+    assert "generate: chela generate run=" in ended.out
     assert f"(accuracy {result['test']['accuracy']:.2%}, majority class" in ended.out
     assert result["test"]["count"] == len(TEXT) - len(TEXT) * 95 // 100
     at_step(3, terminate)
