@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from chela import train
+from chela.config.compose import resolve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
