@@ -47,7 +47,7 @@ def new_figure(panels: int, most: int, width: float, height: float) -> tuple[Fig
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("expected matplotlib for figures, it is not installed: pip install 'chela[plots]'") from None
+        raise UsageError("figures need matplotlib: pip install 'chela-attention[plots]'") from None
     columns = min(most, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")

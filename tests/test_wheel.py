@@ -33,7 +33,7 @@ def test_a_wheel_in_an_empty_environment(tmp_path):
     import torch
 
     _run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, ROOT, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("chela-*.whl")
+    (wheel,) = tmp_path.glob("chela_attention-*.whl")
     held = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in held if name.startswith("experiments/results")]
     assert {f"chela/weights/text-lite/{name}" for name in ("config.json", "model.safetensors", "README.md")} <= {*held}

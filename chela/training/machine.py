@@ -126,6 +126,6 @@ def describe(device: torch.device) -> dict[str, Any]:
     versions = {"python": platform.python_version()}
     for name in ("chela", "torch", "lightning", "triton", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version({"chela": "chela-attention"}.get(name, name))
     told = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions}
     return {**told, "git_commit": git_commit()}
