@@ -72,7 +72,7 @@ def test_a_failure_is_told_and_recorded_and_stops_nobody(
     said = "RuntimeError: it went wrong"
     assert any(line.endswith(f"FAILED, the others go on: {said}") for line in lines)
     assert summary == "2 of 3 runs finished (0 of them before), 1 failed" and said in failed
-    assert go_on == "to go on: start the same command again" and table.endswith(f"experiments.table {folder}")
+    assert go_on == "to go on: start the same command again" and table.endswith(f"chela table {folder}")
     runs = {(run.model, run.seed): run for run in read_runs([folder])}
     assert runs["softmax", 0].state == "failed" and runs["softmax", 0].record["failed"]["error"] == said
     assert [runs["chela", seed].state for seed in (0, 1)] == ["finished", "finished"]
