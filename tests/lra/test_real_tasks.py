@@ -42,4 +42,4 @@ def test_it_trains_resumes_and_evaluates(
 
     capsys.readouterr()
     assert evaluate.main([f"run={folder}"]) == 0
-    assert f"loss {cut['test']['loss']!r}" in capsys.readouterr().out
+    assert f"loss {cut['test']['loss']:.4f}" in capsys.readouterr().out
