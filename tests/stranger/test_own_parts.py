@@ -81,7 +81,7 @@ def test_options_are_the_arguments(folder: Path) -> None:
     assert "model.mixer.width=12  (int)  Width of the values." in told and "task.length=16  (int)" in told
     assert "width: 9" in chela(folder, "train", *WORDS, "model.mixer.width=9", "--cfg")
     wrong = chela(folder, "train", *WORDS, "model.mixer.widht=9", status=2)
-    assert "unknown key 'model.mixer.widht' (did you mean 'model.mixer.width'?)" in wrong
+    assert "got 'model.mixer.widht' (did you mean 'model.mixer.width'?)" in wrong
     assert "task.symbols: expected at least 2, got 1" in chela(folder, "train", *WORDS, "task.symbols=1", status=2)
     assert chela(folder, "models", "task=./task.yaml", "model=./mixer.yaml", "preset=mini").count("mixer ") >= 1
 
