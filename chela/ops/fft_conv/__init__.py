@@ -51,7 +51,7 @@ def fft_conv(
     >>> u = torch.zeros(1, 4, 1)
     >>> u[0, 1] = 1
     >>> y = fft_conv(u, torch.tensor([[1.0, 2.0]]), kernel_back=torch.tensor([[3.0]]), skip=torch.tensor([0.5]))
-    >>> [round(v, 4) for v in y.flatten().tolist()]
+    >>> [round(v, 4) + 0.0 for v in y.flatten().tolist()]
     [3.0, 1.5, 2.0, 0.0]
 
     Source: the kernel as long as the sequence is SGConv's (arXiv 2210.09298) and MEGA's (arXiv 2209.10655, section 3).
