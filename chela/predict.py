@@ -38,16 +38,15 @@ if TYPE_CHECKING:
 class NetworkWords(RunWords):
     """What names a network: a run, or weights."""
 
-    run: str = option("", "the folder that a training run printed", positional=True)
     weights: str = option("", "in place of a run: text-lite, image-lite, listops-lite, a folder of weights or a Hub id")
 
     def network(self) -> Network:
         """Return the network, on the CPU in eval mode. Raises ``UsageError`` where there is none."""
         from chela.models.pretrained import from_pretrained
 
-        if bool(self.run) == bool(self.weights):
-            raise UsageError(f"run: expected run=FOLDER or weights=NAME, got {'both' if self.run else 'neither'}")
-        return load_run(self)[0] if self.run else from_pretrained(self.weights, self.trust.split(","))
+        if self.weights and self.run != "last":
+            raise UsageError("run: expected run=FOLDER or weights=NAME, got both")
+        return from_pretrained(self.weights, self.trust.split(",")) if self.weights else load_run(self)[0]
 
 
 @dataclass
@@ -146,7 +145,7 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
 
     for rows in each(model, batches(), probabilities):
         for row in rows:
-            yield row.argmax(-1).tolist(), row.tolist()
+            yield row.argmax(-1).tolist(), row.double().round(decimals=6).tolist()
 
 
 def _encode(task: Any, line: str, number: int) -> Any:
