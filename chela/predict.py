@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 class NetworkWords(RunWords):
     """What names a network: a run, or weights."""
 
-    weights: str = option("", "in place of a run: text-lite, image-lite, listops-lite, a folder of weights or a Hub id")
+    weights: str = option(
+        "", "in place of a run: text-lite, listops-lite, image-lite, shakespeare, a folder or a Hub id"
+    )
 
     def network(self) -> Network:
         """Return the network, on the CPU in eval mode. Raises ``UsageError`` where there is none."""

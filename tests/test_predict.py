@@ -146,7 +146,10 @@ def test_pixels_out_of_range_are_refused(tmp_path, capsys):
     [
         (["run=RUN"], "input: expected"),
         (["run=RUN", "weights=text-lite", "input=-"], "run: expected run=FOLDER or weights=NAME, got both"),
-        (["weights=text-light", "input=-"], "weights: expected one of image-lite, listops-lite, text-lite, or"),
+        (
+            ["weights=text-light", "input=-"],
+            "weights: expected one of image-lite, listops-lite, shakespeare, text-lite, or",
+        ),
         (["run=RUN", "input=/no/such/file"], "input: expected a file"),
         (["run=/no/such/run", "input=-"], "there is no such folder"),
         (["run=RUN", "input=-", "checkpoint=worst"], "expected one of best, last, got"),

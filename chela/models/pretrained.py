@@ -68,7 +68,7 @@ def released() -> list[str]:
     """List the names of the weights in this package.
 
     >>> released()
-    ['image-lite', 'listops-lite', 'text-lite']
+    ['image-lite', 'listops-lite', 'shakespeare', 'text-lite']
     """
     return sorted(path.parent.name for path in RELEASED.glob(f"*/{CONFIG}"))
 

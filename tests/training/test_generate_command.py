@@ -56,6 +56,8 @@ def test_weights_write_as_their_run_does(run, capsys, tmp_path):
     network, _ = load_run(str(run))
     assert main([f"weights={save_pretrained(network, tmp_path / 'weights')}", *asked]) == 0
     assert capsys.readouterr().out == shown
+    assert main(["weights=shakespeare", "prompt=ROMEO:", "tokens=20"]) == 0
+    assert capsys.readouterr().out.startswith("ROMEO:")
     assert main(["weights=text-lite", *asked]) == 2
     assert "expected a language model, such as one of task=shakespeare, got one of text" in capsys.readouterr().err
 
