@@ -302,7 +302,8 @@ def limits() -> str:
     faster, memory = row["softmax [ms]"] / row["CHELA [ms]"], row["CHELA [MiB]"] / row["softmax [MiB]"]
     said = [
         f"Its convolution alone, without attention, cannot be told from it on {_listed(level)}; on Path-X it has the "
-        f"higher mean, {_number(alone['Path-X'])} against {_number(chela['Path-X'])}.",
+        f"higher mean, {_number(alone['Path-X'])} against {_number(chela['Path-X'])}"
+        f"{' (with the earlier gate)' if '†' in alone['Path-X'] else ''}.",
         f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
         f"{memory:.1f} times its memory, on a CPU.",
         "No run on a GPU is committed, and on the Long Range Arena (LRA) itself only a small network was trained, "
