@@ -94,13 +94,25 @@ def table(*words: str) -> str:
 
 
 def full(*words: str) -> str:
-    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another."""
+    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another.
+
+    A dagger marks a convolution alone with the options of before.
+    """
     folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
     with tempfile.TemporaryDirectory() as made:
         found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
         (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
-        return table(made, "compact=true", *options)
+        grid = table(made, "compact=true", *options)
+    before = {_title(record["result"]["task_title"]) for record in found if not of_today(record)}
+    head, line, *rows = _cells(grid)
+    for row in rows:
+        if row[0] == "chela_conv_only":
+            row[:] = [
+                f"{cell}†" if _title(name) in before and cell != "–" else cell
+                for name, cell in zip(head, row, strict=True)
+            ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, line, *rows))
 
 
 def means(*words: str) -> str:
@@ -111,9 +123,22 @@ def means(*words: str) -> str:
     named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
     out = [rows[0], rows[1], *sorted(named, key=lambda row: _place(row[0]))]
     texts = [[_mean(row[place], rows[0][place]) for place in kept] for row in out]
+    texts[0] = ["Shakespeare, nats ↓" if head == "Shakespeare" else head for head in texts[0]]
     for row in texts[2:]:
         row[0] = NAMES.get(row[0], row[0])
     return "".join(f"| {' | '.join(row)} |\n" for row in texts)
+
+
+def _title(head: str) -> str:
+    return re.split(r"[ ,]", head)[0]
+
+
+def _cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines()]
+
+
+def _number(cell: str) -> float:
+    return float(cell.strip("*†×"))
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -123,46 +148,97 @@ def _place(name: str) -> tuple[int, str]:
 def _mean(cell: str, heading: str) -> str:
     """Cut a cell to its mean with one decimal; a loss has three, a ratio two."""
     digits = 3 if "nats" in heading else 2 if "×" in heading else 1
-    cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=\*|$)", "", cell)
+    cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=[*†]|$)", "", cell)
     return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}", cell) if cell != heading else cell
 
 
 def reading(*words: str) -> str:
-    """Return what a table of means says of CHELA: where it is first, where its convolution does as well, its speed."""
-    grid = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in means(*words).splitlines()]
+    """Return what a table of means says of CHELA: where it leads, what ties, its speed, the seeds, and the marks."""
+    grid = _cells(means(*words))
     head, rows = grid[0], {row[0]: dict(zip(grid[0], row, strict=True)) for row in grid[2:]}
-    chela = rows["**CHELA**"]
+    chela, alone = rows["**CHELA**"], rows["its convolution alone"]
     tasks = [task for task in head[1:] if "×" not in task and chela[task] != "–"]
-    title = {task: task.split(" (")[0] for task in tasks}
-    bold = {name: [title[task] for task in tasks if row[task].startswith("**")] for name, row in rows.items()}
-    level = [task for task in bold["**CHELA**"] if task in bold["its convolution alone"]]
-    ahead = [task for task in bold["its convolution alone"] if task not in bold["**CHELA**"]]
+    behind = [task for task in tasks if not chela[task].startswith("**")]
+    lead, tie, other = _standing(tasks, rows)
     said = [
-        f"Bold is the best of a column, with all that two standard errors do not tell from it: "
-        f"of {len(tasks)} tasks CHELA is in bold on {len(bold['**CHELA**'])}.",
-        f"Its own convolution, trained alone, cannot be told from it on {_listed(level)}"
-        + (f", and is better on {_listed(ahead)}." if ahead else "."),
+        "Bold: the best of a column, and what is within two standard errors of it; with so few seeds that means "
+        "*not resolved*, not equal.",
+        f"On the {len(tasks)} tasks run so far nothing is better than CHELA by more than two standard errors."
+        if not behind
+        else f"On {_listed([_title(task) for task in behind])} another system is better by two standard errors.",
+        f"In the mean it leads on {_listed(lead)}" + (f", ties on {_listed(tie)}" if tie else "") + ";",
+        f"it is {_listed([f'{place} on {_listed(there)}' for place, there in other.items()])}.",
+        f"Its convolution, trained alone, cannot be told from it on {_listed(_level(tasks, chela, alone))}.",
     ]
     speed = next((task for task in head if task.startswith("tokens/s")), None)
     if speed and chela[speed] != "–":
         said.append(
-            f"A training step of CHELA is {chela[speed].rstrip('×')} times as fast as one of softmax attention."
+            f"Tokens/s: whole networks in training, at these tasks' short lengths, on one thread of an EPYC; "
+            f"CHELA's is {chela[speed].rstrip('×')} times as fast as softmax attention's."
         )
-    if not all(of_today(record) for record in shown(runs(*(word for word in words if "=" not in word)))):
-        said.append("The convolution alone is of the earlier gate, until it has been run again.")
-    missing = [task.split(" (")[0] for task in head[1:] if "×" not in task and chela[task] == "–"]
-    if missing:
-        said.append(f"CHELA's runs of today on {_listed(missing)} are not committed yet.")
+    said.append(f"Seeds: {_seeds(full(*words))}.")
+    if any("†" in cell for cell in alone.values()):
+        said.append("†: with the earlier gate.")
+    if any("×" not in task and chela[task] == "–" for task in head[1:]):
+        said.append("–: not run with this version.")
     return " ".join(said) + "\n"
+
+
+def _standing(tasks: list[str], rows: dict[str, dict[str, str]]) -> tuple[list[str], list[str], dict[str, list[str]]]:
+    """Return the tasks where CHELA's mean is first, where it shares that place, and the others by its place."""
+    lead, tie, other = [], [], {}
+    for task in tasks:
+        mine = _number(rows["**CHELA**"][task])
+        values = [_number(row[task]) for name, row in rows.items() if row[task] != "–" and name != "majority class"]
+        place = sum(value < mine if "nats" in task else value > mine for value in values)
+        if place:
+            other.setdefault(["second", "third"][place - 1] if place < 3 else f"{place + 1}th", []).append(_title(task))
+        else:
+            (tie if values.count(mine) > 1 else lead).append(_title(task))
+    return lead, tie, other
+
+
+def _level(tasks: list[str], chela: dict[str, str], alone: dict[str, str]) -> list[str]:
+    return [_title(task) for task in tasks if chela[task].startswith("**") and alone[task].startswith("**")]
+
+
+def _seeds(table: str) -> str:
+    """Say how many seeds each system's cells have, systems with the same numbers together."""
+    grid = _cells(table)
+    found: dict[str, list[str]] = {}
+    for row in grid[2:]:
+        counts = {
+            _title(head): int(seeds[1])
+            for head, cell in zip(grid[0], row, strict=True)
+            if (seeds := re.search(r"\((\d+)[;)]", cell))
+        }
+        if row[0] in NAMES and counts:
+            usual = statistics.mode(counts.values())
+            odd: dict[int, list[str]] = {}
+            for task, count in counts.items():
+                odd.setdefault(count, []).append(task)
+            others = "; ".join(f"{count} on {_listed(there)}" for count, there in odd.items() if count != usual)
+            found.setdefault(f"{usual}" + (f" ({others})" if others else ""), []).append(NAMES[row[0]].strip("*"))
+    return ", ".join(
+        f"{names[0] if len(names) == 1 else 'the others'} {told}"
+        for told, names in sorted(found.items(), key=lambda item: len(item[1]))
+    )
 
 
 def beside(task: str, *words: str) -> str:
     """Return every system's mean on one task, the best first."""
-    found = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in means(*words).splitlines()]
+    rows, unit = _ranked(task, *words)
+    said = ", ".join(f"{name} {value}" for name, value in rows)
+    return f"{task}, {unit}: {said}.{' †: with the earlier gate.' if '†' in said else ''}\n"
+
+
+def _ranked(task: str, *words: str) -> tuple[list[tuple[str, str]], str]:
+    found = _cells(means(*words))
     place = next(i for i, head in enumerate(found[0]) if head.startswith(task))
-    rows = [(row[0].strip("*"), row[place].strip("*")) for row in found[2:] if row[place] != "–"]
-    rows.sort(key=lambda row: float(row[1]), reverse="nats" not in found[0][place])
-    return f"{task}, test accuracy in %: {', '.join(f'{name} {value}' for name, value in rows)}.\n"
+    loss = "nats" in found[0][place]
+    rows = [(row[0].strip("*"), row[place].strip("*").replace("**", "")) for row in found[2:] if row[place] != "–"]
+    rows.sort(key=lambda row: _number(row[1]), reverse=not loss)
+    return rows, "test loss in nats" if loss else "test accuracy in %"
 
 
 def _listed(names: list[str]) -> str:
@@ -183,38 +259,55 @@ def bench(name: str) -> dict[int, dict[str, float]]:
     return {row["key"]["L"]: row["values"] for row in rows}
 
 
-def _level() -> str:
-    """Say of the task where CHELA gains least over its convolution alone what both have."""
-    grid = [
-        line.strip("| ").split(" | ")
-        for line in means("experiments/results/lra_mini", "experiments/results/core").splitlines()
-    ]
-    chela, alone = (next(row for row in grid if row[0] == NAMES[name]) for name in ("chela", "chela_conv_only"))
-    both = [
-        (float(mine.strip("*")) - float(its.strip("*")), task, mine, its)
-        for task, mine, its in zip(grid[0], chela, alone, strict=True)
-        if its.startswith("**") and mine[-1] not in "–×" and task != "Shakespeare"
-    ]
-    _, task, mine, its = min(both)
-    how = "the seeds do not tell them apart" if mine.startswith("*") else "that is better"
-    return f"On {task} CHELA gets {mine.strip('*')} % and its convolution alone {its.strip('*')}; {how}."
-
-
 def why() -> str:
-    """Return the README's four reasons, a number each; the fourth says where attention does not help."""
-    recall = scores("chela", "recall", "hard", "recall", "core")
-    alone = scores("chela_conv_only", "recall", "hard", "recall")
+    """Return what speaks for CHELA, a number each."""
+    hard = {
+        name: _mean_of(scores(name, "recall", "hard", "recall", "core"))
+        for name in ("chela", "lightning", "chela_conv_only")
+    }
+    folders = ("experiments/results/lra_mini", "experiments/results/core")
+    easy = [name for name, value in _ranked("Recall", *folders)[0] if name != "CHELA" and _number(value) > 99]
     select = scores("chela", "select", "mini", "lra_mini", "core")
-    longest = max(bench("generate"))
-    step = bench("generate")[longest]
+    (name, next_best), *_ = [row for row in _ranked("Select", *folders)[0] if row[0] != "CHELA"]
+    measured = bench("generate")
+    longest, row = max(measured), measured[max(measured)]
+    near = max(length for length, at in measured.items() if at["softmax [ms]"] < at["chela [ms]"])
+
+    def told(system: str) -> str:
+        return f"{row[f'{system} [ms]'] * 1e3:.1f} ms and a state of {_size(row[f'{system} [KiB]'])}"
+
     said = [
-        f"**It recalls.** Of 28 pairs among 512 symbols it names {_mean_of(recall)} % of the values. "
-        f"Its convolution alone names {_mean_of(alone)} %.",
-        f"**Every seed selects.** On Select its seeds reach {_listed([f'{x:.1f}' for x in sorted(select)])} %.",
-        "**A symbol costs the same after any context.** With the kernel `ema` one takes "
-        f"{step['chela ema [ms]'] * 1e3:.1f} ms after {longest:,} others; softmax attention takes "
-        f"{step['softmax [ms]'] * 1e3:.0f} ms.",
-        f"**Attention does not always help.** {_level()}",
+        f"**It recalls.** On *Recall hard* (28 pairs among 512 symbols) it predicts {hard['chela']} % of the values, "
+        f"Lightning Attention {hard['lightning']}, its own convolution alone {hard['chela_conv_only']}. On the easier "
+        f"*Recall* (12 pairs among 256) {_listed(easy)} get 100 too.",
+        "**Every seed selects.** *Select* asks of four reviews told by turns whether one of them has a certain word. "
+        f"Its seeds reach {_listed([f'{x:.1f}' for x in sorted(select)])} %, the next best, {name}, {next_best}.",
+        f"**It generates after long contexts.** After {longest:,} tokens one more takes {told('chela')}, with "
+        f"`long_kernel=ema` {told('chela ema')}; softmax attention takes {told('softmax')}. Lightning Attention is "
+        f"cheaper still, {told('lightning')}, and after {near:,} tokens or fewer softmax attention is faster than "
+        "CHELA.",
+    ]
+    return "".join(f"- {line}\n" for line in said)
+
+
+def limits() -> str:
+    """Return where CHELA does not help, a number each."""
+    grid = _cells(means("experiments/results/lra_mini", "experiments/results/core"))
+    chela, alone = (
+        dict(zip(grid[0], next(row for row in grid if row[0] == NAMES[name]), strict=True))
+        for name in ("chela", "chela_conv_only")
+    )
+    level = _level([task for task in grid[0][1:] if chela[task] != "–"], chela, alone)
+    length, row = next(iter(bench("layers").items()))
+    faster, memory = row["softmax [ms]"] / row["CHELA [ms]"], row["CHELA [MiB]"] / row["softmax [MiB]"]
+    said = [
+        f"Its convolution alone, without attention, cannot be told from it on {_listed(level)}; on Path-X it has the "
+        f"higher mean, {_number(alone['Path-X'])} against {_number(chela['Path-X'])}"
+        f"{' (with the earlier gate)' if '†' in alone['Path-X'] else ''}.",
+        f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
+        f"{memory:.1f} times its memory, on a CPU.",
+        "No run on a GPU is committed, and on the Long Range Arena (LRA) itself only a small network was trained, "
+        "which trails S4 and MEGA.",
     ]
     return "".join(f"- {line}\n" for line in said)
 
@@ -254,16 +347,17 @@ def lite() -> str:
     printed_by = {row["name"]: row["values"] for row in papers}
     tasks = {"listops": 0, "text": 1, "image": 3}
     found = {task: scores("chela", task, "lite", "lra_lite", old=True) for task in tasks}
-    rows = [["CHELA, `preset=lite`, one seed", "4 × 64", "2 or 10", *(_mean_of(found[task]) for task in tasks)]]
+    rows = [
+        ["CHELA here, `preset=lite`, earlier core", "4 × 64", "2 or 10", *(_mean_of(found[task]) for task in tasks)],
+        ["CHELA, as its paper prints: not obtained", *["–"] * 5],
+    ]
     sizes = {
-        "Transformer": ("–", "–"),
-        "S4-v2 (S4-LegS)": ("6 × 256 or 512", "32 to 200"),
-        "MEGA": ("4 to 8 × 80 to 160", "50 to 200"),
+        "Transformer": ("Transformer, as LRA prints", "–", "–"),
+        "S4-v2 (S4-LegS)": ("S4, as its paper prints", "6 × 256 or 512", "32 to 200"),
+        "MEGA": ("MEGA, as its paper prints", "4 to 8 × 80 to 160", "50 to 200"),
     }
     for name, told in sizes.items():
-        rows.append(
-            [f"{name.split('-v2')[0]}, as printed", *told, *(f"{printed_by[name][i]:.1f}" for i in tasks.values())]
-        )
+        rows.append([*told, *(f"{printed_by[name][i]:.1f}" for i in tasks.values())])
     return grid(["", "blocks × width", "epochs", "ListOps", "Text", "Image"], rows, left=3)
 
 
@@ -275,8 +369,8 @@ def layers() -> str:
         for over, under in (("softmax [ms]", "CHELA [ms]"), ("CHELA [MiB]", "softmax [MiB]"))
     )
     return (
-        f"At {_listed([f'{length:,}' for length in rows])} tokens a training step is {faster} times as fast as softmax "
-        f"attention's. It holds {memory} times the memory.\n"
+        f"At {_listed([f'{length:,}' for length in rows])} tokens a layer's training step is {faster} times as fast as "
+        f"softmax attention's (below 1: slower) and takes {memory} times its memory.\n"
     )
 
 
@@ -351,7 +445,9 @@ def figures() -> None:
         (ROOT / "docs" / "figures").mkdir(exist_ok=True)
         figure.savefig(ROOT / "docs" / "figures" / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
-    figure, (left, right) = begun(("Recall of 28 pairs, % of values named", "One symbol more, after a context"))
+    figure, (left, right) = begun(
+        ("Recall hard: 28 pairs, % of values predicted", "Time to generate one token (log scale)")
+    )
     bars = {"CHELA": ("chela", "#0969da"), "Lightning Attention": ("lightning", "#bc6c00")}
     bars |= {"its convolution alone": ("chela_conv_only", "#8a8f98")}
     for place, (model, fill) in enumerate(bars.values()):
@@ -380,7 +476,7 @@ def figures() -> None:
     right.set_yticks([1, 3, 10, 30, 100], ["1 ms", "3", "10", "30", "100 ms"])
     right.minorticks_off()
     right.set_xlim(at[0] * 0.9, at[-1] * 14)
-    lengths(right, at, "symbols of context (CPU)")
+    lengths(right, at, "tokens of context (CPU)")
     save(figure, "readme")
 
     measured = bench("layers")
@@ -397,7 +493,7 @@ def figures() -> None:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    made.__name__: made for made in (full, means, reading, beside, why, commands, lite, layers, steps, probes)
+    made.__name__: made for made in (full, means, reading, beside, why, limits, commands, lite, layers, steps, probes)
 }
 
 
