@@ -182,5 +182,5 @@ def cosine_accuracy(train: Pairs, test: Pairs, most: int = 5_000) -> float:
     labels = {split: np.arange(len(found)) & 1 for split, found in values.items()}
     order = np.argsort(values["train"])
     right = np.cumsum(np.where(labels["train"][order], -1, 1))  # with all up to here called different
-    threshold = values["train"][order[int(right.argmax())]]
+    threshold = values["train"][order[int(np.argmax(right))]]
     return float(((values["test"] > threshold) == labels["test"]).mean())

@@ -162,7 +162,7 @@ def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarr
         at_corners = [(offsets * (down, right) >= 0).all(axis=1).any() for down in (1, -1) for right in (1, -1)]
         found.append(offsets if all(at_corners) else offsets[:0])
     counts = np.array([len(offsets) for offsets in found], np.int64)
-    footprint = np.zeros((len(mask), max(1, int(counts.max())), 2), np.int64)
+    footprint = np.zeros((len(mask), max(1, int(np.max(counts))), 2), np.int64)
     for row, offsets in zip(footprint, found, strict=True):
         row[: len(offsets)] = offsets
     return footprint, counts

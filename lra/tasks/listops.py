@@ -200,7 +200,7 @@ class ListOps(StoredTask):
         """Return what the outermost operator scores alone, answered by its most frequent value in training."""
         train, test = (self._values_of_roots(split) for split in ("train", "test"))
         hits = (test[np.arange(len(test)), train.argmax(1)] * train.any(1)).sum()
-        return f"{hits / test.sum():.2%} by the outermost operator alone"
+        return f"{int(hits) / int(test.sum()):.2%} by the outermost operator alone"
 
     def _values_of_roots(self, split: str) -> np.ndarray:
         """Count the trees of each first token and value, of 20,000 trees at most."""
