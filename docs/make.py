@@ -10,23 +10,18 @@ run again.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import io
-import json
 import re
 import shlex
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "experiments" / "results"
+sys.path[:0] = [str(Path(__file__).parent)]  # the files beside this one, wherever it is loaded from
+from committed import ROOT, bench, cells_of, full, is_of, mean_of, number_of, runs, scores, shown, size_text, title_of  # noqa: E402
+from drawings import figures  # noqa: E402
+
 BLOCK = re.compile(r"(<!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
-GRID = re.compile(r"(?:^\|.*\n)+", re.M)
 NAMES = {
     "chela": "**CHELA**",
     "chela_conv_only": "its convolution alone",
@@ -39,80 +34,6 @@ NAMES = {
     "linear": "linear attention",
     "majority class": "majority class",
 }
-BEFORE = {"qk": "long", "gate": "mega", "pooled": 0.25}  # what a run that says nothing of these options had
-Record = dict[str, Any]
-
-
-def runs(*folders: str) -> list[Record]:
-    """Read the finished runs of folders of committed results."""
-    lines = [line for name in folders for line in (ROOT / name / "runs.jsonl").read_text().splitlines()]
-    return [record for record in map(json.loads, lines) if record.get("result")]
-
-
-def of_today(record: Record) -> bool:
-    """Whether a run's CHELA layer has today's defaults; a run of another system always has."""
-    from chela import ChelaLayer
-
-    mixer = record["config"]["model"]["mixer"]
-    defaults = {name: value.default for name, value in inspect.signature(ChelaLayer).parameters.items()}
-    return mixer["name"] != "chela" or (
-        mixer.get("d_pool") is None and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items())
-    )
-
-
-def shown(records: list[Record]) -> list[Record]:
-    """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
-    new = {
-        record["config"]["task"]["name"] for record in records if _is(record, "chela_conv_only") and of_today(record)
-    }
-    return [
-        record
-        for record in records
-        if of_today(record) or (_is(record, "chela_conv_only") and record["config"]["task"]["name"] not in new)
-    ]
-
-
-def _is(record: Record, model: str) -> bool:
-    return bool(record["result"]["model"] == model)
-
-
-def printed(main: Callable[[list[str]], int], words: list[str]) -> str:
-    """Return what a command prints."""
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
-        if main(words):
-            raise SystemExit(f"failed: {words}")
-    return out.getvalue()
-
-
-def table(*words: str) -> str:
-    """Return the first table that ``chela table`` prints."""
-    from experiments.table import main
-
-    found = GRID.search(printed(main, list(words)))
-    assert found, f"no table: {words}"
-    return found[0]
-
-
-def full(*words: str) -> str:
-    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another.
-
-    A dagger marks a convolution alone with the options of before.
-    """
-    folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
-    with tempfile.TemporaryDirectory() as made:
-        found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
-        (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
-        grid = table(made, "compact=true", *options)
-    before = {_title(record["result"]["task_title"]) for record in found if not of_today(record)}
-    head, line, *rows = _cells(grid)
-    for row in rows:
-        if row[0] == "chela_conv_only":
-            row[:] = [
-                f"{cell}†" if _title(name) in before and cell != "–" else cell
-                for name, cell in zip(head, row, strict=True)
-            ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, line, *rows))
 
 
 def means(*words: str) -> str:
@@ -129,18 +50,6 @@ def means(*words: str) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in texts)
 
 
-def _title(head: str) -> str:
-    return re.split(r"[ ,]", head)[0]
-
-
-def _cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines()]
-
-
-def _number(cell: str) -> float:
-    return float(cell.strip("*†×"))
-
-
 def _place(name: str) -> tuple[int, str]:
     return next((i for i, known in enumerate(NAMES) if name.split(" ")[0] == known.split(" ")[0]), len(NAMES)), name
 
@@ -154,7 +63,7 @@ def _mean(cell: str, heading: str) -> str:
 
 def reading(*words: str) -> str:
     """Return what a table of means says of CHELA: where it leads, what ties, its speed, the seeds, and the marks."""
-    grid = _cells(means(*words))
+    grid = cells_of(means(*words))
     head, rows = grid[0], {row[0]: dict(zip(grid[0], row, strict=True)) for row in grid[2:]}
     chela, alone = rows["**CHELA**"], rows["its convolution alone"]
     tasks = [task for task in head[1:] if "×" not in task and chela[task] != "–"]
@@ -165,7 +74,7 @@ def reading(*words: str) -> str:
         "*not resolved*, not equal.",
         f"On the {len(tasks)} tasks run so far nothing is better than CHELA by more than two standard errors."
         if not behind
-        else f"On {_listed([_title(task) for task in behind])} another system is better by two standard errors.",
+        else f"On {_listed([title_of(task) for task in behind])} another system is better by two standard errors.",
         f"In the mean it leads on {_listed(lead)}" + (f", ties on {_listed(tie)}" if tie else "") + ";",
         f"it is {_listed([f'{place} on {_listed(there)}' for place, there in other.items()])}.",
         f"Its convolution, trained alone, cannot be told from it on {_listed(_level(tasks, chela, alone))}.",
@@ -188,27 +97,29 @@ def _standing(tasks: list[str], rows: dict[str, dict[str, str]]) -> tuple[list[s
     """Return the tasks where CHELA's mean is first, where it shares that place, and the others by its place."""
     lead, tie, other = [], [], {}
     for task in tasks:
-        mine = _number(rows["**CHELA**"][task])
-        values = [_number(row[task]) for name, row in rows.items() if row[task] != "–" and name != "majority class"]
+        mine = number_of(rows["**CHELA**"][task])
+        values = [number_of(row[task]) for name, row in rows.items() if row[task] != "–" and name != "majority class"]
         place = sum(value < mine if "nats" in task else value > mine for value in values)
         if place:
-            other.setdefault(["second", "third"][place - 1] if place < 3 else f"{place + 1}th", []).append(_title(task))
+            other.setdefault(["second", "third"][place - 1] if place < 3 else f"{place + 1}th", []).append(
+                title_of(task)
+            )
         else:
-            (tie if values.count(mine) > 1 else lead).append(_title(task))
+            (tie if values.count(mine) > 1 else lead).append(title_of(task))
     return lead, tie, other
 
 
 def _level(tasks: list[str], chela: dict[str, str], alone: dict[str, str]) -> list[str]:
-    return [_title(task) for task in tasks if chela[task].startswith("**") and alone[task].startswith("**")]
+    return [title_of(task) for task in tasks if chela[task].startswith("**") and alone[task].startswith("**")]
 
 
 def _seeds(table: str) -> str:
     """Say how many seeds each system's cells have, systems with the same numbers together."""
-    grid = _cells(table)
+    grid = cells_of(table)
     found: dict[str, list[str]] = {}
     for row in grid[2:]:
         counts = {
-            _title(head): int(seeds[1])
+            title_of(head): int(seeds[1])
             for head, cell in zip(grid[0], row, strict=True)
             if (seeds := re.search(r"\((\d+)[;)]", cell))
         }
@@ -233,11 +144,11 @@ def beside(task: str, *words: str) -> str:
 
 
 def _ranked(task: str, *words: str) -> tuple[list[tuple[str, str]], str]:
-    found = _cells(means(*words))
+    found = cells_of(means(*words))
     place = next(i for i, head in enumerate(found[0]) if head.startswith(task))
     loss = "nats" in found[0][place]
     rows = [(row[0].strip("*"), row[place].strip("*").replace("**", "")) for row in found[2:] if row[place] != "–"]
-    rows.sort(key=lambda row: _number(row[1]), reverse=not loss)
+    rows.sort(key=lambda row: number_of(row[1]), reverse=not loss)
     return rows, "test loss in nats" if loss else "test accuracy in %"
 
 
@@ -245,28 +156,14 @@ def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names) or "none"
 
 
-def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:
-    """Return the test scores of a system's runs of today, or of all, in % where they are accuracies."""
-    read = runs(*(f"experiments/results/{name}" for name in folders))
-    results = [record["result"] for record in (read if old else shown(read)) if _is(record, model)]
-    found = [result for result in results if (result["task"], result["preset"]) == (task, preset)]
-    return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in found]
-
-
-def bench(name: str) -> dict[int, dict[str, float]]:
-    """Return what a benchmark on an EPYC measured at each length."""
-    rows = json.loads((RESULTS / "bench" / "epyc" / f"{name}.json").read_text())["rows"]
-    return {row["key"]["L"]: row["values"] for row in rows}
-
-
 def why() -> str:
     """Return what speaks for CHELA, a number each."""
     hard = {
-        name: _mean_of(scores(name, "recall", "hard", "recall", "core"))
+        name: mean_of(scores(name, "recall", "hard", "recall", "core"))
         for name in ("chela", "lightning", "chela_conv_only")
     }
     folders = ("experiments/results/lra_mini", "experiments/results/core")
-    easy = [name for name, value in _ranked("Recall", *folders)[0] if name != "CHELA" and _number(value) > 99]
+    easy = [name for name, value in _ranked("Recall", *folders)[0] if name != "CHELA" and number_of(value) > 99]
     select = scores("chela", "select", "mini", "lra_mini", "core")
     (name, next_best), *_ = [row for row in _ranked("Select", *folders)[0] if row[0] != "CHELA"]
     measured = bench("generate")
@@ -274,7 +171,7 @@ def why() -> str:
     near = max(length for length, at in measured.items() if at["softmax [ms]"] < at["chela [ms]"])
 
     def told(system: str) -> str:
-        return f"{row[f'{system} [ms]'] * 1e3:.1f} ms and a state of {_size(row[f'{system} [KiB]'])}"
+        return f"{row[f'{system} [ms]'] * 1e3:.1f} ms and a state of {size_text(row[f'{system} [KiB]'])}"
 
     said = [
         f"**It recalls.** On *Recall hard* (28 pairs among 512 symbols) it predicts {hard['chela']} % of the values, "
@@ -292,7 +189,7 @@ def why() -> str:
 
 def limits() -> str:
     """Return where CHELA does not help, a number each."""
-    grid = _cells(means("experiments/results/lra_mini", "experiments/results/core"))
+    grid = cells_of(means("experiments/results/lra_mini", "experiments/results/core"))
     chela, alone = (
         dict(zip(grid[0], next(row for row in grid if row[0] == NAMES[name]), strict=True))
         for name in ("chela", "chela_conv_only")
@@ -302,7 +199,7 @@ def limits() -> str:
     faster, memory = row["softmax [ms]"] / row["CHELA [ms]"], row["CHELA [MiB]"] / row["softmax [MiB]"]
     said = [
         f"Its convolution alone, without attention, cannot be told from it on {_listed(level)}; on Path-X it has the "
-        f"higher mean, {_number(alone['Path-X'])} against {_number(chela['Path-X'])}"
+        f"higher mean, {number_of(alone['Path-X'])} against {number_of(chela['Path-X'])}"
         f"{' (with the earlier gate)' if '†' in alone['Path-X'] else ''}.",
         f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
         f"{memory:.1f} times its memory, on a CPU.",
@@ -310,10 +207,6 @@ def limits() -> str:
         "which trails S4 and MEGA.",
     ]
     return "".join(f"- {line}\n" for line in said)
-
-
-def _mean_of(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f}" if values else "–"
 
 
 def grid(head: list[str], rows: list[list[str]], left: int = 1) -> str:
@@ -348,7 +241,7 @@ def lite() -> str:
     tasks = {"listops": 0, "text": 1, "image": 3}
     found = {task: scores("chela", task, "lite", "lra_lite", old=True) for task in tasks}
     rows = [
-        ["CHELA here, `preset=lite`, earlier core", "4 × 64", "2 or 10", *(_mean_of(found[task]) for task in tasks)],
+        ["CHELA here, `preset=lite`, earlier core", "4 × 64", "2 or 10", *(mean_of(found[task]) for task in tasks)],
         ["CHELA, as its paper prints: not obtained", *["–"] * 5],
     ]
     sizes = {
@@ -378,7 +271,7 @@ def probes(*folders: str) -> str:
     """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
     found: dict[str, list[list[float]]] = {}
     for record in shown(runs(*folders)):
-        if record.get("probe") and _is(record, "chela"):
+        if record.get("probe") and is_of(record, "chela"):
             probe, unit = record["probe"], record["result"]["score"]["scale"]
             title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
             told = [unit * probe["scores"][name] for name in ("as it is", "mean", "zeros")]
@@ -395,10 +288,6 @@ def probes(*folders: str) -> str:
     return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows) if rows else none
 
 
-def _size(kib: float) -> str:
-    return f"{kib / 1024:.0f} MiB" if kib > 1024 else f"{kib:.0f} KiB"
-
-
 def steps() -> str:
     """Return the time of one symbol and the state after a context, for five systems."""
     measured = bench("generate")
@@ -407,89 +296,11 @@ def steps() -> str:
     rows = [
         [
             title,
-            *(f"{row[f'{name} [ms]'] * 1e3:.1f} ms, {_size(row[f'{name} [KiB]'])}" for row in measured.values()),
+            *(f"{row[f'{name} [ms]'] * 1e3:.1f} ms, {size_text(row[f'{name} [KiB]'])}" for row in measured.values()),
         ]
         for name, title in names.items()
     ]
     return grid(["context", *(f"{length:,}" for length in measured)], rows)
-
-
-def figures() -> None:
-    """Draw the README's two figures, the same bytes each time."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams |= {
-        "svg.hashsalt": "chela",
-        "svg.fonttype": "none",
-        "font.size": 10,
-        "font.family": "sans-serif",
-    }
-    colour = {"chela": "#0969da", "chela ema": "#0969da", "softmax": "#c33", "s4d": "#8a8f98", "lightning": "#bc6c00"}
-
-    def begun(title: tuple[str, str]) -> tuple[Any, Any]:
-        figure = Figure(figsize=(9, 3), layout="constrained")
-        axes = figure.subplots(1, 2)
-        for axis, text in zip(axes, title, strict=True):
-            axis.set_title(text, fontsize=11, loc="left")
-            axis.spines[["top", "right"]].set_visible(False)
-        return figure, axes
-
-    def lengths(axis: Any, at: list[int], what: str) -> None:
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(at, [f"{length // 1024}k" for length in at])
-        axis.minorticks_off()
-        axis.set_xlabel(what)
-
-    def save(figure: Any, name: str) -> None:
-        (ROOT / "docs" / "figures").mkdir(exist_ok=True)
-        figure.savefig(ROOT / "docs" / "figures" / f"{name}.svg", metadata={"Date": None, "Creator": None})
-
-    figure, (left, right) = begun(
-        ("Recall hard: 28 pairs, % of values predicted", "Time to generate one token (log scale)")
-    )
-    bars = {"CHELA": ("chela", "#0969da"), "Lightning Attention": ("lightning", "#bc6c00")}
-    bars |= {"its convolution alone": ("chela_conv_only", "#8a8f98")}
-    for place, (model, fill) in enumerate(bars.values()):
-        value = statistics.mean(scores(model, "recall", "hard", "recall", "core") or [0])
-        left.barh(-place, value, color=fill, height=0.6)
-        left.text(value + 1.5, -place, f"{value:.1f}", va="center")
-    left.set_yticks([0, -1, -2], bars)
-    left.set_xlim(0, 115)
-    measured = bench("generate")
-    at, last = list(measured), measured[max(measured)]
-    for name, title in {
-        "softmax": "softmax",
-        "chela": "CHELA",
-        "chela ema": "CHELA, ema",
-        "lightning": "Lightning",
-    }.items():
-        style = "--" if name == "chela" else "-"
-        right.plot(
-            at, [row[f"{name} [ms]"] * 1e3 for row in measured.values()], style, color=colour[name], marker="o", ms=4
-        )
-        state = f"{title}: state {_size(last[f'{name} [KiB]'])}"
-        right.annotate(
-            state, (at[-1], last[f"{name} [ms]"] * 1e3), (8, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    right.set_yscale("log")
-    right.set_yticks([1, 3, 10, 30, 100], ["1 ms", "3", "10", "30", "100 ms"])
-    right.minorticks_off()
-    right.set_xlim(at[0] * 0.9, at[-1] * 14)
-    lengths(right, at, "tokens of context (CPU)")
-    save(figure, "readme")
-
-    measured = bench("layers")
-    figure, (left, right) = begun(("A layer's training step, ms (CPU)", "Memory of a step, MiB"))
-    for axis, unit in ((left, "ms"), (right, "MiB")):
-        for name, title in {"softmax": "softmax", "CHELA": "CHELA"}.items():
-            line = {length: row[f"{name} [{unit}]"] for length, row in measured.items() if f"{name} [{unit}]" in row}
-            values = [value * (1e3 if unit == "ms" else 1) for value in line.values()]
-            axis.plot(list(line), values, color=colour[name.lower()], marker="o", ms=4, label=title)
-        axis.set_yscale("log")
-        lengths(axis, list(measured), "tokens")
-        axis.legend(frameon=False)
-    save(figure, "speed")
 
 
 MAKERS: dict[str, Callable[..., str]] = {

@@ -49,7 +49,7 @@ def panel(title: str, rows: Sequence[Row], digits: int, rules: Mapping[str, floa
     for place, row in enumerate(rows):
         y = TOP + LINE * place
         short = re.sub(r"model\.(mixer\.)?", "", _shown(row.name))
-        short = short if len(short) < 22 else f"{short[:20]}…"
+        short = short if len(short) < 20 else f"{short[:18]}…"
         name = html.escape(short) + (f"<title>{html.escape(row.name)}</title>" if short != row.name else "")
         out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="n {row.kind}">{name}</text>')
         for value in row.values:

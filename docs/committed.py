@@ -1,0 +1,132 @@
+"""Read committed results: runs of today's layer, their scores, and what a benchmark measured."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import re
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "experiments" / "results"
+GRID = re.compile(r"(?:^\|.*\n)+", re.M)
+BEFORE = {"qk": "long", "gate": "mega", "pooled": 0.25}  # what a run that says nothing of these options had
+Record = dict[str, Any]
+
+
+def runs(*folders: str) -> list[Record]:
+    """Read the finished runs of folders of committed results."""
+    lines = [line for name in folders for line in (ROOT / name / "runs.jsonl").read_text().splitlines()]
+    return [record for record in map(json.loads, lines) if record.get("result")]
+
+
+def of_today(record: Record) -> bool:
+    """Whether a run's CHELA layer has today's defaults; a run of another system always has."""
+    from chela import ChelaLayer
+
+    mixer = record["config"]["model"]["mixer"]
+    defaults = {name: value.default for name, value in inspect.signature(ChelaLayer).parameters.items()}
+    return mixer["name"] != "chela" or (
+        mixer.get("d_pool") is None and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items())
+    )
+
+
+def shown(records: list[Record]) -> list[Record]:
+    """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
+    new = {
+        record["config"]["task"]["name"] for record in records if is_of(record, "chela_conv_only") and of_today(record)
+    }
+    return [
+        record
+        for record in records
+        if of_today(record) or (is_of(record, "chela_conv_only") and record["config"]["task"]["name"] not in new)
+    ]
+
+
+def is_of(record: Record, model: str) -> bool:
+    """Whether a run is of a system."""
+    return bool(record["result"]["model"] == model)
+
+
+def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:
+    """Return the test scores of a system's runs of today, or of all, in % where they are accuracies."""
+    read = runs(*(f"experiments/results/{name}" for name in folders))
+    results = [record["result"] for record in (read if old else shown(read)) if is_of(record, model)]
+    found = [result for result in results if (result["task"], result["preset"]) == (task, preset)]
+    return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in found]
+
+
+def bench(name: str) -> dict[int, dict[str, float]]:
+    """Return what a benchmark on an EPYC measured at each length."""
+    rows = json.loads((RESULTS / "bench" / "epyc" / f"{name}.json").read_text())["rows"]
+    return {row["key"]["L"]: row["values"] for row in rows}
+
+
+def mean_of(values: list[float]) -> str:
+    """Return a mean with one decimal, or a dash."""
+    return f"{statistics.mean(values):.1f}" if values else "–"
+
+
+def size_text(kib: float) -> str:
+    """Return a size in KiB or MiB."""
+    return f"{kib / 1024:.0f} MiB" if kib > 1024 else f"{kib:.0f} KiB"
+
+
+def printed(main: Callable[[list[str]], int], words: list[str]) -> str:
+    """Return what a command prints."""
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
+        if main(words):
+            raise SystemExit(f"failed: {words}")
+    return out.getvalue()
+
+
+def table(*words: str) -> str:
+    """Return the first table that ``chela table`` prints."""
+    from experiments.table import main
+
+    found = GRID.search(printed(main, list(words)))
+    assert found, f"no table: {words}"
+    return found[0]
+
+
+def full(*words: str) -> str:
+    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another.
+
+    A dagger marks a convolution alone with the options of before.
+    """
+    folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
+    with tempfile.TemporaryDirectory() as made:
+        found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
+        (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+        grid = table(made, "compact=true", *options)
+    before = {title_of(record["result"]["task_title"]) for record in found if not of_today(record)}
+    head, line, *rows = cells_of(grid)
+    for row in rows:
+        if row[0] == "chela_conv_only":
+            row[:] = [
+                f"{cell}†" if title_of(name) in before and cell != "–" else cell
+                for name, cell in zip(head, row, strict=True)
+            ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, line, *rows))
+
+
+def title_of(head: str) -> str:
+    """Return the first word of a column's heading."""
+    return re.split(r"[ ,]", head)[0]
+
+
+def cells_of(text: str) -> list[list[str]]:
+    """Return the cells of a Markdown table."""
+    return [[cell.strip() for cell in line.strip("| \n").split("|")] for line in text.splitlines()]
+
+
+def number_of(cell: str) -> float:
+    """Return the number in a cell."""
+    return float(cell.strip("*†×"))
