@@ -2,7 +2,7 @@
 
 chela generate run=runs/shakespeare-mini/… prompt="ROMEO:" tokens=500     printed as it is made
 chela generate run=… input=FILE                                          the prompt is a file; - is standard input
-chela generate weights=FOLDER                                            in place of a run: see chela.models.pretrained
+chela generate weights=shakespeare                                       in place of a run: weights that have a name
 """
 
 from __future__ import annotations
