@@ -32,7 +32,7 @@ def test_a_task_and_a_system_of_ones_own_are_read(
     assert (second.title, second.score["name"], second.value) == ("Recall", "loss", 0.5)
     assert (second.task, second.model, second.state) == ("Recall", "mine", "finished")
     assert main(["collect", str(tmp_path / "runs"), f"into={tmp_path / 'kept'}"]) == 0
-    (kept,) = read_runs([tmp_path / "kept" / "Recall-tiny"])
+    _, kept = read_runs([tmp_path / "kept"])
     assert kept.path == tmp_path / "kept" / "Recall-tiny" / f"mine-seed1-{second.fingerprint}"
 
 
@@ -238,4 +238,4 @@ def test_a_broken_folder_is_one_line(make_run: MakeRun, break_it: object, messag
 def test_collected_results_that_cannot_be_read_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "runs.jsonl").write_text(text + "\n")
     with pytest.raises(UsageError, match=message):
-        read_runs([tmp_path / "a"])
+        read_runs([tmp_path])
