@@ -2,7 +2,6 @@
 
 chela plot runs/listops-mini/chela-seed0-1a2b3c4d            curves.png in the run's folder
 chela plot runs/listops-mini out=listops.png                 every run below a folder, seeds as bands
-chela plot experiments/results/recall against=state          the score against what the causal form remembers
 
 A system has the same colour in every figure; a variant (``chela [model.mixer.gate=none]``) takes one that is left.
 """
@@ -134,35 +133,6 @@ def _band(
         axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
 
 
-def score_against_state(runs: Sequence[Run]) -> Figure:
-    """Draw the test score against the numbers that the causal form remembers of the longest sequence, a panel a task.
-
-    Runs of one system at several sizes are joined by a line.
-    """
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    from experiments.probe import state_size
-
-    panels = [(table, task) for table in result_tables(runs) for task in table.tasks if len(table.column(task))]
-    figure, axes = new_figure(len(panels), 3, 4.8, 3.4)
-    colour = colours([run.model for run in runs])
-    for axis, (table, task) in zip(axes, panels, strict=True):
-        cells = table.column(task)
-        cells = cells[cells["seeds"] > 0]
-        sizes = [state_size(runs[0]) or np.nan for runs in cells["runs"]]
-        cells = cells.assign(size=sizes, model=[runs[0].model for runs in cells["runs"]]).sort_values("size")
-        for name, at in cells.dropna(subset="size").groupby("model"):
-            look = {"fmt": "o-", "color": colour[str(name)], "capsize": 2}
-            axis.errorbar(at["size"], at["mean"], at["sd"].fillna(0), label=name, **look)
-        axis.axhline(table.majority(task), **DASHED)
-        score = score_heading(table.score(task))
-        axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
-        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    _legend(figure)
-    return figure
-
-
 def mean_curve(metrics: Sequence[pd.DataFrame], column: str, window: int) -> pd.DataFrame | None:
     """Return mean, min and max by step of each seed's trailing mean over ``window`` lines; None without a step.
 
@@ -193,7 +163,6 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    against: str = option("step", "learning curves, or the score against the state's size", choices=("step", "state"))
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
@@ -201,10 +170,9 @@ class Options:
 def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     runs = read_runs(options.runs)
-    name, draw = {"step": ("curves", learning_curves), "state": ("state", score_against_state)}[options.against]
-    target = options.out or (Path(options.runs[0]) if len(runs) == 1 else Path()) / f"{name}.png"
-    save(draw(runs), target)
-    sys.stdout.write(f"{target}: {name} of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
+    target = options.out or (Path(options.runs[0]) if len(runs) == 1 else Path()) / "curves.png"
+    save(learning_curves(runs), target)
+    sys.stdout.write(f"{target}: curves of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
     return 0
 
 

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def _collected(file: Path) -> list[Run]:
 def read_records(file: Path) -> dict[str, Record]:
     """Read ``runs.jsonl``: what is told of each run, by its name; nothing where there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    records = [_read(file, lambda line=line: json.loads(line)) for line in lines]
+    records = [_read(file, partial(json.loads, line)) for line in lines]
     if not all({"run", "config"} <= record.keys() for record in records):
         raise UsageError(f"expected lines with run and config in {file}, one has not")
     return {record["run"]: record for record in records}
