@@ -15,7 +15,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,25 +53,36 @@ Record = dict[str, Any]
 """What is told of a run: its ``config`` (nested, as in config.yaml), and of ``FILES`` the content of those it has."""
 
 
-@dataclass(frozen=True)
 class Run:
-    """A run, with its score as tables show it."""
+    """A run, with its score as tables show it.
 
-    path: Path  # its folder, or the one that it would have beside the collected results
-    record: Record = field(repr=False)
-    curves: pd.DataFrame = field(repr=False, compare=False)  # the lines of ``metrics.csv``, as they were written
-    config: dict[str, Any] = field(repr=False)  # by dotted key, without what does not change numbers
-    result: dict[str, Any] = field(repr=False)  # ``result.json``; empty unless finished or untested
-    state: str  # "finished", "untested" (trainer.test=false), "failed" (a sweep wrote down how) or "unfinished"
-    fingerprint: str  # equal for runs that must give equal numbers; the folder's path where none was written down
-    task: str  # of "my_module:MyTask" what follows the colon
-    title: str  # of the task in tables
-    model: str
-    preset: str
-    policy: str  # what it was validated on: "holdout" or "test"
-    edition: int  # of the mini tasks
-    seed: int
-    score: dict[str, Any]  # of the task: name, unit, scale, digits and the better direction ("max" or "min")
+    Args:
+        path: Its folder, or the one that it would have beside the collected results.
+        record: What is told of it.
+        curves: The lines of ``metrics.csv`` as they were written.
+    """
+
+    def __init__(self, path: Path, record: Record, curves: pd.DataFrame) -> None:
+        self.path, self.record, self.curves = path, record, curves
+        self.result = record.get("result", {})  # empty unless finished or untested (trainer.test=false)
+        self.config = told_apart_by(flat(record["config"]))  # by dotted key, without what does not change numbers
+        if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(self.config)):
+            raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
+        if "own_code" in self.result:  # edited code is another row
+            self.config["own_code"] = ",".join(self.result["own_code"].values())
+        ended = "finished" if self.result.get("test") else "untested" if self.result else "unfinished"
+        self.state = "failed" if "failed" in record and not self.result else ended
+        named = _FINGERPRINT.findall(path.name) or [path]
+        told = self.result or record.get("failed", {})
+        self.fingerprint = str(told.get("fingerprint") or named[0])  # equal for runs that must give equal numbers
+        self.task = label(str(self.config["task.name"]))
+        self.title = str(self.result.get("task_title") or TITLES.get(self.task, self.task))
+        self.model = label(str(self.config["model.name"]))
+        self.preset = str(self.config["preset"])
+        self.policy = str(self.config["data.validation"])  # what it was validated on: "holdout" or "test"
+        self.edition = int(self.config.get("edition", 1))  # of the mini tasks
+        self.seed = int(self.config["seed"])
+        self.score = self.result.get("score", ACCURACY)  # name, unit, scale, digits and the better direction
 
     @property
     def value(self) -> float:
@@ -126,7 +137,7 @@ def read_run(folder: Path) -> Run:
     if "result" in record:
         record["result"] = results.read_result(folder / FILES["result"])
         record.pop("failed", None)  # before
-    return _run(folder, record, _read_curves(folder / "metrics.csv"))
+    return Run(folder, record, _read_curves(folder / "metrics.csv"))
 
 
 def _collected(file: Path) -> list[Run]:
@@ -134,7 +145,7 @@ def _collected(file: Path) -> list[Run]:
     by_run = dict(iter(curves.groupby("run"))) if "run" in curves else {}
     records = read_records(file).items()
     return [
-        _run(file.parent / name, record, by_run.get(name, none).drop(columns="run", errors="ignore"))
+        Run(file.parent / name, record, by_run.get(name, none).drop(columns="run", errors="ignore"))
         for name, record in records
     ]
 
@@ -155,35 +166,6 @@ def _read_curves(file: Path) -> pd.DataFrame:
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     whole = io.StringIO(text[: text.rfind("\n") + 1] or "split\n")  # the last line may be torn
     return pd.read_csv(whole, dtype=str, keep_default_na=False)
-
-
-def _run(path: Path, record: Record, curves: pd.DataFrame) -> Run:
-    result, failed = record.get("result", {}), record.get("failed", {})
-    options = told_apart_by(flat(record["config"]))
-    if "own_code" in result:  # edited code is another row
-        options["own_code"] = ",".join(result["own_code"].values())
-    if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(options)):
-        raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
-    state = "finished" if result.get("test") else "untested" if result else "failed" if failed else "unfinished"
-    in_name = _FINGERPRINT.search(path.name)
-    task = label(str(options["task.name"]))
-    return Run(
-        path,
-        record,
-        curves,
-        config=options,
-        result=result,
-        state=state,
-        fingerprint=str((result or failed).get("fingerprint") or (in_name[1] if in_name else path)),
-        task=task,
-        title=str(result.get("task_title") or TITLES.get(task, task)),
-        model=label(str(options["model.name"])),
-        preset=str(options["preset"]),
-        policy=str(options["data.validation"]),
-        edition=int(options.get("edition", 1)),
-        seed=int(options["seed"]),
-        score=result.get("score", ACCURACY),
-    )
 
 
 def read_result(folder: Path) -> dict[str, Any]:
