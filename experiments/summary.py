@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,9 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        of_task = {run.task: run for run in members if keys}
-        usual = {task: _usual(run) for task, run in of_task.items()}
         for run in members:
-            words = [
-                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
-            ]
+            usual = _usual(run.task, run.model, run.preset) if keys else {}
+            words = [f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual.get(key)]
             named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
     return named
 
@@ -72,10 +70,11 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _usual(run: Run) -> dict[str, Any]:
-    """Return what the configuration files say for a run's task, model and preset; nothing for what is not here."""
+@cache
+def _usual(task: str, model: str, preset: str) -> dict[str, Any]:
+    """Return what the configuration files say; nothing for what is not here."""
     try:
-        return flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+        return flat(asdict(resolve([f"task={task}", f"model={model}", f"preset={preset}"])))
     except UsageError:
         return {}
 
@@ -207,7 +206,7 @@ class ResultTable:
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
-        commits = {str(run.result.get("git_commit") or "unknown") for run in finished}
+        commits = {str(run.result.get("git_commit") or "unknown") for run in finished} or {"unknown"}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
         smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
@@ -217,29 +216,19 @@ class ResultTable:
             f"preset {self.preset}"
             + (": a smaller task, not an LRA number" if smaller else lite if self.preset == "lite" else ""),
             f"validation {self.policy}: {tested}; the best checkpoint on validation is tested once",
-            f"commit {', '.join(short) or 'unknown'}",
+            f"commit {', '.join(short)}",
             f"{len(finished)} finished runs, {hours:.1f} hours of them in all",
         ]
         for task in self.tasks:
             runs = self.runs_of(task)
-            by_steps: dict[Any, set[str]] = defaultdict(set)
-            for run in runs:
-                by_steps[run.config.get(STEPS)].add(run.model)
-            if len(by_steps) > 1:
-                said = "; ".join(f"{steps}: {', '.join(sorted(names))}" for steps, names in sorted(by_steps.items()))
-                notes.append(f"{task}: the steps differ ({said})")
+            if len(steps := {run.config.get(STEPS) for run in runs}) > 1:
+                notes.append(f"{task}: the steps differ ({', '.join(map(str, sorted(steps)))})")
             if self.preset in ARENA and any(run.result.get("lra") is False for run in runs):
                 notes.append(f"{task}: not LRA's task to the letter in every row")
             if sources := {run.config.get("data.source", "auto") for run in runs} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
-        machines = sorted({machine(run) for run in finished})
-        if len(machines) > 1:
-            notes.append(f"speed and memory are compared within a machine only, of these: {'; '.join(machines)}")
-        elif machines:
-            on_gpu = all("NVIDIA" in str(run.result.get("device")) for run in finished)
-            whole = "" if on_gpu else "; memory is the whole process's, Python and torch included"
-            notes.append(f"speed and memory on {machines[0]}{whole}")
-        return notes
+        machines = "; ".join(sorted({machine(run) for run in finished}))
+        return [*notes, f"speed and memory on {machines}, compared within one of these only"] if finished else notes
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
 
 from chela.config.words import command
 from chela.core.options import option
@@ -131,7 +133,7 @@ def _legend(table: ResultTable) -> list[str]:
         "deviation over seeds of what learned in the column, pooled; where each has one seed, by that of an accuracy "
         "on so many test records).",
         "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
-        "median over the logged steps.",
+        "median over the logged steps, memory on a CPU the whole process's, Python and torch included.",
         "; ".join(table.notes()) + ".",
     ]
 
@@ -266,30 +268,12 @@ def main(options: Options) -> int:
         sys.stdout.write(to_csv(tables))
         return 0
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
+    text = render(blocks, "md" if options.format == "auto" else options.format)
     if options.format == "auto" and sys.stdout.isatty():
-        draw(blocks)
+        Console().print(Markdown(text))
     else:
-        sys.stdout.write(render(blocks, "md" if options.format == "auto" else options.format))
+        sys.stdout.write(text)
     return 0
-
-
-def draw(blocks: Sequence[Block]) -> None:
-    """Draw the blocks on a terminal, as wide as it is."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    for block in blocks:
-        if isinstance(block, str):
-            console.print(f"\n[bold]{escape(block.lstrip('# '))}[/]" if block.startswith("#") else escape(block))
-            continue
-        table = Table()
-        for name, left in zip(block.columns, _to_the_left(block), strict=True):
-            table.add_column(escape(name), justify="left" if left else "right")
-        for row in block.to_numpy():
-            table.add_row(*(BOLD.sub(r"[bold]\1[/]", escape(cell)) for cell in row))
-        console.print(table)
 
 
 if __name__ == "__main__":

@@ -215,8 +215,8 @@ def test_what_qualifies_the_table_is_said(make_run: MakeRun, table: Table) -> No
     text = table()
     assert "preset tiny: a smaller task, not an LRA number" in text
     assert "commit 0123456789, aaaaaaaaaa+changes" in text
-    assert "listops: the steps differ (20: chela; 40: softmax)" in text
-    assert "within a machine only, of these: x86_64 (threads: 1); x86_64 (threads: 2)" in text
+    assert "listops: the steps differ (20, 40)" in text
+    assert "speed and memory on x86_64 (threads: 1); x86_64 (threads: 2), compared within one of these only" in text
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
@@ -296,7 +296,7 @@ def test_a_terminal_is_drawn_on(make_run: MakeRun, table: Table, monkeypatch: py
     assert "| system |" in table()
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     drawn = table()
-    assert "│ chela" in drawn and "| system |" not in drawn and "**" not in drawn
+    assert "───" in drawn and "chela" in drawn and "| system |" not in drawn and "**" not in drawn
     assert "| system |" in table("format=md")
 
 
