@@ -228,7 +228,8 @@ class ResultTable:
             if sources := {run.config.get("data.source", "auto") for run in runs} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
         machines = "; ".join(sorted({machine(run) for run in finished}))
-        return [*notes, f"speed and memory on {machines}, compared within one of these only"] if finished else notes
+        apart = ", compared within a machine only" if ";" in machines else ""
+        return [*notes, f"speed and memory on {machines}{apart}"] if finished else notes
 
 
 def _listed(names: Sequence[str]) -> str:

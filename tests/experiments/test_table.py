@@ -216,7 +216,7 @@ def test_what_qualifies_the_table_is_said(make_run: MakeRun, table: Table) -> No
     assert "preset tiny: a smaller task, not an LRA number" in text
     assert "commit 0123456789, aaaaaaaaaa+changes" in text
     assert "listops: the steps differ (20, 40)" in text
-    assert "speed and memory on x86_64 (threads: 1); x86_64 (threads: 2), compared within one of these only" in text
+    assert "speed and memory on x86_64 (threads: 1); x86_64 (threads: 2), compared within a machine only" in text
     assert markdown_rows(text)["chela"][-3:] == ["1.00×", "–", "–"]
 
 
