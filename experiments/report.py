@@ -29,29 +29,6 @@ from experiments.table import from_papers, measured, render, score_heading, to_c
 ABLATIONS = {"chela": "chela_conv_only"}  # what a system is set against: itself, less what is its own
 SHOWN = {"chela": "CHELA", "chela_conv_only": "its convolution alone"}
 LEFT, RIGHT, WIDTH, TOP, LINE = 124, 226, 268, 30, 16.4  # of a panel, in its own units
-STYLE = """
-:root { color-scheme: light dark; --fg: #1a1a1a; --bg: #fff; --soft: #666; --line: #ddd; --c: #0969da; --k: #a85f00;
-  --g: #8a8f98; --beat: #c33; }
-@media (prefers-color-scheme: dark) { :root { --fg: #e6e6e6; --bg: #14161a; --soft: #9aa; --line: #333; --c: #58a6ff;
-  --k: #f0a030; --g: #7d848d; --beat: #f77; } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 18px auto; max-width: 1180px; padding: 0 16px; color: var(--fg);
-  background: var(--bg); }
-h1 { font-size: 24px; line-height: 1.2; margin: 0 0 6px; } p { margin: 4px 0 10px; } a { color: var(--c); }
-.soft { color: var(--soft); font-size: 13px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 10px; margin: 8px 0 14px; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; } .card b { font-size: 21px;
-  display: block; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(268px, 1fr)); gap: 12px 26px; }
-svg { width: 100%; height: auto; overflow: visible; } text { fill: var(--fg); font: 11px system-ui, sans-serif; }
-text.t { font-size: 13px; font-weight: 600; } text.n { text-anchor: end; } text.g { fill: var(--soft); }
-text.c { fill: var(--c); font-weight: 700; } text.k { fill: var(--k); } circle.c { fill: var(--c); }
-circle.k { fill: var(--k); } circle.g { fill: var(--g); } line { stroke: var(--soft); stroke-dasharray: 2 3; }
-line.beat { stroke: var(--beat); stroke-dasharray: 5 3; }
-details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; font-weight: 600; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; } pre { overflow-x: auto; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
-td { font-variant-numeric: tabular-nums; } img { max-width: 100%; height: auto; background: #fff; }
-"""
 
 Rules = Mapping[str, tuple[float, str]]  # by task, what a simple rule scores, as a number and in words
 
@@ -268,8 +245,8 @@ def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules:
     }
     body = [f"<main>{first_screen(tables, title, simple_rules(tables) if rules else {})}</main>"]
     body += [f"<details><summary>{name}</summary>{text}</details>" for name, text in folded.items() if text]
-    heading = escape(title or "CHELA: results")
-    head = f'<meta charset="utf-8"><title>{heading}</title><style>{STYLE}</style>'
+    heading, style = escape(title or "CHELA: results"), Path(__file__).with_name("report.css").read_text()
+    head = f'<meta charset="utf-8"><title>{heading}</title><style>{style}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
     return "\n".join([f'<!doctype html>\n<html lang="en"><head>{head}{view}</head>\n<body>', *body, "</body></html>\n"])
 

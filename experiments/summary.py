@@ -18,7 +18,7 @@ from chela.config.compose import resolve
 from chela.config.groups import flat
 from chela.config.words import plain
 from chela.core.errors import UsageError
-from chela.results import ACCURACY, GROUPS
+from chela.results import ACCURACY
 from experiments.runs import RATE, TASKS, Run, read_json, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
@@ -148,12 +148,6 @@ class ResultTable:
         known = len(found) == 1 and self.score(task)["name"] == "accuracy"
         return 100 * float(found.pop() or 0) if known else np.nan
 
-    def groups(self) -> dict[str, list[str]]:
-        """Return the tasks of each group of columns, in order; those of nobody's group come last, under no name."""
-        of = {task: name for name, tasks in GROUPS.items() for task in tasks}
-        grouped = {name: [task for task in self.tasks if of.get(task, "") == name] for name in (*GROUPS, "")}
-        return {name: tasks for name, tasks in grouped.items() if tasks}
-
     def averages(self, tasks: Sequence[str]) -> pd.Series[float]:
         """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""
         return self.cells["mean"].unstack("task").reindex(index=self.rows, columns=tasks).mean(axis=1, skipna=False)
@@ -198,11 +192,6 @@ class ResultTable:
         told = [f"{_listed(rows or ['nobody'])} on {_listed(tasks)}" for rows, tasks in by_rows.items()]
         return f"First, with all that two standard errors do not tell from the best: {'; '.join(told)}." if told else ""
 
-    def mean_relative(self, key: str) -> pd.Series[float]:
-        """Return the geometric mean of a row's costs beside softmax, over the tasks where they are known."""
-        logs = np.log(self.cells[f"{key} ×"].where(self.cells[f"{key} ×"] > 0))
-        return np.exp(logs.groupby("row", sort=False).mean())
-
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
@@ -210,11 +199,9 @@ class ResultTable:
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
         smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
-        lite = ": LRA's tasks, a smaller network and fewer epochs than its rows; read it with both"
         tested = "the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart"
         notes = [
-            f"preset {self.preset}"
-            + (": a smaller task, not an LRA number" if smaller else lite if self.preset == "lite" else ""),
+            f"preset {self.preset}{': a smaller task, not an LRA number' if smaller else ''}",
             f"validation {self.policy}: {tested}; the best checkpoint on validation is tested once",
             f"commit {', '.join(short)}",
             f"{len(finished)} finished runs, {hours:.1f} hours of them in all",

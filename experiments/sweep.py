@@ -41,7 +41,7 @@ Ended = tuple[Job, int | None, str]  # a run, its exit status (None: not started
 
 
 def say(name: str, line: str) -> None:
-    """Print what happened to a run or the sweep, with the time of day."""
+    """Print what happened to a run, with the time of day."""
     print(f"{time.strftime('%H:%M:%S')}  {name}: {line}", flush=True)
 
 
@@ -120,8 +120,6 @@ class Launcher:
 class Local(Launcher):
     """Processes on this machine, as many at once as fit: by GPUs where there are any, else by cores."""
 
-    stopping = "the runs save and stop"
-
     def __post_init__(self) -> None:
         import torch
 
@@ -130,7 +128,7 @@ class Local(Launcher):
         gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
         slots = [gpus[first : first + devices] for first in range(0, count - devices + 1, devices)]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        slots = slots or [[]] * (self.jobs or max(1, cores // (self.trainer.threads * devices)))
+        slots = slots or [[]] * (self.jobs or max(1, cores // max(1, self.trainer.threads * devices)))
         self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
         self._going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
 
@@ -168,13 +166,11 @@ class Slurm(Launcher):
     """A Slurm job array, through submitit (extra ``slurm``), in a folder that the nodes share.
 
     A run that reaches its time limit is asked to save, is put back into the queue, and goes on with ``resume=auto``.
-    Ending the launcher leaves its jobs in the queue; started again it submits what is not finished, and of a run that
-    is there twice the later job does nothing.
+    Ending the launcher leaves its jobs in the queue (scancel takes them out); started again it submits what is not
+    finished, and of a run that is there twice the later job does nothing.
     """
 
     options: dict[str, Any] = field(default_factory=dict)  # words of submitit's SlurmExecutor, such as partition
-
-    stopping = "the runs stay in the queue (scancel takes them out)"
 
     def __post_init__(self) -> None:
         cpus = self.trainer.threads * self.trainer.devices
@@ -241,7 +237,6 @@ class Sweep:
         return 128 + self.launcher.asked if self.launcher.asked else 1 if self.failed else 0
 
     def _work(self, jobs: Iterable[Job]) -> None:
-        """Run what is not finished."""
         new = list(dict.fromkeys(jobs))
         self.known |= set(new)
         self.done |= {job for job in new if job.finished()}
@@ -260,8 +255,6 @@ class Sweep:
                 say(job.name, f"FAILED, the others go on: {reason}")
 
     def _summary(self) -> None:
-        if self.launcher.asked:
-            say("asked to stop", self.launcher.stopping)
         print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
         for name, reason in self.failed.items():
             print(f"  failed: {name}: {reason}")

@@ -20,13 +20,14 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markdown import Markdown
 
 from chela.config.words import command
 from chela.core.options import option
-from chela.results import TITLES
+from chela.results import GROUPS, TITLES
 from experiments.runs import Run, read_runs
 from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, result_tables
 
@@ -128,12 +129,8 @@ def _legend(table: ResultTable) -> list[str]:
     other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
     return [
         f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
-        "the majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
-        "Bold: the best of a column, and all that two standard errors of the difference do not tell from it (by the "
-        "deviation over seeds of what learned in the column, pooled; where each has one seed, by that of an accuracy "
-        "on so many test records).",
-        "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
-        "median over the logged steps, memory on a CPU the whole process's, Python and torch included.",
+        "the majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not "
+        "tell from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md.",
         "; ".join(table.notes()) + ".",
     ]
 
@@ -161,7 +158,9 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     """
     adds = table.cells["adds"].unstack("task").reindex(table.rows).dropna(how="all") if probe else pd.DataFrame()
     columns = []
-    for group, tasks in table.groups().items():
+    of = {task: name for name, tasks in GROUPS.items() for task in tasks}
+    for group in (*GROUPS, ""):  # those of nobody's group come last
+        tasks = [task for task in table.tasks if of.get(task, "") == group]
         for task in tasks:
             column, digits = table.column(task), table.score(task)["digits"]
             texts = {row: cell_text(table, task, row) for row in column.index}
@@ -173,7 +172,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
         if group and len(tasks) > 1:
             columns.append(table.averages(tasks).map(number).rename(f"average of {group}"))
     for key, title in COSTS.items():
-        columns.append(table.mean_relative(key).map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
+        means = np.exp(np.log(table.cells[f"{key} ×"]).groupby("row", sort=False).mean())  # geometric
+        columns.append(means.map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
     grid = pd.concat(columns, axis=1).reindex([*table.rows, *map(ADDS.format, adds.index), MAJORITY]).fillna(NONE)
     grid = grid[(grid != NONE).any(axis=1) | (grid.index != MAJORITY)]
     return grid.reset_index(names="system")
