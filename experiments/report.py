@@ -89,7 +89,7 @@ class FirstScreen:
     def sentence(self) -> str:
         """Return who is ahead where."""
         if not self.gaps:
-            return self.table.firsts() if len(self.rows) > 1 else ""
+            return ""
         told: dict[str, list[str]] = {"ahead": [], "behind": [], "not told apart": []}
         for task, gap in self.gaps.items():
             unit = self.table.score(task)["unit"].replace("%", "points")
@@ -235,8 +235,7 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
 def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules: bool = False) -> str:
     """Return the page; ``title`` and the others are as the command's options."""
     tables = result_tables(runs, bench)
-    firsts = [f"{table.name}: {told}" for table in tables if (told := table.firsts())]
-    blocks = [*firsts, *measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)]
+    blocks = measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)
     folded = {
         "The table, with deviations, costs and groups": f'<a id="table"></a>{render(blocks, "html")}',
         "Learning curves": "".join(curves(tables)),

@@ -183,15 +183,6 @@ class ResultTable:
         level = (mean - mean[best]).abs() <= 2 * np.sqrt(errors + errors[best])
         return [str(row) for row in column.index[level | (column.index == best)]]
 
-    def firsts(self) -> str:
-        """Say in one sentence who is first where."""
-        by_rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for task in self.tasks:
-            if any(run.state == "finished" for run in self.runs_of(task)):
-                by_rows[tuple(self.leaders(task))].append(self.runs_of(task)[0].title)
-        told = [f"{_listed(rows or ['nobody'])} on {_listed(tasks)}" for rows, tasks in by_rows.items()]
-        return f"First, with all that two standard errors do not tell from the best: {'; '.join(told)}." if told else ""
-
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
@@ -217,10 +208,6 @@ class ResultTable:
         machines = "; ".join(sorted({machine(run) for run in finished}))
         apart = ", compared within a machine only" if ";" in machines else ""
         return [*notes, f"speed and memory on {machines}{apart}"] if finished else notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def machine(run: Run) -> str:

@@ -155,7 +155,6 @@ def test_the_best_is_bold_and_all_that_is_level_with_it(make_run: MakeRun, tmp_p
     main_table = markdown_rows(text)
     bold = {name for name, cells in main_table.items() if cells[0].startswith("**")}
     assert bold == {"chela", "mega", "s4d"} and main_table["chela"][0] == "**50.00 ± 1.00 (3)**"
-    assert "First, with all" not in text and part.firsts().endswith("best: chela, mega and s4d on ListOps.")
     assert "<td><b>50.00 ± 1.00 (3)</b></td>" in table("format=html")
     assert r"\textbf{50.00 ± 1.00 (3)}" in table("format=latex")
 
@@ -175,12 +174,6 @@ def test_a_loss_is_best_where_it_is_least(make_run: MakeRun, tmp_path: Path) -> 
     (other / "config.yaml").write_text(config)
     (part,) = result_tables(read_runs([tmp_path]))
     assert part.leaders("Recall") == ["yours"]
-
-
-def test_nobody_is_first_where_nothing_was_learned(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(learned=False), make_run("model=softmax", "task=text", accuracy=0.7)
-    (part,) = result_tables(read_runs([tmp_path]))
-    assert part.firsts().endswith("best: nobody on ListOps; softmax on Text.")
 
 
 def test_scores_by_group_and_on_further_test_sets_have_a_table(make_run: MakeRun, table: Table) -> None:
