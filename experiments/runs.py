@@ -44,7 +44,7 @@ _ORDER = [task for group in GROUPS.values() for task in group]  # others follow 
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results
-FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json", "length": "length.json"}
+FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json"}
 UNREADABLE = (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException)  # what a damaged file raises
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
@@ -228,18 +228,12 @@ class Options:
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
-    """Collect runs; return the exit status."""
-    action, *paths = options.words
-    if action != "collect" or not paths:
-        raise UsageError(f"expected collect RUN… into=FOLDER, got {' '.join(options.words)} into=…; see --help")
-    print(collect(paths, options.into))
-    return 0
-
-
-def collect(paths: list[str], into: Path) -> str:
-    """Write the finished and failed runs, their curves and a sweep's rates as three files; say what was done."""
+    """Write the finished and failed runs, their curves and a sweep's rates as three files; return the exit status."""
     import pandas as pd
 
+    into, (action, *paths) = options.into, options.words
+    if action != "collect" or not paths:
+        raise UsageError(f"expected collect RUN… into=FOLDER, got {' '.join(options.words)} into=…; see --help")
     runs = read_runs(paths)
     kept = [run for run in runs if run.state in ("finished", "failed")]
     records, curves = {}, {}
@@ -261,7 +255,8 @@ def collect(paths: list[str], into: Path) -> str:
         write(into / CURVES, whole.to_csv(columns=list(columns), index=False, lineterminator="\n"))
     add_rates(into, {name: rate for path in paths for name, rate in read_rates(Path(path)).items()})
     left = f"; {len(runs) - len(kept)} unfinished or untested left out" if len(kept) < len(runs) else ""
-    return f"collected {len(kept)} runs into {into}{left}"
+    print(f"collected {len(kept)} runs into {into}{left}")
+    return 0
 
 
 if __name__ == "__main__":
