@@ -199,7 +199,7 @@ class ResultTable:
         ]
         for task in self.tasks:
             runs = self.runs_of(task)
-            if len(steps := {run.config.get(STEPS) for run in runs}) > 1:
+            if len(steps := {int(run.config[STEPS]) for run in runs}) > 1:
                 notes.append(f"{task}: the steps differ ({', '.join(map(str, sorted(steps)))})")
             if self.preset in ARENA and any(run.result.get("lra") is False for run in runs):
                 notes.append(f"{task}: not LRA's task to the letter in every row")

@@ -233,7 +233,13 @@ class Sweep:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        self._summary()
+        print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
+        for name, reason in self.failed.items():
+            print(f"  failed: {name}: {reason}")
+        if self.failed or self.known - self.done:
+            print("to go on: start the same command again")
+        if self.done:
+            print(f"table: chela table {folder}")
         return 128 + self.launcher.asked if self.launcher.asked else 1 if self.failed else 0
 
     def _work(self, jobs: Iterable[Job]) -> None:
@@ -253,15 +259,6 @@ class Sweep:
                 job.record_failure(status, reason)
                 self.failed[job.name] = f"{reason} (log: {self.launcher.training(job).log})"
                 say(job.name, f"FAILED, the others go on: {reason}")
-
-    def _summary(self) -> None:
-        print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
-        for name, reason in self.failed.items():
-            print(f"  failed: {name}: {reason}")
-        if self.failed or self.known - self.done:
-            print("to go on: start the same command again")
-        if self.done:
-            print(f"table: chela table {self.launcher.folder}")
 
 
 @dataclass
