@@ -146,8 +146,7 @@ class FirstScreen:
     def foot(self) -> str:
         """Say what is drawn, and what it was computed on."""
         done = [run for run in self.table.runs if run.state == "finished"]
-        told = ["Test accuracy in % unless a panel says another score; a dot is a run."]
-        told.append("Dotted: the majority class, or no difference.")
+        told = ["Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference."]
         if self.beat:
             rules = "; ".join(f"{self.titles[task]} {words}" for task, (_, words) in self.beat.items())
             told.append(f"Dashed: what a simple rule scores ({rules}).")

@@ -239,11 +239,12 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
         for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
             cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
         if bench or edition > 1:  # runs share their machine with whatever else goes on: one session of the benchmark
-            speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
+            itself = dict.fromkeys((f"speed, {BASELINE} / {BASELINE}", f"memory, {BASELINE} / {BASELINE}"), 1.0)
+            here = [row for row in session if row["key"]["preset"] == preset]
+            speeds = {row["key"]["task"]: itself | row["values"] for row in here}
             for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
-                beside = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
-                cells[f"{key} ×"] = beside
-                cells.loc[[place for place in order if place[0] == BASELINE and place[1] in speeds], f"{key} ×"] = 1.0
+                ratios = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
+                cells[f"{key} ×"] = ratios
         tables.append(ResultTable(preset, policy, edition, members, cells))
     return tables
 

@@ -36,7 +36,6 @@ BOLD = re.compile(r"\*\*(.*?)\*\*")  # a cell, as in Markdown
 ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the systems
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
 
-
 Block: TypeAlias = "str | pd.DataFrame"
 """A paragraph or a heading, as in Markdown, or a table of texts, whose first column names its rows."""
 
