@@ -79,15 +79,6 @@ def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:
     np.testing.assert_allclose(curve.T, [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
 
 
-def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(seed=0), make_run(seed=1)
-    begun = make_run(seed=2, accuracy=None) / "metrics.csv"
-    begun.write_text("".join(begun.read_text().splitlines(keepends=True)[:12]))  # up to its validation at step 10
-    assert begun.read_text().count("validation") == 1
-    for axis in learning_curves(read_runs([tmp_path / "runs"])).axes:
-        np.testing.assert_allclose(axis.lines[-2 if axis.get_ylabel() == "accuracy, %" else -1].get_xdata(), [10, 20])
-
-
 def test_the_running_mean_trails() -> None:
     curve = mean_curve([pd.DataFrame({"step": [1.0, 2.0, 3.0, 4.0], "loss": [1.0, 2.0, 3.0, 4.0]})], "loss", window=2)
     assert curve is not None

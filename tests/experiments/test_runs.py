@@ -43,15 +43,6 @@ def test_mistakes_are_one_line(words: list[str], capsys: pytest.CaptureFixture[s
     assert error.startswith("error: ") and "expected" in error and error.count("\n") == 1
 
 
-def test_systems_with_one_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
-    one, other = strange(make_run(seed=1), loss=0.5), strange(make_run(seed=2), loss=0.5)
-    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("absent:Mine", "absent:Other"))
-    names = row_names(read_runs([tmp_path]))
-    assert [names[path] for path in (one, other)] == [
-        f"mine [model.mixer.name=absent:{name}]" for name in ("Mine", "Other")
-    ]
-
-
 def test_runs_of_one_configuration_are_counted_once_and_the_finished_one_wins(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -182,17 +173,6 @@ def test_collect_keeps_results_and_leaves_checkpoints_and_local_folders(
     assert kept.metrics("validation").equals(before.metrics("validation"))
     text = (tmp_path / "kept" / "runs.jsonl").read_text()
     assert "/secret" not in text and str(tmp_path) not in text
-
-
-def test_rates_are_collected_before_any_run_is_finished(
-    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run(accuracy=None)
-    add_rates(tmp_path / "runs", {"listops-tiny-chela": {"chosen": 0.002}})
-    kept = tmp_path / "results" / "kept"
-    assert main(["collect", str(tmp_path / "runs"), f"into={kept}"]) == 0
-    assert "collected 0 runs" in capsys.readouterr().out
-    assert (kept / "rates.yaml").read_text() == "listops-tiny-chela:\n  chosen: 0.002\n"
 
 
 def test_what_is_collected_later_joins_what_is_there(make_run: MakeRun, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import os
 import random
 import shutil
@@ -17,9 +15,7 @@ import yaml
 from experiments.plan import read_sweep
 from experiments.runs import add_rates, read_rates, read_runs
 from experiments.runs import main as collect
-from experiments.summary import result_tables
 from experiments.sweep import main
-from experiments.table import to_csv
 from tests.experiments.conftest import FAKE, SMALL, sweep
 from tests.experiments.fake_train import CRASHES, DIES
 
@@ -226,27 +222,6 @@ def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Pa
     kill_at_random(tmp_path, killed, " ".join(FAKE), kills=10, longest=0.7)
     assert accuracies(killed) == undisturbed and len(undisturbed) == 4
     assert read_rates(killed) == read_rates(done)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the workers in /proc")
-def test_killed_at_random_real_runs_give_the_same_accuracy_columns(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHELA_DATA", str(tmp_path / "data"))
-    content = {**SMALL, "overrides": {"trainer.max_steps": 200, "trainer.val_every": 50}}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
-    assert main([str(tmp_path / "s.yaml"), f"runs={folder}", "jobs=2"]) == 0
-    killed = tmp_path / "killed"
-    kill_at_random(tmp_path, killed, f"{sys.executable} -m chela.train", kills=10, longest=15.0)
-    assert accuracy_columns(killed) == accuracy_columns(folder)
-    assert len(accuracy_columns(folder)) == 2
-
-
-def accuracy_columns(folder: Path) -> list[tuple[str, ...]]:
-    rows = csv.DictReader(io.StringIO(to_csv(result_tables(read_runs([folder])))))
-    keys = ("task", "system", "mean", "sd", "seeds", "at chance", "failed", "unfinished", "lr", "steps")
-    return [tuple(row[key] for key in keys) for row in rows]
 
 
 def test_asked_to_stop_it_lets_the_runs_save(tmp_path: Path, folder: Path) -> None:

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from experiments.runs import TASKS, read_run, read_runs
+from experiments.runs import read_run, read_runs
 from experiments.summary import published, result_tables
 from experiments.table import main, to_csv
 from tests.experiments.conftest import MakeRun, strange
@@ -115,15 +114,6 @@ def test_presets_and_policies_never_share_a_table(make_run: MakeRun, tmp_path: P
     assert "must not be compared with one another" in text
     for part in result_tables(read_runs([tmp_path])):
         assert len({(run.preset, run.policy, run.edition) for run in part.runs}) == 1
-
-
-def test_the_average_needs_all_tasks_of_its_group(make_run: MakeRun, tmp_path: Path) -> None:
-    for task in TASKS:
-        make_run(f"task={task}")
-    make_run("model=softmax")
-    (part,) = result_tables(read_runs([tmp_path]))
-    averages = part.averages(TASKS)
-    assert averages["chela"] == pytest.approx(50.0) and np.isnan(averages["softmax"])
 
 
 def test_columns_stand_in_groups_each_with_its_average(make_run: MakeRun, table: Table) -> None:
