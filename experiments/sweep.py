@@ -227,7 +227,8 @@ class Sweep:
             chosen = {pair.name: pair.choose_rate() for pair in untuned if self.done.issuperset(pair.tune)}
             rates = add_rates(folder, {name: record for name, record in chosen.items() if record})
             blocked = [pair.name for pair in untuned if not chosen.get(pair.name)]
-            self.failed |= dict.fromkeys(blocked, "no learning rate: its grid is not finished, or diverged everywhere")
+            if not self.launcher.asked:
+                self.failed |= dict.fromkeys(blocked, "no learning rate: its grid did not finish, or diverged")
             ready = [pair for pair in self.pairs if pair.name not in blocked]
             self._work(job for pair in ready for job in pair.runs(pair.rate(rates)))
         finally:
@@ -243,7 +244,7 @@ class Sweep:
         return 128 + self.launcher.asked if self.launcher.asked else 1 if self.failed else 0
 
     def _work(self, jobs: Iterable[Job]) -> None:
-        new = list(dict.fromkeys(jobs))
+        new = dict.fromkeys(jobs)  # in order, each once
         self.known |= set(new)
         self.done |= {job for job in new if job.finished()}
         for job, status, line in self.launcher.run([job for job in new if job not in self.done]):

@@ -4,7 +4,6 @@ chela table runs/lra_mini                                          Markdown
 chela table experiments/results/recall compact=true                without the tasks that were not run
 chela table runs/lra_mini bench=experiments/results/bench/train.json  speed and memory of one session of the benchmark
 chela table experiments/results/recall probe=true                  with what the attention adds: see chela probe
-chela table experiments/results/lra_mini format=html > table.html
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
 Each preset has a table of its own. Published rows stand apart, with their sources; nothing of them was run here.
