@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARKS = {"convolution": "kernels", "linear_attention": "kernels", "layers": "kernels"}  # and their files
-BENCHMARKS |= {"train": "models", "generate": "models"}
+BENCHMARKS |= {"train": "models", "generate": "models", "tune": "tune"}
 RESULTS = Path("experiments/results/bench")
 
 

@@ -4,7 +4,7 @@ chela bench layers                                 writes experiments/results/be
 chela bench train task=text,image model=chela,softmax preset=full batch=4 out=FILE
 
 convolution: the long convolution. generate: one token more, after a context. layers: the whole CHELA layer.
-linear_attention: the op. train: whole training steps of every system.
+linear_attention: the op. train: whole training steps of every system. tune: the tiles of its Triton kernels, on a GPU.
 """
 
 from __future__ import annotations
