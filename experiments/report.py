@@ -84,7 +84,8 @@ class FirstScreen:
         if self.gaps:
             ahead = f"{sum(gap > 0 for gap in self.gaps.values())} of {_count(len(self.gaps), 'task')}"
             found = f"Attention pays on {ahead}" + (f", most on {self.titles[self.most]}" if self.most else "")
-        return f"{found}: {_count(len(self.rows), 'system')}, every run a dot"
+        systems = {row.partition(" [")[0] for row in self.rows}  # without what sets its variants apart
+        return f"{found}: {_count(len(systems), 'system')}, every run a dot"
 
     def sentence(self) -> str:
         """Return who is ahead where."""
