@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from lra.batches import GOLDEN, key, mix, permutation
 from lra.builder import Progress
 from lra.source import DataConfig
-from lra.streams import GOLDEN, key, mix, permutation
 from lra.tasks.base import Encoded, Label, Records
 from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text
@@ -149,11 +149,6 @@ class Pairs(SampledRecords):
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return what the length is at most."""
         return np.full(len(numbers), self._longest)
-
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return the pieces as bytes."""
-        first, second = (np.frombuffer(text, np.uint8) for text in self.texts(i))
-        return {"first": first, "second": second}
 
     def majority_accuracy(self) -> float:
         """Return a half: every second record is of one review."""

@@ -186,18 +186,22 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
     return target
 
 
-def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the wanted files of a tar archive, in its order; nothing is unpacked to disk.
+def members(source: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the wanted files of a folder or a tar archive; nothing is unpacked to disk.
 
     Raises:
         DataError: The archive is truncated or damaged, or the file is none.
     """
+    if source.is_dir():
+        names = ((path, path.relative_to(source.parent).as_posix()) for path in sorted(source.rglob("*.*")))
+        yield from ((name, path.read_bytes()) for path, name in names if wanted(name))
+        return
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(source, "r|*") as tar:
             for member in tar:
                 if member.isfile() and wanted(member.name):
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise DataError(f"{archive} cannot be read ({error}): it is truncated or no archive; fetch it again") from None
+        raise DataError(f"{source} cannot be read ({error}): it is truncated or no archive; fetch it again") from None

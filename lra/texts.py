@@ -18,8 +18,8 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.files import file_errors, locked, sync
+from lra.batches import GOLDEN, key, mix
 from lra.source import DataConfig
-from lra.streams import GOLDEN, key, mix
 from lra.tasks.base import IGNORED, Encoded, Label, Records
 
 _CHUNK = 1 << 20

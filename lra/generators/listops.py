@@ -19,9 +19,9 @@ import numpy as np
 from numba import njit
 
 from chela.core.errors import DataError
+from lra.batches import GOLDEN, key, permutation
 from lra.builder import prefetch
-from lra.generators.splitmix import mix, uniform, word
-from lra.streams import GOLDEN, key, permutation
+from lra.generators import mix, uniform, word
 
 if TYPE_CHECKING:
     from lra.tasks.listops import ListOps

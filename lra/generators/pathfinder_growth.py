@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from lra.generators import below, start, uniform
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup, merge, paint
-from lra.generators.splitmix import below, start, uniform
 
 RESTARTS = 100_000  # of the two long paths, where some tens suffice at LRA's sizes
 _FREE = 76  # a pixel taken up to this is free for a path's first dash: ceil(k/255 - 0.3) = 0
@@ -271,27 +271,27 @@ def _copy(source, target):
 
 
 @njit(nogil=True, cache=True)
-def _go_on(scratch, setup, n, length):
+def _go_on(scratch, setup, n):
     """Grow a distractor that began with dash ``n``; return False when it gets stuck, its room still taken."""
-    for k in range(n + 1, n + length):
+    for k in range(n + 1, n + setup.distractor_length):
         scratch.contrasts[k] = _pick(setup.snake_contrasts, scratch.state)
         if not _grow(scratch, setup, k - 1, k):
             return False
-    _take(scratch, setup, n + length - 1)
+    _take(scratch, setup, n + setup.distractor_length - 1)
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractors(scratch, setup, n, path, count, length, retries):
-    """Grow ``count`` distractors of ``length`` dashes; return how many dashes and paths the image then has."""
+def _draw_distractors(scratch, setup, n, path):
+    """Grow distractors, from dash and path of these numbers on; return how many dashes and paths the image then has."""
     taken, near = scratch.taken.copy(), scratch.near.copy()
-    for _ in range(count):
-        for _ in range(retries + 1):
+    for _ in range(setup.distractors):
+        for _ in range(setup.distractor_retries + 1):
             scratch.contrasts[n] = _pick(setup.snake_contrasts, scratch.state)
             if not _begin_distractor(scratch, setup, n, path):
                 continue
-            if _go_on(scratch, setup, n, length):
-                n, path = n + length, path + 1
+            if _go_on(scratch, setup, n):
+                n, path = n + setup.distractor_length, path + 1
                 _copy(scratch.taken, taken)
                 _copy(scratch.near, near)
                 break
@@ -324,9 +324,7 @@ def draw_images(made, chosen, states, setup, scratch):
             if attempt > RESTARTS:
                 return k
         # Read, not written here: for a number in the code numba compiles once more all that it is handed on to.
-        n, path = 2 * contour, paddles[1, 3] + 1
-        for count, length, retries in setup.fillers:
-            n, path = _draw_distractors(scratch, setup, n, path, count, length, retries)
+        n, path = _draw_distractors(scratch, setup, 2 * contour, paddles[1, 3] + 1)
         made.counts[k, 0], made.counts[k, 1] = n, path
         _copy(paddles[:n], made.paddles[k])
         origin = below(scratch.state, 2)

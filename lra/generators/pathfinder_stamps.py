@@ -32,7 +32,7 @@ _LANCZOS_REACH = 3  # pixels of the shrunk image that the Lanczos window reaches
 class Setup(NamedTuple):
     """What growing and painting look up for one paddle margin. A named tuple, because numba reads those.
 
-    The fields without a text are those of ``PathfinderOptions``; the first six are copied from there.
+    The fields without a text are those of ``PathfinderOptions``; the integers among them are copied from there.
     """
 
     size: int
@@ -41,9 +41,11 @@ class Setup(NamedTuple):
     seed_distance: int
     contour_length: int
     segment_retries: int
+    distractors: int
+    distractor_length: int
+    distractor_retries: int
     snake_contrasts: np.ndarray
     paddle_contrasts: np.ndarray
-    fillers: np.ndarray  # (1, 3) int64: of the distractors how many, of how many dashes, retries
     margin: int
     half: int  # half of a stamp's side, in pixels
     angle: np.ndarray  # (A,) float64: of each stamp as it is drawn. A grown dash runs back from its head to the pivot
@@ -180,10 +182,9 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
     line, mask = map(np.stack, zip(*(_draw_dash(options, margin, half, float(a)) for a in angle), strict=True))
     footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], options.paddle_length + margin)
     return Setup(
-        **{name: getattr(options, name) for name in Setup._fields[:6]},
+        **{name: getattr(options, name) for name in Setup._fields[:9]},
         snake_contrasts=np.array(options.snake_contrasts, np.float64),
         paddle_contrasts=np.array(options.paddle_contrasts, np.float64),
-        fillers=np.array([(options.distractors, options.distractor_length, options.distractor_retries)]),
         margin=margin,
         half=half,
         angle=angle,

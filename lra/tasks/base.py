@@ -62,10 +62,6 @@ class Records(ABC):
     def __getitem__(self, i: int) -> tuple[Encoded, Label]:
         return self.read([range(len(self))[i]])[0]
 
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return one record as it is stored, for ``Task.as_text``; empty where that is no other form."""
-        return {}
-
     def groups(self) -> np.ndarray | None:
         """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
         return None
@@ -196,8 +192,8 @@ class Task:
             raise ValueError(f"expected a multiple of {self.input_dim} numbers, got {values.size:,}")
         return values.astype(np.float32).reshape(-1, self.input_dim)
 
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return a record as a text for people, empty where it is none; ``record`` is empty where it is not stored."""
+    def text(self, sequence: np.ndarray) -> str:
+        """Return what an encoded sequence says, for people; empty where it is no text."""
         return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
-from lra.tasks.base import SPLITS, Encoded, Label, Task
+from lra.tasks.base import SPLITS, Encoded, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
 BYTES = "".join(map(chr, range(256)))
@@ -37,15 +37,11 @@ SHA256 = {
 }
 
 
-def _window(symbols: int) -> Any:
-    return option(symbols, "symbols of a training window", ge=2, le=1_000_000)
-
-
 @dataclass
 class Corpus(Task):
     """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
 
-    window: int = _window(256)
+    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
     test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
 
@@ -60,7 +56,6 @@ class Corpus(Task):
     content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
     parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
     places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
-    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,11 +138,8 @@ class Corpus(Task):
         return self._spans[split]
 
     def words(self, split: str) -> int | None:
-        """Count a split's words, ends of lines among them; None where the task does not know what a word is."""
-        if not self.knows_words:
-            return None
-        text = self.span(split).read(0, len(self.span(split))).tobytes()
-        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
+        """Count a split's words; None where the task does not know what a word is."""
+        return None
 
     def read_line(self, line: str) -> Encoded:
         """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
@@ -157,13 +149,10 @@ class Corpus(Task):
                 raise ValueError(f"{shown(character)} at position {at} is none of the {len(self.alphabet)} symbols")
         return self.table[np.frombuffer(line.encode("utf-8", "surrogateescape"), np.uint8)]
 
-    def text(self, ids: np.ndarray) -> str:
+    def text(self, sequence: np.ndarray) -> str:
         """Return the text of ids."""
-        return bytes(ord(self.alphabet[i - 1]) for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
-
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return the text of a window, then its last target."""
-        return f"{self.text(np.asarray(encoded))}|{self.text(np.asarray(label)[-1:])}"
+        found = bytes(ord(self.alphabet[i - 1]) for i in np.asarray(sequence).tolist() if i > 0)
+        return found.decode("utf-8", "replace")
 
 
 class Shakespeare(Corpus):
@@ -183,25 +172,24 @@ class Shakespeare(Corpus):
 
 
 @dataclass
-class Enwik8(Corpus):
-    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
-
-    window: int = _window(2048)
+class _Large(Corpus):
+    window: int = option(2048, "symbols of a training window", ge=2, le=1_000_000)
 
     own_text = False
+
+
+class Enwik8(_Large):
+    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
+
     title = "enwik8"
     remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
     content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
     files = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
 
 
-@dataclass
-class Text8(Corpus):
+class Text8(_Large):
     """A hundred million characters of the same, cleaned to the letters a … z and the space."""
 
-    window: int = _window(2048)
-
-    own_text = False
     title = "text8"
     alphabet = " abcdefghijklmnopqrstuvwxyz"
     remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
@@ -209,15 +197,10 @@ class Text8(Corpus):
     files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
 
 
-@dataclass
-class WikiText103(Corpus):
+class WikiText103(_Large):
     """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
 
-    window: int = _window(2048)
-
-    own_text = False
     title = "WikiText-103"
-    knows_words = True
     parts = ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw")
     remote = Remote(
         "wikitext-103-raw-v1.zip",
@@ -226,3 +209,8 @@ class WikiText103(Corpus):
         SHA256["wikitext-103-raw-v1.zip"],
     )
     files = (parts[0], remote.file)
+
+    def words(self, split: str) -> int:
+        """Count what white space separates, and an end for each line."""
+        text = self.span(split).read(0, len(self.span(split))).tobytes()
+        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")

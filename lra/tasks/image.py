@@ -77,10 +77,8 @@ def read_batches(found: Path) -> dict[str, np.ndarray]:
         Of each split uint8 ``(N, 3073)``: in each row a label and the pixels of an image, red, green, blue.
     """
     known = [name for names in _FILES.values() for name in names]
-    if found.name.endswith(".tar.gz"):
-        files = members(found, lambda name: name.rsplit("/", 1)[-1] in known)
-    else:
-        files = ((path.name, path.read_bytes()) for path in map(found.with_name, known) if path.is_file())
+    source = found if found.name.endswith(".tar.gz") else found.parent
+    files = members(source, lambda name: name.rsplit("/", 1)[-1] in known)
     read = {name.rsplit("/", 1)[-1]: raw for name, raw in files}
     if missing := [name for name in known if name not in read]:
         raise DataError(f"{found}: {', '.join(missing)} is missing: expected six batches; fetch or unpack them again")

@@ -218,9 +218,9 @@ class ListOps(StoredTask):
             evaluate(line)  # or an error: it is not closed, or more than one
         return tokens
 
-    def as_text(self, record: dict[str, Any], encoded: Any, label: Any) -> str:
-        """Return the expression in words, with its value."""
-        return f"{text(encoded)} = {evaluate(text(encoded))}"
+    def text(self, sequence: np.ndarray) -> str:
+        """Return the expression in words."""
+        return text(sequence)
 
 
 def _example(tokens: np.ndarray, label: int) -> Example:

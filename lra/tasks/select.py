@@ -95,15 +95,6 @@ class Select(Task):
             for own, target in zip(has.tolist(), np.asarray(targets)[places].tolist(), strict=True):
                 yield (own, int(has.sum())), target
 
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return the pieces, each behind its name and whether it has the word, and whose turn it is."""
-        has = dict(zip(record["order"], np.asarray(label)[np.asarray(label) != IGNORED].tolist(), strict=True))
-        lines = [
-            f"{name}, {'with' if has[piece] else 'without'} “{self.word}”: {text.decode('utf-8', 'replace')}"
-            for piece, (name, text) in enumerate(zip(record["names"], record["texts"], strict=True))
-        ]
-        return "\n".join([*lines, "by turns: " + " ".join(str(record["names"][piece]) for piece in record["order"])])
-
 
 class Selections(SampledRecords):
     """Rows of pieces, each of a review's end."""
@@ -126,7 +117,7 @@ class Selections(SampledRecords):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records."""
-        return [self._encoded(self.stored(int(i))) for i in indices]
+        return [self._encoded(self.drawn(int(i))) for i in indices]
 
     def _encoded(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         task = self._task
@@ -150,7 +141,7 @@ class Selections(SampledRecords):
         _, sizes, *_ = self._plan(numbers)
         return np.asarray((sizes // (BYTES_OF_A_WORD if task.words else 1)).sum(1) + task.pieces * task.turns)
 
-    def stored(self, i: int) -> dict[str, Any]:
+    def drawn(self, i: int) -> dict[str, Any]:
         """Return the pieces as bytes, their names, and whose turn it is."""
         reviews, sizes, names, order = (part[0].tolist() for part in self._plan([i]))
         pairs = zip(reviews, sizes, strict=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from chela.core.errors import DataError
+from lra.batches import permutation
 from lra.builder import Progress, RecordSet
 from lra.source import DataConfig, given_root
-from lra.streams import permutation
 from lra.tasks.base import SPLITS, Encoded, Label, Records, Task, majority
 
 
@@ -95,10 +95,6 @@ class StoredRecords(Records):
         """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
         records = self._stored.read(self._chosen[np.asarray(indices)])
         return [(self._task.encode(record), self._task.target(record)) for record in records]
-
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return one record as it is stored, before ``encode``."""
-        return self._stored.read([int(self._chosen[i])])[0]
 
     def lengths(self) -> np.ndarray:
         """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""

@@ -3,7 +3,7 @@ import pytest
 
 from lra.batches import batch_indices, eval_batches
 from lra.generators.listops import generate
-from lra.streams import permutation
+from lra.batches import permutation
 from lra.tasks.listops import ListOps
 
 

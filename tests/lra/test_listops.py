@@ -10,7 +10,7 @@ import pytest
 from chela.core.errors import DataError
 from lra.generators.listops import _block, generate
 from lra.source import DataConfig
-from lra.streams import key
+from lra.batches import key
 from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, text, tokenize
 
 

@@ -24,9 +24,10 @@ def prepared(task: Pathfinder, folder: Path, root: Path | None = None) -> Pathfi
     return task
 
 
-def number(record: dict[str, np.ndarray]) -> int:
-    """Which image of the seed, or row of the release, a stored record is."""
-    return int(record["number"].view("<i8")[0])
+def numbers(task: Pathfinder, split: str) -> list[int]:
+    """Which image of the seed, or row of the release, each stored record is."""
+    records = task.records(split)
+    return [int(record["number"].view("<i8")[0]) for record in records.read(range(len(records)))]
 
 
 def gray(values: np.ndarray) -> np.ndarray:
@@ -39,11 +40,9 @@ def test_records_are_the_images_of_the_seed(tmp_path: Path) -> None:
     made = generate(PathfinderOptions.preset(16), 0, 0, 390)
     at = 0
     for split, n in (("train", 300), ("validation", 40), ("test", 50)):
-        records = task.dataset(split)
-        assert len(records) == n
-        for i in range(n):
-            values, label = records[i]
-            assert label == made.labels[at] and number(records.stored(i)) == at
+        assert numbers(task, split) == list(range(at, at + n))
+        for values, label in task.dataset(split).read(range(n)):
+            assert label == made.labels[at]
             np.testing.assert_array_equal(gray(values), made.images[at].reshape(-1))
             at += 1
     assert task.l_max == 256 and task.vocab_size is None and task.input_dim == 1 and "not LRA's files" in task.note
@@ -129,9 +128,8 @@ def test_a_release_is_read_from_wherever_root_points(
     rows = np.delete(np.arange(60), 25)
     seen = set()
     for split in sizes:
-        for i in range(sizes[split]):
-            row = rows[number(task.dataset(split).stored(i))]
-            values, label = task.dataset(split)[i]
+        pairs = task.dataset(split).read(range(sizes[split]))
+        for row, (values, label) in zip(rows[numbers(task, split)], pairs, strict=True):
             np.testing.assert_array_equal(gray(values), images[0][row].reshape(-1))
             assert label == images[1][row]
             seen.add(row)
@@ -222,7 +220,7 @@ def test_a_picture_that_came_before_is_left_out(tmp_path: Path, monkeypatch: pyt
     task = prepared(Pathfinder(**{**MINI, "train": 200, "validation": 50, "test": 80}, distinct=True), tmp_path)
     records = [task.records(split).read(range(n)) for split, n in (("train", 200), ("validation", 50), ("test", 80))]
     pictures = [record["pixels"].tobytes() for part in records for record in part]
-    assert len(set(pictures)) == 330 and max(number(record) for record in records[2]) >= 2 * BLOCK
+    assert len(set(pictures)) == 330 and max(numbers(task, "test")) >= 2 * BLOCK
 
 
 def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
@@ -230,7 +228,7 @@ def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
         records = task.dataset(split)
         dashes = records.groups()
         assert dashes is not None and set(dashes.tolist()) == {2, 3, 4, 5} and len(dashes) == n
-        made = [generate(task.options(), 0, number(records.stored(i)), 1) for i in range(20)]
+        made = [generate(task.options(), 0, number, 1) for number in numbers(task, split)[:20]]
         assert [int(one.lengths[0]) for one in made] == dashes[:20].tolist()
         assert [int(one.counts[0, 0]) for one in made] == (2 * dashes[:20]).tolist()
     shares = np.bincount(task.dataset("train").groups())[2:] / 600  # type: ignore[arg-type]
@@ -241,9 +239,8 @@ def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
 
 def test_every_label_can_be_read_one_way_only(task: Pathfinder) -> None:
     """Of the dashes' ends, found by the test's own geometry, those of the two paths keep further apart than a gap."""
-    records = task.dataset("test")
-    for i in range(200):
-        made = generate(task.options(), 0, number(records.stored(i)), 1)
+    for number in numbers(task, "test"):
+        made = generate(task.options(), 0, number, 1)
         assert nearest(task.options(), made, 0) > 2
 
 

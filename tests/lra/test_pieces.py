@@ -12,7 +12,6 @@ import pytest
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
 from lra.pieces import Pairs, SampledRecords, cosine_accuracy, hashed
-from lra.show import page
 from lra.source import DataConfig
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
@@ -47,7 +46,6 @@ def test_a_pair_is_two_disjoint_pieces_of_one_review_or_of_two() -> None:
             assert any(abs(a[1] - b[1]) >= 20 for a, b in one)
         else:
             assert any(a[0] != b[0] for a in sides[0] for b in sides[1])
-        assert [text.tobytes() for text in pairs.stored(i).values()] == [bytes(pairs.texts(i)[k]) for k in (0, 1)]
 
 
 def test_where_a_piece_lies_tells_nothing_of_the_label() -> None:
@@ -106,7 +104,7 @@ def test_a_selection_is_ends_of_reviews_by_turns() -> None:
     first, names, found, sizes = Counter[int](), Counter[int](), Counter[bool](), []
     for i, (ids, targets) in enumerate(records.read(range(400))):
         SMALL.check(ids, targets)
-        stored = records.stored(i)
+        stored = records.drawn(i)
         own = [257 + name for name in stored["names"]]
         starts = np.flatnonzero(ids >= 257)
         assert len(ids) == records.lengths()[i] and len(set(own)) == 4
@@ -199,13 +197,6 @@ def test_real_reviews(real_text: DataConfig) -> None:
     for batch in selection.train_dataloader():
         assert batch["inputs"].shape[0] == 4 and 424 <= batch["inputs"].shape[1] <= 1224 == selection.task.l_max
     assert "not a task of LRA's" in selection.task.note
-
-
-def test_a_page_shows_them() -> None:
-    shown = page(SMALL, Selections(SMALL, Reviews(), "test"), "test", 2)  # type: ignore[arg-type]
-    assert shown.count("“bipw”: ") == 8 and shown.count("by turns: ") == 2
-    pairs = Pairs(Reviews(), 20, 9, "test", words=False)  # type: ignore[arg-type]
-    assert page(Retrieval(max_length=20), pairs, "test", 2).count("<h2>") == 2
 
 
 def test_without_reviews_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from chela.core.errors import DataError
 from chela.core.options import option
+from chela.prepare import page
 from lra.builder import Example, Progress, RecordSet, RecordSpec, prefetch, prepare
 from lra.datamodule import LRADataModule
-from lra.show import page
 from lra.source import DataConfig
 from lra.tasks import get_task, names, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
