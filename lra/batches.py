@@ -39,11 +39,7 @@ def mix(z: np.ndarray) -> np.ndarray:
 
 
 def key(*parts: int | str) -> np.uint64:
-    """Return one 64-bit key for integers and names. Their order counts.
-
-    >>> int(key(0, "epoch", 1)) == int(key(0, "epoch", 1)), int(key(0, "epoch", 1)) == int(key(0, "epoch", 2))
-    (True, False)
-    """
+    """Return one 64-bit key for integers and names. Their order counts."""
     state = np.zeros(1, np.uint64)
     for part in parts:
         word = zlib.crc32(part.encode()) if isinstance(part, str) else part % 2**64
@@ -109,7 +105,7 @@ def batch_indices(lengths: np.ndarray, batch_size: int, pool: int, seed: int, st
 def eval_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     """Return all records once, sorted by length, in batches of nearly equal size and at most ``batch_size``.
 
-    Nearly equal (rather than one short batch at the end) so that each of several processes finds work in every batch.
+    Nearly equal, so that each of several processes finds work in every batch.
     """
     order = np.argsort(lengths, kind="stable")
     return np.array_split(order, -(-len(order) // batch_size)) if len(order) else []

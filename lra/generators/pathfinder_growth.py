@@ -44,20 +44,14 @@ def make_scratch(setup: Setup, n_paddles: int) -> Scratch:
     """Allocate working memory for images of up to ``n_paddles`` dashes."""
     taken, near, forbidden = np.empty((3, setup.size, setup.size), np.uint8)
     side = setup.size + 2 * (setup.paddle_length + setup.margin)
+    state, blocked = np.zeros(1, np.uint64), np.zeros((side, side), np.uint8)
     paddles, contrasts = np.zeros((n_paddles, 6), np.int64), np.zeros(n_paddles)
-    blocked = np.zeros((side, side), np.uint8)
-    return Scratch(
-        np.zeros(1, np.uint64), taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden
-    )
+    return Scratch(state, taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden)
 
 
 @njit(nogil=True, cache=True)
 def draw_heads(seed, first, count, n_margins):
-    """Draw what comes first for each image.
-
-    Returns:
-        ``(count,)`` uint8 labels, ``(count,)`` int64 which margin, and ``(count,)`` uint64 the streams after it.
-    """
+    """Draw what comes first for each image: uint8 labels, int64 which margin, uint64 streams after it, ``(count,)``."""
     state = np.zeros(1, np.uint64)
     labels, margins, states = np.empty(count, np.uint8), np.empty(count, np.int64), np.empty(count, np.uint64)
     for i in range(count):
@@ -302,17 +296,10 @@ def _draw_distractors(scratch, setup, n, path):
 
 @njit(nogil=True, cache=True)
 def draw_images(made, chosen, states, setup, scratch):
-    """Draw some of a run's images, all of one margin.
+    """Draw the chosen images of a run, all of one margin, into ``made``, ``Pictures`` with labels.
 
-    Args:
-        made: ``Pictures`` with labels; the chosen images, dashes, counts and markers are filled.
-        chosen: ``(n,)`` int64 places in ``made``.
-        states: ``(N,)`` uint64 streams of all images, as ``draw_heads`` leaves them.
-        setup: Stamps and tables of the margin.
-        scratch: Working memory.
-
-    Returns:
-        The place of the first image whose long paths found no room in ``RESTARTS`` attempts, or -1.
+    ``states`` are the streams of all images, as ``draw_heads`` leaves them. Returns the place of the first image whose
+    long paths found no room in ``RESTARTS`` attempts, or -1.
     """
     contour, paddles = setup.contour_length, scratch.paddles
     canvas, discs = np.empty((setup.size, setup.size)), np.empty((setup.size, setup.size), np.uint8)

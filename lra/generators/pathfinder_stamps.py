@@ -112,13 +112,10 @@ def draw_marker(size: int, centre: tuple[int, int], radius: float, antialias: in
 
 
 def draw_markers(size: int, radius: float, antialias: int) -> np.ndarray:
-    """Draw the marker once for each class of closeness to the border.
+    """Draw the marker once for each class of closeness to the border: ``(C, C, Q, Q)`` uint8, outside the image 0.
 
     The Lanczos window is cut off at the border. So a marker looks different where its centre is closer to the border
     than its radius and the window's reach together: each such row is a class, all other rows are one. Columns likewise.
-
-    Returns:
-        ``(C, C, Q, Q)`` uint8, Q = 2·reach + 1; pixels outside the image are 0.
     """
     reach = math.ceil(radius) + _LANCZOS_REACH
     positions = sorted({*range(min(reach + 1, size)), *range(max(0, size - reach), size)})
@@ -152,10 +149,7 @@ def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarr
     reference generator's, which draws this mask one pixel off the centre of a smaller canvas. It looks for free pixels
     with OpenCV's dilation, whose value is −∞ where the whole footprint lies outside the image, and gives up when it
     sees a negative value. So no path can start in a direction whose footprint leaves the image at some corner. At 32
-    pixels that holds for most directions, and is why most distractors fail there.
-
-    Returns:
-        ``(360, ·, 2)`` the pixels, and ``(360,)`` how many count, 0 for a direction that cannot be used.
+    pixels that holds for most directions, and is why most distractors fail there: of these none of the pixels count.
     """
     found = []
     for stamp in mask:

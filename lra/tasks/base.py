@@ -93,8 +93,8 @@ class Records(ABC):
 class Task:
     """A task; ``prepare`` before ``dataset``.
 
-    Its options are its constructor's keyword arguments: the fields of a dataclass, with ``option``, or the
-    arguments of ``__init__``. What depends on them, such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
+    Its options are the fields of a dataclass, with ``option``, or the arguments of ``__init__``. What depends on them,
+    such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
     """
 
     name: str  # in results and folders; the class's name in small letters unless it says another
@@ -131,7 +131,7 @@ class Task:
 
     @property
     def train_length(self) -> int:
-        """Longest sequence to learn from, which is what a training step costs; a further split may have longer ones."""
+        """Longest sequence to learn from; a further split may have longer ones."""
         return self.l_max
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
@@ -141,6 +141,13 @@ class Task:
             raise DataError(
                 f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
             )
+
+    def check_split(self, split: str, prepared: bool = True) -> None:
+        """Raise ``ValueError`` for a split that there is not, ``DataError`` before ``prepare``."""
+        if split not in (known := (*SPLITS, *self.further)):
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
+        if not prepared:
+            raise DataError(f"{self.name}: call prepare() before asking for records")
 
     def dataset(self, split: str) -> Records:
         """Return the records of ``train``, ``validation`` or ``test``."""
@@ -179,10 +186,7 @@ class Task:
             raise ValueError(f"label is {bad[0]}, expected 0 … {self.num_classes - 1}")
 
     def read_line(self, line: str) -> Encoded:
-        """Return the input that a line of text stands for, see ``input_help``. Raises ``ValueError``.
-
-        Here: token ids, or values of all positions one after another.
-        """
+        """Return the input that a line of text stands for, see ``input_help``. Raises ``ValueError``."""
         values = numbers(line)
         if self.vocab_size is not None:
             if (values % 1).any():
@@ -198,11 +202,7 @@ class Task:
 
 
 class InMemory(Records):
-    """Records that fit into memory.
-
-    Args:
-        records: (input, label) of each, as ``Encoded`` and ``Label`` say; lists stand for arrays.
-    """
+    """Records that fit into memory: (input, label) of each, see ``Encoded`` and ``Label``; lists stand for arrays."""
 
     def __init__(self, records: Sequence[tuple[Encoded, Label]]) -> None:
         self._records = [(_arrays(encoded), _arrays(label)) for encoded, label in records]
@@ -238,10 +238,9 @@ def majority(labels: Iterable[Label]) -> float:
     >>> majority([np.array([1, 1, IGNORED]), np.array([2])])
     0.6666666666666666
     """
-    counts: Counter[int] = Counter()
+    counts = Counter[int]()
     for label in labels:
-        targets, numbers = np.unique(label, return_counts=True)
-        counts.update(dict(zip(targets.tolist(), numbers.tolist(), strict=True)))
+        counts.update(np.ravel(label).tolist())
     del counts[IGNORED]
     if not counts:
         raise DataError("no record has a target that is scored: expected at least one")

@@ -130,11 +130,8 @@ class Corpus(Task):
         return Windows(self.table, self.span(split), window, stride, once=True)
 
     def span(self, split: str) -> Span:
-        """Return the symbols of a split. Raises ``DataError`` before ``prepare``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
-        if not self._spans:
-            raise DataError(f"{self.name}: call prepare() before asking for records")
+        """Return the symbols of a split."""
+        self.check_split(split, bool(self._spans))
         return self._spans[split]
 
     def words(self, split: str) -> int | None:

@@ -78,15 +78,12 @@ class Retrieval(TextTask):
             self.note = "a stand-in: are two pieces of one IMDb review? Not LRA's pairs of papers"
             return self._reviews.folder
 
-        def find() -> Path:
-            return locate(self.name, data, [AAN])[1].parent
-
         # nothing tells one user's pairs from another's but where they lie
-        given = None if data.root is None else find()
+        given = None if data.root is None else locate(self.name, data, [AAN])[1].parent
         spec = self.spec(f"aan_{digest(given)}" if given else "aan", COUNTS)
 
         def splits() -> dict[str, Iterator[Example]]:
-            folder = given or find()
+            folder = given or locate(self.name, data, [AAN])[1].parent
             spec.about["origin"] = f"{AAN.name}: {folder}"
             return {split: self.examples(_read_pairs(folder / name)) for split, name in FILES.items()}
 

@@ -65,7 +65,7 @@ class TextTask(StoredTask):
         return text[: self.cut].astype(np.uint16) + np.uint16(1)
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        """Return the length of the longer text, from the stored sizes."""
+        """Return the length of the longer text."""
         return np.asarray(np.max([records.sizes[name] for name in self.texts.values()], axis=0).clip(max=self.cut))
 
     def read_line(self, line: str) -> Encoded:

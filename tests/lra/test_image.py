@@ -141,5 +141,5 @@ def test_the_split_is_that_of_s4_and_mega() -> None:
     from torch.utils.data import random_split
 
     train, held = random_split(range(50_000), [45_000, 5_000], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
-    ours = image.holdout(50_000, 5_000)
-    assert ours[0].tolist() == sorted(train.indices) and ours[1].tolist() == sorted(held.indices)
+    kept, held_out = (Image().choose(split, "holdout")[1].tolist() for split in ("train", "validation"))
+    assert kept == sorted(train.indices) and held_out == sorted(held.indices)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from chela.core.errors import DataError
+from lra.batches import key
 from lra.generators.listops import _block, generate
 from lra.source import DataConfig
-from lra.batches import key
 from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, text, tokenize
 
 
