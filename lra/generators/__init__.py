@@ -9,17 +9,11 @@ import numpy as np
 from numba import njit
 
 from lra import batches
-from lra.batches import GOLDEN, MIX_1
+from lra.batches import GOLDEN
 
 _11 = np.uint64(11)
 
 mix: Any = njit(nogil=True, cache=True)(batches.mix)
-
-
-@njit(nogil=True, cache=True)
-def start(state, seed, index):
-    """Set the stream to its start for (seed, index)."""
-    state[0] = mix(mix(np.uint64(seed) + GOLDEN) ^ mix(np.uint64(index) * GOLDEN + MIX_1))
 
 
 @njit(nogil=True, cache=True)

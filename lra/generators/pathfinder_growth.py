@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from lra.generators import below, start, uniform
+from lra.batches import GOLDEN, MIX_1, mix
+from lra.generators import below, uniform
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup, merge, paint
 
 RESTARTS = 100_000  # of the two long paths, where some tens suffice at LRA's sizes
@@ -49,17 +50,13 @@ def make_scratch(setup: Setup, n_paddles: int) -> Scratch:
     return Scratch(state, taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden)
 
 
-@njit(nogil=True, cache=True)
-def draw_heads(seed, first, count, n_margins):
+def draw_heads(seed: int, first: int, count: int, n_margins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw what comes first for each image: uint8 labels, int64 which margin, uint64 streams after it, ``(count,)``."""
-    state = np.zeros(1, np.uint64)
-    labels, margins, states = np.empty(count, np.uint8), np.empty(count, np.int64), np.empty(count, np.uint64)
-    for i in range(count):
-        start(state, seed, first + i)
-        labels[i] = below(state, 2)
-        margins[i] = below(state, n_margins)
-        states[i] = state[0]
-    return labels, margins, states
+    index = np.arange(first, first + count, dtype=np.uint64)
+    states = mix(mix(np.array([seed], np.uint64) + GOLDEN) ^ mix(index * GOLDEN + MIX_1))
+    labels = (mix(states + GOLDEN) >> np.uint64(11)) * 2.0**-53 * 2
+    margins = (mix(states + GOLDEN + GOLDEN) >> np.uint64(11)) * 2.0**-53 * n_margins
+    return labels.astype(np.uint8), margins.astype(np.int64), states + GOLDEN + GOLDEN
 
 
 @njit(nogil=True, cache=True)

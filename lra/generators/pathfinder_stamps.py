@@ -62,11 +62,6 @@ class Setup(NamedTuple):
     unit: np.ndarray  # (256,) float64: k / 255 as the single-precision number that the reference generator stores
 
 
-def translate(start: tuple[int, int], angle: float, distance: float) -> tuple[int, int]:
-    """Return the pixel ``distance`` away from ``start`` along ``angle``, rounded up in both coordinates."""
-    return (math.ceil(start[0] + distance * math.sin(angle)), math.ceil(start[1] + distance * math.cos(angle)))
-
-
 def _unit_vectors(angles: Iterable[float]) -> np.ndarray:
     """Return ``(A, 2)`` sines and cosines by ``math``: the last digit of numpy's depends on the machine."""
     return np.array([(math.sin(angle), math.cos(angle)) for angle in angles])
@@ -94,11 +89,10 @@ def _widen(canvas: np.ndarray, radius: int) -> np.ndarray:
 def _draw_dash(options: PathfinderOptions, margin: int, half: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a dash from the centre along ``angle``, and its widened mask, each ``(S, S)`` uint8."""
     scale, side = options.antialias, (2 * half + 1, 2 * half + 1)
-    centre = (half * scale, half * scale)
-    big = Image.new("L", (2 * centre[0] + 1, 2 * centre[0] + 1), 0)
-    end = translate(centre, angle, options.paddle_length * scale)
-    width = round(options.paddle_thickness * scale)
-    ImageDraw.Draw(big).line([centre, (end[1], end[0])], fill=255, width=width)
+    centre, length = half * scale, options.paddle_length * scale
+    big = Image.new("L", (2 * centre + 1, 2 * centre + 1), 0)
+    row, column = math.ceil(centre + length * math.sin(angle)), math.ceil(centre + length * math.cos(angle))
+    ImageDraw.Draw(big).line([centre, centre, column, row], fill=255, width=round(options.paddle_thickness * scale))
     canvas = np.asarray(big)
     return shrink(canvas, side), shrink(_widen(canvas, margin * scale), side)
 

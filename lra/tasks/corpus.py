@@ -75,8 +75,7 @@ class Corpus(Task):
             check_utf8(self.name, paths[0])
             size, digest = paths[0].stat().st_size, sha256(paths[0])
             notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
-        for split in SPLITS:
-            path = paths[SPLITS.index(split)] if self.parts else paths[0]
+        for split, path in zip(SPLITS, paths if self.parts else 3 * paths, strict=True):
             size = path.stat().st_size
             first, last = (0, size) if self.parts else (size * place // 100 for place in self.places[split])
             most = 0 if split == "train" else getattr(self, split)

@@ -106,12 +106,10 @@ _LARGE = {"paddle_length": 5, "paddle_contrasts": (1.0,), "continuity": 1.8}
 _PRESETS: dict[int, dict[str, Any]] = {
     16: {"seed_distance": 3, "contour_length": 6, "distractor_length": 2, "distractors": 2},
     32: {},
-    64: _LARGE | {"seed_distance": 12, "paddle_thickness": 1.0, "marker_radius": 2.5, "snake_contrasts": (0.8,)},
-    128: _LARGE
-    | {"seed_distance": 20, "paddle_thickness": 1.5, "marker_radius": 3.0, "snake_contrasts": (0.9,)}
+    64: dict(_LARGE, seed_distance=12, paddle_thickness=1.0, marker_radius=2.5, snake_contrasts=(0.8,)),
+    128: dict(_LARGE, seed_distance=20, paddle_thickness=1.5, marker_radius=3.0, snake_contrasts=(0.9,))
     | {"paddle_margins": (2, 3)},
-    256: _LARGE
-    | {"seed_distance": 27, "paddle_thickness": 2.0, "marker_radius": 5.0, "snake_contrasts": (1.0,)}
+    256: dict(_LARGE, seed_distance=27, paddle_thickness=2.0, marker_radius=5.0, snake_contrasts=(1.0,))
     | {"paddle_margins": (3,), "padding": 22},
 }  # what differs from the defaults, which are those of 32 pixels
 _DISTRACTOR_DASHES = {32: 20, 64: 22, 128: 35, 256: 30}

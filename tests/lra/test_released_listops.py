@@ -89,5 +89,5 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
         small().prepare(data)
     release(tmp_path / "mine")
     (tmp_path / "mine" / "lra_release" / "listops-1000" / "basic_val.tsv").unlink()
-    with pytest.raises(DataError, match=r"basic_val.tsv is missing"):
+    with pytest.raises(DataError, match=r"basic_val.tsv: No such file"):
         small().prepare(data)
