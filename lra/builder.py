@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]
 class Example(NamedTuple):
     """One record to be stored."""
 
-    fields: Mapping[str, np.ndarray]  # name to uint8 array (n,); targets per position are a field too
-    label: int  # the class; 0 where the targets are a field
+    fields: Mapping[str, np.ndarray]  # name to uint8 array (n,)
+    label: int  # the class
     sizes: tuple[int, ...]  # numbers stored beside the records, for ``RecordSet.sizes``
 
 

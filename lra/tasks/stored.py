@@ -33,10 +33,6 @@ class StoredTask(Task, ABC):
         """Return the length of every record after ``encode``: here the stored number "length"; int64 ``(N,)``."""
         return records.sizes["length"]
 
-    def target(self, record: dict[str, Any]) -> Label:
-        """Return the label of a stored record: its class. For targets per position, store them in a field."""
-        return int(record["label"])
-
     def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
         """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records.
 
@@ -81,7 +77,7 @@ class StoredRecords(Records):
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
         records = self._stored.read(self._chosen[np.asarray(indices)])
-        return [(self._task.encode(record), self._task.target(record)) for record in records]
+        return [(self._task.encode(record), int(record["label"])) for record in records]
 
     def lengths(self) -> np.ndarray:
         """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""
@@ -97,5 +93,5 @@ class StoredRecords(Records):
         return np.asarray(self._stored.labels[self._chosen])
 
     def majority_accuracy(self) -> float:
-        """Return what the most frequent target scores as the constant answer; only targets per position are read."""
-        return majority([self.labels()]) if self._task.objective == "classification" else super().majority_accuracy()
+        """Return the share of the most frequent class; none is read."""
+        return majority([self.labels()])
