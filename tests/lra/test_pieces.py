@@ -65,11 +65,6 @@ def test_where_a_piece_lies_tells_nothing_of_the_label() -> None:
     assert np.mean(np.array(places[1])[::2] > np.array(places[1])[1::2]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_reviews_too_short_are_left_out() -> None:
-    pairs = Pairs(Reviews(12, 10), 20, 4, "test", words=False)  # type: ignore[arg-type]
-    assert pairs._usable.tolist() == list(range(6, 12))
-
-
 @pytest.mark.parametrize("make", [lambda r: Pairs(r, 20, 9, "train", False), lambda r: Selections(SMALL, r, "train")])
 def test_training_records_are_a_function_of_seed_and_step(make) -> None:
     records: SampledRecords = make(Reviews())
@@ -89,9 +84,10 @@ def test_training_records_are_a_function_of_seed_and_step(make) -> None:
         assert all(a[1] <= b[0] for a, b in pairwise(by_batch))
 
 
-def test_validation_and_test_are_drawn_apart() -> None:
-    one, other = (Pairs(Reviews(), 20, 9, name, words=False) for name in ("validation", "test"))  # type: ignore[arg-type]
+def test_validation_and_test_are_drawn_apart_and_short_reviews_left_out() -> None:
+    one, other = (Pairs(Reviews(12, 10), 20, 9, name, words=False) for name in ("validation", "test"))  # type: ignore[arg-type]
     assert [one.texts(i) for i in range(9)] != [other.texts(i) for i in range(9)]
+    assert one._usable.tolist() == list(range(6, 12))
 
 
 SMALL = Select(shortest=10, longest=30, names=5, turns=3, word="bipw", train=50, validation=20, test=400)
