@@ -62,10 +62,7 @@ def test_image_is_shown_as_the_model_sees_it(here: Path, real_image) -> None:  #
         (["task=listops", "--show"], "expected key=value, got '--show', say show=…; see --help"),
         (["task=listops", "show=1001"], "show: expected at most 1,000, got 1001"),
         (["task=retrieval", "preset=tiny"], "retrieval: this data cannot be fetched for you"),
-        (
-            ["task=image", "preset=tiny", "data.download=false"],
-            "data.download is false: get https://www.cs.toronto.edu",
-        ),
+        (["task=image", "preset=tiny", "data.download=false"], "data.download is false: get https://www.cs.toronto"),
         (
             ["task=pathfinder", "preset=tiny", "task.contour_lengths=[14]"],
             "pathfinder: the two paths of image 0 found no room in 100,000 attempts: lower task.contour_lengths "

@@ -77,22 +77,8 @@ def test_lists_stand_for_arrays() -> None:
 
 
 def test_the_tasks_and_their_titles() -> None:
-    titles = {
-        "corpus": "Corpus",
-        "enwik8": "enwik8",
-        "image": "Image",
-        "listops": "ListOps",
-        "pathfinder": "Pathfinder",
-        "pathx": "Path-X",
-        "recall": "Recall",
-        "retrieval": "Retrieval",
-        "select": "Select",
-        "shakespeare": "Shakespeare",
-        "text": "Text",
-        "text8": "text8",
-        "wikitext103": "WikiText-103",
-    }
-    assert {name: task_class(name).title for name in names()} == titles
+    titles = "Corpus enwik8 Image ListOps Pathfinder Path-X Recall Retrieval Select Shakespeare Text text8 WikiText-103"
+    assert [task_class(name).title for name in names()] == titles.split()
     assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
 
 

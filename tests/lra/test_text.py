@@ -114,12 +114,6 @@ def test_a_truncated_archive_leaves_nothing(tmp_path: Path) -> None:
         Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(archive(tmp_path / "aclImdb.tar.gz", files))))
 
 
-def test_the_official_archive_is_verified_before_it_is_read(tmp_path: Path) -> None:
-    (tmp_path / "aclImdb_v1.tar.gz").write_bytes(b"something else")
-    with pytest.raises(DataError, match="has 14 bytes, expected 84,125,825"):
-        Text().prepare(DataConfig(dir=str(tmp_path / "r"), root=str(tmp_path)))
-
-
 def test_lengths_are_known_without_encoding() -> None:
     made = Text(max_length=5)
     (example,) = made.examples([(0, "naïve".encode())])
