@@ -99,7 +99,16 @@ class Corpus(Task):
             if self.content is not None:
                 verify(path, self.content)
 
-        found = self._found(data)
+        root = given_root(self.name, data)
+        if root is not None and root.is_file():
+            found = root
+        elif self.files:
+            fetched = self.remote.file if self.remote else ""
+            layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
+            found = locate(self.name, data, layouts)[1]
+        else:
+            got = "nothing" if root is None else f"{root}, which is no file"
+            raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
         names = self.parts or (found.name.removesuffix(found.suffix),)
         if found.suffix in PACKED:
             return unpacked(found, names, data, check)
@@ -107,17 +116,6 @@ class Corpus(Task):
         for path in paths:
             check(path)
         return paths
-
-    def _found(self, data: DataConfig) -> Path:
-        root = given_root(self.name, data)
-        if root is not None and root.is_file():
-            return root
-        if not self.files:
-            got = "nothing" if root is None else f"{root}, which is no file"
-            raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
-        fetched = self.remote.file if self.remote else ""
-        layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
-        return locate(self.name, data, layouts)[1]
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""

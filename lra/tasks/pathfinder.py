@@ -169,24 +169,27 @@ class Pathfinder(PixelTask):
         spec = RecordSpec("lra_pathfinder", config, self.version, _FIELDS, counts, ("length", "dashes"), about)
 
         def splits() -> dict[str, Iterator[Example]]:
-            if self.distinct:
-                examples = _each_once(self._generated(range(_DRAWN_FOR_ONE * sum(counts.values())), data.processes))
-                return {split: itertools.islice(examples, n) for split, n in counts.items()}
-            ends = zip(counts.items(), itertools.accumulate(counts.values()), strict=True)
-            return {split: self._generated(range(end - n, end), data.processes) for (split, n), end in ends}
+            examples = self._generated(sum(counts.values()), data.processes)
+            return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
         return prepare(data.folder(), spec, splits, progress)
 
-    def _generated(self, images: range, threads: int) -> Iterator[Example]:
-        """Yield the images of these numbers, drawn ahead; with ``distinct`` those that can be read one way only."""
+    def _generated(self, number: int, threads: int) -> Iterator[Example]:
+        """Yield so many images, drawn ahead; with ``distinct`` none that came before or can be read both ways."""
         from lra.generators.pathfinder import apart, generate
 
-        options = self.options()
-        starts = range(images.start, images.stop, BLOCK)
-        calls = (partial(generate, options, self.seed, at, min(BLOCK, images.stop - at)) for at in starts)
+        options, seen = self.options(), set[bytes]()
+        number *= _DRAWN_FOR_ONE if self.distinct else 1
+        starts = range(0, number, BLOCK)
+        calls = (partial(generate, options, self.seed, at, min(BLOCK, number - at)) for at in starts)
         for start, made in zip(starts, prefetch(calls, threads), strict=True):
             chosen = apart(options, made) if self.distinct else np.ones(len(made.labels), bool)
             for i in np.flatnonzero(chosen).tolist():
+                if self.distinct:
+                    mark = hashlib.blake2b(made.images[i].tobytes(), digest_size=16).digest()
+                    if mark in seen:
+                        continue
+                    seen.add(mark)
                 yield _example(made.images[i], int(made.labels[i]), start + i, int(made.lengths[i]))
 
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
@@ -229,16 +232,6 @@ class PathX(Pathfinder):
 def _example(image: np.ndarray, label: int, number: int, *dashes: int) -> Example:
     raw = np.frombuffer(_NUMBER.type(number).tobytes(), np.uint8)
     return Example({"pixels": image.reshape(-1), "number": raw}, label, (image.size, *dashes))
-
-
-def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
-    """Leave out the pictures that came before."""
-    seen: set[bytes] = set()
-    for example in examples:
-        mark = hashlib.blake2b(example.fields["pixels"].tobytes(), digest_size=16).digest()
-        if mark not in seen:
-            seen.add(mark)
-            yield example
 
 
 def list_release(folder: Path) -> list[tuple[Path, int]]:
