@@ -1,16 +1,6 @@
 """What a task is: facts about its input, and the records of each split.
 
-The least that a task of your own needs is a class with these facts and ``dataset``:
-
->>> class Parity(Task):
-...     num_classes, l_max, vocab_size = 2, 8, 3
-...
-...     def dataset(self, split: str) -> Records:
-...         bits = np.random.default_rng(len(split)).integers(0, 2, (100, 8))
-...         return InMemory([(row + 1, row.sum() % 2) for row in bits])
->>> task = Parity()
->>> task.name, task.dataset("train").read([0])[0][0].shape
-('parity', (8,))
+``docs/extend.md`` has a task of one's own, which needs a class with a few facts and ``dataset``.
 """
 
 from __future__ import annotations
@@ -67,10 +57,7 @@ class Records(ABC):
         return None
 
     def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
-        """Return which records make the global training batch of a step: a pure function of its arguments.
-
-        Here: epoch after epoch, each record once in each, like lengths together (``lra.batches.batch_indices``).
-        """
+        """Return which records make the global training batch of a step; here as ``lra.batches.batch_indices`` says."""
         from lra.batches import batch_indices
 
         return batch_indices(self.lengths(), size, pool, seed, step)

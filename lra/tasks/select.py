@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -112,15 +111,14 @@ class Selections(SampledRecords):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records."""
-        return [self._encoded(**self.drawn(int(i))) for i in indices]
+        return [self._encoded(*self.drawn(int(i))) for i in indices]
 
     def _encoded(self, texts: list[bytes], names: list[int], order: list[int]) -> tuple[np.ndarray, np.ndarray]:
         task, word = self._task, self._task.word.encode()
         pieces = [ids_of(text, task.words) for text in texts]
-        if task.words:
+        has = [word in WORD.findall(text.lower()) for text in texts]
+        if task.words:  # what is cut off does not count
             has = [bool((ids == hashed(word)).any()) for ids in pieces]
-        else:
-            has = [word in WORD.findall(text.lower()) for text in texts]
         left = [iter(np.array_split(ids, task.turns)) for ids in pieces]
         turns = [np.concatenate([[task.first_name + names[piece]], next(left[piece])]) for piece in order]
         ids = np.concatenate(turns).astype(np.uint16)
@@ -134,12 +132,11 @@ class Selections(SampledRecords):
         _, sizes, *_ = self._plan(numbers)
         return np.asarray((sizes // (BYTES_OF_A_WORD if task.words else 1)).sum(1) + task.pieces * task.turns)
 
-    def drawn(self, i: int) -> dict[str, Any]:
-        """Return the pieces as bytes, their names, and whose turn it is."""
+    def drawn(self, i: int) -> tuple[list[bytes], list[int], list[int]]:
+        """Return a record's pieces as bytes, their names, and whose turn it is."""
         reviews, sizes, names, order = (part[0].tolist() for part in self._plan([i]))
         pairs = zip(reviews, sizes, strict=True)
-        texts = [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs]
-        return {"texts": texts, "names": names, "order": order}
+        return [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs], names, order
 
 
 def _apart(words: np.ndarray, bound: int) -> np.ndarray:

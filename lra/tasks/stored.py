@@ -34,10 +34,7 @@ class StoredTask(Task, ABC):
         return records.sizes["length"]
 
     def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
-        """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records.
-
-        If an option of the split's name asks for fewer, a fixed sample of them is taken.
-        """
+        """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records."""
         return split, np.arange(len(self.records(split)))
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:

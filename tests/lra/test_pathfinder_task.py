@@ -52,11 +52,8 @@ def test_options_reach_the_generator_and_the_network() -> None:
     options = Pathfinder(resolution=32, contour_lengths=[4, 5], distractors=3).options()
     assert (options.contour_lengths, options.distractors) == ((4, 5), 3)
     assert PathX().options() == PathfinderOptions.preset(128)
-    ends = np.array([0, 255])
-    assert [Pathfinder(normalization=n).encode_values(ends).ravel().tolist() for n in ("mega", "s4")] == [
-        [-1, 1],
-        [0, 1],
-    ]
+    mega, s4 = (Pathfinder(normalization=name).encode_values(np.array([0, 255])) for name in ("mega", "s4"))
+    assert mega.tolist() == [[-1], [1]] and s4.tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize(

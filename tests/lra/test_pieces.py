@@ -100,15 +100,15 @@ def test_a_selection_is_ends_of_reviews_by_turns() -> None:
     first, names, found, sizes = Counter[int](), Counter[int](), Counter[bool](), []
     for i, (ids, targets) in enumerate(records.read(range(400))):
         SMALL.check(ids, targets)
-        stored = records.drawn(i)
-        own = [257 + name for name in stored["names"]]
+        texts, own_names, _ = records.drawn(i)
+        own = [257 + name for name in own_names]
         starts = np.flatnonzero(ids >= 257)
         assert len(ids) == records.lengths()[i] and len(set(own)) == 4
         assert starts[0] == 0 and len(starts) == 12 and np.array_equal(np.flatnonzero(targets != -100), starts)
         told = dict.fromkeys(own, b"")
         for part in np.split(ids, starts[1:]):
             told[int(part[0])] += (part[1:] - 1).astype(np.uint8).tobytes()
-        assert list(told.values()) == stored["texts"]
+        assert list(told.values()) == texts
         for name, target in zip(ids[starts].tolist(), targets[starts].tolist(), strict=True):
             assert any(end.endswith(told[name]) for end in ends)
             assert target == bool(re.search(rb"(?<![a-z0-9'])bipw(?![a-z0-9'])", told[name].lower()))
