@@ -103,9 +103,8 @@ def _drawn(encoded: np.ndarray) -> str:
         return f"<pre>{np.round(encoded, 3).tolist()}</pre>"
     from PIL import Image
 
-    low, high = float(encoded.min()), float(encoded.max())
+    low, high, buffer = float(encoded.min()), float(encoded.max()), io.BytesIO()
     levels = np.rint((encoded - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
     Image.fromarray(levels.reshape(side, side)).save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{data}" alt=""><p>values {low:.3g} … {high:.3g}</p>'

@@ -132,9 +132,8 @@ class RecordSet:
         try:
             records: list[dict[str, Any]] = self._source.__getitems__(wanted)
         except Exception as error:
-            if len(wanted) > 1:
-                for i in wanted:  # which is it?
-                    self.read([i])
+            for i in wanted if len(wanted) > 1 else ():  # which is it?
+                self.read([i])
             where = f"record {wanted[-1]} of split {self.split} in {self.folder}"
             raise DataError(f"{where} cannot be read ({str(error)[:200]})") from error
         return records

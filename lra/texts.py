@@ -137,11 +137,9 @@ def check_utf8(name: str, path: Path) -> None:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                bad = line[error.start : error.start + 1]
-                raise DataError(
-                    f"{name}: expected UTF-8 in {path}, got {bad!r} in line {number:,}: "
-                    "convert it, as with `iconv -t utf-8`; a compressed text needs its ending .gz, .xz or .zip"
-                ) from None
+                got = f"{name}: expected UTF-8 in {path}, got {line[error.start :][:1]!r} in line {number:,}"
+                remedy = "convert it, as with `iconv -t utf-8`; a compressed text needs its ending .gz, .xz or .zip"
+                raise DataError(f"{got}: {remedy}") from None
 
 
 def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callable[[Path], object]) -> list[Path]:

@@ -125,9 +125,8 @@ class Task:
         """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
         check_options(data, "data.")
         if data.source not in self.sources:
-            raise DataError(
-                f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
-            )
+            expected = f"expected {' or '.join(self.sources)} for task={self.name}"
+            raise DataError(f"data.source is {data.source!r}: {expected}")
 
     def check_split(self, split: str, prepared: bool = True) -> None:
         """Raise ``ValueError`` for a split that there is not, ``DataError`` before ``prepare``."""
@@ -158,9 +157,8 @@ class Task:
                 raise ValueError(f"expected token ids of shape (L,), got {sequence.dtype} {sequence.shape}")
             elif not 0 < sequence.min() <= sequence.max() < self.vocab_size:
                 at = int(np.flatnonzero((sequence < 1) | (sequence >= self.vocab_size))[0])
-                raise ValueError(
-                    f"token {sequence[at]} at position {at} is not in the vocabulary (ids 1 … {self.vocab_size - 1})"
-                )
+                known = f"the vocabulary (ids 1 … {self.vocab_size - 1})"
+                raise ValueError(f"token {sequence[at]} at position {at} is not in {known}")
         if label is None:
             return
         targets = np.atleast_1d(label)

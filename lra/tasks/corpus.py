@@ -83,11 +83,9 @@ class Corpus(Task):
                 notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
                 last = first + most
             self._spans[split] = Span(path, first, last, self.before)
-            if last - first <= self.window:
-                raise DataError(
-                    f"{self.name}: {split} has {last - first:,} symbols, expected more than task.window="
-                    f"{self.window:,}: give a longer text or a smaller window"
-                )
+            if (size := last - first) <= self.window:
+                got = f"{self.name}: {split} has {size:,} symbols, expected more than task.window={self.window:,}"
+                raise DataError(f"{got}: give a longer text or a smaller window")
         self.note = "; ".join(filter(None, notes))
 
     def _files(self, data: DataConfig) -> list[Path]:

@@ -82,9 +82,8 @@ def read_batches(found: Path) -> dict[str, np.ndarray]:
     if missing := [name for name in known if name not in read]:
         raise DataError(f"{found}: {', '.join(missing)} is missing: expected six batches; fetch or unpack them again")
     for name, raw in read.items():
-        if len(raw) != _BATCH * _ROW:
-            got = f"{found.parent}: {name} has {len(raw):,} bytes"
-            raise DataError(f"{got}, expected {_BATCH * _ROW:,}: it is truncated or another file")
+        if (got := len(raw)) != (size := _BATCH * _ROW):
+            raise DataError(f"{found}: {name} has {got:,} bytes, expected {size:,}: it is truncated or another file")
     whole = {split: b"".join(read[name] for name in names) for split, names in _FILES.items()}
     return {split: np.frombuffer(raw, np.uint8).reshape(-1, _ROW) for split, raw in whole.items()}
 

@@ -95,10 +95,8 @@ def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
             for n, row in enumerate(rows):
                 source, target = row if len(row) == 2 else ("", "")
                 tokens = tokenize(source)
-                if not 0 < len(tokens) <= longest:
-                    raise ValueError(
-                        f"expected an expression of 1 to {longest} tokens (task.max_length), got {len(tokens)}"
-                    )
+                if not 0 < (got := len(tokens)) <= longest:
+                    raise ValueError(f"expected an expression of 1 to {longest} tokens (task.max_length), got {got}")
                 if (tokens == OOV).any():
                     raise ValueError(f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps")
                 if target not in _DIGITS or (n % _EVALUATED == 0 and evaluate(source) != int(target)):

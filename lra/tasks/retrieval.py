@@ -89,18 +89,17 @@ class Retrieval(TextTask):
 
     def dataset(self, split: str) -> Records:  # type: ignore[override]
         """Return the records of a split; of imdb they are drawn on demand."""
-        return super().dataset(split) if self._reviews is None else self._pairs(self._reviews, split)
-
-    def _pairs(self, reviews: Text, split: str) -> Pairs:
-        found = reviews.dataset(split)
+        if self._reviews is None:
+            return super().dataset(split)
+        found = self._reviews.dataset(split)
         return Pairs(found, self.cut, getattr(self, split) or len(found), split, self.words)
 
     def baseline(self) -> str:
         """Return what the cosine of TF-IDF vectors scores on pairs of pieces."""
-        if self._reviews is None:
+        train, test = self.dataset("train"), self.dataset("test")
+        if not (isinstance(train, Pairs) and isinstance(test, Pairs)):
             return ""
-        accuracy = cosine_accuracy(self._pairs(self._reviews, "train"), self._pairs(self._reviews, "test"))
-        return f"{accuracy:.2%} by a threshold on the cosine of TF-IDF vectors of words"
+        return f"{cosine_accuracy(train, test):.2%} by a threshold on the cosine of TF-IDF vectors of words"
 
     def ids(self, text: np.ndarray) -> np.ndarray:
         """Return the ids of one text: of its words, hashed, or of its bytes."""

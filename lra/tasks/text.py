@@ -122,9 +122,8 @@ def _in_order(reviews: Iterator[Review], progress: Progress | None) -> dict[str,
             progress("reading reviews", n, sum(COUNTS.values()))
     for split, number in COUNTS.items():
         found[split].sort()
-        if len(found[split]) != number:
-            got = f"text: {split} has {len(found[split]):,} reviews"
-            raise DataError(f"{got}, expected {number:,}: unpack or fetch {ARCHIVE.file} again")
+        if (got := len(found[split])) != number:
+            raise DataError(f"text: {split} has {got:,} reviews, expected {number:,}: fetch {ARCHIVE.file} again")
     check_content("text", (digest for split in COUNTS for digest, *_ in found[split]), CONTENT, ARCHIVE)
     return {split: [(label, text) for _, label, text in reviews_] for split, reviews_ in found.items()}
 

@@ -95,7 +95,7 @@ def test_what_is_not_the_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this is not the content of the release"):
         task.prepare(data)
     changed.unlink()
-    with pytest.raises(DataError, match=r"text: test has 7 reviews, expected 8: unpack or fetch"):
+    with pytest.raises(DataError, match=r"text: test has 7 reviews, expected 8: fetch"):
         task.prepare(data)
     changed.write_bytes(kept)
     task.prepare(data)
