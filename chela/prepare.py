@@ -34,8 +34,10 @@ class Options:
 @command(Options, __doc__, sections=("task", "data"))
 def main(options: Options, config: Config) -> int:
     """Make the records that the words ask for, say what there is, and return the exit status."""
+    from chela.training.machine import data_progress  # loads torch
+
     task = get_task(config.task)
-    task.prepare(config.data, _progress if sys.stderr.isatty() else None)
+    task.prepare(config.data, data_progress())
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     if options.show:
         path = config.data.folder() / f"{task.name}.html"
@@ -43,10 +45,6 @@ def main(options: Options, config: Config) -> int:
         path.write_text(page(task, task.dataset("test"), "test", options.show), encoding="utf-8")
         sys.stdout.write(f"page: {path}\n")
     return 0
-
-
-def _progress(what: str, done: int, total: int) -> None:
-    sys.stderr.write(f"\r{what}: {done:,}" + (f" of {total:,}" if total else "") + "\n" * (done == total))
 
 
 def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:

@@ -27,7 +27,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from chela import results
 from chela.config.compose import from_saved
 from chela.config.groups import flat, label
-from chela.config.identity import told_apart_by
+from chela.config.identity import identity_of
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import make_folder, write_whole
@@ -180,7 +180,7 @@ def _read_texts(file: Path, changed: int) -> dict[str, pd.DataFrame]:
 
 def _run(path: Path, record: Record, curves: Path, name: str = "") -> Run:
     result, failed = record.get("result", {}), record.get("failed", {})
-    options = told_apart_by(flat(record["config"]))
+    options = identity_of(flat(record["config"]), neutral=True)
     if "own_code" in result:  # edited code is another row
         options["own_code"] = ",".join(result["own_code"].values())
     if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(options)):

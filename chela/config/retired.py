@@ -28,14 +28,13 @@ that their fingerprint counts; ``neutral``, one that it does not count; or ``ide
 
 def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
     """Return the rows of ``RETIRED`` that hold for runs of a task and a system, by key."""
-    of_task: dict[str, Any] = {}
+    rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
     if task and ":" not in task:
         from lra.tasks import task_class  # which loads numpy
 
         with contextlib.suppress(ValueError):  # a task of another version
-            of_task = task_class(task).retired
-    rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
-    return rows | {f"task.{option}": {"value": value} for option, value in of_task.items()}
+            rows |= {f"task.{option}": {"value": value} for option, value in task_class(task).retired.items()}
+    return rows
 
 
 def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
@@ -47,8 +46,7 @@ def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any
     {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
     """
     options, mixer = dict(saved), str(saved.get("model.mixer.name"))
-    if mixer == "chela" and (width := options.get("model.mixer.d_pool")) is not None:
-        del options["model.mixer.d_pool"]
+    if width := options.pop("model.mixer.d_pool", None):
         options["model.mixer.pooled"] = width / options["model.mixer.d_value"]
     for key, row in retired(str(saved.get("task.name", "")), mixer).items():
         value = row.get("value", row.get("neutral"))

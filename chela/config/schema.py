@@ -96,9 +96,7 @@ class TrainerConfig:
     )
     compile: bool = option(False, "torch.compile the model")
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
-    progress: str = option(
-        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
-    )
+    progress: str = option("auto", "auto: one place in a terminal", choices=("auto", "plain", "none"), identity=False)
 
 
 @dataclass
@@ -137,6 +135,11 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield from fields(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value, item
+
+
+def values(config: Any) -> dict[str, Any]:
+    """Return a configuration's values by dotted key."""
+    return {key: value for key, value, _ in fields(config)}
 
 
 def seconds(duration: str) -> float | None:

@@ -215,12 +215,7 @@ def trusted(config: Config) -> str:
 
 
 def result_of(
-    fabric: Fabric,
-    module: LitModel,
-    data: LRADataModule,
-    state: RunState,
-    tests: dict[str, dict[str, Any]],
-    wall_seconds: float,
+    fabric: Fabric, module: LitModel, data: LRADataModule, state: RunState, tests: dict[str, Any], wall_seconds: float
 ) -> dict[str, Any]:
     """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
     config, task, objective, device = module.config, data.task, module.objective, fabric.device

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.models import build_model
-from chela.training.log import data_progress
-from chela.training.machine import hardware, quiet_lightning, stdout_console
+from chela.training.machine import data_progress, hardware, quiet_lightning
 from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
@@ -90,7 +89,7 @@ def data_of(config: Config) -> LRADataModule:
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(stdout_console()), **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(), **sizes)
 
 
 def evaluate(config: Config, run: RunFolder, which: str, split: str, reading: Reading) -> tuple[Score, dict[str, Any]]:
