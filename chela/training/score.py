@@ -126,25 +126,19 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str, reading: Re
 class Reading:
     """How a text is read.
 
-    "window": in windows, each alone; "stride": in windows that overlap, where a symbol counts in the first that has it;
-    "stream": from the first symbol to the last, the network's state carried on.
+    "window": in windows, each alone; "stride": in windows that overlap by half, where a symbol counts in the first that
+    has it; "stream": from the first symbol to the last, the network's state carried on.
     """
 
     context: str = "window"
     window: int = 0  # symbols of a window, or of a part of the stream; 0: as in training
-    stride: int = 0  # symbols from one window to the next; 0: half a window
 
     def of(self, task: Any) -> tuple[int, int]:
-        """Return window and stride on a task; UsageError where they do not fit together."""
+        """Return window and stride on a task; UsageError where it is no text."""
         if not task.in_order:
             raise UsageError(f"eval.context: expected a run on a text, {task.name} is none; leave eval.… out")
-        if self.stride and self.context != "stride":
-            raise UsageError(f"eval.stride: expected eval.context=stride with it, got {self.context}")
         window = self.window or task.l_max
-        stride = (self.stride or max(1, window // 2)) if self.context == "stride" else window
-        if stride > window:
-            raise UsageError(f"eval.stride: expected at most eval.window={window}, got {stride}")
-        return window, stride
+        return window, max(1, window // 2) if self.context == "stride" else window
 
     def in_words(self, task: Any) -> str:
         """Say what a symbol is predicted from."""
