@@ -29,8 +29,7 @@ for package in ("chela.ops", "chela.layers", "chela.models"):
     for found in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if "triton" in found.name or "kernels" in found.name or found.name.endswith("__main__"):
             continue  # loaded by their op when asked for
-        if found.name != "chela.models.hub":  # for those who have huggingface_hub
-            importlib.import_module(found.name)
+        importlib.import_module(found.name)
 namespace = {{}}
 for snippet in re.findall(r"```python\\n(.*?)```", open("docs/reuse.md").read(), re.DOTALL):
     exec(snippet, namespace)

@@ -12,7 +12,7 @@ import textwrap
 
 from chela.config.compose import resolve
 from chela.config.groups import is_file, names
-from chela.config.words import guarded, help_text
+from chela.config.words import command
 from chela.core.errors import UsageError
 
 HEAD = ("model", "parameters", "in mixers", "MFLOPs", "state")
@@ -20,24 +20,15 @@ NOTE = (
     "MFLOPs: forward, a token, at the longest sequence; matrix products, attention, convolutions and FFTs. "
     "state: numbers that the causal form remembers of the longest sequence."
 )
-MEMORY_HEAD = ("weights", "more", "GiB")
 MEMORY_NOTE = (
-    "GiB: memory of a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate "
-    "a part of it; weights: with Adam's moments; more: what forward and backward hold beyond, gradients included. "
-    "trainer.checkpoint_activations=true needs less."
+    "GiB: memory of a training step, weights with Adam's moments among it, in float32 (bf16-mixed holds less), on the "
+    "recipe's batch, by trainer.accumulate a part of it. trainer.checkpoint_activations=true needs less."
 )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, print the table, return the exit status."""
-    return guarded(lambda: listing(sys.argv[1:] if argv is None else argv))
-
-
-def listing(words: list[str]) -> int:
-    """Print a line for each system of ``configs/model``, and for a file of one's own."""
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", None, ("task", "model"), words))
-        return 0
+@command(None, f"{(__doc__ or '').strip()}\n\n{NOTE}", others=True, sections=("task", "model"))
+def main(words: list[str]) -> int:
+    """Print a line for each system of ``configs/model``, and for a file of one's own; return the exit status."""
     own = [word.partition("=")[2] for word in words if word.startswith("model=")]
     if not all(map(is_file, own)):
         raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")
@@ -49,7 +40,7 @@ def listing(words: list[str]) -> int:
 
     task = get_task(config.task)
     sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
-    rows = [(*HEAD, *(MEMORY_HEAD if with_memory else ()))]
+    rows = [(*HEAD, *(("GiB",) if with_memory else ()))]
     for name in [*names("model"), *own]:
         chosen = resolve([*words, f"model={name}", f"preset={config.preset}"])
         found = cost(chosen.model, task)
@@ -57,13 +48,12 @@ def listing(words: list[str]) -> int:
         state = "–" if found.state_size is None else f"{found.state_size:,}"
         cells = [chosen.model.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state]
         if with_memory:
-            weights, activations = step_memory(chosen, task)
-            cells += [f"{size / 2**30:.2f}" for size in (weights, activations, weights + activations)]
+            cells.append(f"{sum(step_memory(chosen, task)) / 2**30:.2f}")
         rows.append(tuple(cells))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *numbers in rows:
         line = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
-        sys.stdout.write((" " if with_memory else "  ").join([f"{name:<{widths[0]}}", *line]) + "\n")
+        sys.stdout.write("  ".join([f"{name:<{widths[0]}}", *line]) + "\n")
     for note in (NOTE, MEMORY_NOTE)[: 1 + with_memory]:
         sys.stdout.write(f"\n{textwrap.fill(note, 80)}\n")
     return 0
