@@ -3,7 +3,7 @@
 chela evaluate                                     the newest run: its test set, by the best weights
 chela evaluate run=runs/listops-mini/… checkpoint=last split=validation
 chela evaluate run=… split=longer                  ListOps: trees longer than any it learned from
-chela evaluate run=… eval.context=stream out=F     texts: one stream, and the scores as JSON
+chela evaluate run=… out=F                         and the scores as JSON
 """
 
 from __future__ import annotations
@@ -46,11 +46,6 @@ class Words(RunWords):
     """The words of the command."""
 
     split: str = option("test", "what is scored: test, validation, or a task's further test set (ListOps: longer)")
-    context: str = option(
-        "window", "texts: windows, each alone; that overlap by half (stride); or one stream, the state carried on",
-        key="eval.context", choices=("window", "stride", "stream"),
-    )  # fmt: skip
-    window: int = option(0, "texts: symbols of a window; 0: as in training", ge=0, le=100_000_000, key="eval.window")
     out: str = option("", "a JSON file to write the scores to, with all their digits")
 
 
@@ -62,10 +57,9 @@ def main(words: Words) -> int:
     make_folder(out.parent, "out")  # not only after hours of scoring
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
-    from chela.training.score import Reading, evaluate
+    from chela.training.score import evaluate
 
-    reading = Reading(words.context, words.window)
-    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
+    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split)
     found["count"] = int(found["count"])
     numbers = {name: value for name, value in found.items() if isinstance(value, float) and name != score.name}
     about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
@@ -81,8 +75,7 @@ def main(words: Words) -> int:
     if "context" in found:
         say(f"context: {found['context']}" + (f"; {found['words']:,} words" if "words" in found else ""))
     if words.out:
-        scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
-        write_whole(out, (json.dumps(about | scores, indent=2) + "\n").encode())
+        write_whole(out, (json.dumps(about | found, indent=2) + "\n").encode())
     return 0
 
 

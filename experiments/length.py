@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.predict import load_run
-from chela.training.score import Reading, batches, total
+from chela.training.score import overlapping, total
 from chela.training.step import scores_of
 from experiments.runs import FILES
 from lra.batches import Batch
@@ -82,11 +82,11 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
     rows, not_scored = [], []
     for window in (task.l_max * factor for factor in times):
         try:
-            nats, targets = by_position(model, data, split, Reading("stride", window)).sum(1).tolist()
+            nats, targets = by_position(model, overlapping(data, model, split, window), window).sum(1).tolist()
             rows.append({"window": window, "context": window // 2, "bits": nats / targets / math.log(2)})
         except UsageError as error:  # a network that ends at the training window
             not_scored.append(str(error))
-    nats, targets = by_position(model, data, split, Reading())
+    nats, targets = by_position(model, data.evaluation(task.pieces(split, task.l_max, task.l_max)), task.l_max)
     edges = [0, *(2**i for i in range((task.l_max - 1).bit_length())), task.l_max]
     positions = [
         {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
@@ -96,9 +96,8 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
     return told | {"positions": positions}
 
 
-def by_position(model: nn.Module, data: LRADataModule, split: str, reading: Reading) -> Tensor:
+def by_position(model: nn.Module, batches: Iterable[Batch], window: int) -> Tensor:
     """Return by position in the window the sum of the losses in nats, and the number of targets: ``(2, window)``."""
-    window, _ = reading.of(data.task)
 
     def count(batch: Batch) -> Tensor:
         scores, labels = scores_of(model, batch), batch["labels"]
@@ -106,7 +105,7 @@ def by_position(model: nn.Module, data: LRADataModule, split: str, reading: Read
         counts = torch.stack([loss.double().sum(0), (labels != IGNORED).double().sum(0)])
         return F.pad(counts, (0, window - labels.shape[1]))
 
-    return total(model, batches(data, model, split, reading), count)
+    return total(model, batches, count)
 
 
 if __name__ == "__main__":

@@ -181,10 +181,6 @@ class LRADataModule(lightning.LightningDataModule):
             )
         return self._loader(records, batches.__getitem__, range(len(batches)), 1)
 
-    def in_order(self, records: Records) -> DataLoader[Batch]:
-        """Return every record once, one by one; each but the first goes on from the one before."""
-        return self._loader(records, _alone, range(len(records)), 1)
-
     def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
         return _Loader(
             _Batches(records, pick, *self.share(), parts),
@@ -195,7 +191,3 @@ class LRADataModule(lightning.LightningDataModule):
             multiprocessing_context="spawn" if self.data.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _alone(i: int) -> Picked:
-    return np.array([i]), i == 0

@@ -74,21 +74,20 @@ def fit(config: Config, console: Console, started: float) -> int:
             return 0  # every process comes to it at the same step; the first one says it
 
 
+@dataclasses.dataclass
 class Launch:
     """The steps that one launch takes of a run."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        module: LitModel,
-        data: LRADataModule,
-        run: RunFolder,
-        signals: Signals,
-        started: float,
-        console: Console,
-    ) -> None:
-        self.fabric, self.module, self.data, self.run = fabric, module, data, run
-        self.signals, self.started, self.console = signals, started, console
+    fabric: Fabric
+    module: LitModel
+    data: LRADataModule
+    run: RunFolder
+    signals: Signals
+    started: float  # by ``time.monotonic()``
+    console: Console
+
+    def __post_init__(self) -> None:
+        fabric, module, data = self.fabric, self.module, self.data
         self.config, self.state = module.config, RunState()
         fabric.to_device(module)
         self.network, self.optimizer = fabric.setup(module, module.configure_optimizers())
@@ -173,7 +172,6 @@ class Launch:
         began = time.monotonic()
         values, _ = columns(self.module, self.data.val_dataloader(), fabric=self.fabric)
         took = time.monotonic() - began
-        self.state.evaluation_seconds += took
         self.log.line(self.state.step, "validation", values, self.state.seconds, took)
         self.clock = time.monotonic()
         if not math.isfinite(values["loss"]):

@@ -105,8 +105,7 @@ def test_data_that_has_moved(data: str, tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["run=x", "checkpoint=first"], "checkpoint: expected one of best, last, got 'first'"),
         (["nonsense", "more"], "run: expected one value, got nonsense more"),
-        (["run=x", "x=1"], "eval.context=…, eval.window=…, out=…, got 'x=1'"),
-        (["run=x", "eval.window=-1"], "eval.window: expected at least 0, got -1"),
+        (["run=x", "x=1"], "split=…, out=…, got 'x=1'"),
         (["split=test"], "run: expected the folder of a run, there is none under "),
         (["run=no/such"], "run: expected the folder of a run, got 'no/such': there is no such folder"),
     ],

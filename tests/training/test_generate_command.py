@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from chela.evaluate import main as evaluate
 from chela.generate import main
 from chela.models.pretrained import save_pretrained
 from chela.predict import load_run
@@ -78,9 +77,6 @@ def test_a_network_with_an_end_writes_nothing_beyond_it(tmp_path, capsys):
     assert main([f"run={run}", "prompt=fox", "tokens=15"]) == 2
     shown = capsys.readouterr()
     assert shown.out == "" and "tokens: expected at most 17 with the prompt, got 3 of the prompt and 15" in shown.err
-    assert evaluate([f"run={run}", "eval.window=32"]) == 2
-    said = capsys.readouterr().err
-    assert "eval.window=32: expected a system that reads on after the training window, MEGA ends there" in said
 
 
 @pytest.mark.parametrize(
@@ -137,20 +133,3 @@ def test_a_state_that_is_carried_resumes_bit_equal(model, tmp_path, at_step):
     run = only_run(tmp_path / "runs")
     assert launch(f"resume={run}").status == 0
     assert_equal(left_by(run), left_by(only_run(tmp_path / "straight")))
-
-
-def test_a_stream_reads_all_that_stands_before(run, tmp_path, capsys):
-    bits = {}
-    for context in ("window", "stride", "stream"):
-        out = tmp_path / f"{context}.json"
-        assert evaluate([f"run={run}", f"eval.context={context}", f"out={out}"]) == 0
-        found = json.loads(out.read_text())
-        bits[context], count = found["bits"], found["count"]
-        assert count == len(TEXT) - len(TEXT) * 95 // 100
-    assert evaluate([f"run={run}", "eval.context=stream", "eval.window=5", f"out={tmp_path / 'five.json'}"]) == 0
-    pieces = json.loads((tmp_path / "five.json").read_text())
-    assert pieces["bits"] == pytest.approx(bits["stream"], abs=1e-6)  # however it is cut
-    assert evaluate([f"run={run}", "eval.window=4000", f"out={tmp_path / 'whole.json'}"]) == 0
-    whole = json.loads((tmp_path / "whole.json").read_text())
-    assert whole["bits"] == pytest.approx(bits["stream"], abs=1e-5)  # one window of all is the stream
-    assert len({round(b, 4) for b in bits.values()}) == 3
