@@ -70,11 +70,11 @@ def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
         if key in given:
             continue
         if key == "name" or field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{name}: {key}: expected a default, and another word than name")
+            raise ValueError(f"{name}: {key} of its constructor: expected a default, and another word than name")
         if kind.removesuffix(" | None") not in _WANTED:
             raise ValueError(
-                f"{name}: {key}: expected an annotation int, float, bool, str, Literal[…] or one of these | None, with "
-                f'limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
+                f"{name}: {key} of its constructor: expected an annotation int, float, bool, str, Literal[…] or one of "
+                f'these | None, with limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
             )
         fields.append((key, kind, field))
     return dataclasses.make_dataclass(f"{made.__name__}Options", fields, kw_only=True)

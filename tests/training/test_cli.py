@@ -153,6 +153,7 @@ def test_cfg_can_be_read_back(tmp_path: Path) -> None:
         (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
+        (["trainer.checkpoint_activations=true", "trainer.compile=true"], "trainer.compile: expected false with"),
         (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
         (["data.validation=train"], "data.validation: expected one of holdout, test, got 'train'"),
         (["task.max_length=5"], "task.max_length: expected min_length=16 or more, got 5"),

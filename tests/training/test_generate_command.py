@@ -67,18 +67,6 @@ def test_the_result_has_a_sample(run, tmp_path):
     assert 1 <= len(json.loads((only_run(tmp_path / "runs") / "result.json").read_text())["sample"]) <= 16
 
 
-def test_a_network_with_an_end_writes_nothing_beyond_it(tmp_path, capsys):
-    words = (*words_of(tmp_path), "model=mega", "trainer.max_steps=1")
-    assert launch(*words).status == 0
-    run = only_run(tmp_path / "runs")
-    capsys.readouterr()
-    assert main([f"run={run}", "prompt=fox", "tokens=14"]) == 0
-    assert len(capsys.readouterr().out) <= 18
-    assert main([f"run={run}", "prompt=fox", "tokens=15"]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == "" and "tokens: expected at most 17 with the prompt, got 3 of the prompt and 15" in shown.err
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -116,11 +104,6 @@ def test_it_ends_clean(run, end):
         process.stdout.close()
         said = process.stderr.read()
         assert process.wait(60) == 0 and said == b""
-
-
-def test_a_run_of_labels_writes_nothing(straight_run, capsys):
-    assert main([f"run={straight_run}", "prompt=a"]) == 2
-    assert "expected a language model, such as one of task=shakespeare, got one of listops" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["chela", "lightning"])
