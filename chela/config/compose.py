@@ -133,14 +133,14 @@ def _split(word: str, after: str) -> tuple[str, str]:
 
 def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> str:
     """Return the preset that ``auto`` is on this machine; a task's file may list presets of its own."""
-    known = list(dict.fromkeys([*PRESETS, *(name for layer in task_layers or [] for name in layer.get("presets", {}))]))
+    known = dict.fromkeys([*PRESETS, *(name for layer in task_layers or [] for name in layer.get("presets", {}))])
     if asked not in known:
         raise UsageError(f"preset: expected one of {', '.join(known)}, got {shown(asked)}{closest(asked, known)}")
-    if asked != "auto" or accelerator == "cpu":
-        return "mini" if asked == "auto" else asked
+    if asked != "auto":
+        return asked
     import torch
 
-    return "full" if torch.cuda.device_count() else "mini"
+    return "full" if accelerator != "cpu" and torch.cuda.device_count() else "mini"
 
 
 def check(config: Config) -> Config:
@@ -152,12 +152,6 @@ def check(config: Config) -> Config:
         task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    _check_together(config, task)
-    return config
-
-
-def _check_together(config: Config, task: Any) -> None:
-    """Refuse options that do not go together on this task; UsageError says which."""
     seconds(config.trainer.max_time)
     trainer, carry, on = config.trainer, config.data.carry, f"for task={config.task.name}"
     if not config.runs:
@@ -181,6 +175,7 @@ def _check_together(config: Config, task: Any) -> None:
     width, heads = getattr(mixer, "d_value", None) or config.model.d_model, getattr(mixer, "heads", 1)
     if width % heads and not hasattr(mixer, "pooled"):  # CHELA's heads share what its pool leaves
         raise UsageError(f"model.mixer.d_value: expected a multiple of model.mixer.heads={heads}, got {width}")
+    return config
 
 
 # ---- configurations of runs that were begun -----------------------------------------------------------------------
