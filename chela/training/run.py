@@ -36,7 +36,6 @@ from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError
 from chela.core.files import make_folder, write_whole
-from chela.models.generate import generate
 from chela.models.heads import TokenModel
 from chela.results import RESULT_FORMAT_VERSION, TITLES, to_the_letter
 from chela.training import machine, resume
@@ -263,6 +262,8 @@ def sample(model: nn.Module, task: Any) -> str:
     """Return a text that the network writes; empty where it is no model of text, or has no states."""
     if not getattr(task, "alphabet", "") or not isinstance(model, TokenModel):
         return ""
+    from chela.models.generate import generate  # of no use to other tasks
+
     symbols = min(SAMPLE, task.l_max) if model.backbone.ends() else SAMPLE
     with contextlib.suppress(UsageError):  # a system of somebody's own without states
         return str(generate(model.eval(), task.before.decode(), symbols, temperature=0.8))[1:]
