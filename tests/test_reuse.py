@@ -6,18 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # Everything that is not torch or einops (or needed by them); safetensors only for the pretrained folder.
-BLOCKED = (
-    "lightning",
-    "omegaconf",
-    "tensorflow_datasets",
-    "triton",
-    "array_record",
-    "numba",
-    "rich",
-    "torchmetrics",
-    "PIL",
-    "importlib_resources",
-)
+BLOCKED = ("lightning", "omegaconf", "tensorflow_datasets", "triton", "array_record", "numba", "rich", "torchmetrics")
+BLOCKED += ("PIL", "importlib_resources")
 
 
 def test_the_snippets_and_all_modules_need_nothing_but_torch_einops_and_safetensors():

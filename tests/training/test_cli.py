@@ -115,12 +115,6 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
     assert "finished already" in launch(f"config={one_step}").out
 
 
-def test_cfg_can_be_read_back(tmp_path: Path) -> None:
-    ended = launch("preset=mini", "model=softmax", "--cfg")
-    (tmp_path / "config.yaml").write_text(ended.out)
-    assert load(tmp_path / "config.yaml") == resolve(["preset=mini", "model=softmax"])
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -147,14 +147,6 @@ def test_scores_that_cannot_be_written(
     assert "error: out: expected a folder that can be written, got " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("done", ["32-true"], indirect=True)
-def test_a_run_without_its_best_weights(done: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(done.path, tmp_path / "run")
-    RunFolder(tmp_path / "run").best.unlink()
-    assert evaluate([f"run={tmp_path / 'run'}"]) == 2
-    assert "best.ckpt, there is none" in capsys.readouterr().err
-
-
 def test_longer_trees_than_any_learned_from_are_scored_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At the end of the run, and again from the checkpoint; by depth, which adds up to the whole."""
     words = (*TINY, f"data.dir={tmp_path / 'data'}", f"runs={tmp_path / 'runs'}", "task.room=60")
