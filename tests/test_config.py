@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from chela.config import retired
+from chela.config import identity
 from chela.config.compose import from_saved, load, resolve, to_yaml
 from chela.config.groups import PRESETS, configs_folder, flat, names, read_group
 from chela.config.identity import fingerprint, identity_of
@@ -176,10 +176,10 @@ def test_a_retired_option_is_read_at_one_value_and_counted(monkeypatch: pytest.M
     config = resolve(["preset=tiny"])
     before = fingerprint(config)
     rows = {("chela", "model.mixer.reparam"): {"value": True}, ("", "trainer.old"): {"neutral": 3}}
-    monkeypatch.setattr(retired, "RETIRED", {**retired.RETIRED, **rows})
-    assert retired.of_today(SAVED, {}) == {key: SAVED[key] for key in SAVED if key != "trainer.old"}
+    monkeypatch.setattr(identity, "RETIRED", {**identity.RETIRED, **rows})
+    assert identity.of_today(SAVED, {}) == {key: SAVED[key] for key in SAVED if key != "trainer.old"}
     with pytest.raises(ValueError, match=r"trainer\.old: expected 3, the one value that is still read, got 4$"):
-        retired.of_today({**SAVED, "trainer.old": 4}, {})
+        identity.of_today({**SAVED, "trainer.old": 4}, {})
     options = {key: value for key, value, _ in fields(config)}
     gone = {key: value for key, value in options.items() if key != "model.mixer.reparam"}
     assert identity_of(gone | {"trainer.old": 3}) == identity_of(options)

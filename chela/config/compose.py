@@ -20,8 +20,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from chela.config.groups import PRESETS, Layer, flat, is_file, label, names, read_group
-from chela.config.identity import identity_of
-from chela.config.retired import of_today
+from chela.config.identity import identity_of, of_today
 from chela.config.schema import Config, fields, seconds, values
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted, importable

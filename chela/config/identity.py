@@ -1,8 +1,9 @@
-"""Which options make a run's numbers, and the fingerprint of those.
+"""Which options make a run's numbers, and the fingerprint of those; and options that came or went since it was made.
 
 Where a run lies, how it is watched and how it is cut into launches changes no number: such an option is declared with
 ``identity=False``. A newer option is declared with ``neutral=VALUE``, the value at which it changes nothing: there it
-is left out, and older runs keep their fingerprint. So they do when an option goes: ``chela.config.retired``.
+is left out, and runs of before keep their fingerprint. An option that is no more stands in ``RETIRED``, or in the
+attribute ``retired`` of its task.
 """
 
 from __future__ import annotations
@@ -15,12 +16,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chela.config.retired import retired
 from chela.config.schema import Config, fields, values
 from chela.core.errors import UsageError
 from chela.core.files import code_of
+from chela.core.options import Field, shown
 from lra.tasks import task_class, task_options
 from lra.tasks.base import Task
+
+RETIRED: dict[tuple[str, str], dict[str, Any]] = {
+    ("", "model.tie"): {"neutral": False},
+    ("", "trainer.chance_steps"): {"identity": False},
+    ("", "trainer.tenth_every"): {"identity": False},
+    ("chela", "model.mixer.d_pool"): {"neutral": None},
+    ("chela", "model.mixer.short_kernel"): {"value": 5},
+    ("chela", "model.mixer.feature_map"): {"value": "silu"},
+    ("chela", "model.mixer.normalize"): {"value": False},
+    ("chela", "model.mixer.decay"): {"value": "none"},
+    ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
+}
+"""By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and
+that their fingerprint counts; ``neutral``, one that it does not count; or ``identity=False``: none is counted."""
 
 
 def fingerprint(config: Config) -> str:
@@ -74,3 +89,30 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
             own = () if ":" in name else dataclasses.fields(read(name))
             declared |= {f"{prefix}{item.name}": item.metadata for item in own}
     return declared
+
+
+def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of ``RETIRED`` that hold for runs of a task and a system, by key."""
+    rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
+    if task and ":" not in task:
+        with contextlib.suppress(ValueError):  # a task of another version
+            rows |= {f"task.{option}": {"value": value} for option, value in task_class(task).retired.items()}
+    return rows
+
+
+def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
+    """Return what was saved without retired options, and with the neutral values of the newer ones that it lacks.
+
+    Both are by dotted key. ValueError where a retired option has another value than can be read.
+
+    >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
+    {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
+    """
+    options, mixer = dict(saved), str(saved.get("model.mixer.name"))
+    if width := options.pop("model.mixer.d_pool", None):
+        options["model.mixer.pooled"] = width / options["model.mixer.d_value"]
+    for key, row in retired(str(saved.get("task.name", "")), mixer).items():
+        value = row.get("value", row.get("neutral"))
+        if (got := options.pop(key, value)) != value and row.get("identity", True):
+            raise ValueError(f"{key}: expected {shown(value)}, the one value that is still read, got {shown(got)}")
+    return {key: item.metadata["neutral"] for key, item in declared.items() if "neutral" in item.metadata} | options

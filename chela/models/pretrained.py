@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from chela import __version__
-from chela.config.retired import of_today
+from chela.config.identity import of_today
 from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted
