@@ -168,7 +168,7 @@ def check(config: Config) -> Config:
         raise UsageError(f"trainer.sequence_parallel: expected a divisor of the {processes} processes, got {pieces}")
     shares = processes // pieces * trainer.accumulate  # those of different records
     if trainer.batch_size % shares:
-        what = f"{shares}, processes times trainer.accumulate"
+        what = f"the {shares} processes" if trainer.accumulate == 1 else f"{shares}, processes times trainer.accumulate"
         raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {trainer.batch_size}")
     mixer = config.model.mixer
     width, heads = getattr(mixer, "d_value", None) or config.model.d_model, getattr(mixer, "heads", 1)

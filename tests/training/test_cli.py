@@ -145,7 +145,7 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
         (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
-        (["trainer.devices=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
+        (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.checkpoint_activations=true", "trainer.compile=true"], "trainer.compile: expected false with"),
         (["trainer.max_time=9"], "trainer.max_time: expected a time such as 30s, 9m, 1h30m or 2d, got '9'"),
