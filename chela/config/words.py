@@ -8,6 +8,7 @@ import errno
 import functools
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -127,8 +128,7 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         yield opened_file
 
 
-SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")
-"""The parts of a configuration; ``run`` are the keys without a dot."""
+SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")  # of a configuration; run: keys without a dot
 
 
 def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Sequence[str] = ()) -> str:
@@ -183,20 +183,7 @@ def _line(key: str, value: str, field: Field) -> str:
 
 def plain(value: Any) -> str:
     """Write a value as it stands in a ``key=value`` word."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds for people.
-
-    >>> duration(42), duration(190), duration(7260)
-    ('42 s', '3 min 10 s', '2 h 01 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 # What a disk, a quota or a path does to a program that is not at fault.

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from rich.console import Console
 from rich.status import Status
 
 from chela.config.schema import Config
-from chela.config.words import duration
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.training.objectives import Objective
@@ -82,12 +82,12 @@ class Log:
         total = self._config.trainer.max_steps
         if took is not None:
             score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
-            self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({duration(took)})")
+            self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({took:.0f} s)")
         elif self._status is not None or step - self._said >= total / self.LINES or step == total:
             self._said = step
-            left = (time.monotonic() - self._start) / (step - self._first) * (total - step)
-            text = f"step {step}/{total}  loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  "
-            text += f"lr {values['lr']:.2e}  {values['tokens_per_second']:,.0f} tokens/s  {duration(left)} left"
+            left = timedelta(seconds=round((time.monotonic() - self._start) / (step - self._first) * (total - step)))
+            text = f"step {step}/{total}  {left} left  loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  "
+            text += f"{values['tokens_per_second']:,.0f} tokens/s  lr {values['lr']:.2e}"
             if self._status is None:
                 self._console.print(text)
             else:
