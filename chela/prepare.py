@@ -48,13 +48,11 @@ def main(options: Options, config: Config) -> int:
 
 
 def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
+    yield f"{task.name}: {task.folder}" if isinstance(task, StoredTask) else task.name
     if isinstance(task, StoredTask):
-        yield f"{task.name}: {task.folder}"
         yield f"origin: {check(task.folder, full=full_check)['about'].get('origin', 'unknown')}"
         if full_check:
             yield "every file has its SHA-256"
-    else:
-        yield task.name
     if task.note:
         yield f"note: {task.note}"
     for split in SPLITS:
