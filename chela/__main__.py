@@ -26,6 +26,7 @@ COMMANDS = {
     "report": ("experiments.report", "make a page of tables and figures"),
     "plot": ("experiments.plot", "draw learning curves"),
     "probe": ("experiments.probe", "measure what a trained run's attention adds"),
+    "length": ("experiments.length", "score language models in windows longer than in training"),
     "bench": ("experiments.bench.__main__", "measure speed and memory"),
 }
 

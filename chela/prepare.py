@@ -42,8 +42,10 @@ class Options:
 @command(Options, __doc__, sections=("task", "data"))
 def main(options: Options, config: Config) -> int:
     """Make the records that the words ask for, say what there is, and return the exit status."""
+    from chela.training.machine import data_progress  # loads torch
+
     task = get_task(config.task)
-    task.prepare(config.data, _progress if sys.stderr.isatty() else None)
+    task.prepare(config.data, data_progress())
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     if options.show:
         path = config.data.folder() / f"{task.name}.html"
@@ -53,18 +55,12 @@ def main(options: Options, config: Config) -> int:
     return 0
 
 
-def _progress(what: str, done: int, total: int) -> None:
-    sys.stderr.write(f"\r{what}: {done:,}" + (f" of {total:,}" if total else "") + "\n" * (done == total))
-
-
 def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
+    yield f"{task.name}: {task.folder}" if isinstance(task, StoredTask) else task.name
     if isinstance(task, StoredTask):
-        yield f"{task.name}: {task.folder}"
         yield f"origin: {check(task.folder, full=full_check)['about'].get('origin', 'unknown')}"
         if full_check:
             yield "every file has its SHA-256"
-    else:
-        yield task.name
     if task.note:
         yield f"note: {task.note}"
     for split in SPLITS:

@@ -27,7 +27,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from chela import results
 from chela.config.compose import from_saved
 from chela.config.groups import flat, label
-from chela.config.identity import told_apart_by
+from chela.config.identity import identity_of
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import make_folder, write_whole
@@ -44,7 +44,7 @@ _ORDER = [task for group in GROUPS.values() for task in group]  # others follow 
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results
-FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json"}
+FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json", "length": "length.json"}
 UNREADABLE = (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException)  # what a damaged file raises
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
@@ -65,7 +65,8 @@ class Run:
     def __init__(self, path: Path, record: Record, curves: pd.DataFrame) -> None:
         self.path, self.record, self.curves = path, record, curves
         self.result = record.get("result", {})  # empty unless finished or untested (trainer.test=false)
-        self.config = told_apart_by(flat(record["config"]))  # by dotted key, without what does not change numbers
+        # by dotted key, without what does not change numbers
+        self.config = identity_of(flat(record["config"]), neutral=True)
         if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(self.config)):
             raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
         if "own_code" in self.result:  # edited code is another row

@@ -179,11 +179,6 @@ class LRADataModule(lightning.LightningDataModule):
             )
         return self._loader(records, batches.__getitem__, range(len(batches)), 1)
 
-    def in_order(self, records: Records) -> DataLoader[Batch]:
-        """Return every record once, one by one; each but the first goes on from the one before."""
-        batches = [(np.array([i]), i == 0) for i in range(len(records))]
-        return self._loader(records, batches.__getitem__, range(len(records)), 1)
-
     def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
         return _Loader(
             _Batches(records, pick, *self.share(), parts),
