@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chela.layers.norm import MaskedBatchNorm
+from chela.ops.backend import HUGE_BYTES, in_huge_pages
 from chela.ops.padding import fill_rows_, rows_where, zero_padding
 
 MASKS = {
@@ -64,3 +65,10 @@ def test_zero_padding_of_tensors_without_values() -> None:
     with FakeTensorMode():
         y = zero_padding(torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.bool))
     assert y.shape == (2, 3, 4)
+
+
+def test_huge_pages_change_nothing_and_need_no_cpu() -> None:
+    x = torch.arange(HUGE_BYTES // 4 + 3, dtype=torch.float32)[1:]
+    before = x.clone()
+    in_huge_pages(x, torch.empty(HUGE_BYTES, device="meta"), torch.empty(0))
+    assert torch.equal(x, before)

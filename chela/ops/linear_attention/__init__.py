@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from chela.ops.backend import Backend, Problem, accumulation_dtype, check_tensors, choose, register
-from chela.ops.linear_attention.cpu import linear_attention_chunked
+from chela.ops.linear_attention.chunked import linear_attention_chunked
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.pieces import attend_in_pieces
 from chela.ops.linear_attention.plain import linear_attention_plain
-from chela.ops.linear_attention.reference import linear_attention_reference
+from chela.ops.linear_attention.reference import divided, heads_first, linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
-from chela.ops.linear_attention.undecayed import attend_undecayed
 from chela.ops.sequence_parallel import current
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
@@ -132,6 +131,23 @@ def linear_attention(
     if out.dtype == torch.float16 and not normalize and not torch.compiler.is_compiling():
         _expect_finite(out)
     return (out, LinearAttentionState(end[..., :-1], end[..., -1])) if return_state else out
+
+
+def attend_undecayed(c: Call) -> tuple[Tensor, None]:
+    """Return the output ``(B, L, H, E)`` of a bidirectional call without decay, by autograd.
+
+    All tokens see one state Σ k vᵀ, so that it is two products. There is no last state.
+    """
+    q, k, v = heads_first(c, factor_dtype(c))
+    return divided((q @ (k.mT @ v)).to(c.sum_dtype), c), None
+
+
+def factor_dtype(c: Call) -> torch.dtype:
+    """Return the dtype in which a call is multiplied: that of sums, but for bfloat16 on tensor cores.
+
+    In float16 the state, which is a factor too, would overflow.
+    """
+    return c.q.dtype if c.q.dtype == torch.bfloat16 and c.q.is_cuda else c.sum_dtype
 
 
 def _expect_finite(out: Tensor) -> None:
