@@ -22,19 +22,6 @@ def rows_where(absent: Tensor) -> Tensor:
     return absent.flatten().nonzero().squeeze(1)
 
 
-def fill_rows_(x: Tensor, rows: Tensor, value: float) -> Tensor:
-    """Set the given rows of x ``(…, C)``, seen as ``(-1, C)``, to a value, in place.
-
-    >>> fill_rows_(torch.ones(2, 2, 3), rows_where(torch.tensor([[False, True], [False, False]])), 0)[0].tolist()
-    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
-    """
-    if x.is_contiguous():
-        x.view(-1, x.shape[-1]).index_fill_(0, rows, value)
-    else:
-        x[torch.unravel_index(rows, x.shape[:-1])] = value
-    return x
-
-
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set ``x: (..., C)`` to 0 where ``mask: (...)`` is False; None means all tokens are real.
 

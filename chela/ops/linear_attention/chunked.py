@@ -19,7 +19,7 @@ from torch import Tensor
 from chela.ops.backend import in_huge_pages
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define
 from chela.ops.linear_attention.reference import lowest_log_decay
-from chela.ops.padding import fill_rows_, rows_where
+from chela.ops.padding import rows_where
 
 # Elements of one tensor of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
 SEGMENT_ELEMENTS = 2**17
@@ -91,7 +91,7 @@ class Block:
 
     def fill(self, y: Tensor, value: float) -> Tensor:
         """Set y ``(n, B, H, C, ·)`` to a value where tokens are absent, in place."""
-        return y if self.gone is None else fill_rows_(y, self.gone, value)
+        return y if self.gone is None else y.view(-1, y.shape[-1]).index_fill_(0, self.gone, value).view_as(y)
 
     def store(self, y: Tensor, x: Tensor) -> None:
         """Copy y ``(n, B, H, C, ·)`` to its place in x ``(B, L, H, ·)``."""

@@ -36,10 +36,6 @@ class LinearAttentionState(NamedTuple):
         S = torch.zeros(B, H, D, E, device=device, dtype=dtype)
         return cls(S, torch.zeros_like(S[..., 0]))
 
-    def detach(self) -> LinearAttentionState:
-        """Return the same state cut from the graph, as truncated back-propagation needs it."""
-        return LinearAttentionState(self.S.detach(), self.z.detach())
-
 
 def linear_attention_step(
     q: Tensor,
