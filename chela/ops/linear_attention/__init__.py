@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,24 +29,6 @@ register(
 )
 
 
-@overload
-def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
-    initial_state: LinearAttentionState | None = ..., return_state: Literal[False] = ..., chunk_size: int | None = ...,
-    backend: str = ...,
-) -> Tensor: ...  # fmt: skip
-
-
-@overload
-def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
-    initial_state: LinearAttentionState | None = ..., return_state: Literal[True], chunk_size: int | None = ...,
-    backend: str = ...,
-) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
-
-
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -62,7 +44,7 @@ def linear_attention(
     return_state: bool = False,
     chunk_size: int | None = None,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, LinearAttentionState]:
+) -> Any:
     """Attend without softmax, in time and memory linear in the length.
 
     o_i = Σ_j M_ij (q_i·k_j) v_j, divided by eps + Σ_j M_ij (q_i·k_j) when ``normalize``. M_ij is the product of the

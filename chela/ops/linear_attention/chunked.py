@@ -15,10 +15,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from chela.ops.backend import in_huge_pages
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define
-from chela.ops.linear_attention.reference import lowest_log_decay
+from chela.ops.linear_attention.reference import log_decays
 from chela.ops.padding import rows_where
 
 # Elements of one tensor of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
@@ -64,25 +65,26 @@ class Block:
             self.gone = rows_where(~real.view(B, n, 1, C).transpose(0, 1).expand(-1, -1, H, -1))
         self.q, self.k, self.v = self.load(c.q), self.load(c.k), self.load(c.v, ones=c.ones)
         self.has_states = n > 1 or (c.causal and c.ones)  # without a column of ones nobody asks for the last one
-        # Absent tokens at the end may decay like others where nobody asks what comes after them.
-        at_end = c.mask is None or bool((c.mask[:, 1:] <= c.mask[:, :-1]).all())
-        self.shared = c.log_decay is None or (c.log_decay.ndim == 1 and at_end and not (c.causal and c.ones))
-        self.sums: list[Tensor]
-        self.M: Tensor | None = None
-        if self.shared and before is not None:
-            self.sums, self.M = before.sums, before.M
-            return
-        decays = self.q.new_zeros(1) if c.log_decay is None else c.log_decay, c.log_decay_back
-        edges = [x.detach().clamp(min=lowest_log_decay(c.sum_dtype)).double() for x in decays if x is not None]
-        if self.shared:
-            edges = [x[:, None].expand(1, 1, -1, C) for x in edges]
-        else:
-            edges = [self.load(x.expand(c.q.shape[:3])[..., None], dtype=torch.float64)[..., 0] for x in edges]
-        self.sums = [x.cumsum(-1) for x in edges]
+        self.shared = c.log_decay is None or (c.log_decay.ndim == 1 and not (c.causal and c.ones))
+        if self.shared and c.log_decay is not None and c.mask is not None:
+            # Absent tokens at the end may decay like others where nobody asks what comes after them.
+            self.shared = bool((c.mask[:, 1:] <= c.mask[:, :-1]).all())
+        self.sums: list[Tensor] = before.sums if before is not None and self.shared else self._sums()
+        self.M: Tensor | None = before.M if before is not None and self.shared else None
 
-    def load(self, x: Tensor, *, ones: bool = False, fill: float = 0, dtype: torch.dtype | None = None) -> Tensor:
+    def _sums(self) -> list[Tensor]:
+        c, (n, B, H, C) = self.c, self.shape
+        decays = (c.log_decay,) if c.causal else (c.log_decay, c.log_decay_back)
+        if self.shared:
+            return [log_decays(x, c.q[:1, :C], None)[None].cumsum(-1) for x in decays]
+        like, mask = c.q[self.rows], None if c.mask is None else c.mask[self.rows]
+        edges = [log_decays(x[self.rows] if x is not None and x.ndim == 3 else x, like, mask) for x in decays]
+        edges = [F.pad(x, (0, n * C - x.shape[-1])).view(B, H, n, C) for x in edges]
+        return [x.permute(2, 0, 1, 3).cumsum(-1) for x in edges]
+
+    def load(self, x: Tensor, *, ones: bool = False, fill: float = 0) -> Tensor:
         """Copy x ``(B, L, H, ·)``, with a value where tokens are absent; one more column is ones."""
-        y = x.new_empty(*self.shape, x.shape[-1] + ones, dtype=dtype or self.c.sum_dtype)
+        y = x.new_empty(*self.shape, x.shape[-1] + ones, dtype=self.c.sum_dtype)
         for place, mine in self._places(x, y[..., : x.shape[-1]]):
             mine.copy_(place)
         if ones:
@@ -116,29 +118,25 @@ class Block:
         """Return M inside some chunks, ``(n, B, H, C, C)`` or what broadcasts to it."""
         if self.M is None or not self.shared:
             found = []
-            for sums in (self.of(x, part) for x in self.sums):
-                M = self.q.new_empty(*sums.shape, sums.shape[-1])
+            for sums in (x if self.shared else x[part] for x in self.sums):
+                M: Tensor = self.q.new_empty(*sums.shape, sums.shape[-1])
                 torch.sub(sums[..., :, None], sums[..., None, :], out=M)
                 found.append(M.clamp_(max=0).exp_().tril_())
-            M, *left = found  # the diagonal is 1 in both directions and counts once
-            self.M = M + left[0].tril(-1).mT if left else M
+            right, *left = found  # the diagonal is 1 in both directions and counts once
+            self.M = right + left[0].tril(-1).mT if left else right
         return self.M
 
     def to_borders(self, way: int, part: slice) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the decays between the tokens of some chunks and the borders of their chunks; None without decay.
+        """Return the decays between the tokens of some chunks and the borders of their chunks.
 
         From each token to the border over which it leaves ``(n, B, H, C, 1)``, from that over which states come in to
-        each token, and from one to the other ``(n, B, H, 1, 1)``.
+        each token, and from one to the other ``(n, B, H, 1, 1)``; None without decay.
         """
         if self.c.log_decay is None:
             return None, None, None
-        sums = self.of(self.sums[way], part)
+        sums = self.sums[way] if self.shared else self.sums[way][part]
         enter, leave = (x.exp().to(self.q.dtype)[..., None] for x in (sums, sums[..., -1:] - sums))
         return *((enter, leave) if way else (leave, enter)), enter[..., -1:, :]
-
-    def of(self, x: Tensor, part: slice) -> Tensor:
-        """Return what x, one of ``sums`` or their gradients, has of some chunks."""
-        return x if self.shared else x[part]
 
 
 def blocks(c: Call) -> Iterator[Block]:
@@ -158,11 +156,11 @@ def product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def add_product(to: Tensor, a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor | None:
-    """Add a @ b in place, weighted; return the product if there is a weight."""
+def add_product(to: Tensor, a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Add a @ b in place, weighted; return the product, or without a weight the sum."""
     if weight is None:
         to.view(-1, *to.shape[-2:]).baddbmm_(a.flatten(0, -3), b.flatten(0, -3))
-        return None
+        return to
     found = product(a, b)
     to.addcmul_(found, weight)
     return found
@@ -182,12 +180,12 @@ def states(a: Tensor, b: Tensor, carry: Tensor, over: Tensor | None, *, leftward
     borders = carry.new_empty(len(a) + 1, *carry.shape)
     reached, added = (borders[1:], borders[:-1]) if leftward else (borders[:-1], borders[1:])
     product(a.mT, b, added)
-    rows, weights = list(borders), [None] * len(a) if over is None else list(over.expand(len(a), -1, -1, -1, -1))
+    rows, decays = list(borders), [None] * len(a) if over is None else list(over.expand(len(a), -1, -1, -1, -1))
     if leftward:
-        rows, weights = rows[::-1], weights[::-1]
+        rows, decays = rows[::-1], decays[::-1]
     rows[0].copy_(carry)
-    for before, row, weight in zip(rows[:-1], rows[1:], weights, strict=True):
-        row.add_(before) if weight is None else row.addcmul_(before, weight)
+    for before, row, decay in zip(rows[:-1], rows[1:], decays, strict=True):
+        row.add_(before) if decay is None else row.addcmul_(before, decay)
     return reached, rows[-1]
 
 
@@ -232,14 +230,19 @@ def before_division(b: Block, d_out: Tensor, out: Tensor, total: Tensor) -> Tens
 def backward(
     c: Call, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, saved: Tensor, decay_grad: bool
 ) -> Gradients:
-    """Return the gradients of q, k, v, both log decays and the first state; empty where there is none."""
+    """Return the gradients of q, k, v, both log decays and the first state; empty where there is none.
+
+    The gradient of log decays is that of their sums, added up in float64 from what flows between tokens: so what does
+    not cross an edge cancels, and a small gradient keeps its digits.
+    """
     gradients = c.new_gradients(decay_grad)
     *d_inputs, d_decay, d_back, d_state = gradients
     in_huge_pages(*d_inputs)
     for b in blocks(c):
         d_sum = before_division(b, d_out, out, total)
         d_block = [torch.empty_like(x) for x in (b.q, b.k, b.v)]
-        d_edges = [torch.zeros_like(x) for x in b.sums] if decay_grad and c.log_decay is not None else []
+        decayed = decay_grad and c.log_decay is not None
+        d_sums = [torch.zeros(b.shape, dtype=torch.float64, device=c.q.device) for _ in b.sums if decayed]
         for way in (0,) if c.causal else (0, 1):
             carry = torch.zeros_like(saved[0, 0, b.rows]) if d_end is None else d_end[b.rows].to(saved.dtype)
             for index, part in b.segments(back=way == 0):
@@ -247,8 +250,11 @@ def backward(
                 if way == 0:
                     M = b.within(part)
                     P, G = product(q, k.mT).mul_(M), product(g, v.mT)
-                    if d_edges:
-                        add_inside(b, d_edges, part, P * G)
+                    if decayed:
+                        flow = (P * G).sum((0, 1), keepdim=True) if b.shared else P * G
+                        for d, crossing in zip(d_sums, (flow.double(), flow.mT.double()), strict=False):
+                            crossing = crossing.tril(-1)
+                            (d[:1, :1] if b.shared else d[part]).add_(crossing.sum(-1) - crossing.sum(-2))
                     product(P.mT, g, dv)
                     product(G.mul_(M), k, dq)
                     product(G.mT, q, dk)
@@ -259,40 +265,20 @@ def backward(
                     R, carry = states(q, g, carry, over, leftward=way == 0)
                     received, sent = add_product(dq, g, S.mT, receive), add_product(dk, v, R.mT, send)
                     add_product(dv, k, R)
-                    if d_edges and received is not None and sent is not None and over is not None:
-                        left, right = received.mul_(q).sum(-1), sent.mul_(k).sum(-1)
-                        through = (S * R).sum((-1, -2)) * over[..., 0, 0]
-                        add_outside(b, d_edges[way], part, *((right, left) if way else (left, right)), through)
+                    if decayed and over is not None:
+                        flows = [received.mul_(q).sum(-1), sent.mul_(k).sum(-1)]
+                        enter, leave = flows[::-1] if way else flows
+                        d = d_sums[way][part].add_(enter).sub_(leave)
+                        d[..., -1] += leave.double().sum(-1) + (S * R).sum((-1, -2)) * over[..., 0, 0]
             if c.causal:
                 d_state[b.rows] = carry
-        for x, to in zip(d_edges, (d_decay, d_back), strict=False):
-            x = x.flip(-1).cumsum(-1).flip(-1)[..., None]
-            x = x if b.shared else b.fill(x, 0)
-            b.store(x, to[..., None]) if to.ndim == 3 else to.add_(x.sum((0, 1, 3, 4)))
+        for x, to in zip(d_sums, (d_decay, d_back), strict=False):
+            d_edges = x.flip(-1).cumsum(-1).flip(-1)[..., None]
+            d_edges = d_edges if b.shared else b.fill(d_edges, 0)
+            b.store(d_edges, to[..., None]) if to.ndim == 3 else to.add_(d_edges.sum((0, 1, 3, 4)))
         for x, to in zip(d_block, d_inputs, strict=True):
             b.store(x[..., : to.shape[-1]], to)
     return gradients
-
-
-def add_inside(b: Block, d_sums: list[Tensor], part: slice, flow: Tensor) -> None:
-    """Add the gradient of ``sums`` by what flows from token j to token i of a chunk, ``(n, B, H, C, C)``.
-
-    In float64: so what does not cross an edge cancels, and a small gradient keeps its digits.
-    """
-    flow = flow.sum((0, 1), keepdim=True) if b.shared else flow
-    for way, to in enumerate(d_sums):
-        crossing = (flow.mT if way else flow).tril(-1).double()
-        b.of(to, part).add_(crossing.sum(-1) - crossing.sum(-2))
-
-
-def add_outside(b: Block, d_sums: Tensor, part: slice, left: Tensor, right: Tensor, through: Tensor) -> None:
-    """Add that of one way by what flows between tokens and the left or right border, ``(n, B, H, C)``.
-
-    Over both borders flows ``through`` ``(n, B, H)``.
-    """
-    d = left.double() - right
-    d[..., -1] += right.double().sum(-1) + through
-    b.of(d_sums, part).add_(d.sum((0, 1), keepdim=True) if b.shared else d)
 
 
 linear_attention_chunked = define("linear_attention_chunked", forward, backward, saved_shape)
