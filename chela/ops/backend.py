@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import importlib.util
 import mmap
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -104,11 +102,6 @@ def why_no_triton(problem: Problem) -> str | None:
             "TRITON_INTERPRET=1 in the environment interprets them anywhere, slowly"
         )
     return None
-
-
-def triton_version() -> tuple[int, ...]:
-    """Return which Triton is installed."""
-    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("triton"))[:3])
 
 
 def interpreted() -> bool:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from chela.ops.backend import in_huge_pages
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define
 from chela.ops.linear_attention.reference import log_decays
-from chela.ops.padding import rows_where
 
 # Elements of one tensor of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
 SEGMENT_ELEMENTS = 2**17
@@ -62,7 +61,8 @@ class Block:
         if c.mask is not None or L % C:
             real = torch.zeros(B, n * C, dtype=torch.bool, device=c.q.device)
             real[:, :L] = True if c.mask is None else c.mask[rows]
-            self.gone = rows_where(~real.view(B, n, 1, C).transpose(0, 1).expand(-1, -1, H, -1))
+            absent = ~real.view(B, n, 1, C).transpose(0, 1).expand(-1, -1, H, -1)
+            self.gone = absent.flatten().nonzero().squeeze(1)
         self.q, self.k, self.v = self.load(c.q), self.load(c.k), self.load(c.v, ones=c.ones)
         self.has_states = n > 1 or (c.causal and c.ones)  # without a column of ones nobody asks for the last one
         self.shared = c.log_decay is None or (c.log_decay.ndim == 1 and not (c.causal and c.ones))

@@ -8,7 +8,6 @@ import warnings
 import pytest
 import torch
 
-import chela
 from chela.ops import LinearAttentionState, backend, backends, linear_attention
 from chela.ops.backend import Problem, choose
 
@@ -38,15 +37,6 @@ def test_errors_say_what_was_expected(changed: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         linear_attention(**{"q": Q, "k": Q, "v": V, "causal": True, **changed})
     assert "\n" not in str(error.value)
-
-
-def test_backends_are_listed() -> None:
-    listed = backends()["linear_attention"]
-    assert listed["reference"] is None and listed["chunked"] is None and listed["plain"] is None
-
-
-def test_the_package_exports_it() -> None:
-    assert chela.linear_attention is linear_attention
 
 
 def test_one_decay_of_each_kind() -> None:
