@@ -113,19 +113,13 @@ def linear_attention(
 
 
 def attend_undecayed(c: Call) -> tuple[Tensor, None]:
-    """Return the output ``(B, L, H, E)`` of a bidirectional call without decay, by autograd.
-
-    All tokens see one state Σ k vᵀ, so that it is two products. There is no last state.
-    """
+    """Return the output ``(B, L, H, E)`` of a bidirectional call without decay: two products, as all see one state."""
     q, k, v = heads_first(c, factor_dtype(c))
     return divided((q @ (k.mT @ v)).to(c.sum_dtype), c), None
 
 
 def factor_dtype(c: Call) -> torch.dtype:
-    """Return the dtype in which a call is multiplied: that of sums, but for bfloat16 on tensor cores.
-
-    In float16 the state, which is a factor too, would overflow.
-    """
+    """Return the dtype of factors: that of sums, but for bfloat16 on a GPU; a state in float16 would overflow."""
     return c.q.dtype if c.q.dtype == torch.bfloat16 and c.q.is_cuda else c.sum_dtype
 
 
