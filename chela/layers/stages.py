@@ -47,8 +47,8 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, ...]:
         inner, weight = ctx.saved_tensors
-        _, d_weight, d_bias = gradients(d_y, F.silu(inner))
-        return silu_backward(d_y @ weight, inner), d_weight, d_bias
+        d_inner = silu_backward(d_y @ weight, inner)
+        return d_inner, *gradients(d_y.flatten(0, -2), F.silu(inner).flatten(0, -2))
 
 
 def gate(
@@ -78,6 +78,8 @@ def gate(
 
 
 class _Gate(torch.autograd.Function):
+    """Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, so that little is made at once."""
+
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
         W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
@@ -91,23 +93,30 @@ class _Gate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         o, c, x, mask, r, h, u, W_r, W_o, W_h, W_u = ctx.saved_tensors
-        d_y, opened = zero_padding(d_y, mask), torch.sigmoid(u)
-        d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
-        d_x = opened.mul_(d_y)
-        d_h = silu_backward(d_x, h)
-        passed = F.silu(r)
-        d_o = d_h @ W_o
-        d_r = silu_backward(d_o * o, r)
-        d_o.mul_(passed)
-        _, d_W_o, d_b = gradients(d_h, passed.mul_(o))
-        d_c, d_W_r, d_b_r = gradients(d_r, c, W_r)
-        d_c, d_W_u, d_b_u = gradients(d_u, c, W_u, d_c)
-        d_c, d_W_h, _ = gradients(d_h, c, W_h, d_c, bias=False)
-        return d_o, d_c, d_x.neg_(), None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
+        found = d_o, d_c, d_x = torch.empty_like(o), torch.empty_like(c), torch.empty_like(x)
+        rows = [t.reshape(-1, t.shape[-1]) for t in (zero_padding(d_y, mask), o, c, x, r, h, u)]
+        into = [t.view(-1, t.shape[-1]) for t in found]
+        total: list[Tensor] = []
+        for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
+            d_y, o, c, x, r, h, u = (t[at] for t in rows)
+            d_o, d_c, d_x = (t[at] for t in into)
+            opened = torch.sigmoid(u)
+            d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
+            d_h = silu_backward(torch.mul(opened, d_y, out=d_x), h)
+            d_x.neg_()
+            passed = F.silu(r)
+            torch.mm(d_h, W_o, out=d_o)
+            d_r = silu_backward(d_o * o, r)
+            d_o.mul_(passed)
+            torch.mm(d_r, W_r, out=d_c).addmm_(d_u, W_u).addmm_(d_h, W_h)
+            d_W_o, d_b = gradients(d_h, passed.mul_(o))
+            total = added(total, *gradients(d_r, c), d_W_o, d_b, d_h.mT @ c, *gradients(d_u, c))
+        d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_W_u, d_b_u = total
+        return *found, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
 def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:
-    """Return queries and keys ``φ(γ ⊙ z + β)``, ``(…, 2, H, Z)``.
+    """Return queries and keys ``φ(γ ⊙ z + β)``, ``(2, …, H·Z)``.
 
     Args:
         z: The projection ``(…, H·Z)``.
@@ -115,15 +124,27 @@ def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tenso
         beta: Shifts of queries and of keys, ``(2, H, Z)``.
         positive: φ is elu + 1, else SiLU.
     """
-    y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-    y = F.elu(y) + 1 if positive else F.silu(y)
-    return y.view(*y.shape[:-1], *gamma.shape[1:])
+    y, in_place = scaled(z, gamma, beta), not torch.is_grad_enabled()
+    return F.elu(y, inplace=in_place).add_(1) if positive else F.silu(y, inplace=in_place)
+
+
+def scaled(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Return ``γ ⊙ z + β``, as in ``features``; of queries or keys alone by one γ and β, ``(1, H, Z)``."""
+    gamma, beta = (x.view(len(x), *[1] * (z.ndim - 1), -1) for x in (gamma, beta))
+    return torch.addcmul(beta, z, gamma)
 
 
 def attend(
-    c: Tensor, v: Tensor, mask: Tensor | None, project: nn.Linear, gamma: Tensor, beta: Tensor, positive: bool
+    c: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    project: nn.Linear,
+    gamma: Tensor,
+    beta: Tensor,
+    norm: nn.LayerNorm,
+    positive: bool,
 ) -> Tensor | None:
-    """Return bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
+    """Return the norm of bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
 
     It is ``linear_attention`` without decay, normalised if ``positive``; what it gives at padding means nothing. None
     where a stage does not take its own backward pass.
@@ -135,117 +156,166 @@ def attend(
         project: D → H·Z.
         gamma: As in ``features``.
         beta: As in ``features``.
+        norm: Of all heads together.
         positive: As in ``features``.
     """
-    if not untouched(project):
+    if not untouched(project, norm):
         return None
-    tensors = (c, v, project.weight, project.bias, gamma, beta)
+    tensors = (c, v, project.weight, project.bias, gamma, beta, norm.weight, norm.bias)
     if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
         return None
-    return _Attend.apply(*tensors, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
+    return _Attend.apply(*tensors, norm.eps, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Attend(torch.autograd.Function):
-    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(N, D, E)``, and its sum of keys."""
+    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(N, Z, E)``, which is all that tokens tell each other.
+
+    Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, c: Tensor, v: Tensor, W: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, mask: Tensor | None,
-        positive: bool,
+        ctx: Any, c: Tensor, v: Tensor, W: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
+        bias: Tensor, eps: float, mask: Tensor | None, positive: bool,
     ) -> Tensor:  # fmt: skip
         ctx.positive = positive
         z = F.linear(c, W, b)
-        made = _, q, k, values = _Attend.made(z, v, gamma, beta, mask, positive)
+        q, k = y = _apart(_masked(features(z, gamma, beta, positive=positive), mask), gamma.shape[1])
+        values = _Attend.values(v, gamma, positive)
         S = k.mT @ values
+        raw, total = _Attend.read(q, S, gamma, positive)
+        o, mean, rstd = torch.native_layer_norm(raw, weight.shape, weight, bias, eps)
+        held = (y, values, raw, total) if is_small(c, v, z) else ()
+        ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held)
+        return o
+
+    @staticmethod
+    def values(v: Tensor, gamma: Tensor, positive: bool) -> Tensor:
+        values = _apart(F.silu(v), gamma.shape[1])
+        return F.pad(values, (0, 1), value=-1.0) if positive else values
+
+    @staticmethod
+    def read(q: Tensor, S: Tensor, gamma: Tensor, positive: bool) -> tuple[Tensor, Tensor | None]:
+        """Return what tokens get ``(B, L, H·E)``, and the sum of their weights ``(N, L, 1)``."""
         o, total = q @ S, None
         if positive:
             total = EPS - o[..., -1:]
             o = o[..., :-1] / total
-        held = made if z.numel() < SMALL_ELEMENTS else ()
-        ctx.save_for_backward(c, v, W, gamma, beta, mask, z, S, total, o if positive else None, *held)
-        return _together(o, gamma.shape[1])
-
-    @staticmethod
-    def made(
-        z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mask: Tensor | None, positive: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys together ``(B, L, 2, H·Z)``, then these and values by heads; keys are 0 at padding.
-
-        Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
-        """
-        heads = gamma.shape[1]
-        y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-        if positive:
-            F.elu_(y).add_(1)
-        else:
-            F.silu(y, inplace=True)
-        zero_padding_(y[:, :, 1], mask)
-        q, k = _apart(y.flatten(2), heads, 2)
-        (values,) = _apart(F.silu(v), heads)
-        return y, q, k, F.pad(values, (0, 1), value=-1.0) if positive else values
+        return _together(o, gamma.shape[1]), total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        c, v, W, gamma, beta, mask, z, S, total, o, *made = ctx.saved_tensors
-        y, q, k, values = made or _Attend.made(z, v, gamma, beta, mask, ctx.positive)
-        (g,) = _apart(d_o, gamma.shape[1])
-        d_y = torch.empty_like(y) if gamma.shape[1] == 1 else y.new_empty(2, *q.shape)
-        d_q, d_k = d_y.unbind(2) if gamma.shape[1] == 1 else d_y
-        if ctx.positive:  # o = sums / total
-            d_sums = torch.empty_like(values)
-            torch.div(g, total, out=d_sums[..., :-1])
-            torch.div((g * o).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
-            g = d_sums
-        torch.bmm(g, S.mT, out=d_q)
-        dS = q.mT @ g
-        torch.bmm(values, dS.mT, out=d_k)
-        d_v = silu_backward(_together(k @ dS[..., : d_o.shape[-1] // gamma.shape[1]], gamma.shape[1]), v)
-        shape, slope = y.shape, y if ctx.positive else None
-        del y, q, k, values, made, g, d_q, d_k  # a step's memory is at its peak here
-        if gamma.shape[1] > 1:
-            d_y = d_y.view(2, len(z), gamma.shape[1], z.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(shape)
-        if slope is not None:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
-            d_y.mul_(slope.clamp(max=1))
-        else:
-            zero_padding_(d_y[:, :, 1], mask)
-            y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-            torch.ops.aten.silu_backward.grad_input(d_y, y, grad_input=d_y)
-            del y
-        d_beta, d_gamma = d_y.sum((0, 1)), (d_y * z.unsqueeze(-2)).sum((0, 1))
-        d_c, d_W, d_b = gradients(d_y.mul_(gamma.flatten(1)).sum(2), c, W)
-        return d_c, d_v, d_W, d_b, d_gamma.view_as(gamma), d_beta.view_as(beta), None, None
+        c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
+        (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
+        d_c, d_v, d_z, dS = torch.empty_like(c), torch.empty_like(v), torch.empty_like(z), torch.empty_like(S)
+        of_norm: list[Tensor] = []
+        of_features: list[list[Tensor]] = [[], []]  # as queries, and as keys
+        of_project: list[Tensor] = []
+
+        def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
+            """Add to the gradients what those of features ``d: (1 | 2, N, L, Z)`` give; it is overwritten."""
+            side = slice(first, first + len(d))
+            if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
+                d_y = _together(d.mul_(y.clamp(max=1)), heads)
+            else:
+                d_y = _together(d, heads)
+                if side.stop == 2:
+                    _masked(d_y, mask if held else cut(mask, at))
+                torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
+            if first == 0:
+                torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
+            if side.stop == 2:
+                d_z[at].addcmul_(d_y[-1], gamma[1].flatten())
+            found = (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2))
+            of_features[first] = added(of_features[first], *found)
+
+        for at in blocks(B, L, small=bool(held)):
+            S_b, dS_b = (x.view(B, heads, *x.shape[1:])[at[0]].flatten(0, 1) for x in (S, dS))
+            if held:
+                y, values, raw, total = held
+            else:
+                y = _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
+                raw, total = _Attend.read(y[0], S_b, gamma, positive)
+            g, *d_norm = torch.ops.aten.native_layer_norm_backward(
+                d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3
+            )
+            of_norm = added(of_norm, *d_norm)
+            g = _apart(g, heads)
+            if positive:  # o = sums / total
+                d_sums = torch.empty_like(F.pad(g, (0, 1)))
+                torch.div(g, total, out=d_sums[..., :-1])
+                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
+                g = d_sums
+            torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
+            d = torch.empty_like(y)
+            torch.bmm(g, S_b.mT, out=d[0])
+            if not held:
+                through(d, y, 0, at)
+        for at in blocks(B, L, small=bool(held)):
+            dS_b = dS.view(B, heads, *dS.shape[1:])[at[0]].flatten(0, 1)
+            if not held:
+                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
+                values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
+            torch.bmm(values, dS_b.mT, out=d[-1])
+            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
+            torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
+            through(d, y, 0 if held else 1, at)
+            rows = d_z[at].flatten(0, 1)
+            torch.mm(rows, W, out=d_c[at].flatten(0, 1))
+            of_project = added(of_project, *gradients(rows, c[at].flatten(0, 1)))
+        of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
+        return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
 
 
 EPS = 1e-6
 """Added to the sum of the weights, as by ``linear_attention``."""
 
+ROWS = 1024
+"""Tokens of a block, where inputs are not small."""
 
-def _apart(x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
-    """Return parts ``(B·H, L, ·)`` of ``x: (B, L, parts·H·…)``."""
-    B, L = x.shape[:2]
-    if heads == 1:
-        return x.chunk(parts, dim=-1)
-    return x.view(B, L, parts, heads, -1).permute(2, 0, 3, 1, 4).reshape(parts, B * heads, L, -1).unbind()
+
+def is_small(*inputs: Tensor) -> bool:
+    """Whether what is made of the inputs of a stage is held."""
+    return sum(x.numel() for x in inputs) < SMALL_ELEMENTS
+
+
+def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]:
+    """Cut B sequences of L tokens into blocks of some sequences or of a piece of one; a small batch is one block."""
+    if small:
+        return [(slice(0, batch), slice(0, length))]
+    rows, tokens = max(1, ROWS // length), min(length, ROWS)
+    return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, batch, rows) for t in range(0, length, tokens)]
+
+
+def cut(mask: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
+    return None if mask is None else mask[at]
+
+
+def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place."""
+    zero_padding_(y[-1], mask)
+    return y
+
+
+def added(total: list[Tensor], *parts: Tensor) -> list[Tensor]:
+    """Add the parts to the total in place; the first ones are it."""
+    return [a.add_(b) for a, b in zip(total, parts, strict=True)] if total else list(parts)
+
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    """Return ``x: (…, B, L, H·E)`` by heads, ``(…, B·H, L, E)``."""
+    return x if heads == 1 else x.unflatten(-1, (heads, -1)).transpose(-3, -2).flatten(-4, -3)
 
 
 def _together(x: Tensor, heads: int) -> Tensor:
-    """Return ``x: (B·H, L, ·)`` as ``(B, L, H·…)``."""
-    return x if heads == 1 else x.view(-1, heads, *x.shape[1:]).transpose(1, 2).flatten(2)
+    """Return ``x: (…, B·H, L, E)`` as ``(…, B, L, H·E)``."""
+    return x if heads == 1 else x.unflatten(-3, (-1, heads)).transpose(-3, -2).flatten(-2)
 
 
-def gradients(
-    d_y: Tensor, x: Tensor, weight: Tensor | None = None, to: Tensor | None = None, *, bias: bool = True
-) -> tuple[Any, Tensor, Any]:
-    """Return the gradients of ``F.linear(x, weight, bias)``'s x, added to another one in place, weight and bias.
-
-    Those of x, without ``weight``, and of the bias, if so asked, are None.
-    """
-    rows = d_y.flatten(0, -2)
-    d_x = to
-    if weight is not None:
-        d_x = d_y @ weight if to is None else to.view(-1, to.shape[-1]).addmm_(rows, weight).view_as(to)
-    return d_x, rows.mT @ x.flatten(0, -2), rows.sum(0) if bias else None
+def gradients(d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the weight and bias that made rows ``y: (N, ·)`` of ``x: (N, ·)``."""
+    return d_y.mT @ x, d_y.sum(0)
 
 
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -254,16 +324,15 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     Small inputs are not worth it. A block that is computed twice as a whole, a compiler, and processes that share a
     sequence must see what the function does.
     """
-    small = sum(x.numel() for x in inputs) < SMALL_ELEMENTS
     seen = torch.compiler.is_compiling() or _pass.number > 0 or current() is not None
-    if small or seen or not torch.is_grad_enabled():
+    if is_small(*inputs) or seen or not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def untouched(*linears: nn.Module) -> bool:
-    """Whether these are linear layers whose weights say all: no adapter in their place, no hook on them."""
-    return all(type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks for m in linears)
+    """Whether the weights of these layers say all: no adapter is in their place, no hook on them."""
+    return all(type(m) in (nn.Linear, nn.LayerNorm) and not m._forward_hooks and not m._forward_pre_hooks for m in linears)
 
 
 def by_hand(*tensors: Tensor) -> bool:

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
-from chela.layers.norm import LayerNorm
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv
 from chela.layers.stages import attend, features, gate, recomputed
@@ -117,7 +116,7 @@ class ChelaLayer(nn.Module):
             self.cores.append(Core(d_model, d_select, heads, d_qk, pools=False, causal=causal))
         if attention in ("pool", "both"):
             self.cores.append(Core(d_model, d_value - d_select, 1, d_qk, pools=True, causal=causal))
-        self.norm = LayerNorm(d_value) if attention == "none" else None
+        self.norm = nn.LayerNorm(d_value) if attention == "none" else None
         self.value = nn.Linear(d_model, d_value)
         if gate != "none":
             self.gate_in = nn.Linear(d_model, d_value)
@@ -221,7 +220,7 @@ class Core(nn.Module):
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
         mark(self, "gamma", "beta", weight_decay=0.0)
-        self.norm = LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
         self.attended = Attended()
         self.reset_parameters()
 
@@ -232,11 +231,11 @@ class Core(nn.Module):
 
     def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
-        o: Tensor = self._attend(c, v, mask=mask)
-        return self.attended(self.norm(o.flatten(2)))  # type: ignore[no-any-return]
+        o, _ = self._attend(c, v, mask)
+        return self.attended(o)  # type: ignore[no-any-return]
 
-    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """Return what the attention gives, ``(B, L, W)`` or ``(B, L, H, W / H)``; with options, the op's output.
+    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Any]:
+        """Return the norm of what the attention gives, ``(B, L, W)``, and the new state if the op's options ask for it.
 
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
@@ -245,20 +244,22 @@ class Core(nn.Module):
             with torch.autocast(c.device.type, enabled=False):
                 return self._attend(c.float(), v.float(), mask, **options)
         if not self.causal and current() is None:
-            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.pools)
+            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.norm, self.pools)
             if o is not None:
-                return o
+                return o, None
 
         def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
             qkv = self._parts(z, v, gamma, beta)
             return linear_attention(*qkv, causal=self.causal, normalize=self.pools, mask=mask, **options)
 
-        return recomputed(op, self.project(c), v, self.gamma, self.beta)
+        found = recomputed(op, self.project(c), v, self.gamma, self.beta)
+        o, sums = found if options else (found, None)
+        return self.norm(o.flatten(2)), sums
 
     def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
-        q, k = features(z, gamma, beta, positive=self.pools).unbind(-3)
-        return q, k, F.silu(v).view(*v.shape[:-1], self.heads, -1)
+        q, k = features(z, gamma, beta, positive=self.pools).unflatten(-1, (self.heads, -1))
+        return q, k, F.silu(v).unflatten(-1, (self.heads, -1))
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
@@ -269,7 +270,7 @@ class Core(nn.Module):
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
         o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
-        return self.attended(self.norm(o.flatten(-2))), settled(**sums._asdict())
+        return self.attended(o), settled(**sums._asdict())
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
