@@ -5,28 +5,35 @@ Shapes: B batch, L length, C channels, J branches.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
+from chela.layers.stages import by_hand
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
+from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.fft_conv.step import room
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import extent
+from chela.ops.sequence_parallel import current, extent
 from chela.ops.short_conv import short_conv, short_conv_step
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "ema": DampedEMAKernel}
 
 NEAR = 128
 """Lags below this, in both directions, are made by one product."""
+MANY_LAGS = 2**19
+"""From so many on, 2 MiB of float32, all channels' lags are not held: to make them takes 2 % of a layer's time."""
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
 
@@ -121,20 +128,47 @@ class LongConv(Keeping):
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
         self.renew()
-        return convolve_in_order(u, self.lags(*extent(u))).add_(self.bias.to(u.dtype))
+        length, channels = extent(u)
+        learned = self.learned(channels)
+        lags, remade = self.lags(length, channels, learned), isinstance(self.kernel, MultiscaleKernel)
+        if remade and lags.numel() >= MANY_LAGS and by_hand(u, learned) and current() is None:
+            y = _Convolved.apply(u, learned, lags.detach(), functools.partial(self.lags, length, channels))
+        else:
+            y = convolve_in_order(u, lags)
+        return y.add_(self.bias.to(u.dtype))  # type: ignore[no-any-return]
 
     def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
         """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
         lags = self.lags(length, channels)
         return lags[:, -length:], None if self.causal else lags[:, : length - 1].flip(1)
 
-    def lags(self, length: int, channels: slice = ALL) -> Tensor:
+    def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
 
-        Of the ``channels`` alone, if not of all. It is linear in what is learned, save for the gains: one product makes
-        the lags below ``NEAR`` of all of it, and one each those of a piece beyond.
+        Of the ``channels`` alone, if not of all. Of ``learned``, or what it is now, one product makes the lags below
+        ``NEAR`` of all of it, and one each those of a piece beyond.
         """
         self.kernel.expect_length(length)
+        learned = self.learned(channels) if learned is None else learned
+        with torch.autocast(self.skip.device.type, enabled=False):
+            reach = min(NEAR, length)
+            first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
+            parts = [learned @ self.lags_of[:, first : zero + reach]]
+            if isinstance(self.kernel, MultiscaleKernel):
+                scales, size = self.kernel.weight.shape[2:]
+                for direction in range(self.kernel.directions):
+                    for i, stretch in self.kernel.far(length - direction, NEAR - direction):
+                        start = (direction * scales + i) * size
+                        piece = learned[:, start : start + size]
+                        parts = [piece @ stretch.flip(1), *parts] if direction else [*parts, piece @ stretch]
+                return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            forward, back = self.kernel(length, channels)
+            whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
+            beyond = length - reach
+            return whole * self.gain[0, channels, None] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
+
+    def learned(self, channels: slice = ALL) -> Tensor:
+        """Return what is learned times its gains, ``(C, P)``: the pieces of a multi-scale kernel, skip, and branches."""
         with torch.autocast(self.skip.device.type, enabled=False):
             gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
             if channels != ALL:
@@ -142,22 +176,7 @@ class LongConv(Keeping):
             learned = [skip, *branches]
             if isinstance(self.kernel, MultiscaleKernel):
                 learned = [*self.kernel.scaled(channels).flatten(2).unbind(), *learned]
-            values = torch.cat(learned, dim=1) * (gains @ self.gain_of)
-            reach = min(NEAR, length)
-            first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
-            parts = [values @ self.lags_of[:, first : zero + reach]]
-            if isinstance(self.kernel, MultiscaleKernel):
-                scales, size = self.kernel.weight.shape[2:]
-                for direction in range(self.kernel.directions):
-                    for i, stretch in self.kernel.far(length - direction, NEAR - direction):
-                        start = (direction * scales + i) * size
-                        piece = values[:, start : start + size]
-                        parts = [piece @ stretch.flip(1), *parts] if direction else [*parts, piece @ stretch]
-                return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            forward, back = self.kernel(length, channels)
-            whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
-            beyond = length - reach
-            return whole * gains[:, :1] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
+            return torch.cat(learned, dim=1) * (gains @ self.gain_of)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
@@ -208,6 +227,26 @@ class LongConv(Keeping):
     def _heard(self) -> int:
         """Return how many inputs back the short branches hear."""
         return max((taps.shape[1] - 1 for taps in self.branches), default=0)
+
+
+class _Convolved(torch.autograd.Function):
+    """The convolution by lags that are made of ``learned: (C, P)`` alone: it is held, and they are made once more."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, learned: Tensor, lags: Tensor, make: Callable[..., Tensor]) -> Tensor:
+        ctx.make = make
+        ctx.save_for_backward(u, learned)
+        return convolve(u, lags)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        u, learned = ctx.saved_tensors
+        with torch.enable_grad():
+            learned = learned.detach().requires_grad_()
+            lags = ctx.make(learned=learned)
+        d_u, d_lags = convolve_backward(d_y, u, lags.detach(), ctx.needs_input_grad[0], True)
+        return d_u, *torch.autograd.grad(lags, learned, d_lags), None, None
 
 
 def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
