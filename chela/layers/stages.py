@@ -78,41 +78,55 @@ def gate(
 
 
 class _Gate(torch.autograd.Function):
-    """Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, so that little is made at once."""
+    """Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, so that little is made at once.
+
+    Gradients take the place of what was held, of which nobody else knows; a second backward pass makes it once more.
+    """
 
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
-        W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
+        r, h, u = held = _Gate.made(o, c, *weights)
+        ctx.save_for_backward(o, c, x, mask, *weights, *held)
+        ctx.spent = False
+        return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
+
+    @staticmethod
+    def made(
+        o: Tensor, c: Tensor, W_r: Tensor, b_r: Tensor, W_o: Tensor, b_o: Tensor, W_h: Tensor, b_h: Tensor,
+        W_u: Tensor, b_u: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         r, u = F.linear(c, W_r, b_r), F.linear(c, W_u, b_u)
         h = F.linear(F.silu(r).mul_(o), W_o, b_o + b_h)
         h.view(-1, h.shape[-1]).addmm_(c.flatten(0, -2), W_h.mT)
-        ctx.save_for_backward(o, c, x, mask, r, h, u, W_r, W_o, W_h, W_u)
-        return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
+        return r, h, u
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        o, c, x, mask, r, h, u, W_r, W_o, W_h, W_u = ctx.saved_tensors
-        found = d_o, d_c, d_x = torch.empty_like(o), torch.empty_like(c), torch.empty_like(x)
+        o, c, x, mask, *weights, r, h, u = ctx.saved_tensors
+        W_r, _, W_o, _, W_h, _, W_u, _ = weights
+        r, h, u = _Gate.made(o, c, *weights) if ctx.spent else (t.data for t in (r, h, u))
+        ctx.spent = True
         rows = [t.reshape(-1, t.shape[-1]) for t in (zero_padding(d_y, mask), o, c, x, r, h, u)]
-        into = [t.view(-1, t.shape[-1]) for t in found]
-        total: list[Tensor] = []
-        for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
+
+        def of(at: slice) -> tuple[Tensor, ...]:
+            """Write a block's gradients of o, c and x to r, h and u; return those of the weights."""
             d_y, o, c, x, r, h, u = (t[at] for t in rows)
-            d_o, d_c, d_x = (t[at] for t in into)
             opened = torch.sigmoid(u)
             d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
-            d_h = silu_backward(torch.mul(opened, d_y, out=d_x), h)
-            d_x.neg_()
-            passed = F.silu(r)
-            torch.mm(d_h, W_o, out=d_o)
-            d_r = silu_backward(d_o * o, r)
-            d_o.mul_(passed)
-            torch.mm(d_r, W_r, out=d_c).addmm_(d_u, W_u).addmm_(d_h, W_h)
-            d_W_o, d_b = gradients(d_h, passed.mul_(o))
-            total = added(total, *gradients(d_r, c), d_W_o, d_b, d_h.mT @ c, *gradients(d_u, c))
+            d_h = silu_backward(torch.mul(opened, d_y, out=u), h)
+            u.neg_()
+            passed, d_passed = F.silu(r), d_h @ W_o
+            d_r = silu_backward(d_passed * o, r)
+            torch.mul(d_passed, passed, out=r)
+            torch.mm(d_r, W_r, out=h).addmm_(d_u, W_u).addmm_(d_h, W_h)
+            return *gradients(d_r, c), *gradients(d_h, passed.mul_(o)), d_h.mT @ c, *gradients(d_u, c)
+
+        total: list[Tensor] = []
+        for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
+            total = added(total, *of(at))
         d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_W_u, d_b_u = total
-        return *found, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
+        return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
 def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:

@@ -135,8 +135,8 @@ class ChelaLayer(nn.Module):
             raise ValueError(f"expected x of shape (B, L, {width}) with L of at least 1, got {tuple(x.shape)}")
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
-        parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
-        return self._combine(parts, x, c, stream, mask)
+        o = self._joined([core(z, v, mask) for core, z, v in self._inputs(x, u, c)], c)
+        return self._gated(o, x, c, stream, mask)
 
     def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
         """Return each core with what it makes queries and keys of, and its values W_v x before SiLU."""
@@ -144,11 +144,14 @@ class ChelaLayer(nn.Module):
         of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
         return list(zip(self.cores, of, values, strict=True))
 
-    def _combine(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Join what the cores gave, and gate it by c."""
+    def _joined(self, parts: list[Tensor], c: Tensor) -> Tensor:
+        """Join what the cores gave; without one, take it of c."""
         if self.norm is not None:
-            parts = [self.norm(F.silu(self.value(c)))]
-        o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            return self.norm(F.silu(self.value(c)))  # type: ignore[no-any-return]
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+    def _gated(self, o: Tensor, x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Gate o by c."""
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
         x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
@@ -194,7 +197,7 @@ class ChelaLayer(nn.Module):
             o, end = getattr(core, form)(z, v, part(f"cores.{i}", state))
             parts.append(o)
             after |= nested(f"cores.{i}", end)
-        return self._combine(parts, x, c, stream, None), after
+        return self._gated(self._joined(parts, c), x, c, stream, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
