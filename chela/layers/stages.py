@@ -124,7 +124,7 @@ class _Gate(torch.autograd.Function):
 
         total: list[Tensor] = []
         for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
-            total = added(total, *of(at))
+            add(total, *of(at))
         d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_W_u, d_b_u = total
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
@@ -223,9 +223,47 @@ class _Attend(torch.autograd.Function):
         c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
         (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
         d_c, d_v, d_z, dS = torch.empty_like(c), torch.empty_like(v), torch.empty_like(z), torch.empty_like(S)
-        of_norm: list[Tensor] = []
-        of_features: list[list[Tensor]] = [[], []]  # as queries, and as keys
-        of_project: list[Tensor] = []
+        of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
+
+        def by_sequence(S: Tensor, at: tuple[slice, slice]) -> Tensor:
+            return S.view(B, heads, *S.shape[1:])[at[0]].flatten(0, 1)
+
+        def of_queries(at: tuple[slice, slice]) -> Tensor:
+            """Add what the block's queries give to the gradients of the state, and to those of ``through``."""
+            S_b, dS_b = by_sequence(S, at), by_sequence(dS, at)
+            y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
+            raw, total = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
+            backward = torch.ops.aten.native_layer_norm_backward
+            g, *d_norm = backward(d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3)
+            add(of_norm, *d_norm)
+            g = _apart(g, heads)
+            if positive:  # o = sums / total
+                d_sums = g.new_empty(*g.shape[:-1], S.shape[-1])
+                torch.div(g, total, out=d_sums[..., :-1])
+                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
+                g = d_sums
+            torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
+            d = torch.empty_like(y)
+            torch.bmm(g, S_b.mT, out=d[0])
+            if not held:
+                through(d, y, 0, at)
+            return d
+
+        def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
+            """Write a block's gradients of v and c, once those of the state are known."""
+            dS_b = by_sequence(dS, at)
+            if held:
+                y, values, *_ = held
+            else:
+                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
+                values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
+            torch.bmm(values, dS_b.mT, out=d[-1])
+            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
+            torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
+            through(d, y, 0 if held else 1, at)
+            rows = d_z[at].flatten(0, 1)
+            torch.mm(rows, W, out=d_c[at].flatten(0, 1))
+            add(of_project, *gradients(rows, c[at].flatten(0, 1)))
 
         def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
             """Add to the gradients what those of features ``d: (1 | 2, N, L, Z)`` give; it is overwritten."""
@@ -241,43 +279,13 @@ class _Attend(torch.autograd.Function):
                 torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
             if side.stop == 2:
                 d_z[at].addcmul_(d_y[-1], gamma[1].flatten())
-            found = (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2))
-            of_features[first] = added(of_features[first], *found)
+            add(of_features[first], (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2)))
 
-        for at in blocks(B, L, small=bool(held)):
-            S_b, dS_b = (x.view(B, heads, *x.shape[1:])[at[0]].flatten(0, 1) for x in (S, dS))
-            if held:
-                y, values, raw, total = held
-            else:
-                y = _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
-                raw, total = _Attend.read(y[0], S_b, gamma, positive)
-            g, *d_norm = torch.ops.aten.native_layer_norm_backward(
-                d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3
-            )
-            of_norm = added(of_norm, *d_norm)
-            g = _apart(g, heads)
-            if positive:  # o = sums / total
-                d_sums = torch.empty_like(F.pad(g, (0, 1)))
-                torch.div(g, total, out=d_sums[..., :-1])
-                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
-                g = d_sums
-            torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
-            d = torch.empty_like(y)
-            torch.bmm(g, S_b.mT, out=d[0])
-            if not held:
-                through(d, y, 0, at)
-        for at in blocks(B, L, small=bool(held)):
-            dS_b = dS.view(B, heads, *dS.shape[1:])[at[0]].flatten(0, 1)
-            if not held:
-                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
-                values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
-            torch.bmm(values, dS_b.mT, out=d[-1])
-            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
-            torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
-            through(d, y, 0 if held else 1, at)
-            rows = d_z[at].flatten(0, 1)
-            torch.mm(rows, W, out=d_c[at].flatten(0, 1))
-            of_project = added(of_project, *gradients(rows, c[at].flatten(0, 1)))
+        parts = blocks(B, L, small=bool(held))
+        for at in parts:
+            d = of_queries(at)
+        for at in parts:
+            of_keys(at, d)
         of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
         return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
 
@@ -312,9 +320,11 @@ def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
     return y
 
 
-def added(total: list[Tensor], *parts: Tensor) -> list[Tensor]:
-    """Add the parts to the total in place; the first ones are it."""
-    return [a.add_(b) for a, b in zip(total, parts, strict=True)] if total else list(parts)
+def add(total: list[Tensor], *parts: Tensor) -> None:
+    """Add the parts to the total in place; the first ones become it."""
+    for sum_so_far, part in zip(total, parts, strict=False):
+        sum_so_far.add_(part)
+    total.extend(parts[len(total) :])
 
 
 def _apart(x: Tensor, heads: int) -> Tensor:

@@ -21,7 +21,7 @@ from chela.ops.memory import Workspace, in_huge_pages
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES, OF_FEW_TOKENS = 3 << 20, 7 << 20
+BLOCK_BYTES, OF_FEW_TOKENS = 2 << 20, 7 << 20
 """Where the padded input of one block is smaller than this, more lines are taken at once; below 256 tokens the cache
 saves less than the operators of more blocks cost."""
 SHORT = 1024
