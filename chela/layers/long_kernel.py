@@ -158,6 +158,7 @@ class MultiscaleKernel(LongKernel):
     norm: Tensor
     weaker: Tensor
     stretch: Tensor
+    mirrored: Tensor
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class MultiscaleKernel(LongKernel):
         factors = [first, *(first << i for i in range(scales - 1))]
         stretch = [F.interpolate(unit, scale_factor=float(factor), mode="linear")[0] for factor in factors]
         self.register_buffer("stretch", torch.cat(stretch, dim=1), persistent=False)  # (k, L): lags side by side
+        self.register_buffer("mirrored", self.stretch.flip(1), persistent=False)
         self.ends = [scale_size * total for total in itertools.accumulate(factors)]
         self.reset_parameters()
 
@@ -214,11 +216,19 @@ class MultiscaleKernel(LongKernel):
         matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
         return F.pad(matrix, (0, lags - matrix.shape[1]))
 
-    def far(self, length: int, beyond: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the pieces that have lags from ``beyond`` on, below ``length``: their number, and what makes these."""
-        for i, (start, stop) in enumerate(itertools.pairwise([0, *self.ends])):
-            if max(start, beyond) < min(stop, length):
-                yield i, self.stretch[:, max(start, beyond) : min(stop, length)]
+    def far(self, length: int, beyond: int) -> Iterator[tuple[slice, Tensor, int]]:
+        """Yield what makes the lags from ``beyond`` on, below ``length``, in both directions.
+
+        Columns of all parameters ``(C, D·S·k)``, the matrix that makes the lags of them, in order, and the first lag.
+        """
+        scales, size = self.weight.shape[2:]
+        for direction, i in itertools.product(range(self.directions), range(scales)):
+            start = max(self.ends[i - 1] if i else 0, beyond - direction)
+            stop = min(self.ends[i], length - direction)
+            if start < stop:
+                first = (direction * scales + i) * size
+                matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
+                yield slice(first, first + size), matrix, -stop if direction else start
 
 
 def _crop(kernel: Tensor, length: int) -> Tensor:

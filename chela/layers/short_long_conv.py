@@ -5,24 +5,20 @@ Shapes: B batch, L length, C channels, J branches.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
-from chela.layers.stages import by_hand
+from chela.layers.stages import by_hand, convolved
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
-from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.fft_conv.step import room
 from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import current, extent
@@ -32,8 +28,6 @@ LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "em
 
 NEAR = 128
 """Lags below this, in both directions, are made by one product."""
-MANY_LAGS = 2**19
-"""From so many on, 2 MiB of float32, all channels' lags are not held: to make them takes 2 % of a layer's time."""
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
 
@@ -130,12 +124,11 @@ class LongConv(Keeping):
         self.renew()
         length, channels = extent(u)
         learned = self.learned(channels)
-        lags, remade = self.lags(length, channels, learned), isinstance(self.kernel, MultiscaleKernel)
-        if remade and lags.numel() >= MANY_LAGS and by_hand(u, learned) and current() is None:
-            y = _Convolved.apply(u, learned, lags.detach(), functools.partial(self.lags, length, channels))
+        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, learned) and current() is None:
+            y = convolved(u, learned, self.pieces(length))
         else:
-            y = convolve_in_order(u, lags)
-        return y.add_(self.bias.to(u.dtype))  # type: ignore[no-any-return]
+            y = convolve_in_order(u, self.lags(length, channels, learned))
+        return y.add_(self.bias.to(u.dtype))
 
     def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
         """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
@@ -145,30 +138,33 @@ class LongConv(Keeping):
     def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
 
-        Of the ``channels`` alone, if not of all. Of ``learned``, or what it is now, one product makes the lags below
-        ``NEAR`` of all of it, and one each those of a piece beyond.
+        Of the ``channels`` alone, if not of all; of ``learned``, or what that is now.
         """
-        self.kernel.expect_length(length)
         learned = self.learned(channels) if learned is None else learned
         with torch.autocast(self.skip.device.type, enabled=False):
-            reach = min(NEAR, length)
-            first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
-            parts = [learned @ self.lags_of[:, first : zero + reach]]
+            pieces = sorted(self.pieces(length), key=lambda piece: piece[2].start)
+            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in pieces], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
-                scales, size = self.kernel.weight.shape[2:]
-                for direction in range(self.kernel.directions):
-                    for i, stretch in self.kernel.far(length - direction, NEAR - direction):
-                        start = (direction * scales + i) * size
-                        piece = learned[:, start : start + size]
-                        parts = [piece @ stretch.flip(1), *parts] if direction else [*parts, piece @ stretch]
-                return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+                return lags
             forward, back = self.kernel(length, channels)
             whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
-            beyond = length - reach
-            return whole * self.gain[0, channels, None] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
+            beyond = max(length - NEAR, 0)
+            return whole * self.gain[0, channels, None] + F.pad(lags, (0 if self.causal else beyond, beyond))
+
+    def pieces(self, length: int) -> list[tuple[slice, Tensor, slice]]:
+        """Return which of ``learned`` make which lags, by what constant matrices: those near 0 first, of all of it."""
+        self.kernel.expect_length(length)
+        reach, zero = min(NEAR, length), 0 if self.causal else length - 1
+        near = zero if self.causal else reach - 1
+        middle = self.lags_of.shape[1] - NEAR
+        pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
+        if isinstance(self.kernel, MultiscaleKernel):
+            for of, matrix, lag in self.kernel.far(length, NEAR):
+                pieces.append((of, matrix, slice(zero + lag, zero + lag + matrix.shape[1])))
+        return pieces
 
     def learned(self, channels: slice = ALL) -> Tensor:
-        """Return what is learned times its gains, ``(C, P)``: the pieces of a multi-scale kernel, skip, and branches."""
+        """Return what is learned times its gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
         with torch.autocast(self.skip.device.type, enabled=False):
             gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
             if channels != ALL:
@@ -227,26 +223,6 @@ class LongConv(Keeping):
     def _heard(self) -> int:
         """Return how many inputs back the short branches hear."""
         return max((taps.shape[1] - 1 for taps in self.branches), default=0)
-
-
-class _Convolved(torch.autograd.Function):
-    """The convolution by lags that are made of ``learned: (C, P)`` alone: it is held, and they are made once more."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, learned: Tensor, lags: Tensor, make: Callable[..., Tensor]) -> Tensor:
-        ctx.make = make
-        ctx.save_for_backward(u, learned)
-        return convolve(u, lags)  # type: ignore[no-any-return]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        u, learned = ctx.saved_tensors
-        with torch.enable_grad():
-            learned = learned.detach().requires_grad_()
-            lags = ctx.make(learned=learned)
-        d_u, d_lags = convolve_backward(d_y, u, lags.detach(), ctx.needs_input_grad[0], True)
-        return d_u, *torch.autograd.grad(lags, learned, d_lags), None, None
 
 
 def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.padding import zero_padding, zero_padding_
 from chela.ops.sequence_parallel import current
 
 SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
+MANY_LAGS = 2**19
+"""From so many lags on, of all channels, 2 MiB of float32, they are made again."""
 
 silu_backward = torch.ops.aten.silu_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
@@ -85,7 +88,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
-        r, h, u = held = _Gate.made(o, c, *weights)
+        held = _, h, u = _Gate.made(o, c, *weights)
         ctx.save_for_backward(o, c, x, mask, *weights, *held)
         ctx.spent = False
         return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
@@ -129,169 +132,44 @@ class _Gate(torch.autograd.Function):
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
-def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:
-    """Return queries and keys ``φ(γ ⊙ z + β)``, ``(2, …, H·Z)``.
+def convolved(u: Tensor, learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
+    """Return the convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned``.
 
     Args:
-        z: The projection ``(…, H·Z)``.
-        gamma: Scales of queries and of keys, ``(2, H, Z)``.
-        beta: Shifts of queries and of keys, ``(2, H, Z)``.
-        positive: φ is elu + 1, else SiLU.
+        u: ``(B, L, C)``.
+        learned: ``(C, P)``.
+        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; of all columns first.
     """
-    y, in_place = scaled(z, gamma, beta), not torch.is_grad_enabled()
-    return F.elu(y, inplace=in_place).add_(1) if positive else F.silu(y, inplace=in_place)
+    return _Convolved.apply(u, learned, pieces)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def scaled(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """Return ``γ ⊙ z + β``, as in ``features``; of queries or keys alone by one γ and β, ``(1, H, Z)``."""
-    gamma, beta = (x.view(len(x), *[1] * (z.ndim - 1), -1) for x in (gamma, beta))
-    return torch.addcmul(beta, z, gamma)
-
-
-def attend(
-    c: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    project: nn.Linear,
-    gamma: Tensor,
-    beta: Tensor,
-    norm: nn.LayerNorm,
-    positive: bool,
-) -> Tensor | None:
-    """Return the norm of bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
-
-    It is ``linear_attention`` without decay, normalised if ``positive``; what it gives at padding means nothing. None
-    where a stage does not take its own backward pass.
-
-    Args:
-        c: ``(B, L, D)``.
-        v: ``(B, L, H·E)``.
-        mask: True = real token.
-        project: D → H·Z.
-        gamma: As in ``features``.
-        beta: As in ``features``.
-        norm: Of all heads together.
-        positive: As in ``features``.
-    """
-    if not untouched(project, norm):
-        return None
-    tensors = (c, v, project.weight, project.bias, gamma, beta, norm.weight, norm.bias)
-    if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
-        return None
-    return _Attend.apply(*tensors, norm.eps, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Attend(torch.autograd.Function):
-    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(N, Z, E)``, which is all that tokens tell each other.
-
-    Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
-    """
+class _Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
+        ctx.pieces = pieces
+        lags = _Convolved.made(learned, pieces)
+        ctx.save_for_backward(u, learned, lags if lags.numel() < MANY_LAGS else None)
+        return convolve(u, lags)  # type: ignore[no-any-return]
 
     @staticmethod
-    def forward(
-        ctx: Any, c: Tensor, v: Tensor, W: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
-        bias: Tensor, eps: float, mask: Tensor | None, positive: bool,
-    ) -> Tensor:  # fmt: skip
-        ctx.positive = positive
-        z = F.linear(c, W, b)
-        q, k = y = _apart(_masked(features(z, gamma, beta, positive=positive), mask), gamma.shape[1])
-        values = _Attend.values(v, gamma, positive)
-        S = k.mT @ values
-        raw, total = _Attend.read(q, S, gamma, positive)
-        o, mean, rstd = torch.native_layer_norm(raw, weight.shape, weight, bias, eps)
-        held = (y, values, raw, total) if is_small(c, v, z) else ()
-        ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held)
-        return o
-
-    @staticmethod
-    def values(v: Tensor, gamma: Tensor, positive: bool) -> Tensor:
-        values = _apart(F.silu(v), gamma.shape[1])
-        return F.pad(values, (0, 1), value=-1.0) if positive else values
-
-    @staticmethod
-    def read(q: Tensor, S: Tensor, gamma: Tensor, positive: bool) -> tuple[Tensor, Tensor | None]:
-        """Return what tokens get ``(B, L, H·E)``, and the sum of their weights ``(N, L, 1)``."""
-        o, total = q @ S, None
-        if positive:
-            total = EPS - o[..., -1:]
-            o = o[..., :-1] / total
-        return _together(o, gamma.shape[1]), total
+    def made(learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
+        lags = learned.new_empty(len(learned), max(at.stop for *_, at in pieces))
+        for of, matrix, at in pieces:
+            torch.mm(learned[:, of], matrix, out=lags[:, at])
+        return lags
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
-        (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
-        d_c, d_v, d_z, dS = torch.empty_like(c), torch.empty_like(v), torch.empty_like(z), torch.empty_like(S)
-        of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        u, learned, lags = ctx.saved_tensors
+        lags = _Convolved.made(learned, ctx.pieces) if lags is None else lags
+        d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
+        (_, matrix, at), *far = ctx.pieces
+        d_learned = d_lags[:, at] @ matrix.mT
+        for of, matrix, at in far:
+            d_learned[:, of].add_(d_lags[:, at] @ matrix.mT)
+        return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
-        def by_sequence(S: Tensor, at: tuple[slice, slice]) -> Tensor:
-            return S.view(B, heads, *S.shape[1:])[at[0]].flatten(0, 1)
-
-        def of_queries(at: tuple[slice, slice]) -> Tensor:
-            """Add what the block's queries give to the gradients of the state, and to those of ``through``."""
-            S_b, dS_b = by_sequence(S, at), by_sequence(dS, at)
-            y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
-            raw, total = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
-            backward = torch.ops.aten.native_layer_norm_backward
-            g, *d_norm = backward(d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3)
-            add(of_norm, *d_norm)
-            g = _apart(g, heads)
-            if positive:  # o = sums / total
-                d_sums = g.new_empty(*g.shape[:-1], S.shape[-1])
-                torch.div(g, total, out=d_sums[..., :-1])
-                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
-                g = d_sums
-            torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
-            d = torch.empty_like(y)
-            torch.bmm(g, S_b.mT, out=d[0])
-            if not held:
-                through(d, y, 0, at)
-            return d
-
-        def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
-            """Write a block's gradients of v and c, once those of the state are known."""
-            dS_b = by_sequence(dS, at)
-            if held:
-                y, values, *_ = held
-            else:
-                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
-                values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
-            torch.bmm(values, dS_b.mT, out=d[-1])
-            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
-            torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
-            through(d, y, 0 if held else 1, at)
-            rows = d_z[at].flatten(0, 1)
-            torch.mm(rows, W, out=d_c[at].flatten(0, 1))
-            add(of_project, *gradients(rows, c[at].flatten(0, 1)))
-
-        def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
-            """Add to the gradients what those of features ``d: (1 | 2, N, L, Z)`` give; it is overwritten."""
-            side = slice(first, first + len(d))
-            if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
-                d_y = _together(d.mul_(y.clamp(max=1)), heads)
-            else:
-                d_y = _together(d, heads)
-                if side.stop == 2:
-                    _masked(d_y, mask if held else cut(mask, at))
-                torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
-            if first == 0:
-                torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
-            if side.stop == 2:
-                d_z[at].addcmul_(d_y[-1], gamma[1].flatten())
-            add(of_features[first], (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2)))
-
-        parts = blocks(B, L, small=bool(held))
-        for at in parts:
-            d = of_queries(at)
-        for at in parts:
-            of_keys(at, d)
-        of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
-        return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
-
-
-EPS = 1e-6
-"""Added to the sum of the weights, as by ``linear_attention``."""
 
 ROWS = 1024
 """Tokens of a block, where inputs are not small."""
@@ -311,13 +189,8 @@ def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]
 
 
 def cut(mask: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
+    """Return a block's part of a mask."""
     return None if mask is None else mask[at]
-
-
-def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place."""
-    zero_padding_(y[-1], mask)
-    return y
 
 
 def add(total: list[Tensor], *parts: Tensor) -> None:
@@ -325,16 +198,6 @@ def add(total: list[Tensor], *parts: Tensor) -> None:
     for sum_so_far, part in zip(total, parts, strict=False):
         sum_so_far.add_(part)
     total.extend(parts[len(total) :])
-
-
-def _apart(x: Tensor, heads: int) -> Tensor:
-    """Return ``x: (…, B, L, H·E)`` by heads, ``(…, B·H, L, E)``."""
-    return x if heads == 1 else x.unflatten(-1, (heads, -1)).transpose(-3, -2).flatten(-4, -3)
-
-
-def _together(x: Tensor, heads: int) -> Tensor:
-    """Return ``x: (…, B·H, L, E)`` as ``(…, B, L, H·E)``."""
-    return x if heads == 1 else x.unflatten(-3, (-1, heads)).transpose(-3, -2).flatten(-2)
 
 
 def gradients(d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,9 +217,10 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def untouched(*linears: nn.Module) -> bool:
+def untouched(*layers: nn.Module) -> bool:
     """Whether the weights of these layers say all: no adapter is in their place, no hook on them."""
-    return all(type(m) in (nn.Linear, nn.LayerNorm) and not m._forward_hooks and not m._forward_pre_hooks for m in linears)
+    plain = nn.Linear, nn.LayerNorm
+    return all(type(m) in plain and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
 
 
 def by_hand(*tensors: Tensor) -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import Attended, columns
+from chela.layers.attention import Attended, attend, columns, features
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv
-from chela.layers.stages import attend, features, gate, recomputed
+from chela.layers.stages import gate, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -261,8 +261,9 @@ class Core(nn.Module):
 
     def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
-        q, k = features(z, gamma, beta, positive=self.pools).unflatten(-1, (self.heads, -1))
-        return q, k, F.silu(v).unflatten(-1, (self.heads, -1))
+        q, k, v = *features(z, gamma, beta, positive=self.pools), F.silu(v)
+        q, k, v = (x.view(*x.shape[:-1], self.heads, -1) for x in (q, k, v))
+        return q, k, v
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
