@@ -203,7 +203,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
         c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
         (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
-        d_c, d_v, d_z, dS = torch.empty_like(c), torch.empty_like(v), torch.empty_like(z), torch.empty_like(S)
+        d_c, d_v, d_z, dS = (x.new_empty(x.shape) for x in (c, v, z, S))
         of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
 
         def by_sequence(S: Tensor, at: tuple[slice, slice]) -> Tensor:

@@ -15,7 +15,7 @@ from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
-from chela.layers.stages import by_hand, convolved
+from chela.layers.stages import Piece, by_hand, convolved
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
@@ -121,7 +121,6 @@ class LongConv(Keeping):
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
-        self.renew()
         length, channels = extent(u)
         learned = self.learned(channels)
         if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, learned) and current() is None:
@@ -142,8 +141,7 @@ class LongConv(Keeping):
         """
         learned = self.learned(channels) if learned is None else learned
         with torch.autocast(self.skip.device.type, enabled=False):
-            pieces = sorted(self.pieces(length), key=lambda piece: piece[2].start)
-            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in pieces], dim=1)
+            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
                 return lags
             forward, back = self.kernel(length, channels)
@@ -151,16 +149,19 @@ class LongConv(Keeping):
             beyond = max(length - NEAR, 0)
             return whole * self.gain[0, channels, None] + F.pad(lags, (0 if self.causal else beyond, beyond))
 
-    def pieces(self, length: int) -> list[tuple[slice, Tensor, slice]]:
-        """Return which of ``learned`` make which lags, by what constant matrices: those near 0 first, of all of it."""
+    def pieces(self, length: int) -> list[Piece]:
+        """Return which of ``learned`` make which lags, in order, by what matrices; all of it those near 0."""
         self.kernel.expect_length(length)
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
-        near = zero if self.causal else reach - 1
-        middle = self.lags_of.shape[1] - NEAR
+        near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
         pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
         if isinstance(self.kernel, MultiscaleKernel):
-            for of, matrix, lag in self.kernel.far(length, NEAR):
-                pieces.append((of, matrix, slice(zero + lag, zero + lag + matrix.shape[1])))
+            for direction in range(self.kernel.directions):
+                far = [
+                    (of, matrix, slice(zero + lag, zero + lag + matrix.shape[1]))
+                    for of, matrix, lag in self.kernel.far(direction, length, NEAR)
+                ]
+                pieces = [*far, *pieces] if direction else [*pieces, *far]
         return pieces
 
     def learned(self, channels: slice = ALL) -> Tensor:
@@ -186,7 +187,6 @@ class LongConv(Keeping):
 
         Beyond l_max tokens a filter of l_max taps drops the oldest: lags beyond its taps weigh nothing.
         """
-        self.renew()
         if isinstance(self.kernel, ExponentialKernel):
             y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
 MANY_LAGS = 2**19
 """From so many lags on, of all channels, 2 MiB of float32, they are made again."""
+
+Piece: TypeAlias = tuple[slice, Tensor, slice]
+"""Which numbers make which lags, by what matrix; see ``convolved``."""
 
 silu_backward = torch.ops.aten.silu_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
@@ -132,28 +135,28 @@ class _Gate(torch.autograd.Function):
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
-def convolved(u: Tensor, learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
+def convolved(u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
     """Return the convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned``.
 
     Args:
         u: ``(B, L, C)``.
         learned: ``(C, P)``.
-        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; of all columns first.
+        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
     """
     return _Convolved.apply(u, learned, pieces)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Convolved(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
+    def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
         ctx.pieces = pieces
         lags = _Convolved.made(learned, pieces)
         ctx.save_for_backward(u, learned, lags if lags.numel() < MANY_LAGS else None)
         return convolve(u, lags)  # type: ignore[no-any-return]
 
     @staticmethod
-    def made(learned: Tensor, pieces: list[tuple[slice, Tensor, slice]]) -> Tensor:
-        lags = learned.new_empty(len(learned), max(at.stop for *_, at in pieces))
+    def made(learned: Tensor, pieces: list[Piece]) -> Tensor:
+        lags = learned.new_empty(len(learned), pieces[-1][2].stop)
         for of, matrix, at in pieces:
             torch.mm(learned[:, of], matrix, out=lags[:, at])
         return lags
@@ -164,10 +167,13 @@ class _Convolved(torch.autograd.Function):
         u, learned, lags = ctx.saved_tensors
         lags = _Convolved.made(learned, ctx.pieces) if lags is None else lags
         d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
-        (_, matrix, at), *far = ctx.pieces
-        d_learned = d_lags[:, at] @ matrix.mT
-        for of, matrix, at in far:
-            d_learned[:, of].add_(d_lags[:, at] @ matrix.mT)
+        d_learned: Any = None
+        for of, matrix, at in sorted(ctx.pieces, key=lambda piece: piece[0] != slice(None)):
+            part = d_lags[:, at] @ matrix.mT
+            if d_learned is None:
+                d_learned = part
+            else:
+                d_learned[:, of].add_(part)
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 

@@ -47,7 +47,7 @@ def attended(*x: Tensor, mask: Tensor | None, positive: bool) -> Tensor:
 def convolved(u: Tensor, learned: Tensor) -> Tensor:
     matrices = torch.linspace(-1, 1, 54, dtype=u.dtype).view(6, 9).split([5, 4], dim=1)
     near, far = (slice(None), matrices[0], slice(2, 7)), (slice(2, 4), matrices[1][:2, :2], slice(7, 9))
-    pieces = [near, far, (slice(0, 2), matrices[1][2:4, 2:], slice(0, 2))]
+    pieces = [(slice(0, 2), matrices[1][2:4, 2:], slice(0, 2)), near, far]
     if stages.by_hand(u, learned):
         return stages.convolved(u, learned, pieces)
     lags = sum(F.pad(learned[:, of] @ matrix, (at.start, 9 - at.stop)) for of, matrix, at in pieces)
