@@ -163,9 +163,10 @@ def attend(
 
 
 class _Attend(torch.autograd.Function):
-    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(N, Z, E)``, which is all that tokens tell each other.
+    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(B, H, Z, E)``, which is all that tokens tell each other.
 
-    Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
+    So the backward pass takes a block of tokens at a time, first the queries of all. Where weights are divided by their
+    sum one more value is −1, so that a token gets minus that sum.
     """
 
     @staticmethod
@@ -179,6 +180,7 @@ class _Attend(torch.autograd.Function):
         values = _Attend.values(v, gamma, positive)
         S = k.mT @ values
         raw, total = _Attend.read(q, S, gamma, positive)
+        S = S.view(len(c), -1, *S.shape[1:])
         o, mean, rstd = torch.native_layer_norm(raw, weight.shape, weight, bias, eps)
         held = (y, values, raw, total) if is_small(c, v, z) else ()
         ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held)
@@ -206,12 +208,9 @@ class _Attend(torch.autograd.Function):
         d_c, d_v, d_z, dS = (x.new_empty(x.shape) for x in (c, v, z, S))
         of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
 
-        def by_sequence(S: Tensor, at: tuple[slice, slice]) -> Tensor:
-            return S.view(B, heads, *S.shape[1:])[at[0]].flatten(0, 1)
-
         def of_queries(at: tuple[slice, slice]) -> Tensor:
             """Add what the block's queries give to the gradients of the state, and to those of ``through``."""
-            S_b, dS_b = by_sequence(S, at), by_sequence(dS, at)
+            S_b, dS_b = (x[at[0]].flatten(0, 1) for x in (S, dS))
             y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
             read: Any = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
             raw, total = read
@@ -233,7 +232,7 @@ class _Attend(torch.autograd.Function):
 
         def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
             """Write a block's gradients of v and c, once those of the state are known."""
-            dS_b = by_sequence(dS, at)
+            dS_b = dS[at[0]].flatten(0, 1)
             if held:
                 y, values, *_ = held
             else:

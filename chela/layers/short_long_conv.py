@@ -183,10 +183,7 @@ class LongConv(Keeping):
         return FFTConvState.start(like, batch)._asdict()
 
     def prefill(self, u: Tensor, state: State) -> tuple[Tensor, State]:
-        """Convolve the tokens ``u: (B, L, C)`` that follow those of ``state``, of any number.
-
-        Beyond l_max tokens a filter of l_max taps drops the oldest: lags beyond its taps weigh nothing.
-        """
+        """Convolve the tokens ``u: (B, L, C)``; beyond l_max of them a filter of l_max taps drops the oldest."""
         if isinstance(self.kernel, ExponentialKernel):
             y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
         else:
@@ -317,30 +314,19 @@ class ShortLongConv(nn.Module):
         return c if self.short is None else u, c
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, ``short.…`` and ``long.…``.
-
-        Raises:
-            RuntimeError: The layer sees later tokens.
-        """
+        """Return the state before the first token, ``short.…`` and ``long.…``."""
         expect_causal(self)
         short = {} if self.short is None else nested("short", self.short.start(batch))
         return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, C)`` that follow those of ``state``, of any number, to the causal form.
-
-        They get what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
-        """
+        """Feed the tokens ``x: (B, L, C)``."""
         _, c, state = self.stages_on("prefill", x, state)
         return c, state
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, C)`` to the causal form; return its output ``(B, C)`` and the new state.
-
-        It equals the same position of ``prefill``. O(C·log² K) a token on average for a long kernel of K taps. The
-        tensors of ``state`` may be written to.
-        """
+        """Feed one token ``x: (B, C)``: O(C·log² K) on average for a long kernel of K taps."""
         _, c, state = self.stages_on("step", x, state)
         return c, state
 
