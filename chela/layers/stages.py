@@ -178,7 +178,7 @@ class _Convolved(torch.autograd.Function):
 
 
 ROWS = 1024
-"""Tokens of a block, where inputs are not small."""
+"""Tokens of a block, at least, where inputs are not small; else a quarter of all."""
 
 
 def is_small(*inputs: Tensor) -> bool:
@@ -190,7 +190,8 @@ def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]
     """Cut B sequences of L tokens into blocks of some sequences or of a piece of one; a small batch is one block."""
     if small:
         return [(slice(0, batch), slice(0, length))]
-    rows, tokens = max(1, ROWS // length), min(length, ROWS)
+    size = max(ROWS, batch * length // 4)
+    rows, tokens = max(1, size // length), min(length, size)
     return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, batch, rows) for t in range(0, length, tokens)]
 
 

@@ -97,15 +97,10 @@ def test_a_stage_is_its_plain_statement(name: str, held: bool, rows: int, monkey
             by_autograd(monkeypatch)
         y = stage(*leaves)
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-        found.append([y, *torch.autograd.grad((weights * y).sum(), wanted)])
+        total = (weights * y).sum()
+        found.append([y, *torch.autograd.grad(total, wanted, retain_graph=True)])
+        assert all(map(torch.equal, found[-1][1:], torch.autograd.grad(total, wanted)))  # what was held is not spent
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_gradients_are_those_of_differences(name: str) -> None:
-    torch.manual_seed(0)
-    stage, shapes = STAGES[name]
-    assert torch.autograd.gradcheck(stage, [leaf(*shape) for shape in shapes])
 
 
 def test_under_autocast_it_is_the_plain_statement() -> None:
