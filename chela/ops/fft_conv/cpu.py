@@ -20,8 +20,9 @@ from chela.ops.fft_conv.plain import fft_length, in_order
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 7 << 20
-"""Where the padded input of one block is smaller than this, more lines are taken at once."""
+BLOCK_BYTES, OF_FEW_TOKENS = 2 << 20, 7 << 20
+"""Where the padded input of one block is smaller than this, more lines are taken at once; below 256 tokens the cache
+saves less than the operators of more blocks cost."""
 SHORT = 1024
 """Tokens of a block of a sequence that stay in the cache until they are transposed."""
 
@@ -117,7 +118,8 @@ def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, 
     n = fft_length(u.shape[1])
     channels = width = u.shape[2]
     if u.device.type == "cpu":
-        most = max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1)
+        size = BLOCK_BYTES if u.shape[1] >= 256 else OF_FEW_TOKENS
+        most = max(size // (LINE * count * n * dtype.itemsize), 1)
         lines = -(-channels // LINE)
         width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
