@@ -19,7 +19,7 @@ from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.training import loop, score
 from chela.training.score import of_text
-from experiments.length import by_position
+from chela.training.step import scores_of
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 
@@ -193,7 +193,8 @@ def test_without_memory_windows_that_overlap_score_what_the_run_says(
     data, network = score.data_of(config), score.build_model(config.model, score.data_of(config).task, 0)
     data.prepare_data()
     score.RunFolder(run).load_into(network, config, "best")
-    nats, count = by_position(network, score.overlapping(data, network, "test", window), window).sum(1)
+    objective, batches = score.objective_of(data.task), score.overlapping(data, network, "test", window)
+    nats, _, count = score.total(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
     assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)
 
 
