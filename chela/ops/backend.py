@@ -6,12 +6,9 @@ what is asked.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
-import mmap
 import os
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,24 +139,6 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
-
-
-HUGE_BYTES = 1 << 23
-"""Results of this size on go into huge pages; smaller ones come from memory that glibc has at hand."""
-_library = functools.cache(ctypes.CDLL)
-
-
-def in_huge_pages(*fresh: Tensor) -> None:
-    """Ask Linux for pages of 2 MiB behind large CPU tensors that were not written to yet; elsewhere do nothing.
-
-    A page fault per 4 KiB of fresh memory often costs more than the arithmetic on it.
-    """
-    for x in fresh:
-        if x.nbytes >= HUGE_BYTES and x.device.type == "cpu" and sys.platform == "linux":
-            start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-            end = (x.data_ptr() + x.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-            # Only advice: should it fail, the pages are small ones.
-            _library(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
 
 
 Shape = Sequence[int]

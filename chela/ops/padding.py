@@ -17,6 +17,24 @@ def may_look(x: Tensor) -> bool:
     return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
 
 
+def rows_where(absent: Tensor) -> Tensor:
+    """Return the indices ``(N,)`` of the True elements of ``absent: (…)`` bool, flattened. This waits for a GPU."""
+    return absent.flatten().nonzero().squeeze(1)
+
+
+def fill_rows_(x: Tensor, rows: Tensor, value: float) -> Tensor:
+    """Set the given rows of x ``(…, C)``, seen as ``(-1, C)``, to a value, in place.
+
+    >>> fill_rows_(torch.ones(2, 2, 3), rows_where(torch.tensor([[False, True], [False, False]])), 0)[0].tolist()
+    [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    if x.is_contiguous():
+        x.view(-1, x.shape[-1]).index_fill_(0, rows, value)
+    else:
+        x[torch.unravel_index(rows, x.shape[:-1])] = value
+    return x
+
+
 def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """Set ``x: (..., C)`` to 0 where ``mask: (...)`` is False; None means all tokens are real.
 
@@ -54,7 +72,7 @@ def padding_rows(mask: Tensor) -> Tensor:
     version = -1 if mask.is_inference() else mask._version
     known = _ROWS.get(mask)
     if known is None or known[0] != version or version < 0:
-        known = _ROWS[mask] = version, (~mask).flatten().nonzero().squeeze(1)
+        known = _ROWS[mask] = version, rows_where(~mask)
     return known[1]  # type: ignore[no-any-return]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from chela.ops.memory import Workspace
 from chela.training.machine import describe, tune_allocator
 
 Step = Callable[[], object]
@@ -72,6 +73,7 @@ def peak_memory(run: Step) -> int:
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    Workspace.release()  # scratch that is kept between calls counts too
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     held = peak = 0

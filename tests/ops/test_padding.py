@@ -5,14 +5,26 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from chela.layers.norm import MaskedBatchNorm
-from chela.ops.backend import HUGE_BYTES, in_huge_pages
-from chela.ops.padding import zero_padding
+from chela.ops.padding import fill_rows_, rows_where, zero_padding
 
 MASKS = {
     "some": torch.tensor([[True, True, False], [True, False, False]]),
     "none absent": torch.ones(2, 3, dtype=torch.bool),
     "all absent": torch.zeros(2, 3, dtype=torch.bool),
 }
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "sliced"])
+def test_rows_are_filled_in_every_layout(mask: torch.Tensor, layout: str) -> None:
+    x = {
+        "contiguous": torch.randn(2, 3, 4),
+        "transposed": torch.randn(3, 2, 4).transpose(0, 1),
+        "sliced": torch.randn(2, 3, 5)[..., :4],
+    }[layout]
+    expected = torch.where(mask[..., None], x, 7.0)
+    assert fill_rows_(x, rows_where(~mask), 7.0) is x
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -52,10 +64,3 @@ def test_zero_padding_of_tensors_without_values() -> None:
     with FakeTensorMode():
         y = zero_padding(torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.bool))
     assert y.shape == (2, 3, 4)
-
-
-def test_huge_pages_change_nothing_and_need_no_cpu() -> None:
-    x = torch.arange(HUGE_BYTES // 4 + 3, dtype=torch.float32)[1:]
-    before = x.clone()
-    in_huge_pages(x, torch.empty(HUGE_BYTES, device="meta"), torch.empty(0))
-    assert torch.equal(x, before)

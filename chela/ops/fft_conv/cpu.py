@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Shape, accumulation_dtype, count_flops, in_huge_pages
+from chela.ops.backend import Shape, accumulation_dtype, count_flops
 from chela.ops.fft_conv.plain import fft_length, in_order
+from chela.ops.memory import in_huge_pages
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""

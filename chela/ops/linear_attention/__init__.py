@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from chela.ops.backend import Backend, Problem, accumulation_dtype, check_tensors, choose, register
-from chela.ops.linear_attention.chunked import linear_attention_chunked
+from chela.ops.linear_attention.cpu import linear_attention_chunked
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.pieces import attend_in_pieces
 from chela.ops.linear_attention.plain import linear_attention_plain
