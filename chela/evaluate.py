@@ -3,7 +3,7 @@
 chela evaluate                                     the newest run: its test set, by the best weights
 chela evaluate run=runs/listops-mini/… checkpoint=last split=validation
 chela evaluate run=… split=longer                  ListOps: trees longer than any it learned from
-chela evaluate run=… eval.context=stream out=F     texts: one stream, and the scores as JSON
+chela evaluate run=… out=F                         and the scores as JSON
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from chela.config.compose import load, run_folder
-from chela.config.identity import fingerprint
+from chela.config.compose import resolve, run_folder
 from chela.config.schema import Config
 from chela.config.words import command
-from chela.core.errors import UsageError
 from chela.core.files import make_folder, write_whole
 from chela.core.options import option
 
@@ -38,17 +36,9 @@ class RunWords:
         if self.run == "last":
             self.run = str(folder)
             sys.stderr.write(f"run {folder}\n")
-        config = load(folder / "config.yaml", self.trust)
-        before, learned = fingerprint(config), config.data.root
-        config.data.dir = self.data_dir or config.data.dir
-        if self.data_root:
-            config.data.root = None if self.data_root == "null" else self.data_root
-        if fingerprint(config) != before:  # whose weights would be refused as another run's
-            raise UsageError(
-                f"data.root: expected what the run learned from ({Path(learned or 'null').name}), wherever it lies, "
-                f"got {self.data_root}; a text must have the same name"
-            )
-        return config
+        moved = {"data.dir": self.data_dir, "data.root": self.data_root}
+        said = [f"{key}={value}" for key, value in moved.items() if value]
+        return resolve([f"resume={folder}", f"trust={self.trust}", *said])  # refuses other data
 
 
 @dataclass
@@ -56,12 +46,6 @@ class Words(RunWords):
     """The words of the command."""
 
     split: str = option("test", "what is scored: test, validation, or a task's further test set (ListOps: longer)")
-    context: str = option(
-        "window", "texts: windows, each alone; that overlap; or one stream, the state carried on", key="eval.context",
-        choices=("window", "stride", "stream"),
-    )  # fmt: skip
-    window: int = option(0, "texts: symbols of a window; 0: as in training", ge=0, le=100_000_000, key="eval.window")
-    stride: int = option(0, "texts: from one window to the next; 0: half a window", ge=0, key="eval.stride")
     out: str = option("", "a JSON file to write the scores to, with all their digits")
 
 
@@ -73,10 +57,9 @@ def main(words: Words) -> int:
     make_folder(out.parent, "out")  # not only after hours of scoring
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
-    from chela.training.score import Reading, evaluate
+    from chela.training.score import evaluate
 
-    reading = Reading(words.context, words.window, words.stride)
-    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split, reading)
+    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split)
     found["count"] = int(found["count"])
     numbers = {name: value for name, value in found.items() if isinstance(value, float) and name != score.name}
     about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
@@ -92,8 +75,7 @@ def main(words: Words) -> int:
     if "context" in found:
         say(f"context: {found['context']}" + (f"; {found['words']:,} words" if "words" in found else ""))
     if words.out:
-        scores = {"nats" if name == "loss" and "context" in found else name: value for name, value in found.items()}
-        write_whole(out, (json.dumps(about | scores, indent=2) + "\n").encode())
+        write_whole(out, (json.dumps(about | found, indent=2) + "\n").encode())
     return 0
 
 

@@ -12,17 +12,11 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from chela.config.words import command, opened
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.predict import NetworkWords
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from chela.models.generate import Continuation
 
 
 @dataclass
@@ -35,14 +29,18 @@ class Words(NetworkWords):
     temperature: float = option(0.8, "below 1 likely symbols become likelier; 0 takes the likeliest", ge=0, le=100)
     top_k: int = option(0, "draw from so many of the likeliest symbols; 0: from all", ge=0, le=1_000_000)
     seed: int = option(0, "the same seed, the same text", ge=0, le=2**63 - 1)
-    batch: int = option(1, "texts to make, side by side; several are printed at the end", ge=1, le=65536)
 
 
 @command(Words, __doc__)
 def main(words: Words) -> int:
     """Write on with a run, print the text, return the exit status."""
-    prompt = _prompt(words)
-    from chela.models.generate import Continuation, encode
+    if words.prompt and words.input:
+        raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
+    prompt = words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
+    if words.input:
+        with opened(words.input) as file:
+            prompt = file.read()
+    from chela.models.generate import Continuation, decode, encode
     from chela.models.heads import TokenModel
 
     model = words.network()
@@ -53,54 +51,29 @@ def main(words: Words) -> int:
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
     how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
     try:
-        ids = encode(prompt, alphabet).repeat(words.batch, 1)
-        Continuation(model, ids[:1, :1], 0)  # what is done once, imports among it, is not timed
+        ids = encode(prompt, alphabet)
+        Continuation(model, ids[:, :1], 0)  # what is done once, imports among it, is not timed
         begun = time.monotonic()
         symbols = Continuation(model, ids, words.tokens, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
     read = time.monotonic()
-    status = _print(prompt, symbols, alphabet, words.batch)
+    status, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
+    try:
+        sys.stdout.write(decoder.decode(prompt))
+        for ids in symbols:
+            sys.stdout.write(decoder.decode(decode(ids, alphabet)))
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # what there is stays
+        status = 128 + signal.SIGINT
+    sys.stdout.write(decoder.decode(b"", final=True) + "\n")
+    sys.stdout.flush()
     seconds, size = max(time.monotonic() - read, 1e-9), sum(part.nbytes for part in symbols.state.values())
     sys.stderr.write(
         f"{len(prompt)} symbols read in {read - begun:.1f} s, {symbols.made} made in {seconds:.1f} s: "
-        f"{symbols.made * words.batch / seconds:,.0f} a second; state {size / words.batch / 1024:,.0f} KiB a text\n"
+        f"{symbols.made / seconds:,.0f} a second; state {size / 1024:,.0f} KiB\n"
     )
     return status
-
-
-def _print(prompt: bytes, symbols: Continuation, alphabet: str, batch: int) -> int:
-    """Print one text as it is made, or several when all are; return the exit status."""
-    import torch
-
-    from chela.models.generate import decode
-
-    made: list[Tensor] = []
-    status, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
-    show = sys.stdout.write if batch == 1 else lambda text: 0
-    try:
-        show(decoder.decode(prompt))
-        for ids in symbols:
-            if batch > 1:
-                made.append(ids)
-            if show(decoder.decode(decode(ids[:1], alphabet))):
-                sys.stdout.flush()
-    except KeyboardInterrupt:  # what there is stays
-        status = 128 + signal.SIGINT
-    show(decoder.decode(b"", final=True) + "\n")
-    for number, row in enumerate(torch.stack(made, dim=1) if made else (), 1):
-        sys.stdout.write(f"--- {number}\n{(prompt + decode(row, alphabet)).decode(errors='replace')}\n")
-    sys.stdout.flush()
-    return status
-
-
-def _prompt(words: Words) -> bytes:
-    if words.prompt and words.input:
-        raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
-    if not words.input:
-        return words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
-    with opened(words.input) as file:
-        return file.read()
 
 
 if __name__ == "__main__":

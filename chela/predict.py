@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from chela.config.compose import run_folder
 from chela.config.groups import names
-from chela.config.words import HELP, command, opened
+from chela.config.words import command, opened
 from chela.core.errors import DataError, UsageError
 from chela.core.files import expect_trusted
 from chela.core.options import option
@@ -59,20 +59,27 @@ class Words(NetworkWords):
     batch: int = option(64, "sequences in a batch", ge=1, le=999_999_999)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, print a line of JSON for each input line, return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
-    tasks = names("task") if set(HELP) & set(words) else []  # each is loaded for it
-    lines = "".join(f"    {name}: {task_class(name).input_help}\n" for name in tasks)
-    return command(Words, f"{__doc__}{lines}")(predict)(words)
+def about() -> str:
+    """Return what the command says of itself, with each task's lines."""
+    return f"{__doc__}" + "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
 
 
-def predict(words: Words) -> int:
-    """Label the sequences that ``words`` name."""
+@command(Words, about)
+def main(words: Words) -> int:
+    """Label the sequences that the words name; return the exit status."""
+    from chela.models.pretrained import read_options
+
     if not words.input:
         raise UsageError("input: expected input=FILE or input=-; see --help")
-    model = words.network()
-    task = task_of(model, words)
+    model, where = words.network(), words.weights or words.run
+    if not model.encoding:
+        raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")
+    name = str(model.encoding.get("name"))
+    expect_trusted([name], words.trust.split(","), where)
+    try:
+        task = get_task(read_options(task_options(name), model.encoding, where, "task."))
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
     with opened(words.input) as file:
         lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
         for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
@@ -80,25 +87,6 @@ def predict(words: Words) -> int:
             sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0
-
-
-def task_of(model: Network, words: NetworkWords) -> Task:
-    """Return the task that a network was built for, by what its configuration says of the encoding.
-
-    Raises:
-        UsageError: It says nothing, or names a task that is not here or not trusted.
-    """
-    from chela.models.pretrained import read_options
-
-    where = words.weights or words.run
-    name = str(model.encoding.get("name"))
-    if not model.encoding:
-        raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")
-    expect_trusted([name], words.trust.split(","), where)
-    try:
-        return get_task(read_options(task_options(name), model.encoding, where, "task."))
-    except ValueError as error:
-        raise UsageError(f"{where}: {error}") from None
 
 
 def load_run(words: RunWords | str) -> tuple[Network, Task]:
@@ -134,10 +122,18 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
     from chela.training.step import scores_of
     from lra.batches import Batch, collate
 
+    def read(number: int, line: str) -> Any:
+        try:
+            encoded = task.read_line(line.rstrip("\r\n"))
+            task.check(encoded)
+        except ValueError as error:
+            raise DataError(f"input line {number}: {error}") from None
+        return encoded
+
     def batches() -> Iterator[Batch]:
         rows = enumerate(lines, 1)
         while chunk := list(islice(rows, batch)):
-            encoded = [_encode(task, line, number) for number, line in chunk]
+            encoded = [read(number, line) for number, line in chunk]
             lengths = [max(map(len, sequences(x))) for x in encoded]
             yield collate([(x, 0) for x in encoded], max(lengths), 0) | {"lengths": lengths}
 
@@ -148,15 +144,6 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
     for rows in each(model, batches(), probabilities):
         for row in rows:
             yield row.argmax(-1).tolist(), row.double().round(decimals=6).tolist()
-
-
-def _encode(task: Any, line: str, number: int) -> Any:
-    try:
-        encoded = task.read_line(line.rstrip("\r\n"))
-        task.check(encoded)
-    except ValueError as error:
-        raise DataError(f"input line {number}: {error}") from None
-    return encoded
 
 
 if __name__ == "__main__":

@@ -28,17 +28,6 @@ GROUPS = {"LRA": tuple(TITLES), "selection": ("select", "recall"), "language": (
 ACCURACY = {"name": "accuracy", "unit": "%", "scale": 100, "digits": 2, "best": "max"}
 
 
-def of_arena(result: dict[str, Any]) -> str:
-    """Say what an accuracy on a task of LRA's, to the letter, was had with; empty for any other result.
-
-    >>> of_arena({"lra": True, "parameters": 208906, "epochs": 10.0})
-    "LRA's task; 208,906 parameters; 10 epochs"
-    """
-    if not result.get("lra"):
-        return ""
-    return f"LRA's task; {result['parameters']:,} parameters; {result['epochs']:.3g} epochs"
-
-
 def read_result(path: Path) -> dict[str, Any]:
     """Read a result; UsageError where it is not there, does not parse, or is of another format version."""
     try:

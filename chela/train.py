@@ -28,8 +28,7 @@ def main(config: Config) -> int:
 
     console = machine.stdout_console()
     console.print(f"task={config.task.name} model={config.model.name} preset={config.preset} seed={config.seed}")
-    freed = "freed memory is kept (allocator=false leaves it alone)" if tuned else "left alone"
-    console.print(f"allocator: {freed}")
+    console.print(f"allocator: {'freed memory is kept (allocator=false leaves it alone)' if tuned else 'left alone'}")
     return fit(config, console, STARTED)
 
 

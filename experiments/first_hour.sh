@@ -33,6 +33,7 @@ failed=0
 # shellcheck disable=SC2086  # several words each
 {
   part tests python -m pytest -n 0 -q $tests -p no:cacheprovider
+  part bench-tune ${DRY:+env TRITON_INTERPRET=1} python -m experiments.bench tune $bench out="$out/tune.json"
   for name in linear_attention convolution layers generate; do
     part "bench-$name" python -m experiments.bench "$name" $bench out="$out/$name.json"
   done

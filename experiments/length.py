@@ -1,4 +1,4 @@
-"""Score a trained language model in windows longer than those it was trained on, and by position in the window.
+"""Score a trained language model in windows longer than those it was trained on.
 
 chela length runs/corpus-mini/…                       bits at 1, 2, 4 and 8 times the training window
 
@@ -8,17 +8,13 @@ length.json.
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from chela.config.compose import run_folder
 from chela.config.words import command
@@ -27,13 +23,12 @@ from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.predict import load_run
-from chela.training.score import Reading, batches, total
+from chela.training.objectives import objective_of
+from chela.training.score import overlapping, total
 from chela.training.step import scores_of
 from experiments.runs import FILES
-from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.source import DataConfig
-from lra.tasks.base import IGNORED
 
 TOKENS = 16384  # scored at once
 
@@ -64,7 +59,7 @@ def main(words: Words) -> int:
 
 
 def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> dict[str, Any]:
-    """Return bits a symbol by window, and of the training window by position.
+    """Return bits a symbol by window.
 
     Args:
         model: In eval mode.
@@ -74,39 +69,20 @@ def by_length(model: nn.Module, task: Any, split: str, times: Sequence[int]) -> 
 
     Returns:
         "windows": of each its length, the symbols before a target at least, and the bits; "not_scored": why longer ones
-        have none; "positions": of each doubling of the position in a training window that stands alone, its last
-        position and the bits of the targets there.
+        have none.
     """
-    size = max(1, TOKENS // task.l_max)
+    size, objective = max(1, TOKENS // task.l_max), objective_of(task)
     data = LRADataModule(task, DataConfig(), batch_size=size, seed=0, max_steps=1)
     rows, not_scored = [], []
     for window in (task.l_max * factor for factor in times):
         try:
-            nats, targets = by_position(model, data, split, Reading("stride", window)).sum(1).tolist()
-            rows.append({"window": window, "context": window // 2, "bits": nats / targets / math.log(2)})
+            read = overlapping(data, model, split, window)
         except UsageError as error:  # a network that ends at the training window
             not_scored.append(str(error))
-    nats, targets = by_position(model, data, split, Reading())
-    edges = [0, *(2**i for i in range((task.l_max - 1).bit_length())), task.l_max]
-    positions = [
-        {"up_to": stop, "bits": float(nats[start:stop].sum() / targets[start:stop].sum() / math.log(2))}
-        for start, stop in itertools.pairwise(edges)
-    ]
-    told = {"split": split, "training_window": task.l_max, "windows": rows, "not_scored": not_scored}
-    return told | {"positions": positions}
-
-
-def by_position(model: nn.Module, data: LRADataModule, split: str, reading: Reading) -> Tensor:
-    """Return by position in the window the sum of the losses in nats, and the number of targets: ``(2, window)``."""
-    window, _ = reading.of(data.task)
-
-    def count(batch: Batch) -> Tensor:
-        scores, labels = scores_of(model, batch), batch["labels"]
-        loss = F.cross_entropy(scores.mT.float(), labels, ignore_index=IGNORED, reduction="none")
-        counts = torch.stack([loss.double().sum(0), (labels != IGNORED).double().sum(0)])
-        return F.pad(counts, (0, window - labels.shape[1]))
-
-    return total(model, batches(data, model, split, reading), count)
+            continue
+        counts = total(model, read, lambda batch: objective.count(scores_of(model, batch), batch["labels"]))
+        rows.append({"window": window, "context": window // 2, "bits": objective.values(counts.tolist())["bits"]})
+    return {"split": split, "training_window": task.l_max, "windows": rows, "not_scored": not_scored}
 
 
 if __name__ == "__main__":

@@ -5,11 +5,8 @@ A file of one's own goes by its name without folder and ending wherever else a t
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import json
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +21,6 @@ from chela.config.identity import fingerprint
 from chela.config.schema import Config
 from chela.config.words import plain
 from chela.core.errors import UsageError, first_line
-from chela.core.options import check_options, option
 from experiments.runs import FILES, RATE, TUNE, UNREADABLE, read_result, write
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
@@ -34,9 +30,9 @@ OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  
 class Tune:
     """The same grid of learning rates for every system; the best on validation is taken, the first among equals."""
 
-    rates: list[float] = option(MISSING, "the grid")
-    seed: int = option(0, "the one seed of the grid's runs", ge=0)
-    steps: float = option(1.0, "share of the run's steps that each takes, warm-up and schedule included", gt=0, le=1)
+    rates: list[float] = MISSING
+    seed: int = 0  # of all of the grid's runs
+    steps: float = 1.0  # share of the run's steps that each takes, warm-up and schedule included
 
 
 @dataclass
@@ -52,11 +48,11 @@ class Section:
 class SweepFile(Section):
     """What a sweep file may say."""
 
-    preset: str = option(MISSING, "size of every task: full, mini, tiny, or another that they all have")
-    tasks: list[str] = option(MISSING, "names in configs/task, or files")
-    models: list[str] = option(MISSING, "names in configs/model, or files")
-    seeds: list[int] | None = option(MISSING, "seeds of every task and model")
-    threads: int = option(1, "CPU threads of each process", ge=1)
+    preset: str = MISSING  # size of every task: full, mini, tiny, or another that they all have
+    tasks: list[str] = MISSING  # names in configs/task, or files
+    models: list[str] = MISSING  # names in configs/model, or files
+    seeds: list[int] | None = MISSING
+    threads: int = 1  # of each process
     per_task: dict[str, Section] = field(default_factory=dict)
     per_model: dict[str, Section] = field(default_factory=dict)
     tune: Tune | None = None
@@ -66,8 +62,7 @@ class SweepFile(Section):
         """Yield every task with every model and variant that has a seed left.
 
         The sweep's runs lie in ``folder``; ``words`` are further ``key=value`` of all of them; of the seeds, ``only``
-        these are run, if it names any. A key that is the sweep's own, or that no run has, is a UsageError, and so is a
-        value out of its limits.
+        these are run, if it names any.
         """
         for task, model in itertools.product(self.tasks, self.models):
             special = (self.per_task.get(label(task)), self.per_model.get(label(model)))
@@ -100,16 +95,19 @@ class Job:
     words: tuple[str, ...]  # what chela.train is told
     folder: Path  # of its run
     config: Config = field(repr=False, compare=False)
-    tunes: bool = False  # whether it belongs to the search for a learning rate
+
+    @property
+    def tunes(self) -> bool:
+        """Whether it belongs to the search for a learning rate."""
+        return self.folder.parts[-3] == TUNE
 
     @property
     def name(self) -> str:
         """Return a name that is unique within the sweep and fit for a file."""
-        stage = [TUNE] if self.tunes else []
-        return "-".join([*stage, *self.folder.parts[-2:]])
+        return "-".join(self.folder.parts[-3 if self.tunes else -2 :])
 
     def finished(self) -> bool:
-        """Return whether its result is there, with a test score if the run is to be tested."""
+        """Whether its result is there, with a test score if the run is to be tested."""
         result = read_result(self.folder)
         return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
 
@@ -119,15 +117,6 @@ class Job:
             write(config, to_yaml(self.config))
         told = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
         write(self.folder / FILES["failed"], json.dumps(told, indent=2) + "\n")
-
-    def clear_failure(self) -> None:
-        """Forget a failure once the run is finished."""
-        (self.folder / FILES["failed"]).unlink(missing_ok=True)
-
-    def step(self) -> int:
-        """Return the last step that its metrics tell of."""
-        steps = re.findall(r"^(\d+),.*\n", tail(self.folder / "metrics.csv"), re.M)  # the last line may be torn
-        return int(steps[-1]) if steps else 0
 
 
 @dataclass(frozen=True)
@@ -158,26 +147,19 @@ class Pair:
         return [self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates]
 
     def _job(self, runs: Path, changes: dict[str, Any]) -> Job:
-        config = copy.deepcopy(self.config)  # resolving the words anew would take a hundred times as long
-        for key, value in changes.items():
-            *sections, name = key.split(".")
-            setattr(functools.reduce(getattr, sections, config), name, value)
-        name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
         words = (*self.words, *_words(changes | {"runs": runs, "resume": "auto"}))
-        folder = runs / f"{label(config.task.name)}-{config.preset}" / name
-        return Job(words, folder, config, tunes=runs != self.folder)
+        config = resolve(list(words))
+        name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
+        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, config)
 
     def rate(self, records: dict[str, Any]) -> float | None:
-        """Return the rate that was chosen from this very grid; None when none was, or its record says less."""
-        try:
-            record = records[self.name]
-            same = [row["fingerprint"] for row in record["grid"]] == [fingerprint(job.config) for job in self.tune]
-            return float(record["chosen"]) if same else None
-        except (KeyError, TypeError, ValueError):
-            return None
+        """Return the rate that was chosen from this very grid; None when none was."""
+        record = records.get(self.name, {"grid": []})
+        same = [row["fingerprint"] for row in record["grid"]] == [fingerprint(job.config) for job in self.tune]
+        return record.get("chosen") if same else None
 
     def choose_rate(self) -> dict[str, Any]:
-        """Take the rate with the best validation score, the first of the grid among equals; return its record."""
+        """Return the record of the rate with the best validation score; nothing where all of the grid diverged."""
         grid: list[dict[str, Any]] = []
         scores: dict[float, float] = {}  # by rate, more is better
         for job in self.tune:
@@ -186,17 +168,12 @@ class Pair:
                 name = result["score"]["name"]
                 row[f"validation_{name}"] = value = float(result["best_validation"][name])
                 scores[row["rate"]] = value if result["score"]["best"] == "max" else -value
-            else:
-                row["diverged"] = True
-            grid.append(row)
+            grid.append(row if result else row | {"diverged": True})
+        if not scores:
+            return {}
         config = self.tune[0].config
-        chosen = max(scores, key=scores.__getitem__)
+        chosen = max(scores, key=scores.__getitem__)  # the first of the grid among equals
         return {"chosen": chosen, "seed": config.seed, "steps": config.trainer.max_steps, "grid": grid}
-
-
-def tail(path: Path, characters: int = 4000) -> str:
-    """Return the end of a text file; nothing where there is none."""
-    return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.is_file() else ""
 
 
 def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = (), preset: str = "") -> SweepFile:
@@ -212,16 +189,6 @@ def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = ()
     file.preset = preset or file.preset
     file.tasks = _listed(path, "task", file.tasks, file.per_task, tasks)
     file.models = _listed(path, "model", file.models, file.per_model, models)
-    try:
-        check_options(file)
-        if file.tune:
-            check_options(file.tune, "tune.")
-            if not file.tune.rates:
-                raise ValueError("tune.rates: expected at least one rate, got none")
-        if file.preset == "auto":
-            raise ValueError("preset: expected one of full, mini, tiny, or another that all tasks have, got 'auto'")
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from None
     return file
 
 

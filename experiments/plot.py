@@ -2,7 +2,6 @@
 
 chela plot runs/listops-mini/chela-seed0-1a2b3c4d            curves.png in the run's folder
 chela plot runs/listops-mini out=listops.png                 every run below a folder, seeds as bands
-chela plot experiments/results/recall against=state          the score against what the causal form remembers
 
 A system has the same colour in every figure; a variant (``chela [model.mixer.gate=none]``) takes one that is left.
 """
@@ -20,9 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from chela.config.groups import names
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
@@ -35,39 +32,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The systems of the main table get the ten colours that differ most, in this order; all others share the light ones.
-_MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
+# The systems of the main table get the ten colours that differ most, in this order.
+MAIN = ("chela", "chela_conv_only", "hedgehog", "lightning", "linear", "lion_s", "s4d", "softmax", "mega", "lion_d")
 NOT_MEASURED = ("step", "split", "lr", "tokens_per_second", "seconds", "evaluation", "bits")  # the last is the loss
 DASHED: dict[str, Any] = {"color": "0.5", "linestyle": "--", "linewidth": 0.8}  # the majority class; NaN draws nothing
 SMOOTHING = 20  # logged lines in the running mean of the training curves
 
 
-def new_figure(panels: int, most: int, width: float, height: float) -> tuple[Figure, NDArray[Any]]:
-    """Make a figure of panels, at most so many side by side, of the given size in inches; return their axes too."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UsageError("figures need matplotlib: pip install 'chela-attention[plots]'") from None
-    columns = min(most, panels)
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for place, axis in enumerate(axes.flat):
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        if place >= panels:
-            axis.remove()
-    return figure, axes.flat[:panels]
-
-
 def colours(drawn: Sequence[str]) -> dict[str, Any]:
-    """Give each name a colour: to a system its own, whatever else is drawn, to another name one that is left."""
+    """Give each name a colour: to a main system its own, whatever else is drawn, to another name one that is left."""
     import matplotlib
 
     palette = [matplotlib.colormaps["tab20"](index) for index in (*range(0, 20, 2), *range(1, 20, 2))]
-    systems = (*_MAIN, *(name for name in names("model") if name not in _MAIN))
-    own = {name: colour for name, colour in zip(systems, itertools.cycle(palette), strict=False) if name in drawn}
-    left = [colour for colour in palette if colour not in own.values()] or palette
+    own = {name: colour for name, colour in zip(MAIN, palette, strict=False) if name in drawn}
+    left = [colour for colour in palette if colour not in own.values()]
     return own | dict(zip(sorted(set(drawn) - set(own)), itertools.cycle(left), strict=False))
 
 
@@ -77,6 +55,10 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     Thick lines are validation, seeds as a band from least to most, and thin ones, of one task, training (a running
     mean); the dashed line is the majority class. ``UsageError`` where no run has logged anything.
     """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("figures need matplotlib: pip install 'chela-attention[plots]'") from None
     runs = [run for run in runs if len(run.metrics("validation")) or len(run.metrics("train"))]
     if not runs:
         raise UsageError("expected a metrics.csv with a line in the runs, there is none yet")
@@ -85,17 +67,22 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     if len(groups) == 1:
         known = {"accuracy": ACCURACY} | {run.score["name"]: run.score for run in runs}
         logged = pd.concat([run.metrics(split) for run in runs for split in ("validation", "train")])
-        columns = [column for column in logged if column not in NOT_MEASURED]
-        panels = [(*groups[0], known.get(column, {"name": column, "unit": "", "scale": 1})) for column in columns]
-    figure, axes = new_figure(len(panels), 3, 4.4, 3.2)
+        names = [column for column in logged if column not in NOT_MEASURED]
+        panels = [(*groups[0], known.get(name, {"name": name, "unit": "", "scale": 1})) for name in names]
+    columns, rows = min(3, len(panels)), -(-len(panels) // 3)
+    figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis in axes[len(panels) :]:
+        axis.remove()
     colour = colours([name for table, *_ in panels for name in table.rows])
-    for axis, (table, task, score) in zip(axes, panels, strict=True):
+    for axis, (table, task, score) in zip(axes, panels, strict=False):
         for name, seeds in table.column(task)["runs"].items():
             if len(groups) == 1:
                 _band(axis, [run.metrics("train") for run in seeds], score, colour[name], SMOOTHING)
             title = f"{name} seed {seeds[0].seed}" if len(groups) == len(seeds) == 1 else name
             _band(axis, [run.metrics("validation") for run in seeds], score, colour[name], 1, title)
         axis.set(title=f"{task} {table.preset}", xlabel="step", ylabel=score_heading(score))
+        axis.grid(alpha=0.25, linewidth=0.6)
         if score["name"] == "accuracy":
             axis.axhline(table.majority(task), **DASHED)
         elif score["name"] == "loss":
@@ -134,35 +121,6 @@ def _band(
         axis.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.2, linewidth=0)
 
 
-def score_against_state(runs: Sequence[Run]) -> Figure:
-    """Draw the test score against the numbers that the causal form remembers of the longest sequence, a panel a task.
-
-    Runs of one system at several sizes are joined by a line.
-    """
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
-    from experiments.probe import state_size
-
-    panels = [(table, task) for table in result_tables(runs) for task in table.tasks if len(table.column(task))]
-    figure, axes = new_figure(len(panels), 3, 4.8, 3.4)
-    colour = colours([run.model for run in runs])
-    for axis, (table, task) in zip(axes, panels, strict=True):
-        cells = table.column(task)
-        cells = cells[cells["seeds"] > 0]
-        sizes = [state_size(runs[0]) or np.nan for runs in cells["runs"]]
-        cells = cells.assign(size=sizes, model=[runs[0].model for runs in cells["runs"]]).sort_values("size")
-        for name, at in cells.dropna(subset="size").groupby("model"):
-            look = {"fmt": "o-", "color": colour[str(name)], "capsize": 2}
-            axis.errorbar(at["size"], at["mean"], at["sd"].fillna(0), label=name, **look)
-        axis.axhline(table.majority(task), **DASHED)
-        score = score_heading(table.score(task))
-        axis.set(title=f"{task} {table.preset}", xscale="log", xlabel="numbers in the state", ylabel=f"test {score}")
-        axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter=EngFormatter(sep=""))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-    _legend(figure)
-    return figure
-
-
 def mean_curve(metrics: Sequence[pd.DataFrame], column: str, window: int) -> pd.DataFrame | None:
     """Return mean, min and max by step of each seed's trailing mean over ``window`` lines; None without a step.
 
@@ -180,20 +138,11 @@ def drawn(figure: Figure, kind: str = "png", dpi: int = 150) -> bytes:
     return out.getvalue()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the ending of ``path`` chooses the format."""
-    try:
-        write(path, drawn(figure, path.suffix.removeprefix(".") or "png"))
-    except (UsageError, ValueError) as error:
-        raise UsageError(f"out: expected a file that can be written, e.g. curves.png, got {path} ({error})") from None
-
-
 @dataclass
 class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    against: str = option("step", "learning curves, or the score against the state's size", choices=("step", "state"))
     out: Path | None = option(None, "the figure; its ending (.png, .pdf, .svg) chooses the format")
 
 
@@ -201,10 +150,13 @@ class Options:
 def main(options: Options) -> int:
     """Draw the runs into ``out``; without it, beside the run, or here when there are several."""
     runs = read_runs(options.runs)
-    name, draw = {"step": ("curves", learning_curves), "state": ("state", score_against_state)}[options.against]
-    target = options.out or (Path(options.runs[0]) if len(runs) == 1 else Path()) / f"{name}.png"
-    save(draw(runs), target)
-    sys.stdout.write(f"{target}: {name} of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
+    target = options.out or (Path(options.runs[0]) if len(runs) == 1 else Path()) / "curves.png"
+    figure = learning_curves(runs)
+    try:
+        write(target, drawn(figure, target.suffix.removeprefix(".") or "png"))
+    except ValueError as error:  # matplotlib's, of the ending
+        raise UsageError(f"out: expected a figure's file such as curves.png, got {target} ({error})") from None
+    sys.stdout.write(f"{target}: curves of {len(runs)} run{'s' if len(runs) > 1 else ''}\n")
     return 0
 
 

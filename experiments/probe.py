@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -30,28 +29,14 @@ from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.layers.attention import Attended
-from chela.models.cost import cost
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
 from chela.training.score import total
 from chela.training.step import scores_of
-from experiments.runs import FILES, Run
+from experiments.runs import FILES
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.source import DataConfig
-from lra.tasks import get_task
-
-
-def state_size(run: Run) -> int | None:
-    """Count the numbers that the run's causal form remembers of the longest sequence, all layers together.
-
-    None where the system does not say, or the options are of a version that had others.
-    """
-    try:
-        config = run.load_config()
-        return cost(config.model, get_task(config.task)).state_size
-    except UsageError:
-        return None
 
 
 @dataclass
@@ -75,16 +60,11 @@ def main(words: Words) -> int:
     for way, value in found["scores"].items():
         print(f"{way}: {score.text({score.name: value})}")
     print(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
-    for layer in found["layers"]:
-        print(f"{layer['name']}: varies over positions by {layer['varies']:.1%} of its norm")
     return 0
 
 
-WAYS = ("as it is", "mean", "zeros")
-
-
 def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int = 64) -> dict[str, Any]:
-    """Score a network three times on the test set, and measure how its attention varies over positions.
+    """Score a network three times on the test set: as it is, with the mean of its attention, without it.
 
     Args:
         model: Maps ``(inputs, mask)`` to scores.
@@ -93,60 +73,41 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
         batch: Records at a time.
 
     Returns:
-        "scores" by way, "adds" (what the mean takes away, in the score's unit, positive if attention helps), and of
-        each layer how much the output varies: the root mean square of its distance from the sequence's mean, over that
-        of its norm.
+        "scores" by way, and "adds": what the mean takes away, in the score's unit, positive if attention helps.
     """
     objective, test = objective_of(task), task.dataset("test")
     chosen = np.arange(len(test))[: records or None]
     data = LRADataModule(task, DataConfig(), batch_size=batch, seed=0, max_steps=1)
     built_from = getattr(model, "built_from", None)
     causal = built_from is not None and built_from[0].causal
-    varied: dict[str, Tensor] = {}
+    attentions = [module for module in model.modules() if isinstance(module, Attended)]
     score, scores = objective.score, {}
-    for way in WAYS:
+    for way in ("as it is", "mean", "zeros"):
 
         def count(given: Batch, way: str = way) -> Tensor:
-            with _listening(model, partial(_edited, way, causal, varied, given["mask"])):
+            with ExitStack() as hooks:
+                for module in attentions if way != "as it is" else ():
+                    instead = partial(_instead, way == "mean", causal, given["mask"])
+                    hooks.enter_context(module.register_forward_hook(instead))
                 return objective.count(scores_of(model, given), given["labels"])
 
-        counts = total(model, data.evaluation(test, chosen), count)
-        scores[way] = objective.values(counts.tolist())[score.name]
+        scores[way] = objective.values(total(model, data.evaluation(test, chosen), count).tolist())[score.name]
     sign = 1 if score.best == "max" else -1
-    layers = [{"name": name, "varies": (sums[0] / sums[1]).sqrt().item()} for name, sums in varied.items()]
     adds = sign * score.scale * (scores["as it is"] - scores["mean"])
-    return {"records": len(chosen), "score": asdict(score), "scores": scores, "adds": adds, "layers": layers}
+    return {"records": len(chosen), "score": asdict(score), "scores": scores, "adds": adds}
 
 
-@contextmanager
-def _listening(model: nn.Module, edit: Callable[..., Tensor | None]) -> Iterator[None]:
-    """Hand what each layer's attention gives to ``edit``, and go on with what it returns, if anything."""
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            if isinstance(module, Attended):
-                owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
-                place = ".".join(part for part in path.split(".") if part.isdecimal()) or path  # layer, and core of it
-                hooks.enter_context(module.register_forward_hook(partial(edit, f"layer {place} {owner}")))
-        yield
-
-
-def _edited(
-    way: str, causal: bool, varied: dict[str, Tensor], mask: Tensor | None,
-    name: str, module: nn.Module, args: object, output: Tensor,
-) -> Tensor | None:  # fmt: skip
-    """Return what stands for an attention's output; as it is, only note how it varies over the real positions."""
-    if way == "zeros":
+def _instead(mean: bool, causal: bool, mask: Tensor | None, module: nn.Module, args: object, output: Tensor) -> Tensor:
+    """Return what stands for an attention's output: its mean over the real positions, or zeros."""
+    if not mean:
         return torch.zeros_like(output)
     o = output.flatten(2).double()
     real = (o.new_ones(o.shape[:2]) if mask is None else mask.double())[..., None]
-    mean = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
-    if way == "mean":
-        if causal:  # the mean of what there is so far: that of the whole would tell of the future
-            mean = (o * real).cumsum(1) / real.cumsum(1).clamp(min=1)
-        return mean.to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
-    sums = torch.stack([((o - mean).square() * real).sum(), (o.square() * real).sum()])
-    varied[name] = varied.get(name, torch.zeros_like(sums)) + sums
-    return None
+    if causal:  # the mean of what there is so far: that of the whole would tell of the future
+        means = (o * real).cumsum(1) / real.cumsum(1).clamp(min=1)
+    else:
+        means = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    return means.to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
 
 
 if __name__ == "__main__":

@@ -8,50 +8,33 @@ chela report experiments/results/lra_mini rules=true                            
 from __future__ import annotations
 
 import base64
-import html
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from html import escape
 from pathlib import Path
+
+import numpy as np
 
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
-from experiments.first_screen import first_screen
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ResultTable, result_tables
-from experiments.table import from_papers, measured, render
+from experiments.summary import ARENA, BASELINE, ResultTable, machine, result_tables
+from experiments.table import from_papers, measured, render, score_heading, to_csv
 
-STYLE = """
-:root { color-scheme: light dark; --fg: #1a1a1a; --bg: #fff; --soft: #666; --line: #ddd; --c: #0969da; --k: #a85f00;
-  --g: #8a8f98; --beat: #c33; }
-@media (prefers-color-scheme: dark) { :root { --fg: #e6e6e6; --bg: #14161a; --soft: #9aa; --line: #333; --c: #58a6ff;
-  --k: #f0a030; --g: #7d848d; --beat: #f77; } }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 18px auto; max-width: 1180px; padding: 0 16px; color: var(--fg);
-  background: var(--bg); }
-h1 { font-size: 24px; line-height: 1.2; margin: 0 0 6px; } p { margin: 4px 0 10px; } a { color: var(--c); }
-.soft { color: var(--soft); font-size: 13px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 10px; margin: 8px 0 14px; }
-.card { border: 1px solid var(--line); border-radius: 8px; padding: 8px 12px; } .card b { font-size: 21px;
-  display: block; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(268px, 1fr)); gap: 12px 26px; }
-svg { width: 100%; height: auto; overflow: visible; } text { fill: var(--fg); font: 11px system-ui, sans-serif; }
-text.t { font-size: 13px; font-weight: 600; } text.n { text-anchor: end; } text.g { fill: var(--soft); }
-text.c { fill: var(--c); font-weight: 700; } text.k { fill: var(--k); } circle.c, rect.c { fill: var(--c); }
-circle.k { fill: var(--k); } circle.g { fill: var(--g); } line { stroke: var(--soft); stroke-dasharray: 2 3; }
-line.beat { stroke: var(--beat); stroke-dasharray: 5 3; }
-details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; font-weight: 600; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; } pre { overflow-x: auto; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; text-align: left; }
-td { font-variant-numeric: tabular-nums; } img { max-width: 100%; height: auto; background: #fff; }
-"""
+ABLATIONS = {"chela": "chela_conv_only"}  # what a system is set against: itself, less what is its own
+SHOWN = {"chela": "CHELA", "chela_conv_only": "its convolution alone"}
+LEFT, RIGHT, WIDTH, TOP, LINE = 124, 226, 268, 30, 16.4  # of a panel, in its own units
+
+Rules = Mapping[str, tuple[float, str]]  # by task, what a simple rule scores, as a number and in words
 
 
-def simple_rules(tables: Sequence[ResultTable]) -> dict[str, tuple[float, str]]:
-    """Return by task what a simple rule scores (``Task.baseline``); data that is not there is made for it."""
+def simple_rules(tables: Sequence[ResultTable]) -> Rules:
+    """Return what ``Task.baseline`` says of each task; data that is not there is made for it."""
     from lra.tasks import get_task
 
     found = {}
@@ -66,15 +49,179 @@ def simple_rules(tables: Sequence[ResultTable]) -> dict[str, tuple[float, str]]:
     return found
 
 
+# ---- what is seen first ----
+
+
+class FirstScreen:
+    """Title, sentence, boxes and panels about one table, each left out where the results do not tell it."""
+
+    def __init__(self, table: ResultTable, beat: Rules) -> None:
+        self.table, self.beat = table, beat
+        self.cells = table.cells[table.cells["seeds"] > 0]
+        self.tasks = [task for task in table.tasks if task in self.cells.index.unique("task")]
+        self.titles = {task: table.runs_of(task)[0].title for task in self.tasks}
+        self.digits = {task: max(table.score(task)["digits"] - 1, 0) for task in self.tasks}
+        self.rows = [str(row) for row in self.cells.index.unique("row")]
+        self.firsts = {row: sum(row in table.leaders(task) for task in self.tasks) for row in self.rows}
+        self.lead = "chela" if "chela" in self.rows else max(self.rows, key=self.firsts.__getitem__)
+        self.other = ABLATIONS.get(self.lead, "")
+        both = [task for task in self.tasks if {(self.lead, task), (self.other, task)} <= set(self.cells.index)]
+        self.gaps = {task: self.gap(task) for task in both}
+        points = {task: gap for task, gap in self.gaps.items() if gap > 0 and table.score(task)["unit"] == "%"}
+        self.most = max(points, key=points.__getitem__, default="")
+
+    def gap(self, task: str) -> float:
+        """Return how far the system is ahead of its ablation; 0 where two standard errors do not tell."""
+        mean, errors = self.cells["mean"].xs(task, level="task"), self.table.errors(task)
+        gap, error = float(mean[self.lead] - mean[self.other]), 2 * np.sqrt(errors[self.lead] + errors[self.other])
+        better = gap if self.table.score(task)["best"] == "max" else -gap
+        return better if error > 0 and abs(gap) > error else 0.0
+
+    def title(self) -> str:
+        """Return the finding."""
+        first = f"among the first on {self.firsts[self.lead]} of " if len(self.rows) > 1 else "on "
+        found = f"{_shown(self.lead)} {first}{_count(len(self.tasks), 'task')}"
+        if self.gaps:
+            ahead = f"{sum(gap > 0 for gap in self.gaps.values())} of {_count(len(self.gaps), 'task')}"
+            found = f"Attention pays on {ahead}" + (f", most on {self.titles[self.most]}" if self.most else "")
+        systems = {row.partition(" [")[0] for row in self.rows}  # without what sets its variants apart
+        return f"{found}: {_count(len(systems), 'system')}, every run a dot"
+
+    def sentence(self) -> str:
+        """Return who is ahead where."""
+        if not self.gaps:
+            return ""
+        told: dict[str, list[str]] = {"ahead": [], "behind": [], "not told apart": []}
+        for task, gap in self.gaps.items():
+            unit = self.table.score(task)["unit"].replace("%", "points")
+            size = f" ({abs(gap):.{self.digits[task]}f} {unit})" if gap else ""
+            told["ahead" if gap > 0 else "behind" if gap else "not told apart"].append(self.titles[task] + size)
+        parts = [f"{how} on {', '.join(tasks)}" for how, tasks in told.items() if tasks]
+        return f"{_shown(self.lead)} against {_shown(self.other)}: {'; '.join(parts)}."
+
+    def beside(self, key: str) -> dict[str, float]:
+        """Return a column of the system's cells where it is known, by task, the largest first."""
+        return dict(self.cells.xs(self.lead, level="row")[key].dropna().sort_values(ascending=False).items())
+
+    def boxes(self) -> Iterator[tuple[str, str]]:
+        """Yield a few words and what they mean, four at the most."""
+        if self.most:
+            mean = self.cells["mean"].xs(self.most, level="task")
+            against = f"({mean[self.lead]:.1f} against {mean[self.other]:.1f})"
+            over = f"on {self.titles[self.most]} over {_shown(self.other)} {against}"
+            yield f"+{self.gaps[self.most]:.0f} points", over
+        if self.lead != BASELINE and (speeds := self.beside("tokens_per_second ×")):
+            (fastest, high), *_, (slowest, low) = [*speeds.items()] * 2
+            told = f"training speed; {low:.1f}× on {self.titles[slowest]}, {high:.1f}× on {self.titles[fastest]}"
+            yield f"{np.exp(np.mean(np.log([*speeds.values()]))):.1f}× {BASELINE}", told
+        few, many = self.cells["seeds"].min(), self.cells["seeds"].max()
+        seeds = _count(few, "seed") if few == many else f"{few}–{many} seeds"
+        sizes = self.cells["parameters"].groupby("task")
+        wide = 100 * ((sizes.max() / sizes.min()).max() - 1)
+        told = f"finished; {seeds}" + (f"; sizes within {wide:.0f} %" if wide >= 0 else "")
+        yield f"{self.cells['seeds'].sum()} of {len(self.table.runs)} runs", told
+        if self.table.preset not in ARENA and any(task in TITLES for task in self.tasks):
+            yield "Not LRA numbers", f"{self.table.preset} tasks, made small"
+
+    def panels(self) -> Iterator[str]:
+        """Yield a drawing for each task, and for speed, memory and what the attention adds where they are known."""
+        kinds = {self.lead: "c", self.other: "k"}
+        for task in self.tasks:
+            score, column = self.table.score(task), self.cells.xs(task, level="task")
+            column = column.sort_values("mean", ascending=score["best"] == "min", kind="stable")
+            heading = self.titles[task] + ("" if score["name"] == "accuracy" else f", {score_heading(score)} ←")
+            rules = {"most": self.table.majority(task), "beat": self.beat.get(task, (np.nan, ""))[0]}
+            rows = []
+            for row, runs in column["runs"].items():
+                values = [run.value for run in runs if run.state == "finished"]
+                rows.append((str(row), kinds.get(str(row), "g"), values))
+            yield panel(heading, rows, self.digits[task], rules)
+        speed, memory, adds = (self.beside(key) for key in ("tokens_per_second ×", "peak_memory_bytes ×", "adds"))
+        adds = {task: value for task, value in adds.items() if self.table.score(task)["unit"] == "%"}
+        costs = [(f"Training speed, × {BASELINE}", speed, 1.0), (f"Memory of a step, × {BASELINE}", memory, 1.0)]
+        costs = [] if self.lead == BASELINE else costs
+        for heading, known, rule in [*costs, ("Attention adds, points (probe)", adds, 0.0)]:
+            if rows := [(self.titles[task], "c", [value]) for task, value in known.items()]:
+                yield panel(heading, rows, 1, {"most": rule})
+
+    def foot(self) -> str:
+        """Say what is drawn, and what it was computed on."""
+        done = [run for run in self.table.runs if run.state == "finished"]
+        told = ["Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference."]
+        if self.beat:
+            rules = "; ".join(f"{self.titles[task]} {words}" for task, (_, words) in self.beat.items())
+            told.append(f"Dashed: what a simple rule scores ({rules}).")
+        hours = sum(run.result.get("wall_seconds", 0) for run in done) / 3600
+        return " ".join([*told, f"{hours:.1f} hours · {'; '.join(sorted(set(map(machine, done))))}"])
+
+
+def _shown(row: str) -> str:
+    return SHOWN.get(row, row)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, rules: Mapping[str, float]) -> str:
+    """Return SVG: for each row (name, class, values) a dot a value, and their mean written.
+
+    Classes: "c" the system that the page is about, "k" what it is set against, "g" any other. ``rules``, by class, are
+    lines across all rows; NaN draws none.
+    """
+    rules = {kind: at for kind, at in rules.items() if not np.isnan(at)}
+    known = [*(value for *_, values in rows for value in values), *rules.values()]
+    low, high = min(known), max(known)
+    pad = 0.04 * (high - low)
+    scale = (RIGHT - LEFT) / ((high - low + 2 * pad) or 1)
+    bottom = TOP + LINE * len(rows)
+
+    def x(value: float) -> float:
+        return LEFT + (value - low + pad) * scale
+
+    out = [f'<svg viewBox="0 0 {WIDTH} {bottom - 6:.0f}" role="img" aria-label="{escape(title)}">']
+    out.append(f'<text x="0" y="13" class="t">{escape(title)}</text>')
+    for kind, at in rules.items():
+        out.append(f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="22" y2="{bottom - 10:.0f}" class="{kind}"/>')
+    for place, (name, kind, values) in enumerate(rows):
+        y = TOP + LINE * place
+        short = re.sub(r"model\.(mixer\.)?", "", _shown(name))
+        short = short if len(short) < 20 else f"{short[:18]}…"
+        named = escape(short) + (f"<title>{escape(name)}</title>" if short != name else "")
+        out.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" class="n {kind}">{named}</text>')
+        out += [f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="3.6" class="{kind}"/>' for value in values]
+        out.append(f'<text x="{WIDTH}" y="{y + 4:.1f}" class="n {kind}">{np.mean(values):.{digits}f}</text>')
+    return "".join([*out, "</svg>"])
+
+
+def first_screen(tables: Sequence[ResultTable], title: str, beat: Rules) -> str:
+    """Return the part of the page that is seen first, about the table with most finished runs."""
+    table = max(tables, key=lambda table: table.cells["seeds"].sum())
+    if not table.cells["seeds"].sum():
+        return f"<h1>{escape(title or 'No run is finished yet')}</h1>"
+    found = FirstScreen(table, beat)
+    csv = f"data:text/csv;base64,{base64.b64encode(to_csv(tables).encode()).decode()}"
+    cards = [f'<div class="card"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in found.boxes()]
+    return f"""<h1>{escape(title or found.title())}</h1>
+<p>{escape(found.sentence())}</p>
+<div class="cards">{"".join(cards)}</div>
+<div class="grid">{"".join(found.panels())}</div>
+<p class="soft">{escape(found.foot())} · <a download="cells.csv" href="{csv}">CSV of all cells</a> ·
+<a href="#table">table</a></p>"""
+
+
+# ---- what is folded below it ----
+
+
 def curves(tables: Sequence[ResultTable]) -> Iterator[str]:
     """Yield the learning curves of each table, or what stands in their way."""
     for table in tables:
-        yield f"<h2>Preset {html.escape(table.name)}</h2>"
+        yield f"<h2>Preset {escape(table.name)}</h2>"
         try:
             data = base64.b64encode(plot.drawn(plot.learning_curves(table.runs), dpi=110)).decode()
             yield f'<img src="data:image/png;base64,{data}" alt="learning curves">'
         except UsageError as error:
-            yield f"<p>{html.escape(str(error))}</p>"
+            yield f"<p>{escape(str(error))}</p>"
 
 
 def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
@@ -82,24 +229,23 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
     for table in tables:
         for (name, _), seeds in table.cells["runs"].items():
             if text := next((run.result["sample"] for run in seeds if run.result.get("sample")), ""):
-                yield f"<h3>{html.escape(f'{name}, {table.preset}, writes')}</h3><pre>{html.escape(text)}</pre>"
+                yield f"<h3>{escape(f'{name}, {table.preset}, writes')}</h3><pre>{escape(text)}</pre>"
 
 
 def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules: bool = False) -> str:
     """Return the page; ``title`` and the others are as the command's options."""
     tables = result_tables(runs, bench)
-    firsts = [f"{table.name}: {told}" for table in tables if (told := table.firsts())]
-    blocks = [*firsts, *measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)]
+    blocks = measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)
     folded = {
         "The table, with deviations, costs and groups": f'<a id="table"></a>{render(blocks, "html")}',
         "Learning curves": "".join(curves(tables)),
         "What the language models write": "".join(samples(tables)),
         "Rows of papers": render(from_papers(tables), "html"),
     }
-    body = [first_screen(tables, title, simple_rules(tables) if rules else {})]
+    body = [f"<main>{first_screen(tables, title, simple_rules(tables) if rules else {})}</main>"]
     body += [f"<details><summary>{name}</summary>{text}</details>" for name, text in folded.items() if text]
-    heading = html.escape(title or "CHELA: results")
-    head = f'<meta charset="utf-8"><title>{heading}</title><style>{STYLE}</style>'
+    heading, style = escape(title or "CHELA: results"), Path(__file__).with_name("report.css").read_text()
+    head = f'<meta charset="utf-8"><title>{heading}</title><style>{style}</style>'
     view = '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
     return "\n".join([f'<!doctype html>\n<html lang="en"><head>{head}{view}</head>\n<body>', *body, "</body></html>\n"])
 

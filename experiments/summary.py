@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from chela.config.compose import resolve
 from chela.config.groups import flat
 from chela.config.words import plain
 from chela.core.errors import UsageError
-from chela.results import ACCURACY, GROUPS
+from chela.results import ACCURACY
 from experiments.runs import RATE, TASKS, Run, read_json, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
@@ -49,12 +50,9 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
     named = {}
     for members in groups.values():
         keys = _telling_apart(members)
-        of_task = {run.task: run for run in members if keys}
-        usual = {task: _usual(run) for task, run in of_task.items()}
         for run in members:
-            words = [
-                f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual[run.task].get(key)
-            ]
+            usual = _usual(run.task, run.model, run.preset) if keys else {}
+            words = [f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual.get(key)]
             named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
     return named
 
@@ -72,10 +70,11 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
     return keys
 
 
-def _usual(run: Run) -> dict[str, Any]:
-    """Return what the configuration files say for a run's task, model and preset; nothing for what is not here."""
+@cache
+def _usual(task: str, model: str, preset: str) -> dict[str, Any]:
+    """Return what the configuration files say; nothing for what is not here."""
     try:
-        return flat(asdict(resolve([f"task={run.task}", f"model={run.model}", f"preset={run.preset}"])))
+        return flat(asdict(resolve([f"task={task}", f"model={model}", f"preset={preset}"])))
     except UsageError:
         return {}
 
@@ -149,12 +148,6 @@ class ResultTable:
         known = len(found) == 1 and self.score(task)["name"] == "accuracy"
         return 100 * float(found.pop() or 0) if known else np.nan
 
-    def groups(self) -> dict[str, list[str]]:
-        """Return the tasks of each group of columns, in order; those of nobody's group come last, under no name."""
-        of = {task: name for name, tasks in GROUPS.items() for task in tasks}
-        grouped = {name: [task for task in self.tasks if of.get(task, "") == name] for name in (*GROUPS, "")}
-        return {name: tasks for name, tasks in grouped.items() if tasks}
-
     def averages(self, tasks: Sequence[str]) -> pd.Series[float]:
         """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""
         return self.cells["mean"].unstack("task").reindex(index=self.rows, columns=tasks).mean(axis=1, skipna=False)
@@ -190,60 +183,31 @@ class ResultTable:
         level = (mean - mean[best]).abs() <= 2 * np.sqrt(errors + errors[best])
         return [str(row) for row in column.index[level | (column.index == best)]]
 
-    def firsts(self) -> str:
-        """Say in one sentence who is first where."""
-        by_rows: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for task in self.tasks:
-            if any(run.state == "finished" for run in self.runs_of(task)):
-                by_rows[tuple(self.leaders(task))].append(self.runs_of(task)[0].title)
-        told = [f"{_listed(rows or ['nobody'])} on {_listed(tasks)}" for rows, tasks in by_rows.items()]
-        return f"First, with all that two standard errors do not tell from the best: {'; '.join(told)}." if told else ""
-
-    def mean_relative(self, key: str) -> pd.Series[float]:
-        """Return the geometric mean of a row's costs beside softmax, over the tasks where they are known."""
-        logs = np.log(self.cells[f"{key} ×"].where(self.cells[f"{key} ×"] > 0))
-        return np.exp(logs.groupby("row", sort=False).mean())
-
     def notes(self) -> list[str]:
         """Say everything that a reader needs in order not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
-        commits = {str(run.result.get("git_commit") or "unknown") for run in finished}
+        commits = {str(run.result.get("git_commit") or "unknown") for run in finished} or {"unknown"}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
         smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
-        lite = ": LRA's tasks, a smaller network and fewer epochs than its rows; read it with both"
         tested = "the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart"
         notes = [
-            f"preset {self.preset}"
-            + (": a smaller task, not an LRA number" if smaller else lite if self.preset == "lite" else ""),
+            f"preset {self.preset}{': a smaller task, not an LRA number' if smaller else ''}",
             f"validation {self.policy}: {tested}; the best checkpoint on validation is tested once",
-            f"commit {', '.join(short) or 'unknown'}",
+            f"commit {', '.join(short)}",
             f"{len(finished)} finished runs, {hours:.1f} hours of them in all",
         ]
         for task in self.tasks:
             runs = self.runs_of(task)
-            by_steps: dict[Any, set[str]] = defaultdict(set)
-            for run in runs:
-                by_steps[run.config.get(STEPS)].add(run.model)
-            if len(by_steps) > 1:
-                said = "; ".join(f"{steps}: {', '.join(sorted(names))}" for steps, names in sorted(by_steps.items()))
-                notes.append(f"{task}: the steps differ ({said})")
+            if len(steps := {int(run.config[STEPS]) for run in runs}) > 1:
+                notes.append(f"{task}: the steps differ ({', '.join(map(str, sorted(steps)))})")
             if self.preset in ARENA and any(run.result.get("lra") is False for run in runs):
                 notes.append(f"{task}: not LRA's task to the letter in every row")
             if sources := {run.config.get("data.source", "auto") for run in runs} - {"auto"}:
                 notes.append(f"{task}: data.source={', '.join(sorted(sources))}, not the task's own data")
-        machines = sorted({machine(run) for run in finished})
-        if len(machines) > 1:
-            notes.append(f"speed and memory are compared within a machine only, of these: {'; '.join(machines)}")
-        elif machines:
-            on_gpu = all("NVIDIA" in str(run.result.get("device")) for run in finished)
-            whole = "" if on_gpu else "; memory is the whole process's, Python and torch included"
-            notes.append(f"speed and memory on {machines[0]}{whole}")
-        return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        machines = "; ".join(sorted({machine(run) for run in finished}))
+        apart = ", compared within a machine only" if ";" in machines else ""
+        return [*notes, f"speed and memory on {machines}{apart}"] if finished else notes
 
 
 def machine(run: Run) -> str:
@@ -275,11 +239,12 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
         for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
             cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
         if bench or edition > 1:  # runs share their machine with whatever else goes on: one session of the benchmark
-            speeds = {row["key"]["task"]: row["values"] for row in session if row["key"]["preset"] == preset}
+            itself = dict.fromkeys((f"speed, {BASELINE} / {BASELINE}", f"memory, {BASELINE} / {BASELINE}"), 1.0)
+            here = [row for row in session if row["key"]["preset"] == preset]
+            speeds = {row["key"]["task"]: itself | row["values"] for row in here}
             for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
-                beside = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
-                cells[f"{key} ×"] = beside
-                cells.loc[[place for place in order if place[0] == BASELINE and place[1] in speeds], f"{key} ×"] = 1.0
+                ratios = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
+                cells[f"{key} ×"] = ratios
         tables.append(ResultTable(preset, policy, edition, members, cells))
     return tables
 

@@ -11,23 +11,199 @@ again after whatever ended it: it goes on. See docs/sweeps.md.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from chela.config.schema import TrainerConfig
 from chela.config.words import command
-from chela.core.errors import DivergedError, UsageError
-from chela.core.files import locked
+from chela.core.errors import DivergedError, UsageError, first_line
 from chela.core.options import option
-from experiments.launchers import TRAIN, Local, Slurm, say
 from experiments.plan import Job, Pair, read_sweep
-from experiments.runs import RATES, add_rates, read_rates
+from experiments.runs import add_rates, read_rates
 
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # the run was asked to stop, and saved
+TRAIN = (sys.executable, "-m", "chela.train")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256, "max_num_timeout": 100}  # each is a requeue
+STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # the run reached its time limit or was asked to stop: saved
+LOOK_SECONDS = 0.1  # from one look at the runs to the next
+
+Ended = tuple[Job, int | None, str]  # a run, its exit status (None: not started, or lost), the last line that it wrote
+
+
+def say(name: str, line: str) -> None:
+    """Print what happened to a run, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')}  {name}: {line}", flush=True)
+
+
+@dataclass
+class Training:
+    """A run's process, ``chela.train``; called, what a node of a cluster runs."""
+
+    command: tuple[str, ...]  # with the run's words
+    threads: int
+    log: Path  # where the output goes
+    pid: int = field(default=0, init=False)
+
+    def start(self, gpus: Sequence[str] = ()) -> subprocess.Popen[bytes] | None:
+        """Start the process, its threads pinned and its GPUs chosen; None when another one has the log's lock.
+
+        The lock belongs to the open file, which the process inherits: it is free when the last of them is dead,
+        whatever killed it. A second launcher, or the one that follows a killed one, therefore never doubles a run.
+        """
+        # without Slurm's variables, by which Lightning would think that Slurm starts its processes
+        env = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "SUBMITIT_"))}
+        env |= dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            command = [*self.command, "trainer.progress=plain"]
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+
+    def last_line(self) -> str:
+        """Return what it wrote last."""
+        return (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1].strip()[:300]
+
+    def __call__(self) -> int:
+        """Train; return the exit status (0, with nothing done, when somebody else works on this run)."""
+        # The signal that announces the time limit goes to every process of the job; it is only for this one.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        process = self.start()
+        self.pid = process.pid if process else 0
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
+        return process.wait() if process else 0
+
+    def checkpoint(self) -> Any:
+        """Let the run save and ask to be called again; submitit calls this when the time limit is near."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.pid:
+            os.kill(self.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # ``wait`` was interrupted and holds its lock
+        return DelayedSubmission(Training(self.command, self.threads, self.log))
+
+
+@dataclass
+class Launcher:
+    """What both launchers are told; each has ``run(jobs)``, which yields runs as they end."""
+
+    folder: Path  # the sweep's; logs lie there
+    jobs: int  # most runs at once; 0: as many as fit
+    trainer: TrainerConfig  # of one of the runs: what each takes
+    command: Sequence[str] = TRAIN  # what is called with a run's words
+    asked: int = field(default=0, init=False)  # the signal that asked to stop
+
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        """Start no more, and let ``run`` come to its end."""
+        self.asked = number
+
+    def training(self, job: Job) -> Training:
+        """Return a run's process."""
+        log = self.folder / "logs" / f"{job.name}.log"
+        return Training((*self.command, *job.words), self.trainer.threads, log)
+
+
+@dataclass
+class Local(Launcher):
+    """Processes on this machine, as many at once as fit: by GPUs where there are any, else by cores."""
+
+    def __post_init__(self) -> None:
+        import torch
+
+        devices, visible = self.trainer.devices, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        count = torch.cuda.device_count() if self.trainer.accelerator != "cpu" else 0
+        gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
+        slots = [gpus[first : first + devices] for first in range(0, count - devices + 1, devices)]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        slots = slots or [[]] * (self.jobs or max(1, cores // max(1, self.trainer.threads * devices)))
+        self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
+        self._going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Run a process for each, and yield how it ended; those that another launcher has come last."""
+        waiting = deque(jobs)
+        while self._going or (waiting and not self.asked):
+            if waiting and self.slots and not self.asked:
+                job = waiting.popleft()
+                begun = job.folder.is_dir()
+                if job.finished():  # by another launcher
+                    yield job, None, ""
+                elif process := self.training(job).start(self.slots[0]):
+                    self._going[process] = job, self.slots.popleft()
+                    say(job.name, "goes on" if begun else "started")
+                    if self.asked:  # in between
+                        process.terminate()
+                else:
+                    waiting.append(job)
+            for process in [process for process in self._going if process.poll() is not None]:
+                job, gpus = self._going.pop(process)
+                self.slots.append(gpus)
+                yield job, process.returncode, self.training(job).last_line()
+            time.sleep(LOOK_SECONDS)
+
+    def stop(self, number: int, frame: FrameType | None = None) -> None:
+        """Ask the runs to save and stop; no other is started."""
+        super().stop(number)
+        for process in list(self._going):
+            process.terminate()  # nothing happens to one that has ended
+
+
+@dataclass
+class Slurm(Launcher):
+    """A Slurm job array, through submitit (extra ``slurm``), in a folder that the nodes share.
+
+    A run that reaches its time limit is asked to save, is put back into the queue, and goes on with ``resume=auto``.
+    Ending the launcher leaves its jobs in the queue (scancel takes them out); started again it submits what is not
+    finished, and of a run that is there twice the later job does nothing.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)  # words of submitit's SlurmExecutor, such as partition
+
+    def __post_init__(self) -> None:
+        cpus = self.trainer.threads * self.trainer.devices
+        words = {"job_name": f"chela-{self.folder.name}", "cpus_per_task": cpus, **SLURM}
+        words |= {"gpus_per_node": self.trainer.devices} if self.trainer.accelerator == "gpu" else {}
+        words |= {"array_parallelism": self.jobs} if self.jobs else {}
+        words |= self.options
+        self.folder = self.folder.resolve()
+        try:
+            import submitit
+
+            self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=words.pop("max_num_timeout"))
+            self._executor.update_parameters(**words)
+        except ImportError:
+            raise UsageError("launcher=slurm needs submitit: pip install 'chela-attention[slurm]'") from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UsageError(f"slurm: expected Slurm and words of submitit's SlurmExecutor, {error}") from None
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Submit them as one array, and yield each as it ends, until asked to stop."""
+        jobs = [] if self.asked else jobs
+        submitted = self._executor.submit_array([self.training(job) for job in jobs]) if jobs else []
+        waiting = dict(zip(jobs, submitted, strict=True))
+        for job, handle in waiting.items():
+            say(job.name, f"submitted as {handle.job_id}")
+        while waiting and not self.asked:
+            for job in [job for job, handle in waiting.items() if handle.done()]:
+                handle = waiting.pop(job)
+                if error := handle.exception():
+                    yield job, None, first_line(error)
+                else:
+                    yield job, handle.result(), self.training(job).last_line()
+            time.sleep(5 * LOOK_SECONDS)
 
 
 @dataclass
@@ -37,90 +213,53 @@ class Sweep:
     pairs: list[Pair]  # the work, in order
     launcher: Local | Slurm
     known: set[Job] = field(default_factory=set)
-    before: int = 0  # runs that were finished before
-    done: int = 0  # and in all
-    diverged: set[Job] = field(default_factory=set)  # runs of a grid: an answer, no failure
-    failed: dict[str, str] = field(default_factory=dict)  # by the run's name: its last line
-    blocked: dict[str, str] = field(default_factory=dict)  # by the pair's name: why its seeds cannot be run
-    asked: int = 0  # the signal that asked to stop
+    done: set[Job] = field(default_factory=set)  # of these; a run of a grid that diverged is an answer too
+    failed: dict[str, str] = field(default_factory=dict)  # why, by the name of a run, or of a pair without a rate
 
     def run(self) -> int:
         """Work until nothing is left to do, and say how it ended; return the exit status."""
         folder = self.launcher.folder
-        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.launcher.stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             rates = read_rates(folder)
             untuned = [pair for pair in self.pairs if pair.tune and pair.rate(rates) is None]
             self._work(job for pair in untuned for job in pair.tune)
-            if chosen := {pair.name: pair.choose_rate() for pair in untuned if self._may_choose(pair)}:
-                with locked(folder / RATES):  # another launcher may work on other pairs
-                    rates = add_rates(folder, chosen)
-            ready = [pair for pair in self.pairs if pair.name not in self.blocked]
+            chosen = {pair.name: pair.choose_rate() for pair in untuned if self.done.issuperset(pair.tune)}
+            rates = add_rates(folder, {name: record for name, record in chosen.items() if record})
+            blocked = [pair.name for pair in untuned if not chosen.get(pair.name)]
+            if not self.launcher.asked:
+                self.failed |= dict.fromkeys(blocked, "no learning rate: its grid did not finish, or diverged")
+            ready = [pair for pair in self.pairs if pair.name not in blocked]
             self._work(job for pair in ready for job in pair.runs(pair.rate(rates)))
         finally:
-            for number, handler in handlers.items():
+            for number, handler in before.items():
                 signal.signal(number, handler)
-        self._summary()
-        return 128 + self.asked if self.asked else 1 if self.failed or self.blocked else 0
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.asked = number
-        self.launcher.stop()
-
-    def _work(self, jobs: Iterable[Job]) -> None:
-        """Run what is not finished."""
-        new = list(dict.fromkeys(jobs))
-        todo = [job for job in new if not job.finished()]
-        for job in set(new).difference(todo):
-            job.clear_failure()
-        self.known |= set(new)
-        self.before += len(new) - len(todo)
-        self.done += len(new) - len(todo)
-        for ended in self.launcher.run([] if self.asked else todo):
-            self._settle(*ended)
-
-    def _settle(self, job: Job, status: int | None, line: str) -> None:
-        if job.finished():
-            job.clear_failure()
-            self._finish(job, "finished")
-        elif status in (0, *STOPPED) or self.asked:
-            if status is not None:
-                say(job.name, f"stopped at step {job.step()} of {job.config.trainer.max_steps}")
-        elif job.tunes and status == DivergedError.status:
-            self.diverged.add(job)
-            self._finish(job, f"diverged: {line}")
-        else:
-            reason = f"killed by signal {-status}" if status and status < 0 else line or f"exit status {status}"
-            job.record_failure(status, reason)
-            self.failed[job.name] = reason
-            say(job.name, f"FAILED, the others go on: {reason}")
-
-    def _finish(self, job: Job, how: str) -> None:
-        self.done += 1
-        say(job.name, f"{how} ({self.done}/{len(self.known)})")
-
-    def _may_choose(self, pair: Pair) -> bool:
-        """Whether each run of a grid is finished or has diverged, and not all of them have; else note why not."""
-        if unfinished := [job.name for job in pair.tune if job not in self.diverged and not job.finished()]:
-            self.blocked[pair.name] = f"no learning rate yet, as {', '.join(unfinished)} did not finish"
-        elif self.diverged.issuperset(pair.tune):
-            self.blocked[pair.name] = "training diverged at every learning rate of the grid"
-        return pair.name not in self.blocked
-
-    def _summary(self) -> None:
-        """Say how it ended and what to do next."""
-        if self.asked:
-            say("asked to stop", self.launcher.stopping)
-        total, folder = len(self.known), self.launcher.folder
-        print(f"{self.done} of {total} runs finished ({self.before} of them before), {len(self.failed)} failed")
-        for name, line in self.failed.items():
-            print(f"  failed: {name}: {line} (log: {folder / 'logs' / name}.log)")
-        for name, reason in self.blocked.items():
-            print(f"  not run: {name}: {reason}")
-        if self.done < total or self.blocked:
+        print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
+        for name, reason in self.failed.items():
+            print(f"  failed: {name}: {reason}")
+        if self.failed or self.known - self.done:
             print("to go on: start the same command again")
         if self.done:
             print(f"table: chela table {folder}")
+        return 128 + self.launcher.asked if self.launcher.asked else 1 if self.failed else 0
+
+    def _work(self, jobs: Iterable[Job]) -> None:
+        new = dict.fromkeys(jobs)  # in order, each once
+        self.known |= set(new)
+        self.done |= {job for job in new if job.finished()}
+        for job, status, line in self.launcher.run([job for job in new if job not in self.done]):
+            finished = job.finished()
+            if finished or (job.tunes and status == DivergedError.status):
+                self.done.add(job)
+                how = "finished" if finished else f"diverged: {line}"
+                say(job.name, f"{how} ({len(self.done)}/{len(self.known)})")
+            elif status in STOPPED or self.launcher.asked:
+                say(job.name, "stopped")
+            else:
+                reason = f"killed by signal {-status}" if status and status < 0 else line or f"exit status {status}"
+                job.record_failure(status, reason)
+                self.failed[job.name] = f"{reason} (log: {self.launcher.training(job).log})"
+                say(job.name, f"FAILED, the others go on: {reason}")
 
 
 @dataclass
@@ -148,7 +287,7 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
         return _dry_run(pairs, read_rates(folder))
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
-    what = (folder, options.jobs, file.threads, pairs[0].runs(None)[0], command)
+    what = (folder, options.jobs, pairs[0].config.trainer, command)
     return Sweep(pairs, Slurm(*what, file.slurm) if options.launcher == "slurm" else Local(*what)).run()
 
 

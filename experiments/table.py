@@ -4,7 +4,6 @@ chela table runs/lra_mini                                          Markdown
 chela table experiments/results/recall compact=true                without the tasks that were not run
 chela table runs/lra_mini bench=experiments/results/bench/train.json  speed and memory of one session of the benchmark
 chela table experiments/results/recall probe=true                  with what the attention adds: see chela probe
-chela table experiments/results/lra_mini format=html > table.html
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 
 Each preset has a table of its own. Published rows stand apart, with their sources; nothing of them was run here.
@@ -20,11 +19,14 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
 
 from chela.config.words import command
 from chela.core.options import option
-from chela.results import TITLES
+from chela.results import GROUPS, TITLES
 from experiments.runs import Run, read_runs
 from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, result_tables
 
@@ -32,7 +34,6 @@ NONE = "–"  # the cell of what has not been run
 BOLD = re.compile(r"\*\*(.*?)\*\*")  # a cell, as in Markdown
 ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the systems
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
-
 
 Block: TypeAlias = "str | pd.DataFrame"
 """A paragraph or a heading, as in Markdown, or a table of texts, whose first column names its rows."""
@@ -126,12 +127,8 @@ def _legend(table: ResultTable) -> list[str]:
     other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
     return [
         f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
-        "the majority class, counted in the mean. “failed”: runs without a result, counted in nothing.",
-        "Bold: the best of a column, and all that two standard errors of the difference do not tell from it (by the "
-        "deviation over seeds of what learned in the column, pooled; where each has one seed, by that of an accuracy "
-        "on so many test records).",
-        "×: beside softmax on the same task, geometric mean over the tasks that both were run on; tokens/s is the "
-        "median over the logged steps.",
+        "the majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not "
+        "tell from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md.",
         "; ".join(table.notes()) + ".",
     ]
 
@@ -159,7 +156,9 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     """
     adds = table.cells["adds"].unstack("task").reindex(table.rows).dropna(how="all") if probe else pd.DataFrame()
     columns = []
-    for group, tasks in table.groups().items():
+    of = {task: name for name, tasks in GROUPS.items() for task in tasks}
+    for group in (*GROUPS, ""):  # those of nobody's group come last
+        tasks = [task for task in table.tasks if of.get(task, "") == group]
         for task in tasks:
             column, digits = table.column(task), table.score(task)["digits"]
             texts = {row: cell_text(table, task, row) for row in column.index}
@@ -171,7 +170,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
         if group and len(tasks) > 1:
             columns.append(table.averages(tasks).map(number).rename(f"average of {group}"))
     for key, title in COSTS.items():
-        columns.append(table.mean_relative(key).map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
+        means = np.exp(np.log(table.cells[f"{key} ×"]).groupby("row", sort=False).mean())  # geometric
+        columns.append(means.map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
     grid = pd.concat(columns, axis=1).reindex([*table.rows, *map(ADDS.format, adds.index), MAJORITY]).fillna(NONE)
     grid = grid[(grid != NONE).any(axis=1) | (grid.index != MAJORITY)]
     return grid.reset_index(names="system")
@@ -266,30 +266,12 @@ def main(options: Options) -> int:
         sys.stdout.write(to_csv(tables))
         return 0
     blocks = measured(tables, options.compact, options.probe) + (from_papers(tables) if options.published else [])
+    text = render(blocks, "md" if options.format == "auto" else options.format)
     if options.format == "auto" and sys.stdout.isatty():
-        draw(blocks)
+        Console().print(Markdown(text))
     else:
-        sys.stdout.write(render(blocks, "md" if options.format == "auto" else options.format))
+        sys.stdout.write(text)
     return 0
-
-
-def draw(blocks: Sequence[Block]) -> None:
-    """Draw the blocks on a terminal, as wide as it is."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    for block in blocks:
-        if isinstance(block, str):
-            console.print(f"\n[bold]{escape(block.lstrip('# '))}[/]" if block.startswith("#") else escape(block))
-            continue
-        table = Table()
-        for name, left in zip(block.columns, _to_the_left(block), strict=True):
-            table.add_column(escape(name), justify="left" if left else "right")
-        for row in block.to_numpy():
-            table.add_row(*(BOLD.sub(r"[bold]\1[/]", escape(cell)) for cell in row))
-        console.print(table)
 
 
 if __name__ == "__main__":

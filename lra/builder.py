@@ -38,8 +38,8 @@ Progress = Callable[[str, int, int], None]
 class Example(NamedTuple):
     """One record to be stored."""
 
-    fields: Mapping[str, np.ndarray]  # name to uint8 array (n,); targets per position are a field too
-    label: int  # the class; 0 where the targets are a field
+    fields: Mapping[str, np.ndarray]  # name to uint8 array (n,)
+    label: int  # the class
     sizes: tuple[int, ...]  # numbers stored beside the records, for ``RecordSet.sizes``
 
 
@@ -69,8 +69,7 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
     ``splits`` is called only if there is something to build; it yields the examples of each split, in order.
 
     Raises:
-        DataError: The folder is not writable, the disk is full, a split has another count than ``spec.counts``, or what
-            lies there is damaged or of another format.
+        DataError: They cannot be written or read, or are not ``spec.counts``.
     """
     folder = spec.folder(root)
     with file_errors(folder):
@@ -96,9 +95,7 @@ def check(folder: Path, counts: Mapping[str, int] | None = None, *, full: bool =
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} is missing or does not parse ({error!r}): {remedy}") from None
     if version != FORMAT:
-        raise DataError(
-            f"{folder} has format {version}, expected {FORMAT}, by another version of this program: {remedy}"
-        )
+        raise DataError(f"{folder} is of another version of this program, format {version}, not {FORMAT}: {remedy}")
     if counts and held != counts:
         raise DataError(f"{folder} holds {held} records, expected {counts}: {remedy}")
     for path, stored in ((folder / name, stored) for name, stored in files.items()):
@@ -111,11 +108,7 @@ def check(folder: Path, counts: Mapping[str, int] | None = None, *, full: bool =
 
 
 class RecordSet:
-    """The records of one split, in their stored order, read at random.
-
-    Args:
-        folder: Where the records lie, as ``prepare`` returned it.
-        split: Name of the split.
+    """The records of one split of the folder that ``prepare`` returned, in their stored order, read at random.
 
     Attributes:
         labels: Class of every record, int64 ``(N,)``.
@@ -124,8 +117,6 @@ class RecordSet:
 
     def __init__(self, folder: Path, split: str) -> None:
         manifest = check(folder)
-        if split not in manifest["counts"]:
-            raise DataError(f"{folder} has no split {split!r}, only {', '.join(manifest['counts'])}")
         self.folder, self.split = folder, split
         self.labels: np.ndarray = np.load(folder / f"{split}.labels.npy", allow_pickle=False)
         sizes = np.load(folder / f"{split}.sizes.npy", allow_pickle=False).T
@@ -141,9 +132,8 @@ class RecordSet:
         try:
             records: list[dict[str, Any]] = self._source.__getitems__(wanted)
         except Exception as error:
-            if len(wanted) > 1:
-                for i in wanted:  # which is it?
-                    self.read([i])
+            for i in wanted if len(wanted) > 1 else ():  # which is it?
+                self.read([i])
             where = f"record {wanted[-1]} of split {self.split} in {self.folder}"
             raise DataError(f"{where} cannot be read ({str(error)[:200]})") from error
         return records
@@ -229,9 +219,6 @@ def prefetch(calls: Iterable[Callable[[], T]], workers: int = 0) -> Iterator[T]:
 
     At most 2 · ``workers`` results wait for the reader. What a call raises comes in its place; when the reader stops,
     the calls that have not begun are dropped.
-
-    >>> list(prefetch([lambda: 1, lambda: 2], workers=1))
-    [1, 2]
     """
     workers = workers or os.cpu_count() or 1
     waiting: deque[Future[T]] = deque()

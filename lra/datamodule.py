@@ -73,8 +73,8 @@ class LRADataModule(lightning.LightningDataModule):
     Args:
         task: A task, or its options (``lra.tasks.task_options``).
         data_config: Where data lies and how batches are made.
-        batch_size: Records of a global training batch; with several processes, each takes its part here, so that
-            ``Trainer(use_distributed_sampler=False)`` is needed.
+        batch_size: Records of a global training batch. Of several processes each takes its part here, so a ``Trainer``
+            needs ``use_distributed_sampler=False``.
         eval_batch_size: Most records of a global evaluation batch; ``batch_size`` when None.
         seed: Of the data order.
         first_step: First step that ``train_dataloader`` yields: 0, or where a run goes on.
@@ -141,9 +141,8 @@ class LRADataModule(lightning.LightningDataModule):
         self.prepare_data()
         found = self.task.dataset(self.data.split(split))
         if not isinstance(found, Records):
-            raise DataError(
-                f"{self.task.name}: expected InMemory(…) from dataset({split!r}), got {type(found).__name__}"
-            )
+            got = type(found).__name__
+            raise DataError(f"{self.task.name}: expected InMemory(…) from dataset({split!r}), got {got}")
         if isinstance(found, InMemory) and split not in self._checked:  # what is stored was checked when it was built
             for i, (encoded, label) in enumerate(found.read(range(len(found)))):
                 try:
@@ -156,9 +155,8 @@ class LRADataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of steps ``first_step`` … ``max_steps − 1``, in order, each in its parts."""
         records, parts = self.records("train"), self.accumulate
-        pick: Callable[[int], Picked] = partial(records.batch, self.batch_size, self.data.pool, self.seed)
-        if self.data.carry:
-            pick = partial(records.ordered, self.batch_size)
+        drawn = partial(records.batch, self.batch_size, self.data.pool, self.seed)
+        pick = partial(records.ordered, self.batch_size) if self.data.carry else drawn
         return self._loader(records, pick, range(self.first_step * parts, self.max_steps * parts), parts)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -181,10 +179,6 @@ class LRADataModule(lightning.LightningDataModule):
             )
         return self._loader(records, batches.__getitem__, range(len(batches)), 1)
 
-    def in_order(self, records: Records) -> DataLoader[Batch]:
-        """Return every record once, one by one; each but the first goes on from the one before."""
-        return self._loader(records, _alone, range(len(records)), 1)
-
     def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
         return _Loader(
             _Batches(records, pick, *self.share(), parts),
@@ -195,7 +189,3 @@ class LRADataModule(lightning.LightningDataModule):
             multiprocessing_context="spawn" if self.data.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def _alone(i: int) -> Picked:
-    return np.array([i]), i == 0

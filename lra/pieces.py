@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from lra.batches import GOLDEN, key, mix, permutation
 from lra.builder import Progress
 from lra.source import DataConfig
-from lra.streams import GOLDEN, key, mix, permutation
 from lra.tasks.base import Encoded, Label, Records
 from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text
@@ -26,7 +26,6 @@ from lra.tasks.text import Text
 IDS = 2048  # of hashed words, padding 0 included
 WORD = re.compile(rb"[a-z0-9']+")
 BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind it: further words are cut off
-_READ_AT_ONCE = 1000
 _WHOLE = 1_000_000  # bytes, more than any review has
 
 
@@ -78,9 +77,7 @@ class SampledRecords(Records):
     @cached_property
     def _texts(self) -> list[bytes]:
         """The usable reviews, some 30 MB: from disk, one by one, they would take longer than a network's step."""
-        starts = range(0, len(self._usable), _READ_AT_ONCE)
-        parts = (self._reviews.read(self._usable[start : start + _READ_AT_ONCE]) for start in starts)
-        return [(np.asarray(ids) - 1).astype(np.uint8).tobytes() for part in parts for ids, _ in part]
+        return [(np.asarray(ids) - 1).astype(np.uint8).tobytes() for ids, _ in self._reviews.read(self._usable)]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_texts"}  # a worker reads its own
@@ -94,7 +91,7 @@ class SampledRecords(Records):
         """Return the length of each record, or what it is at most, int64 ``(N,)``; nothing is read."""
 
     def lengths(self) -> np.ndarray:
-        """Return the length of the records 0 … N − 1, or what it is at most, int64 ``(N,)``."""
+        """Return that of the records 0 … N − 1."""
         return self.lengths_of(np.arange(self._number))
 
     def longest(self, indices: np.ndarray) -> int:
@@ -126,7 +123,6 @@ class Pairs(SampledRecords):
     def __init__(self, reviews: StoredRecords, piece: int, number: int, name: str, words: bool) -> None:
         super().__init__(reviews, 2 * piece, number, f"pairs {name}")
         self._piece, self._words = piece, words
-        self._longest = piece // BYTES_OF_A_WORD if words else piece
 
     def texts(self, i: int) -> tuple[bytes, bytes]:
         """Return the two pieces of a record."""
@@ -143,17 +139,12 @@ class Pairs(SampledRecords):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (two sequences, label) of several records."""
-        texts = [(self.texts(int(i)), int(i) & 1) for i in indices]
-        return [((ids_of(first, self._words), ids_of(second, self._words)), label) for (first, second), label in texts]
+        pairs = [[ids_of(text, self._words) for text in self.texts(int(i))] for i in indices]
+        return [((first, second), int(i) & 1) for i, (first, second) in zip(indices, pairs, strict=True)]
 
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return what the length is at most."""
-        return np.full(len(numbers), self._longest)
-
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return the pieces as bytes."""
-        first, second = (np.frombuffer(text, np.uint8) for text in self.texts(i))
-        return {"first": first, "second": second}
+        return np.full(len(numbers), self._piece // (BYTES_OF_A_WORD if self._words else 1))
 
     def majority_accuracy(self) -> float:
         """Return a half: every second record is of one review."""
@@ -165,22 +156,19 @@ def cosine_accuracy(train: Pairs, test: Pairs, most: int = 5_000) -> float:
 
     Document frequencies and threshold come from at most ``most`` training pairs.
     """
-    bags = {
-        split: [[Counter(WORD.findall(text.lower())) for text in pairs.texts(i)] for i in range(number)]
-        for split, pairs, number in (("train", train, min(most, len(train))), ("test", test, len(test)))
-    }
-    documents = Counter(word for pair in bags["train"] for bag in pair for word in bag)
-    total = 2 * len(bags["train"])
+    known, asked = (
+        [[Counter(WORD.findall(text.lower())) for text in pairs.texts(i)] for i in range(number)]
+        for pairs, number in ((train, min(most, len(train))), (test, len(test)))
+    )
+    documents = Counter(word for pair in known for bag in pair for word in bag)
 
     def cosine(pair: list[Counter[bytes]]) -> float:
-        first, second = ({w: n * np.log(total / (1 + documents[w])) for w, n in bag.items()} for bag in pair)
+        first, second = ({w: n * np.log(2 * len(known) / (1 + documents[w])) for w, n in bag.items()} for bag in pair)
         dot = sum(value * second[word] for word, value in first.items() if word in second)
         norms = [sum(value**2 for value in side.values()) ** 0.5 for side in (first, second)]
         return float(dot / max(norms[0] * norms[1], 1e-9))
 
-    values = {split: np.array([cosine(pair) for pair in pairs]) for split, pairs in bags.items()}
-    labels = {split: np.arange(len(found)) & 1 for split, found in values.items()}
-    order = np.argsort(values["train"])
-    right = np.cumsum(np.where(labels["train"][order], -1, 1))  # with all up to here called different
-    threshold = values["train"][order[int(np.argmax(right))]]
-    return float(((values["test"] > threshold) == labels["test"]).mean())
+    values, tested = (np.array([cosine(pair) for pair in pairs]) for pairs in (known, asked))
+    order = np.argsort(values)
+    right = np.cumsum(np.where(order & 1, -1, 1))  # with all up to here called different
+    return float(((tested > values[order[int(np.argmax(right))]]) == np.arange(len(tested)) % 2).mean())

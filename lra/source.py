@@ -1,7 +1,6 @@
-"""Where a task's data lies, and where its bytes come from.
+"""Where a task's data comes from: what the user has, which is never changed, or a download.
 
-They are what the user has, which is never changed, or a download, which says its size and address first and is whole
-and checked before it has its name.
+A download says its size and address first, and is whole and checked before it has its name.
 """
 
 from __future__ import annotations
@@ -86,10 +85,7 @@ def given_root(task: str, data: DataConfig) -> Path | None:
 
 
 def digest(source: Path) -> str:
-    """Return ten hexadecimal digits of where a source lies; they keep its records apart from those of another folder.
-
-    The place and not the content, which would have to be read whole at every start.
-    """
+    """Return ten hexadecimal digits of where a source lies; its content would have to be read whole at every start."""
     return hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:10]
 
 
@@ -104,15 +100,15 @@ def locate(task: str, data: DataConfig, layouts: Sequence[Layout]) -> tuple[Layo
     downloads = data.folder() / "downloads"
     root = given_root(task, data) or downloads
     for layout in layouts:
-        if (found := _find(root, layout.pattern)) is not None:
-            if layout.remote is not None:
+        if found := _find(root, layout.pattern):
+            if layout.remote:
                 verify(found, layout.remote)
             return layout, found
     wanted = "; ".join(f"{layout.name} ({layout.pattern})" for layout in layouts)
     if data.root is not None:
         raise DataError(f"{task}: {root} holds none of: {wanted}: set data.root to a folder or archive that does")
     for layout in layouts:
-        if layout.remote is not None:
+        if layout.remote:
             return layout, fetch(task, layout.remote, downloads, allowed=data.download)
     raise DataError(
         f"{task}: this data cannot be fetched for you; expected one of: {wanted}: put it into {downloads}, or run "
@@ -124,9 +120,7 @@ def _find(root: Path, pattern: str) -> Path | None:
     """Return the file of a pattern at ``root`` or up to ``DEPTH`` folders below; the last of several."""
     if root.is_file():
         return root if root.match(pattern) else None
-    bases = [root]
-    if root.resolve().match(pattern.split("/")[0]):  # aclImdb itself
-        bases.append(root.resolve().parent)
+    bases = [root, *([root.resolve().parent] if root.resolve().match(pattern.split("/")[0]) else [])]  # aclImdb itself
     for deeper in ("*/" * depth + pattern for depth in range(DEPTH + 1)):
         if found := sorted(path for base in bases for path in base.glob(deeper) if path.is_file()):
             return found[-1]
@@ -135,11 +129,9 @@ def _find(root: Path, pattern: str) -> Path | None:
 
 def verify(path: Path, remote: Remote) -> None:
     """Compare a file with what it should be. Raises ``DataError`` naming both checksums."""
-    size = path.stat().st_size
-    if size != remote.size:
+    if (size := path.stat().st_size) != remote.size:
         raise DataError(f"{path} has {size:,} bytes, expected {remote.size:,}: it is truncated or another file")
-    found = sha256(path)
-    if found != remote.sha256:
+    if (found := sha256(path)) != remote.sha256:
         raise DataError(f"{path} has SHA-256 {found}, expected {remote.sha256}: it is damaged or another file")
 
 
@@ -156,7 +148,7 @@ def check_content(task: str, parts: Iterable[Any], expected: str, archive: Remot
 
 
 def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> Path:
-    """Return where a file of ``folder`` lies; download it if it is not there.
+    """Download a file into a folder and return its path.
 
     Raises:
         DataError: Without network, or when what came is not what was expected (it is removed).
@@ -166,9 +158,6 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
         f"get {remote.url} ({remote.size / 1e6:,.0f} MB) another way and put it at {target}, or run "
         f"`chela prepare task={task} data.root=FOLDER` with the folder that has it"
     )
-    if target.exists():
-        verify(target, remote)
-        return target
     if not allowed:
         raise DataError(f"{task}: {remote.file} is not at {target} and data.download is false: {by_hand}")
     import pooch  # here, as few fetch: --help need not wait for it
@@ -186,18 +175,22 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
     return target
 
 
-def members(archive: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
-    """Yield name and content of the wanted files of a tar archive, in its order; nothing is unpacked to disk.
+def members(source: Path, wanted: Callable[[str], Any]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of the wanted files of a folder or a tar archive; nothing is unpacked to disk.
 
     Raises:
         DataError: The archive is truncated or damaged, or the file is none.
     """
+    if source.is_dir():
+        names = ((path, path.relative_to(source.parent).as_posix()) for path in sorted(source.rglob("*.*")))
+        yield from ((name, path.read_bytes()) for path, name in names if wanted(name))
+        return
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        with tarfile.open(source, "r|*") as tar:
             for member in tar:
                 if member.isfile() and wanted(member.name):
                     file = tar.extractfile(member)
                     assert file is not None
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        raise DataError(f"{archive} cannot be read ({error}): it is truncated or no archive; fetch it again") from None
+        raise DataError(f"{source} cannot be read ({error}): it is truncated or no archive; fetch it again") from None

@@ -18,14 +18,13 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.files import file_errors, locked, sync
+from lra.batches import GOLDEN, key, mix
 from lra.source import DataConfig
-from lra.streams import GOLDEN, key, mix
 from lra.tasks.base import IGNORED, Encoded, Label, Records
 
 _CHUNK = 1 << 20
 _OPENERS: dict[str, Any] = {".xz": lzma.open, ".gz": gzip.open}
 PACKED = (*_OPENERS, ".zip")
-"""Endings of what can be unpacked."""
 
 
 class Span:
@@ -72,15 +71,15 @@ class Windows(Records):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, targets) of several records."""
-        return [self._record(int(i)) for i in indices]
-
-    def _record(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        first = i * self._stride
-        ids = self._table[self._span.read(first - 1, min(first + self._window, len(self._span)))]
-        targets = ids[1:].astype(np.int64)
-        if self._once and i:
-            targets[: self._window - self._stride] = IGNORED
-        return ids[:-1], targets
+        records: list[tuple[Encoded, Label]] = []
+        for i in map(int, indices):
+            first = i * self._stride
+            ids = self._table[self._span.read(first - 1, min(first + self._window, len(self._span)))]
+            targets = ids[1:].astype(np.int64)
+            if self._once and i:
+                targets[: self._window - self._stride] = IGNORED
+            records.append((ids[:-1], targets))
+        return records
 
     def lengths(self) -> np.ndarray:
         """Return the length of every record, int64 ``(N,)``; of equal ones in the memory of one."""
@@ -103,15 +102,13 @@ class Windows(Records):
         is not read.
         """
         part = len(self._span) // size
-        steps = part // self._window
-        if not steps:
+        if not (steps := part // self._window):
             raise DataError(
                 f"data.carry: expected a text of at least a window of {self._window:,} for each of {size} rows, got "
                 f"{len(self._span):,} symbols; lower trainer.batch_size or task.window"
             )
-        at = step % steps
-        starts: np.ndarray = np.arange(size) * part + at * self._window
-        return starts // self._stride, at == 0
+        starts: np.ndarray = np.arange(size) * part + step % steps * self._window
+        return starts // self._stride, step % steps == 0
 
     def epochs(self, records: int) -> float:
         """Return how often so many windows read as many symbols as the text has: random windows overlap."""
@@ -125,8 +122,6 @@ class Windows(Records):
 def in_words(window: int, stride: int) -> str:
     """Say what a symbol is predicted from where a text is read in windows.
 
-    >>> in_words(64, 64)
-    'windows of 64, each alone: 1 to 64 symbols before'
     >>> in_words(64, 16)
     'windows of 64, each 16 on: after the first at least 48 symbols before'
     """
@@ -142,11 +137,9 @@ def check_utf8(name: str, path: Path) -> None:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                bad = line[error.start : error.start + 1]
-                raise DataError(
-                    f"{name}: expected UTF-8 in {path}, got {bad!r} in line {number:,}: "
-                    "convert it, as with `iconv -t utf-8`; a compressed text needs its ending .gz, .xz or .zip"
-                ) from None
+                got = f"{name}: expected UTF-8 in {path}, got {line[error.start :][:1]!r} in line {number:,}"
+                remedy = "convert it, as with `iconv -t utf-8`; a compressed text needs its ending .gz, .xz or .zip"
+                raise DataError(f"{got}: {remedy}") from None
 
 
 def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callable[[Path], object]) -> list[Path]:

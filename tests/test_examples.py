@@ -15,6 +15,7 @@ import yaml
 from chela import train
 from chela.config.compose import resolve
 
+OWN = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")  # of a Trainer
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -33,14 +34,8 @@ def test_reuse_in_a_lightning_module():
     module = load_example("reuse_in_lightning").Tagger()
     batches = torch.utils.data.DataLoader(torch.randint(0, 2, (640, 12)), batch_size=32)
     before = module.training_step(next(iter(batches)), 0).item()
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    quiet = dict.fromkeys(OWN, False)
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", **quiet)
     trainer.fit(module, batches)
     assert module.training_step(next(iter(batches)), 0).item() < 0.9 * before
     rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}

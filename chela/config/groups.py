@@ -9,7 +9,6 @@ of the model's own file). A file may hold ``variants``, each of which says what 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +59,6 @@ def read_group(group: str, name: str) -> list[Layer]:
     if not path.is_file():
         raise UsageError(f"{group}: expected a YAML file, there is none at {path}")
     return [_read(path)]
-
-
-def sections(layer: Layer, preset: str, mixer: str) -> Iterator[Layer]:
-    """Split a layer into what always holds, what holds for the preset, and what does so for one system only."""
-    special = layer.get("presets", {}).get(preset, {})
-    yield {key: value for key, value in layer.items() if key != "presets"}
-    yield {key: value for key, value in special.items() if key not in ("mixers", "models")}
-    yield {"model": {"mixer": special.get("mixers", {}).get(mixer, {})}}
 
 
 def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:

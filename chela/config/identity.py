@@ -1,12 +1,14 @@
-"""Which options make a run's numbers, and the fingerprint of those.
+"""Which options make a run's numbers, and the fingerprint of those; and options that came or went since it was made.
 
 Where a run lies, how it is watched and how it is cut into launches changes no number: such an option is declared with
 ``identity=False``. A newer option is declared with ``neutral=VALUE``, the value at which it changes nothing: there it
-is left out, and older runs keep their fingerprint. So they do when an option goes: ``chela.config.retired``.
+is left out, and runs of before keep their fingerprint. An option that is no more stands in ``RETIRED``, or in the
+attribute ``retired`` of its task.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,18 +16,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from chela.config.retired import retired
-from chela.config.schema import Config, fields
+from chela.config.schema import Config, fields, values
 from chela.core.errors import UsageError
 from chela.core.files import code_of
+from chela.core.options import Field, shown
 from lra.tasks import task_class, task_options
 from lra.tasks.base import Task
+
+RETIRED: dict[tuple[str, str], dict[str, Any]] = {
+    ("", "model.tie"): {"neutral": False},
+    ("", "trainer.chance_steps"): {"identity": False},
+    ("", "trainer.tenth_every"): {"identity": False},
+    ("chela", "model.mixer.d_pool"): {"neutral": None},
+    ("chela", "model.mixer.short_kernel"): {"value": 5},
+    ("chela", "model.mixer.feature_map"): {"value": "silu"},
+    ("chela", "model.mixer.normalize"): {"value": False},
+    ("chela", "model.mixer.decay"): {"value": "none"},
+    ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
+}
+"""By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and
+that their fingerprint counts; ``neutral``, one that it does not count; or ``identity=False``: none is counted."""
 
 
 def fingerprint(config: Config) -> str:
     """Return 8 hexadecimal digits that are equal for runs that must give equal numbers."""
-    identity = identity_of({key: value for key, value, _ in fields(config)})
-    identity |= {f"code of {name}": mark for name, mark in own_code(config).items()}
+    identity = identity_of(values(config)) | {f"code of {name}": mark for name, mark in own_code(config).items()}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -34,36 +49,33 @@ def own_code(config: Config) -> dict[str, str]:
     return {name: code_of(name) for name in (config.task.name, config.model.mixer.name) if ":" in name}
 
 
-def identity_of(options: dict[str, Any]) -> dict[str, Any]:
+def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, Any]:
     """Return, of a configuration by dotted key, what makes a run's numbers.
 
     Where data lies does not; but data that can be generated or released is other data with a folder of its own, and
-    a text of one's own is told by its file's name. A task's first version, 1.0.0, is left out.
+    a text of one's own is told by its file's name. A task's first version, 1.0.0, is left out. With ``neutral`` the
+    newer options are in it, where they change nothing: what a row of a table is named by.
     """
     task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
-    rows = retired(task, mixer)
-    declared = _declared(task, mixer) | rows
+    declared, rows = _declared(task, mixer), retired(task, mixer)
     kept = {key: row["value"] for key, row in rows.items() if "value" in row}
     for key, value in options.items():
-        said = declared.get(key, {})
+        said = rows.get(key, declared.get(key, {}))
         if said.get("identity", True) and not ("neutral" in said and said["neutral"] == value):
             kept[key] = value
-    try:
-        facts = Task if ":" in task else task_class(task)
-    except ValueError:  # a task of another version
-        facts = Task
+    facts: Any = Task
+    if ":" not in task:
+        with contextlib.suppress(ValueError):  # a task of another version
+            facts = task_class(task)
     root = options.get("data.root")
     if root is not None and getattr(facts, "generated", False):
         kept["data.released"] = True
     if root is not None and getattr(facts, "own_text", False):
         kept["data.text"] = Path(root).name
-    return kept if facts.version == Task.version else {**kept, "task.version": facts.version}
-
-
-def told_apart_by(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the same with the newer options in it, where they change nothing: what a row of a table is named by."""
-    declared = _declared(str(options.get("task.name")), str(options.get("model.mixer.name")))
-    return {key: said["neutral"] for key, said in declared.items() if "neutral" in said} | identity_of(options)
+    if facts.version != Task.version:
+        kept["task.version"] = facts.version
+    newer = {key: said["neutral"] for key, said in declared.items() if "neutral" in said}
+    return newer | kept if neutral else kept
 
 
 @functools.cache
@@ -73,9 +85,34 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
 
     declared: dict[str, Any] = {key: item.metadata for key, _, item in fields(Config())}
     for prefix, name, read in (("task.", task, task_options), ("model.mixer.", mixer, mixer_options)):
-        try:
-            of_its_own = () if ":" in name else dataclasses.fields(read(name))
-        except (UsageError, ValueError):  # of a version that had others
-            of_its_own = ()
-        declared |= {f"{prefix}{item.name}": item.metadata for item in of_its_own}
+        with contextlib.suppress(UsageError, ValueError):  # of a version that had others
+            own = () if ":" in name else dataclasses.fields(read(name))
+            declared |= {f"{prefix}{item.name}": item.metadata for item in own}
     return declared
+
+
+def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of ``RETIRED`` that hold for runs of a task and a system, by key."""
+    rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
+    if task and ":" not in task:
+        with contextlib.suppress(ValueError):  # a task of another version
+            rows |= {f"task.{option}": {"value": value} for option, value in task_class(task).retired.items()}
+    return rows
+
+
+def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
+    """Return what was saved without retired options, and with the neutral values of the newer ones that it lacks.
+
+    Both are by dotted key. ValueError where a retired option has another value than can be read.
+
+    >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
+    {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
+    """
+    options, mixer = dict(saved), str(saved.get("model.mixer.name"))
+    if width := options.pop("model.mixer.d_pool", None):
+        options["model.mixer.pooled"] = width / options["model.mixer.d_value"]
+    for key, row in retired(str(saved.get("task.name", "")), mixer).items():
+        value = row.get("value", row.get("neutral"))
+        if (got := options.pop(key, value)) != value and row.get("identity", True):
+            raise ValueError(f"{key}: expected {shown(value)}, the one value that is still read, got {shown(got)}")
+    return {key: item.metadata["neutral"] for key, item in declared.items() if "neutral" in item.metadata} | options

@@ -91,14 +91,10 @@ class TrainerConfig:
     num_nodes: int = option(1, "nodes", ge=1, le=4096)
     sequence_parallel: int = option(1, "processes that share each sequence (docs/scale.md)", neutral=1, ge=1, le=4096)
     test: bool = option(True, "score the test set at the end; false keeps it unseen", identity=False)
-    precision: str = option(
-        "auto", "auto: bf16-mixed on a GPU, 32-true without", choices=("auto", "32-true", "bf16-mixed", "64-true")
-    )
+    precision: str = option("auto", "auto: bf16-mixed on a GPU", choices=("auto", "32-true", "bf16-mixed", "64-true"))
     compile: bool = option(False, "torch.compile the model")
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
-    progress: str = option(
-        "auto", "auto: live in a terminal, else plain lines", choices=("auto", "live", "plain", "none"), identity=False
-    )
+    progress: str = option("auto", "auto: one place in a terminal", choices=("auto", "plain", "none"), identity=False)
 
 
 @dataclass
@@ -110,18 +106,12 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    preset: str = option(
-        "auto", "full: LRA's task to the letter; lite: by a small network; mini: of a laptop; tiny: a smoke run"
-    )
+    preset: str = option("auto", "full: LRA's task to the letter; lite: in short; mini: a laptop's; tiny: a smoke run")
     edition: int = option(1, "of the mini tasks; a table never holds two", neutral=1, ge=1, le=1000)
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
-    resume: str = option(
-        "none", "none: a new run; auto: go on if this very run was begun; or a folder; last: the newest", identity=False
-    )
-    config: str = option(
-        "", "a config.yaml, or runs.jsonl:RUN of collected runs: as that run was, but for other words", identity=False
-    )
+    resume: str = option("none", "auto: go on if it was begun; or a run's folder; last: the newest run", identity=False)
+    config: str = option("", "a config.yaml, or runs.jsonl:RUN: as that run was, but for other words", identity=False)
     again: bool = option(False, "make a run anew that is there, finished", identity=False)
     allocator: bool = option(True, "on Linux CPUs malloc keeps freed memory: about 20 % faster", identity=False)
     tensorboard: bool = option(True, "also log to TensorBoard when it is installed", identity=False)
@@ -137,6 +127,11 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field]]:
             yield from fields(value, f"{prefix}{item.name}.")
         else:
             yield f"{prefix}{item.name}", value, item
+
+
+def values(config: Any) -> dict[str, Any]:
+    """Return a configuration's values by dotted key."""
+    return {key: value for key, value, _ in fields(config)}
 
 
 def seconds(duration: str) -> float | None:

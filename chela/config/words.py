@@ -8,6 +8,7 @@ import errno
 import functools
 import io
 import itertools
+import json
 import os
 import re
 import shutil
@@ -28,41 +29,44 @@ HELP = ("--help", "-h")
 
 
 def command(
-    options: type | None, about: str | None, *, others: bool = False, sections: Sequence[str] = ()
+    options: type | None, about: str | Callable[[], str] | None, *, others: bool = False, sections: Sequence[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Make ``main(argv)`` of a function: it answers ``--help``, or reads the words and runs.
 
     Args:
         options: A dataclass whose fields are declared with ``chela.core.options.option``: the function's first
             argument; None where it takes none.
-        about: The command's docstring; the first lines of its help.
+        about: The command's docstring, or what makes it; the first lines of its help.
         others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
-        sections: It takes the configuration that those words make, and its help lists the keys of these sections;
-            ``--cfg`` prints the configuration and stops.
+        sections: Its help lists the keys of these sections of the configuration. Unless it takes those words, it gets
+            the configuration that they make, which ``--cfg`` prints.
     """
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
+        def answer(words: list[str], **more: Any) -> int:
+            if set(HELP) & set(words):
+                text = about() if callable(about) else about or ""
+                sys.stdout.write(help_text(text, options, sections, words))
+                return 0
+            given: list[Any] = []
+            rest = [word for word in words if not (sections and word == "--cfg")]
+            if options is not None:
+                made, rest = read_words(options, rest)  # type: ignore[var-annotated]
+                given.append(made)
+            if rest and not (others or sections):
+                known = [_key(field) for field in dataclasses.fields(options)]  # type: ignore[arg-type]
+                near = closest(rest[0].partition("=")[0], known)
+                raise UsageError(f"expected {', '.join(f'{name}=…' for name in known)}, got {shown(rest[0])}{near}")
+            if sections and not others:
+                given.append(resolve(rest))
+                if "--cfg" in words:
+                    sys.stdout.write(to_yaml(given[-1]))
+                    return 0
+            return run(*given, *([rest] if others else []), **more)
+
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None, **more: Any) -> int:
-            words = list(sys.argv[1:] if argv is None else argv)
-
-            def begin() -> int:
-                if set(HELP) & set(words):
-                    sys.stdout.write(help_text(about or "", options, sections, words))
-                    return 0
-                rest = [word for word in words if not (sections and word == "--cfg")]
-                given: list[Any] = []
-                if options is not None:
-                    made, rest = read_words(options, rest)  # type: ignore[var-annotated]
-                    given.append(made)
-                if not (others or sections):
-                    no_more(rest, options)
-                if "--cfg" in words and sections:
-                    sys.stdout.write(to_yaml(resolve(rest)))
-                    return 0
-                return run(*given, *([resolve(rest)] if sections else [rest] if others else []), **more)
-
-            return guarded(begin)
+            return guarded(lambda: answer([*(sys.argv[1:] if argv is None else argv)], **more))
 
         return main
 
@@ -82,7 +86,7 @@ def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
     for word, after in itertools.pairwise([*words, ""]):
         key, equals, value = word.partition("=")
         if word.startswith("-") or not (equals or bare):
-            raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after, known)}; see --help")
+            raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after)}; see --help")
         if not equals:
             places.append(word)
         elif key in known:
@@ -112,14 +116,6 @@ def _key(field: Field) -> str:
     return str(field.metadata.get("key", field.name))
 
 
-def no_more(rest: list[str], options: Any) -> None:
-    """Refuse words that a command does not know."""
-    if rest:
-        known = [_key(field) for field in dataclasses.fields(options)]
-        near = closest(rest[0].partition("=")[0], known)
-        raise UsageError(f"expected {', '.join(f'{name}=…' for name in known)}, got {shown(rest[0])}{near}")
-
-
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[IO[bytes]]:
     """Open the file of the word ``input``, or standard input for ``-``; UsageError where it cannot be read."""
@@ -132,8 +128,7 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         yield opened_file
 
 
-SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")
-"""The parts of a configuration; ``run`` are the keys without a dot."""
+SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")  # of a configuration; run: keys without a dot
 
 
 def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Sequence[str] = ()) -> str:
@@ -143,10 +138,10 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
     """
     own = {_key(field): field for field in (dataclasses.fields(options) if options is not None else ())}
     alone = [word for word in words if sections and "=" not in word and not word.startswith("-")]
+    lines = [] if alone else [*_paragraphs(about), "Words are key=value:"]
     for word in alone:
         if word not in sections:
             raise UsageError(f"expected --help of {', '.join(sections)}, got {shown(word)}{closest(word, sections)}")
-    lines = [] if alone else [*_paragraphs(about), "Words are key=value:"]
     for key, field in own.items() if not alone else ():
         default = field.default_factory() if callable(field.default_factory) else field.default
         lines.append(_line(key, "…" if default is dataclasses.MISSING else plain(default), field))
@@ -156,15 +151,11 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
             lines += [f"    {group}=  {', '.join(names(group))}" for group in GROUPS if group in sections]
             lines.append(f"    preset=  {', '.join(PRESETS)}; of some tasks also lite, hard, nano")
             lines += ["    --cfg  print the configuration and stop", "    --help SECTION  only the keys of a section"]
-        keys: dict[str, list[str]] = {}
-        for key, value, field in fields(config):
-            if not key.endswith(".name"):  # chosen by the group
-                line = _line(key, f"{plain(value)}  ({kind_of(field)})", field)
-                keys.setdefault(key.rpartition(".")[0] or "run", []).append(line)
-        for name, listed in keys.items():
+        keys = [leaf for leaf in fields(config) if not leaf[0].endswith(".name")]  # which the group chooses
+        for name, leaves in itertools.groupby(keys, key=lambda leaf: leaf[0].rpartition(".")[0] or "run"):
             if name.partition(".")[0] in (alone or sections):
                 lines += ["", f"{name}, for task={config.task.name} model={config.model.name} preset={config.preset}:"]
-                lines += listed
+                lines += [_line(key, f"{plain(value)}  ({kind_of(field)})", field) for key, value, field in leaves]
     width = shutil.get_terminal_size().columns
     return "".join(f"{_folded(line, width)}\n" for line in lines)
 
@@ -192,26 +183,13 @@ def _line(key: str, value: str, field: Field) -> str:
 
 def plain(value: Any) -> str:
     """Write a value as it stands in a ``key=value`` word."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Write seconds for people.
-
-    >>> duration(42), duration(190), duration(7260)
-    ('42 s', '3 min 10 s', '2 h 01 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 # What a disk, a quota or a path does to a program that is not at fault.
-_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
+_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -228,6 +206,7 @@ def guarded(command: Callable[[], int]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only must not end a run
+    status = UsageError.status
     try:
         return command()
     except BrokenPipeError:  # the reader of a pipe, such as head, has gone
@@ -241,16 +220,13 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         where = f" ({error.filename})" if error.filename else ""
         message = f"expected a disk and folders that can be used, got: {error.strerror}{where}; mend it, then resume"
-        status = UsageError.status
     except (MemoryError, RuntimeError) as error:
-        of_type = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU
-        if not of_type and not any(text in str(error) for text in _NO_MEMORY):
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
             raise
         message = (
             f"expected a run that fits into memory, got: {str(error)[:200] or 'out of memory'}; raise "
             "trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
             "trainer.eval_batch_size, or the sizes of model or task"
         )
-        status = UsageError.status
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     return status

@@ -78,11 +78,13 @@ def file_errors(folder: Path) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        for reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-            if reason in str(error):
-                raise DataError(
-                    f"the disk is full ({reason}) while {folder} is built: make room or set data.dir"
-                ) from None
+        full = [
+            reason for reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) if reason in str(error)
+        ]
+        if full:
+            raise DataError(
+                f"the disk is full ({full[0]}) while {folder} is built: make room or set data.dir"
+            ) from None
         if isinstance(error, OSError):
             where = f"{error.filename or folder}: {error.strerror}"
             raise DataError(f"{where}, while {folder} is built; set data.dir to have it elsewhere") from error

@@ -33,9 +33,9 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
     "lt": (operator.lt, "less than", "<"),
 }
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
-_MEANT = {"int": "whole number", "float": "number", "str": "text", "Path": "path"}
-_TYPES = (*_MEANT, "bool", *(f"list[{kind}]" for kind in _MEANT))
-"""What an option may be, alone or ``| None``."""
+_WANTED = {"int": "a whole number", "float": "a number", "str": "a text", "Path": "a path"}
+_WANTED |= {f"list[{kind}]": f"a list of {wanted[2:]}s" for kind, wanted in _WANTED.items()} | {"bool": "true or false"}
+"""What an option may be, alone or ``| None``, and what is said where another value comes."""
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -69,13 +69,12 @@ def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
     for key, kind, field in _fields_of(made) if dataclasses.is_dataclass(made) else _arguments_of(made):
         if key in given:
             continue
-        where = f"{name}: the argument {key} of its constructor"
         if key == "name" or field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}: expected a default, and another word than name")
-        if kind.removesuffix(" | None") not in _TYPES:
+            raise ValueError(f"{name}: {key} of its constructor: expected a default, and another word than name")
+        if kind.removesuffix(" | None") not in _WANTED:
             raise ValueError(
-                f"{where}: expected an annotation int, float, bool, str, Literal[…] or one of these | None, with "
-                f'limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
+                f"{name}: {key} of its constructor: expected an annotation int, float, bool, str, Literal[…] or one of "
+                f'these | None, with limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
             )
         fields.append((key, kind, field))
     return dataclasses.make_dataclass(f"{made.__name__}Options", fields, kw_only=True)
@@ -138,20 +137,18 @@ def read_value(key: str, kind: str, given: Any) -> Any:
     try:
         return _read(plain, given)
     except (ValueError, OverflowError):
-        inner = plain.removeprefix("list[").removesuffix("]")
-        wanted = "true or false" if plain == "bool" else f"a {_MEANT[inner]}"
-        wanted = f"a list of {_MEANT[inner]}s" if plain != inner else wanted
-        raise ValueError(f"{key}: expected {wanted}{' or null' * bool(null)}, got {shown(given)}") from None
+        raise ValueError(f"{key}: expected {_WANTED[plain]}{' or null' * bool(null)}, got {shown(given)}") from None
 
 
 def _read(kind: str, given: Any) -> Any:
-    text = isinstance(given, str)
     if kind.startswith("list["):
-        items = _items(given) if text else given if isinstance(given, list) else [given]
-        return [_read(kind[5:-1], item) for item in items]
+        if isinstance(given, str):
+            text = given[1:-1] if given[:1] + given[-1:] == "[]" else given
+            given = [item.strip() for item in text.split(",")] if text.strip() else []
+        return [_read(kind[5:-1], item) for item in (given if isinstance(given, list) else [given])]
     if kind == "bool" and (word := str(given).lower()) in _TRUE + _FALSE:
         return word in _TRUE
-    if kind in ("int", "float") and (text or type(given) in (int, float)[: 1 + (kind == "float")]):
+    if kind in ("int", "float") and (type(given) in (str, int) or (type(given) is float and kind == "float")):
         return int(given) if kind == "int" else float(given)
     if kind == "str" and isinstance(given, str | int | float):
         return str(given)
@@ -160,21 +157,8 @@ def _read(kind: str, given: Any) -> Any:
     raise ValueError
 
 
-def _items(text: str) -> list[str]:
-    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    return [item.strip() for item in inner.split(",")] if inner.strip() or inner is text else []
-
-
 def check_options(options: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its limits; ValueError names the option, what was expected, what came.
-
-    >>> @dataclasses.dataclass
-    ... class Options:
-    ...     depth: int = option(4, "blocks", ge=1)
-    >>> check_options(Options(depth=0), "model.")
-    Traceback (most recent call last):
-    ValueError: model.depth: expected at least 1, got 0
-    """
+    """Check every field of a dataclass against its limits; ValueError names the option and what was expected."""
     for field in dataclasses.fields(options):
         check_value(field.metadata.get("key", f"{prefix}{field.name}"), getattr(options, field.name), field.metadata)
 
@@ -220,21 +204,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def spelled(word: str, after: str = "", known: Collection[str] = ()) -> str:
+def spelled(word: str, after: str = "") -> str:
     """Return ", say key=value" for ``--key=value``, or for ``--key`` and the word after it; else nothing.
 
-    >>> spelled("--task", "listops"), spelled("--dry-run"), spelled("--sead=2", known=["seed"])
+    >>> spelled("--task", "listops"), spelled("--dry-run"), spelled("--seed=2")
     (', say task=listops', ', say dry_run=…', ', say seed=2')
     """
-    key, _, value = word[2:].partition("=")
-    if not word.startswith("--") or not key:
-        return ""
-    key = key.replace("-", "_")
-    key = next(iter(difflib.get_close_matches(key, known, n=1)), key)
-    return f", say {key}={value or ('…' if not after or '=' in after or after.startswith('-') else after)}"
+    key, _, value = word.lstrip("-").partition("=")
+    value = value or (after if after and not re.match("-|.*=", after) else "…")
+    return f", say {key.replace('-', '_')}={value}" if key and word.startswith("--") else ""
 
 
 def closest(name: Any, known: Any) -> str:
-    """Return " (did you mean 'x'?)" for the known name most like `name`, or nothing."""
-    close = difflib.get_close_matches(str(name)[:80], list(known), n=1)
+    """Return " (did you mean 'x'?)" for the known name of the same ending, or most like `name`; else nothing."""
+    name, known = str(name)[:80], list(known)
+    same = [key for key in known if "." in key and key.rpartition(".")[2] == name.rpartition(".")[2]]
+    close = same or difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

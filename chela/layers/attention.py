@@ -1,6 +1,6 @@
-"""What the attention layers share: heads and rotary positions.
+"""What the attention layers share: heads, rotary positions, and attention without decay as one stage.
 
-Shapes: B batch, L length, D model width, V width over all heads, H heads, Z = V / H.
+Shapes: B batch, L length, D model width, V width over all heads, H heads, Z and E width of a head of keys and values.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import Annotated, Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from chela.core.options import checked
+from chela.layers.stages import add, blocks, by_hand, cut, gradients, is_small, untouched
 from chela.layers.state import Stepwise
-from chela.ops.padding import zero_padding
+from chela.ops.padding import zero_padding, zero_padding_
 from chela.ops.sequence_parallel import first_position
 
 
@@ -105,3 +108,184 @@ def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
     cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
     return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
+
+
+def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:
+    """Return queries and keys ``φ(γ ⊙ z + β)``, ``(2, …, H·Z)``.
+
+    Args:
+        z: The projection ``(…, H·Z)``.
+        gamma: Scales of queries and of keys, ``(2, H, Z)``.
+        beta: Shifts of queries and of keys, ``(2, H, Z)``.
+        positive: φ is elu + 1, else SiLU.
+    """
+    y, in_place = scaled(z, gamma, beta), not torch.is_grad_enabled()
+    return F.elu(y, inplace=in_place).add_(1) if positive else F.silu(y, inplace=in_place)
+
+
+def scaled(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    """Return ``γ ⊙ z + β``, as in ``features``; of queries or keys alone by one γ and β, ``(1, H, Z)``."""
+    gamma, beta = (x.view(len(x), *[1] * (z.ndim - 1), -1) for x in (gamma, beta))
+    return torch.addcmul(beta, z, gamma)
+
+
+def attend(
+    c: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    project: nn.Linear,
+    gamma: Tensor,
+    beta: Tensor,
+    norm: nn.LayerNorm,
+    positive: bool,
+) -> Tensor | None:
+    """Return the norm of bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
+
+    It is ``linear_attention`` without decay, normalised if ``positive``; what it gives at padding means nothing. None
+    where a stage does not take its own backward pass.
+
+    Args:
+        c: ``(B, L, D)``.
+        v: ``(B, L, H·E)``.
+        mask: True = real token.
+        project: D → H·Z.
+        gamma: As in ``features``.
+        beta: As in ``features``.
+        norm: Of all heads together.
+        positive: As in ``features``.
+    """
+    if not untouched(project, norm):
+        return None
+    tensors = (c, v, project.weight, project.bias, gamma, beta, norm.weight, norm.bias)
+    if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
+        return None
+    return _Attend.apply(*tensors, norm.eps, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Attend(torch.autograd.Function):
+    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(B, H, Z, E)``, which is all that tokens tell each other.
+
+    So the backward pass takes a block of tokens at a time, first the queries of all. Where weights are divided by their
+    sum one more value is −1, so that a token gets minus that sum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, c: Tensor, v: Tensor, W: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor,
+        bias: Tensor, eps: float, mask: Tensor | None, positive: bool,
+    ) -> Tensor:  # fmt: skip
+        ctx.positive = positive
+        z = F.linear(c, W, b)
+        q, k = y = _apart(_masked(features(z, gamma, beta, positive=positive), mask), gamma.shape[1])
+        values = _Attend.values(v, gamma, positive)
+        S = k.mT @ values
+        raw, total = _Attend.read(q, S, gamma, positive)
+        S = S.view(len(c), -1, *S.shape[1:])
+        o, mean, rstd = torch.native_layer_norm(raw, weight.shape, weight, bias, eps)
+        held = (y, values, raw, total) if is_small(c, v, z) else ()
+        ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held)
+        return o
+
+    @staticmethod
+    def values(v: Tensor, gamma: Tensor, positive: bool) -> Tensor:
+        values = _apart(F.silu(v), gamma.shape[1])
+        return F.pad(values, (0, 1), value=-1.0) if positive else values
+
+    @staticmethod
+    def read(q: Tensor, S: Tensor, gamma: Tensor, positive: bool) -> tuple[Tensor, Tensor | None]:
+        """Return what tokens get ``(B, L, H·E)``, and the sum of their weights ``(N, L, 1)``."""
+        o, total = q @ S, None
+        if positive:
+            total = EPS - o[..., -1:]
+            o = o[..., :-1] / total
+        return _together(o, gamma.shape[1]), total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
+        c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
+        (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
+        d_c, d_v, d_z, dS = (x.new_empty(x.shape) for x in (c, v, z, S))
+        of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
+
+        def of_queries(at: tuple[slice, slice]) -> Tensor:
+            """Add what the block's queries give to the gradients of the state, and to those of ``through``."""
+            S_b, dS_b = (x[at[0]].flatten(0, 1) for x in (S, dS))
+            y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
+            read: Any = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
+            raw, total = read
+            backward = torch.ops.aten.native_layer_norm_backward
+            g, *d_norm = backward(d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3)
+            add(of_norm, *d_norm)
+            g = _apart(g, heads)
+            if positive:  # o = sums / total
+                d_sums = g.new_empty(*g.shape[:-1], S.shape[-1])
+                torch.div(g, total, out=d_sums[..., :-1])
+                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
+                g = d_sums
+            torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
+            d = torch.empty_like(y)
+            torch.bmm(g, S_b.mT, out=d[0])
+            if not held:
+                through(d, y, 0, at)
+            return d
+
+        def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
+            """Write a block's gradients of v and c, once those of the state are known."""
+            dS_b = dS[at[0]].flatten(0, 1)
+            if held:
+                y, values, *_ = held
+            else:
+                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
+                values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
+            torch.bmm(values, dS_b.mT, out=d[-1])
+            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
+            torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
+            through(d, y, 0 if held else 1, at)
+            rows = d_z[at].flatten(0, 1)
+            torch.mm(rows, W, out=d_c[at].flatten(0, 1))
+            add(of_project, *gradients(rows, c[at].flatten(0, 1)))
+
+        def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
+            """Add to the gradients what those of features ``d: (1 | 2, N, L, Z)`` give; it is overwritten."""
+            side = slice(first, first + len(d))
+            if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
+                d_y = _together(d.mul_(y.clamp(max=1)), heads)
+            else:
+                d_y = _together(d, heads)
+                if side.stop == 2:
+                    _masked(d_y, mask if held else cut(mask, at))
+                torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
+            if first == 0:
+                torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
+            if side.stop == 2:
+                d_z[at].addcmul_(d_y[-1], gamma[1].flatten())
+            add(of_features[first], (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2)))
+
+        parts = blocks(B, L, small=bool(held))
+        for at in parts:
+            d = of_queries(at)
+        for at in parts:
+            of_keys(at, d)
+        of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
+        return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
+
+
+EPS = 1e-6
+"""Added to the sum of the weights, as by ``linear_attention``."""
+
+
+def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
+    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place."""
+    zero_padding_(y[-1], mask)
+    return y
+
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    """Return ``x: (…, B, L, H·E)`` by heads, ``(…, B·H, L, E)``."""
+    return x if heads == 1 else x.view(*x.shape[:-1], heads, -1).transpose(-3, -2).flatten(-4, -3)
+
+
+def _together(x: Tensor, heads: int) -> Tensor:
+    """Return ``x: (…, B·H, L, E)`` as ``(…, B, L, H·E)``."""
+    return x if heads == 1 else x.view(*x.shape[:-3], -1, heads, *x.shape[-2:]).transpose(-3, -2).flatten(-2)

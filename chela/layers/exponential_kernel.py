@@ -75,7 +75,6 @@ class ExponentialKernel(LongKernel):
         ``lags(n)`` is all of the kernel, ``(C, n)``; from lag R + 1 on it is ``gain`` times this one. Time
         O(L·C·(log + N)), memory O(B·C·(L + √1024·N)).
         """
-        self.renew()
         modes, outputs = state["modes"], []
         recent = state.get("recent", modes.new_empty(len(modes), 0, self.d_model))
         modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes

@@ -26,49 +26,31 @@ T = TypeVar("T")
 
 
 class Kept:
-    """A cache of something that is made of a module's parameters."""
+    """A cache of something that is made of a module's parameters, for as long as these are not written to."""
 
     value: Any = None
+    made_of: Any = None
 
     def of(self, module: nn.Module, make: Callable[[], T], fits: Callable[[T], bool] = lambda value: True) -> T:
         """Return what ``make`` gave; in eval mode without gradients it is made anew only if it no longer fits."""
         if module.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return make()
-        if self.value is None or not fits(self.value):
-            self.value = make()
+        tensors = itertools.chain(module.parameters(), module.buffers())
+        made_of = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+        if self.value is None or self.made_of != made_of or not fits(self.value):
+            self.value, self.made_of = make(), made_of
         return self.value  # type: ignore[no-any-return]
 
 
 class Keeping(nn.Module):
-    """A module with ``Kept`` among its attributes.
-
-    ``train()``, ``eval()``, loading a state dict, a move and a cast drop what is kept; ``forward`` and ``prefill`` with
-    gradients do so by ``renew``, since an optimiser's step may follow. After any other write call ``eval()``.
-    """
-
-    def drop(self) -> None:
-        """Forget what is kept."""
-        for value in vars(self).values():
-            if isinstance(value, Kept):
-                value.value = None
-
-    def renew(self) -> None:
-        """Forget what is kept if this is a pass with gradients."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self.drop()
+    """A module with ``Kept`` among its attributes; ``train()`` and ``eval()`` drop it, as after a write to ``data``."""
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget what is kept."""
-        self.drop()
+        for value in vars(self).values():
+            if isinstance(value, Kept):
+                value.value = None
         return super().train(mode)
-
-    def _apply(self, *args: Any, **options: Any) -> Self:
-        self.drop()
-        return super()._apply(*args, **options)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self.drop()
-        super()._load_from_state_dict(*args, **options)
 
 
 class LongKernel(Keeping):
@@ -119,7 +101,6 @@ class LongKernel(Keeping):
         self.expect_length(length)
         fresh = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
         if fresh or channels != ALL:
-            self.renew()
             kernels = self.build(length, channels)
         else:
             longest = max(length, self.l_max)
@@ -158,6 +139,7 @@ class MultiscaleKernel(LongKernel):
     norm: Tensor
     weaker: Tensor
     stretch: Tensor
+    mirrored: Tensor
 
     def __init__(
         self,
@@ -181,6 +163,7 @@ class MultiscaleKernel(LongKernel):
         factors = [first, *(first << i for i in range(scales - 1))]
         stretch = [F.interpolate(unit, scale_factor=float(factor), mode="linear")[0] for factor in factors]
         self.register_buffer("stretch", torch.cat(stretch, dim=1), persistent=False)  # (k, L): lags side by side
+        self.register_buffer("mirrored", self.stretch.flip(1), persistent=False)
         self.ends = [scale_size * total for total in itertools.accumulate(factors)]
         self.reset_parameters()
 
@@ -214,11 +197,19 @@ class MultiscaleKernel(LongKernel):
         matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
         return F.pad(matrix, (0, lags - matrix.shape[1]))
 
-    def far(self, length: int, beyond: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the pieces that have lags from ``beyond`` on, below ``length``: their number, and what makes these."""
-        for i, (start, stop) in enumerate(itertools.pairwise([0, *self.ends])):
-            if max(start, beyond) < min(stop, length):
-                yield i, self.stretch[:, max(start, beyond) : min(stop, length)]
+    def far(self, direction: int, length: int, beyond: int) -> Iterator[tuple[slice, Tensor, int]]:
+        """Yield what makes the lags of a direction from ``beyond`` on, below ``length``, in the order of lags.
+
+        Columns of all parameters ``(C, D·S·k)``, the matrix that makes lags of them, and the first of these.
+        """
+        scales, size = self.weight.shape[2:]
+        for i in reversed(range(scales)) if direction else range(scales):
+            start = max(self.ends[i - 1] if i else 0, beyond - direction)
+            stop = min(self.ends[i], length - direction)
+            if start < stop:
+                first = (direction * scales + i) * size
+                matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
+                yield slice(first, first + size), matrix, -stop if direction else start
 
 
 def _crop(kernel: Tensor, length: int) -> Tensor:

@@ -15,12 +15,13 @@ from chela.core.options import checked
 from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
 from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
+from chela.layers.stages import Piece, by_hand, convolved
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import extent
+from chela.ops.sequence_parallel import current, extent
 from chela.ops.short_conv import short_conv, short_conv_step
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "ema": DampedEMAKernel}
@@ -120,21 +121,51 @@ class LongConv(Keeping):
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
-        self.renew()
-        return convolve_in_order(u, self.lags(*extent(u))).add_(self.bias.to(u.dtype))
+        length, channels = extent(u)
+        learned = self.learned(channels)
+        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, learned) and current() is None:
+            y = convolved(u, learned, self.pieces(length))
+        else:
+            y = convolve_in_order(u, self.lags(length, channels, learned))
+        return y.add_(self.bias.to(u.dtype))
 
     def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
         """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
         lags = self.lags(length, channels)
         return lags[:, -length:], None if self.causal else lags[:, : length - 1].flip(1)
 
-    def lags(self, length: int, channels: slice = ALL) -> Tensor:
+    def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
 
-        Of the ``channels`` alone, if not of all. It is linear in what is learned, save for the gains: one product makes
-        the lags below ``NEAR`` of all of it, and one each those of a piece beyond.
+        Of the ``channels`` alone, if not of all; of ``learned``, or what that is now.
         """
+        learned = self.learned(channels) if learned is None else learned
+        with torch.autocast(self.skip.device.type, enabled=False):
+            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
+            if isinstance(self.kernel, MultiscaleKernel):
+                return lags
+            forward, back = self.kernel(length, channels)
+            whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
+            beyond = max(length - NEAR, 0)
+            return whole * self.gain[0, channels, None] + F.pad(lags, (0 if self.causal else beyond, beyond))
+
+    def pieces(self, length: int) -> list[Piece]:
+        """Return which of ``learned`` make which lags, in order, by what matrices; all of it those near 0."""
         self.kernel.expect_length(length)
+        reach, zero = min(NEAR, length), 0 if self.causal else length - 1
+        near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
+        pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
+        if isinstance(self.kernel, MultiscaleKernel):
+            for direction in range(self.kernel.directions):
+                far = [
+                    (of, matrix, slice(zero + lag, zero + lag + matrix.shape[1]))
+                    for of, matrix, lag in self.kernel.far(direction, length, NEAR)
+                ]
+                pieces = [*far, *pieces] if direction else [*pieces, *far]
+        return pieces
+
+    def learned(self, channels: slice = ALL) -> Tensor:
+        """Return what is learned times its gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
         with torch.autocast(self.skip.device.type, enabled=False):
             gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
             if channels != ALL:
@@ -142,22 +173,7 @@ class LongConv(Keeping):
             learned = [skip, *branches]
             if isinstance(self.kernel, MultiscaleKernel):
                 learned = [*self.kernel.scaled(channels).flatten(2).unbind(), *learned]
-            values = torch.cat(learned, dim=1) * (gains @ self.gain_of)
-            reach = min(NEAR, length)
-            first, zero = (0, 0) if self.causal else (NEAR - reach, NEAR - 1)
-            parts = [values @ self.lags_of[:, first : zero + reach]]
-            if isinstance(self.kernel, MultiscaleKernel):
-                scales, size = self.kernel.weight.shape[2:]
-                for direction in range(self.kernel.directions):
-                    for i, stretch in self.kernel.far(length - direction, NEAR - direction):
-                        start = (direction * scales + i) * size
-                        piece = values[:, start : start + size]
-                        parts = [piece @ stretch.flip(1), *parts] if direction else [*parts, piece @ stretch]
-                return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            forward, back = self.kernel(length, channels)
-            whole = forward if back is None else torch.cat([back.flip(1), forward], dim=1)
-            beyond = length - reach
-            return whole * gains[:, :1] + F.pad(parts[0], (0 if self.causal else beyond, beyond))
+            return torch.cat(learned, dim=1) * (gains @ self.gain_of)
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
@@ -167,11 +183,7 @@ class LongConv(Keeping):
         return FFTConvState.start(like, batch)._asdict()
 
     def prefill(self, u: Tensor, state: State) -> tuple[Tensor, State]:
-        """Convolve the tokens ``u: (B, L, C)`` that follow those of ``state``, of any number.
-
-        Beyond l_max tokens a filter of l_max taps drops the oldest: lags beyond its taps weigh nothing.
-        """
-        self.renew()
+        """Convolve the tokens ``u: (B, L, C)``; beyond l_max of them a filter of l_max taps drops the oldest."""
         if isinstance(self.kernel, ExponentialKernel):
             y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
         else:
@@ -302,30 +314,19 @@ class ShortLongConv(nn.Module):
         return c if self.short is None else u, c
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, ``short.…`` and ``long.…``.
-
-        Raises:
-            RuntimeError: The layer sees later tokens.
-        """
+        """Return the state before the first token, ``short.…`` and ``long.…``."""
         expect_causal(self)
         short = {} if self.short is None else nested("short", self.short.start(batch))
         return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, C)`` that follow those of ``state``, of any number, to the causal form.
-
-        They get what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed.
-        """
+        """Feed the tokens ``x: (B, L, C)``."""
         _, c, state = self.stages_on("prefill", x, state)
         return c, state
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, C)`` to the causal form; return its output ``(B, C)`` and the new state.
-
-        It equals the same position of ``prefill``. O(C·log² K) a token on average for a long kernel of K taps. The
-        tensors of ``state`` may be written to.
-        """
+        """Feed one token ``x: (B, C)``: O(C·log² K) on average for a long kernel of K taps."""
         _, c, state = self.stages_on("step", x, state)
         return c, state
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.padding import zero_padding, zero_padding_
 from chela.ops.sequence_parallel import current
 
 SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
+MANY_LAGS = 2**19
+"""From so many lags on, of all channels, 2 MiB of float32, they are made again."""
+
+Piece: TypeAlias = tuple[slice, Tensor, slice]
+"""Which numbers make which lags, by what matrix; see ``convolved``."""
 
 silu_backward = torch.ops.aten.silu_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
@@ -47,8 +53,8 @@ class _FeedForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, ...]:
         inner, weight = ctx.saved_tensors
-        _, d_weight, d_bias = gradients(d_y, F.silu(inner))
-        return silu_backward(d_y @ weight, inner), d_weight, d_bias
+        d_inner = silu_backward(d_y @ weight, inner)
+        return d_inner, *gradients(d_y.flatten(0, -2), F.silu(inner).flatten(0, -2))
 
 
 def gate(
@@ -78,174 +84,132 @@ def gate(
 
 
 class _Gate(torch.autograd.Function):
+    """Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, so that little is made at once.
+
+    Gradients take the place of what was held, of which nobody else knows; a second backward pass makes it once more.
+    """
+
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
-        W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
+        held = _, h, u = _Gate.made(o, c, *weights)
+        ctx.save_for_backward(o, c, x, mask, *weights, *held)
+        ctx.spent = False
+        return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
+
+    @staticmethod
+    def made(
+        o: Tensor, c: Tensor, W_r: Tensor, b_r: Tensor, W_o: Tensor, b_o: Tensor, W_h: Tensor, b_h: Tensor,
+        W_u: Tensor, b_u: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         r, u = F.linear(c, W_r, b_r), F.linear(c, W_u, b_u)
         h = F.linear(F.silu(r).mul_(o), W_o, b_o + b_h)
         h.view(-1, h.shape[-1]).addmm_(c.flatten(0, -2), W_h.mT)
-        ctx.save_for_backward(o, c, x, mask, r, h, u, W_r, W_o, W_h, W_u)
-        return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
+        return r, h, u
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        o, c, x, mask, r, h, u, W_r, W_o, W_h, W_u = ctx.saved_tensors
-        d_y, opened = zero_padding(d_y, mask), torch.sigmoid(u)
-        d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
-        d_x = opened.mul_(d_y)
-        d_h = silu_backward(d_x, h)
-        passed = F.silu(r)
-        d_o = d_h @ W_o
-        d_r = silu_backward(d_o * o, r)
-        d_o.mul_(passed)
-        _, d_W_o, d_b = gradients(d_h, passed.mul_(o))
-        d_c, d_W_r, d_b_r = gradients(d_r, c, W_r)
-        d_c, d_W_u, d_b_u = gradients(d_u, c, W_u, d_c)
-        d_c, d_W_h, _ = gradients(d_h, c, W_h, d_c, bias=False)
-        return d_o, d_c, d_x.neg_(), None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
+        o, c, x, mask, *weights, r, h, u = ctx.saved_tensors
+        W_r, _, W_o, _, W_h, _, W_u, _ = weights
+        r, h, u = _Gate.made(o, c, *weights) if ctx.spent else (t.data for t in (r, h, u))
+        ctx.spent = True
+        rows = [t.reshape(-1, t.shape[-1]) for t in (zero_padding(d_y, mask), o, c, x, r, h, u)]
+
+        def of(at: slice) -> tuple[Tensor, ...]:
+            """Write a block's gradients of o, c and x to r, h and u; return those of the weights."""
+            d_y, o, c, x, r, h, u = (t[at] for t in rows)
+            opened = torch.sigmoid(u)
+            d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
+            d_h = silu_backward(torch.mul(opened, d_y, out=u), h)
+            u.neg_()
+            passed, d_passed = F.silu(r), d_h @ W_o
+            d_r = silu_backward(d_passed * o, r)
+            torch.mul(d_passed, passed, out=r)
+            torch.mm(d_r, W_r, out=h).addmm_(d_u, W_u).addmm_(d_h, W_h)
+            return *gradients(d_r, c), *gradients(d_h, passed.mul_(o)), d_h.mT @ c, *gradients(d_u, c)
+
+        total: list[Tensor] = []
+        for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
+            add(total, *of(at))
+        d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_W_u, d_b_u = total
+        return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
-def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:
-    """Return queries and keys ``φ(γ ⊙ z + β)``, ``(…, 2, H, Z)``.
-
-    Args:
-        z: The projection ``(…, H·Z)``.
-        gamma: Scales of queries and of keys, ``(2, H, Z)``.
-        beta: Shifts of queries and of keys, ``(2, H, Z)``.
-        positive: φ is elu + 1, else SiLU.
-    """
-    y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-    y = F.elu(y) + 1 if positive else F.silu(y)
-    return y.view(*y.shape[:-1], *gamma.shape[1:])
-
-
-def attend(
-    c: Tensor, v: Tensor, mask: Tensor | None, project: nn.Linear, gamma: Tensor, beta: Tensor, positive: bool
-) -> Tensor | None:
-    """Return bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
-
-    It is ``linear_attention`` without decay, normalised if ``positive``; what it gives at padding means nothing. None
-    where a stage does not take its own backward pass.
+def convolved(u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
+    """Return the convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned``.
 
     Args:
-        c: ``(B, L, D)``.
-        v: ``(B, L, H·E)``.
-        mask: True = real token.
-        project: D → H·Z.
-        gamma: As in ``features``.
-        beta: As in ``features``.
-        positive: As in ``features``.
+        u: ``(B, L, C)``.
+        learned: ``(C, P)``.
+        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
     """
-    if not untouched(project):
-        return None
-    tensors = (c, v, project.weight, project.bias, gamma, beta)
-    if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
-        return None
-    return _Attend.apply(*tensors, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
+    return _Convolved.apply(u, learned, pieces)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Attend(torch.autograd.Function):
-    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(N, D, E)``, and its sum of keys."""
+class _Convolved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
+        ctx.pieces = pieces
+        lags = _Convolved.made(learned, pieces)
+        ctx.save_for_backward(u, learned, lags if lags.numel() < MANY_LAGS else None)
+        return convolve(u, lags)  # type: ignore[no-any-return]
 
     @staticmethod
-    def forward(
-        ctx: Any, c: Tensor, v: Tensor, W: Tensor, b: Tensor, gamma: Tensor, beta: Tensor, mask: Tensor | None,
-        positive: bool,
-    ) -> Tensor:  # fmt: skip
-        ctx.positive = positive
-        z = F.linear(c, W, b)
-        made = _, q, k, values = _Attend.made(z, v, gamma, beta, mask, positive)
-        S = k.mT @ values
-        o, total = q @ S, None
-        if positive:
-            total = EPS - o[..., -1:]
-            o = o[..., :-1] / total
-        held = made if z.numel() < SMALL_ELEMENTS else ()
-        ctx.save_for_backward(c, v, W, gamma, beta, mask, z, S, total, o if positive else None, *held)
-        return _together(o, gamma.shape[1])
-
-    @staticmethod
-    def made(
-        z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor, mask: Tensor | None, positive: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return queries and keys together ``(B, L, 2, H·Z)``, then these and values by heads; keys are 0 at padding.
-
-        Where weights are divided by their sum one more value is −1, so that a token gets minus that sum.
-        """
-        heads = gamma.shape[1]
-        y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-        if positive:
-            F.elu_(y).add_(1)
-        else:
-            F.silu(y, inplace=True)
-        zero_padding_(y[:, :, 1], mask)
-        q, k = _apart(y.flatten(2), heads, 2)
-        (values,) = _apart(F.silu(v), heads)
-        return y, q, k, F.pad(values, (0, 1), value=-1.0) if positive else values
+    def made(learned: Tensor, pieces: list[Piece]) -> Tensor:
+        lags = learned.new_empty(len(learned), pieces[-1][2].stop)
+        for of, matrix, at in pieces:
+            torch.mm(learned[:, of], matrix, out=lags[:, at])
+        return lags
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        c, v, W, gamma, beta, mask, z, S, total, o, *made = ctx.saved_tensors
-        y, q, k, values = made or _Attend.made(z, v, gamma, beta, mask, ctx.positive)
-        (g,) = _apart(d_o, gamma.shape[1])
-        d_y = torch.empty_like(y) if gamma.shape[1] == 1 else y.new_empty(2, *q.shape)
-        d_q, d_k = d_y.unbind(2) if gamma.shape[1] == 1 else d_y
-        if ctx.positive:  # o = sums / total
-            d_sums = torch.empty_like(values)
-            torch.div(g, total, out=d_sums[..., :-1])
-            torch.div((g * o).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
-            g = d_sums
-        torch.bmm(g, S.mT, out=d_q)
-        dS = q.mT @ g
-        torch.bmm(values, dS.mT, out=d_k)
-        d_v = silu_backward(_together(k @ dS[..., : d_o.shape[-1] // gamma.shape[1]], gamma.shape[1]), v)
-        shape, slope = y.shape, y if ctx.positive else None
-        del y, q, k, values, made, g, d_q, d_k  # a step's memory is at its peak here
-        if gamma.shape[1] > 1:
-            d_y = d_y.view(2, len(z), gamma.shape[1], z.shape[1], -1).permute(1, 3, 0, 2, 4).reshape(shape)
-        if slope is not None:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
-            d_y.mul_(slope.clamp(max=1))
-        else:
-            zero_padding_(d_y[:, :, 1], mask)
-            y = torch.addcmul(beta.flatten(1), z.unsqueeze(-2), gamma.flatten(1))
-            torch.ops.aten.silu_backward.grad_input(d_y, y, grad_input=d_y)
-            del y
-        d_beta, d_gamma = d_y.sum((0, 1)), (d_y * z.unsqueeze(-2)).sum((0, 1))
-        d_c, d_W, d_b = gradients(d_y.mul_(gamma.flatten(1)).sum(2), c, W)
-        return d_c, d_v, d_W, d_b, d_gamma.view_as(gamma), d_beta.view_as(beta), None, None
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        u, learned, lags = ctx.saved_tensors
+        lags = _Convolved.made(learned, ctx.pieces) if lags is None else lags
+        d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
+        d_learned: Any = None
+        for of, matrix, at in sorted(ctx.pieces, key=lambda piece: piece[0] != slice(None)):
+            part = d_lags[:, at] @ matrix.mT
+            if d_learned is None:
+                d_learned = part
+            else:
+                d_learned[:, of].add_(part)
+        return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 
-EPS = 1e-6
-"""Added to the sum of the weights, as by ``linear_attention``."""
+ROWS = 1024
+"""Tokens of a block, at least, where inputs are not small; else a quarter of all."""
 
 
-def _apart(x: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
-    """Return parts ``(B·H, L, ·)`` of ``x: (B, L, parts·H·…)``."""
-    B, L = x.shape[:2]
-    if heads == 1:
-        return x.chunk(parts, dim=-1)
-    return x.view(B, L, parts, heads, -1).permute(2, 0, 3, 1, 4).reshape(parts, B * heads, L, -1).unbind()
+def is_small(*inputs: Tensor) -> bool:
+    """Whether what is made of the inputs of a stage is held."""
+    return sum(x.numel() for x in inputs) < SMALL_ELEMENTS
 
 
-def _together(x: Tensor, heads: int) -> Tensor:
-    """Return ``x: (B·H, L, ·)`` as ``(B, L, H·…)``."""
-    return x if heads == 1 else x.view(-1, heads, *x.shape[1:]).transpose(1, 2).flatten(2)
+def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]:
+    """Cut B sequences of L tokens into blocks of some sequences or of a piece of one; a small batch is one block."""
+    if small:
+        return [(slice(0, batch), slice(0, length))]
+    size = max(ROWS, batch * length // 4)
+    rows, tokens = max(1, size // length), min(length, size)
+    return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, batch, rows) for t in range(0, length, tokens)]
 
 
-def gradients(
-    d_y: Tensor, x: Tensor, weight: Tensor | None = None, to: Tensor | None = None, *, bias: bool = True
-) -> tuple[Any, Tensor, Any]:
-    """Return the gradients of ``F.linear(x, weight, bias)``'s x, added to another one in place, weight and bias.
+def cut(mask: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
+    """Return a block's part of a mask."""
+    return None if mask is None else mask[at]
 
-    Those of x, without ``weight``, and of the bias, if so asked, are None.
-    """
-    rows = d_y.flatten(0, -2)
-    d_x = to
-    if weight is not None:
-        d_x = d_y @ weight if to is None else to.view(-1, to.shape[-1]).addmm_(rows, weight).view_as(to)
-    return d_x, rows.mT @ x.flatten(0, -2), rows.sum(0) if bias else None
+
+def add(total: list[Tensor], *parts: Tensor) -> None:
+    """Add the parts to the total in place; the first ones become it."""
+    for sum_so_far, part in zip(total, parts, strict=False):
+        sum_so_far.add_(part)
+    total.extend(parts[len(total) :])
+
+
+def gradients(d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the weight and bias that made rows ``y: (N, ·)`` of ``x: (N, ·)``."""
+    return d_y.mT @ x, d_y.sum(0)
 
 
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
@@ -254,16 +218,16 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     Small inputs are not worth it. A block that is computed twice as a whole, a compiler, and processes that share a
     sequence must see what the function does.
     """
-    small = sum(x.numel() for x in inputs) < SMALL_ELEMENTS
     seen = torch.compiler.is_compiling() or _pass.number > 0 or current() is not None
-    if small or seen or not torch.is_grad_enabled():
+    if is_small(*inputs) or seen or not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def untouched(*linears: nn.Module) -> bool:
-    """Whether these are linear layers whose weights say all: no adapter in their place, no hook on them."""
-    return all(type(m) is nn.Linear and not m._forward_hooks and not m._forward_pre_hooks for m in linears)
+def untouched(*layers: nn.Module) -> bool:
+    """Whether the weights of these layers say all: no adapter is in their place, no hook on them."""
+    plain = nn.Linear, nn.LayerNorm
+    return all(type(m) in plain and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
 
 
 def by_hand(*tensors: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """List the systems with their size and cost on a task.
 
 chela models                             on ListOps, at the preset of this machine
-chela models task=listops preset=full    named both: also the memory of a training step
+chela models task=listops preset=full    at another preset
 chela models model=./mine.yaml           with a system of your own
 """
 
@@ -12,7 +12,7 @@ import textwrap
 
 from chela.config.compose import resolve
 from chela.config.groups import is_file, names
-from chela.config.words import guarded, help_text
+from chela.config.words import command
 from chela.core.errors import UsageError
 
 HEAD = ("model", "parameters", "in mixers", "MFLOPs", "state")
@@ -20,52 +20,33 @@ NOTE = (
     "MFLOPs: forward, a token, at the longest sequence; matrix products, attention, convolutions and FFTs. "
     "state: numbers that the causal form remembers of the longest sequence."
 )
-MEMORY_HEAD = ("weights", "more", "GiB")
-MEMORY_NOTE = (
-    "GiB: memory of a training step, in float32 (bf16-mixed holds less), on the recipe's batch, by trainer.accumulate "
-    "a part of it; weights: with Adam's moments; more: what forward and backward hold beyond, gradients included. "
-    "trainer.checkpoint_activations=true needs less."
-)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Read the words, print the table, return the exit status."""
-    return guarded(lambda: listing(sys.argv[1:] if argv is None else argv))
-
-
-def listing(words: list[str]) -> int:
-    """Print a line for each system of ``configs/model``, and for a file of one's own."""
-    if "--help" in words or "-h" in words:
-        sys.stdout.write(help_text(f"{(__doc__ or '').strip()}\n\n{NOTE}", None, ("task", "model"), words))
-        return 0
+@command(None, f"{(__doc__ or '').strip()}\n\n{NOTE}", others=True, sections=("task", "model"))
+def main(words: list[str]) -> int:
+    """Print a line for each system of ``configs/model``, and for a file of one's own; return the exit status."""
     own = [word.partition("=")[2] for word in words if word.startswith("model=")]
     if not all(map(is_file, own)):
         raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")
     words = [word for word in words if not word.startswith("model=")]
     config = resolve(words)
-    with_memory = {"task", "preset"} <= {word.partition("=")[0] for word in words}
-    from chela.models.cost import cost, step_memory
+    from chela.models.cost import cost
     from lra.tasks import get_task
 
     task = get_task(config.task)
     sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
-    rows = [(*HEAD, *(MEMORY_HEAD if with_memory else ()))]
+    rows = [HEAD]
     for name in [*names("model"), *own]:
         chosen = resolve([*words, f"model={name}", f"preset={config.preset}"])
         found = cost(chosen.model, task)
         flops = f"{found.flops_per_token / 1e6:.2f}"
         state = "–" if found.state_size is None else f"{found.state_size:,}"
-        cells = [chosen.model.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state]
-        if with_memory:
-            weights, activations = step_memory(chosen, task)
-            cells += [f"{size / 2**30:.2f}" for size in (weights, activations, weights + activations)]
-        rows.append(tuple(cells))
+        rows.append((chosen.model.name, f"{found.parameters:,}", f"{found.mixer_parameters:,}", flops, state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for name, *numbers in rows:
         line = [f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)]
-        sys.stdout.write((" " if with_memory else "  ").join([f"{name:<{widths[0]}}", *line]) + "\n")
-    for note in (NOTE, MEMORY_NOTE)[: 1 + with_memory]:
-        sys.stdout.write(f"\n{textwrap.fill(note, 80)}\n")
+        sys.stdout.write("  ".join([f"{name:<{widths[0]}}", *line]) + "\n")
+    sys.stdout.write(f"\n{textwrap.fill(NOTE, 80)}\n")
     return 0
 
 

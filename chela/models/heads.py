@@ -46,8 +46,7 @@ class ClassifierHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Score ``x: (B, D)``."""
-        scores: Tensor = self.out(x if self.hidden is None else F.silu(self.hidden(x)))
-        return scores
+        return self.out(x if self.hidden is None else F.silu(self.hidden(x)))  # type: ignore[no-any-return]
 
 
 class Network(nn.Module):
@@ -90,8 +89,7 @@ class Classifier(Network):
         if self.pair_features is not None:
             a, b = x.chunk(2)
             x = torch.cat([a, b, a - b, a * b] if self.pair_features == "nli" else [a, b], dim=-1)
-        scores: Tensor = self.head(x)
-        return scores
+        return self.head(x)  # type: ignore[no-any-return]
 
 
 class TokenModel(Network):
@@ -118,8 +116,7 @@ class TokenModel(Network):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each position."""
-        scores: Tensor = self.head(self.backbone(inputs, mask))
-        return scores
+        return self.head(self.backbone(inputs, mask))  # type: ignore[no-any-return]
 
     def start(self, batch: int) -> State:
         """Return the state before the first token; a RuntimeError if the network looks ahead."""

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from chela import __version__
-from chela.config.retired import of_today
+from chela.config.identity import of_today
 from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted
@@ -27,7 +27,6 @@ from chela.models.heads import Network
 
 FORMAT_VERSION = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 RELEASED = Path(__file__).parents[1] / "weights"
 
 
@@ -102,27 +101,26 @@ def from_pretrained(weights: Path | str, trust: str | Collection[str] = ()) -> N
         trust: Names of modules that may be imported when the network's system is one of theirs.
 
     Raises:
-        UsageError: No such weights, a pickle in place of safetensors (never read), another format version, a damaged or
+        UsageError: No such weights, no safetensors (a pickle is never read), another format version, a damaged or
             foreign file, a system from a module that is not trusted, or weights that do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     folder = find(weights)
-    said = _read_config(folder)
-    options: Any = said.get("model")
-    mixer = options.get("mixer") if isinstance(options, dict) else None
-    if not isinstance(mixer, dict):
-        raise UsageError(f"expected the options of a network in {folder / CONFIG}, got none")
+    try:
+        said = json.loads((folder / CONFIG).read_text())
+        version, options = said.get("format_version"), dict(said["model"])
+        mixer = dict(options.pop("mixer"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"expected {CONFIG} of a network in {folder}, could not read it ({error})") from None
+    if version != FORMAT_VERSION:
+        what = f"expected format version {FORMAT_VERSION} in {folder / CONFIG}, got {version!r}"
+        raise UsageError(f"{what}; use the version of chela that wrote it")
     name = str(mixer.get("name"))
     expect_trusted([name], {trust} if isinstance(trust, str) else trust, str(folder / CONFIG))
-    try:
-        known = mixer_options(name)
-    except UsageError as error:
-        raise UsageError(f"{folder / CONFIG}: {error}") from None
-    sizes = {key: options[key] for key in options.keys() - {"mixer"}}
-    config: ModelConfig = read_options(ModelConfig, sizes, folder, "model.")
-    config.mixer = read_options(known, mixer, folder, "model.mixer.")
+    config: ModelConfig = read_options(ModelConfig, options, folder, "model.")
+    config.mixer = read_options(mixer_options(name), mixer, folder, "model.mixer.")
     model = build_model(config, read_options(TaskFacts, said.get("task"), folder), seed=0)
     model.labels, model.encoding = said.get("labels", []), said.get("encoding", {})
     where = folder / WEIGHTS
@@ -133,26 +131,6 @@ def from_pretrained(weights: Path | str, trust: str | Collection[str] = ()) -> N
     except RuntimeError as error:
         raise UsageError(f"expected in {where} the weights of the network in {CONFIG}, got others: {error}") from None
     return model.eval()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
-    if not (folder / WEIGHTS).is_file() and pickles:
-        raise UsageError(
-            f"expected {WEIGHTS} in {folder}, got {pickles[0]}: a pickle can run code when it is opened and is not "
-            "read; write the network with save_pretrained"
-        )
-    try:
-        said = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"expected {CONFIG} of a network in {folder}, could not read it ({error})") from None
-    version = said.get("format_version") if isinstance(said, dict) else None
-    if version != FORMAT_VERSION:
-        raise UsageError(
-            f"expected format version {FORMAT_VERSION} in {folder / CONFIG}, got {version!r}; "
-            "use the version of chela that wrote it"
-        )
-    return said  # type: ignore[no-any-return]
 
 
 def read_options(cls: Any, saved: Any, folder: Path | str, prefix: str = "") -> Any:

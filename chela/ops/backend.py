@@ -7,10 +7,8 @@ what is asked.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,11 +99,6 @@ def why_no_triton(problem: Problem) -> str | None:
             "TRITON_INTERPRET=1 in the environment interprets them anywhere, slowly"
         )
     return None
-
-
-def triton_version() -> tuple[int, ...]:
-    """Return which Triton is installed."""
-    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("triton"))[:3])
 
 
 def interpreted() -> bool:

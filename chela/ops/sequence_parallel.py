@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ def sequence_parallel(length: int, group: Any = None) -> Iterator[Piece]:
         group: The ``torch.distributed`` group over whose P processes sequences are spread; None is all processes.
 
     Yields:
-        The piece: ``piece.cut(x)`` takes it from a whole ``(B, length, …)``; ``piece.sent`` counts the bytes sent.
+        The piece: ``piece.cut(x)`` takes it from a whole ``(B, length, …)``.
 
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     >>> with sequence_parallel(10) as piece:
@@ -76,16 +75,11 @@ def first_position() -> int:
 
 
 class Piece:
-    """Piece ``rank`` of P = ``count``, of sequences of ``length`` tokens.
-
-    Attributes:
-        sent: Bytes that this process sent to others, forward and backward, by collective.
-    """
+    """Piece ``rank`` of P = ``count``, of sequences of ``length`` tokens."""
 
     def __init__(self, length: int, group: Any) -> None:
         self.length, self.group = length, group
         self.rank, self.count = dist.get_rank(group), dist.get_world_size(group)
-        self.sent: Counter[str] = Counter()
 
     @property
     def start(self) -> int:
@@ -111,14 +105,18 @@ class Piece:
 
     def gather(self, x: Tensor) -> Tensor:
         """Return every process's x, ``(P, …)``, equal in shape; each sends (P − 1)·|x| both ways."""
-        return torch.stack(self._exchanged("gather", [x] * self.count, [x.shape] * self.count))
+        return torch.stack(self._exchanged([x] * self.count, [x.shape] * self.count))
 
     def with_neighbours(self, x: Tensor, before: int, after: int) -> Tensor:
         """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends.
 
         They are of several pieces, where pieces are short. A process sends B·C numbers for each, both ways.
         """
-        return _WithNeighbours.apply(x, before, after, self)  # type: ignore[no-untyped-call, no-any-return]
+        lent = [self.overlap(self.rank, p, before, after) for p in range(self.count)]
+        borrowed = [len(self.overlap(p, self.rank, before, after)) for p in range(self.count)]
+        parts = [x[:, part.start : part.stop] for part in lent]
+        got = self._exchanged(parts, [(len(x), size, *x.shape[2:]) for size in borrowed])
+        return torch.cat([*got[: self.rank], x, *got[self.rank + 1 :]], dim=1)
 
     def to_channels(self, x: Tensor) -> Tensor:
         """Exchange all channels of a piece ``(B, L, C)`` for all tokens of some channels ``(B, length, C/P)``.
@@ -126,21 +124,21 @@ class Piece:
         A process sends B·L·C·(P − 1)/P numbers, L being length/P; the gradient as many.
         """
         shapes = [(len(x), len(self.tokens(p)), len(self._share(x.shape[2]))) for p in range(self.count)]
-        return torch.cat(self._exchanged("channels", torch.split(x, self._widths(x.shape[2]), dim=2), shapes), dim=1)
+        return torch.cat(self._exchanged(torch.split(x, self._widths(x.shape[2]), dim=2), shapes), dim=1)
 
     def to_tokens(self, x: Tensor, channels: int) -> Tensor:
         """Undo ``to_channels`` of so many channels."""
         parts = torch.split(x, [len(self.tokens(p)) for p in range(self.count)], dim=1)
         shapes = [(*parts[self.rank].shape[:2], width) for width in self._widths(channels)]
-        return torch.cat(self._exchanged("channels", parts, shapes), dim=2)
+        return torch.cat(self._exchanged(parts, shapes), dim=2)
 
     def _widths(self, channels: int) -> list[int]:
         return [len(self._share(channels, p)) for p in range(self.count)]
 
-    def _exchanged(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        return _Exchange.apply(self, name, shapes, *parts)  # type: ignore[no-untyped-call, no-any-return]
+    def _exchanged(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        return _Exchange.apply(self, shapes, *parts)  # type: ignore[no-untyped-call, no-any-return]
 
-    def exchange(self, name: str, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def exchange(self, parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Send ``parts[p]`` to process p; return what each one sent here, of ``shapes[p]``.
 
         As bytes, which gloo and NCCL both know, whatever the dtype.
@@ -150,7 +148,6 @@ class Piece:
         into = like.new_empty(sum(map(math.prod, shapes))).view(torch.uint8)
         sizes = [part.nbytes for part in parts]
         dist.all_to_all_single(into, out, [like.itemsize * math.prod(s) for s in shapes], sizes, group=self.group)
-        self.sent[name] += sum(sizes) - sizes[self.rank]
         arrived = torch.split(into.view(like.dtype), [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(arrived, shapes, strict=True)]
 
@@ -164,40 +161,15 @@ class Piece:
         return range(max(0, min(theirs.stop + after - mine.start, len(mine))))
 
 
-class _WithNeighbours(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, before: int, after: int, piece: Piece) -> Tensor:
-        ctx.piece, ranks = piece, range(piece.count)
-        ctx.lent = [piece.overlap(piece.rank, p, before, after) for p in ranks]
-        ctx.borrowed = [len(piece.overlap(p, piece.rank, before, after)) for p in ranks]
-        shapes = [(len(x), size, *x.shape[2:]) for size in ctx.borrowed]
-        got = piece.exchange("halo", [x[:, part.start : part.stop] for part in ctx.lent], shapes)
-        got[piece.rank] = x
-        return torch.cat(got, dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        piece, sizes = ctx.piece, list(ctx.borrowed)
-        sizes[piece.rank] = grad.shape[1] - sum(sizes)
-        parts = list(torch.split(grad, sizes, dim=1))
-        d_x = parts[piece.rank].clone()
-        parts[piece.rank] = d_x[:, :0]
-        shapes = [(len(grad), len(part), *grad.shape[2:]) for part in ctx.lent]
-        for part, back in zip(ctx.lent, piece.exchange("halo", parts, shapes), strict=True):
-            d_x[:, part.start : part.stop] += back
-        return d_x, None, None, None
-
-
 class _Exchange(torch.autograd.Function):
     """The gradients go back where the parts came from."""
 
     @staticmethod
-    def forward(ctx: Any, piece: Piece, name: str, shapes: Sequence[tuple[int, ...]], *parts: Tensor) -> Any:
-        ctx.piece, ctx.name, ctx.shapes = piece, name, [tuple(part.shape) for part in parts]
-        return tuple(piece.exchange(name, parts, shapes))
+    def forward(ctx: Any, piece: Piece, shapes: Sequence[tuple[int, ...]], *parts: Tensor) -> Any:
+        ctx.piece, ctx.shapes = piece, [tuple(part.shape) for part in parts]
+        return tuple(piece.exchange(parts, shapes))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *ctx.piece.exchange(ctx.name, grads, ctx.shapes)
+        return None, None, *ctx.piece.exchange(grads, ctx.shapes)

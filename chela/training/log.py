@@ -7,8 +7,9 @@ import importlib.util
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.status import Status
 
 from chela.config.schema import Config
-from chela.config.words import duration
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.training.objectives import Objective
@@ -30,17 +30,24 @@ from chela.training.run import RunFolder
 class Log:
     """Writes and shows a line for each logged step and each evaluation; what process 0 cannot write ends them all.
 
-    When a run goes on from ``step``, ``metrics.csv`` is cut to that step, so that no line is lost or doubled.
+    In a terminal the lines of training take one place, elsewhere some of them are printed. When a run goes on from
+    ``step``, ``metrics.csv`` is cut to that step, so that no line is lost or doubled.
     """
+
+    LINES = 20  # that are printed of the training
 
     def __init__(
         self, fabric: Fabric, run: RunFolder, config: Config, objective: Objective, step: int, console: Console
     ) -> None:
-        self._fabric, self._run, self._config = fabric, run, config
+        self._fabric, self._run, self._config, self._console = fabric, run, config, console
+        self._score, self._loggers = objective.score, list[TensorBoardLogger | WandbLogger]()
         self.columns = ("step", "split", *objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
-        self._loggers: list[TensorBoardLogger | WandbLogger] = []
         in_first(fabric, lambda: self._open(step))
-        self._display = Display(console, config, objective, step)
+        self._start, self._first, self._said = time.monotonic(), step, step
+        live = console.is_terminal and not console.quiet and config.trainer.progress == "auto"
+        self._status = Status("", console=console) if live else None
+        if self._status is not None:
+            self._status.start()
 
     def _open(self, step: int) -> None:
         if self._config.wandb:
@@ -61,7 +68,8 @@ class Log:
         else:
             row["evaluation"] = round(took, 3)
         in_first(self._fabric, lambda: self._write(row))
-        self._display.line(step, values, took)
+        if self._config.trainer.progress != "none":
+            self._show(step, values, took)
 
     def _write(self, row: dict[str, Any]) -> None:
         append(self._run.metrics, row, self.columns)
@@ -70,9 +78,25 @@ class Log:
         for logger in self._loggers:
             logger.log_metrics(scalars, row["step"])
 
+    def _show(self, step: int, values: dict[str, float], took: float | None) -> None:
+        total = self._config.trainer.max_steps
+        if took is not None:
+            score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
+            self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({took:.0f} s)")
+        elif self._status is not None or step - self._said >= total / self.LINES or step == total:
+            self._said = step
+            left = timedelta(seconds=round((time.monotonic() - self._start) / (step - self._first) * (total - step)))
+            text = f"step {step}/{total}  {left} left  loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  "
+            text += f"{values['tokens_per_second']:,.0f} tokens/s  lr {values['lr']:.2e}"
+            if self._status is None:
+                self._console.print(text)
+            else:
+                self._status.update(text)
+
     def close(self) -> None:
         """Close what was opened, so that what was logged is there."""
-        self._display.end()
+        if self._status is not None:
+            self._status.stop()
         for logger in self._loggers:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):
@@ -118,59 +142,3 @@ def cut_after(path: Path, step: int, columns: Sequence[str]) -> None:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     kept = [line for line in lines if whole.match(line) and int(line.partition(",")[0]) <= step]
     write_whole(path, "".join([",".join(columns) + "\n", *kept]).encode())
-
-
-class Display:
-    """Shows score, loss, learning rate, tokens/s and the time left: a live line in a terminal, else plain lines."""
-
-    LINES = 20  # of a run, where nothing is live
-
-    def __init__(self, console: Console, config: Config, objective: Objective, step: int) -> None:
-        mode = config.trainer.progress
-        if mode == "auto":
-            mode = "live" if console.is_terminal else "plain"
-        self._console, self._shown = console, mode != "none" and not console.quiet
-        self._score, self._total = objective.score, config.trainer.max_steps
-        self._start, self._first, self._said = time.monotonic(), step, step
-        self._bar: Progress | None = None
-        if mode == "live" and self._shown:
-            text = TextColumn("{task.description}")
-            bar = BarColumn(bar_width=20)
-            self._bar = Progress(MofNCompleteColumn(), bar, text, TimeRemainingColumn(), console=console)
-            self._task = self._bar.add_task("", total=self._total, completed=step)
-            self._bar.start()
-
-    def line(self, step: int, values: dict[str, float], took: float | None) -> None:
-        """Show a line of the log."""
-        if not self._shown:
-            return
-        if took is not None:
-            score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
-            self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({duration(took)})")
-            return
-        text = f"loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  lr {values['lr']:.2e}"
-        text += f"  {values['tokens_per_second']:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
-        elif step - self._said >= self._total / self.LINES or step == self._total:
-            self._said = step
-            left = (time.monotonic() - self._start) / (step - self._first) * (self._total - step)
-            self._console.print(f"step {step}/{self._total}  {text}  {duration(left)} left")
-
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def data_progress(console: Console, every: float = 5.0) -> Callable[[str, int, int], None]:
-    """Return what says how far the making of records is, every so many seconds."""
-    said = time.monotonic()
-
-    def say(what: str, done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > every:
-            said = time.monotonic()
-            console.print(f"{what}: {done:,} of {total:,}")
-
-    return say

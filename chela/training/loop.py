@@ -35,8 +35,8 @@ from lra.datamodule import LRADataModule
 def fit(config: Config, console: Console, started: float) -> int:
     """Train, test, and write the result; return the exit status.
 
-    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be. ``started`` is
-    when this launch began, by ``time.monotonic()``: the start of ``trainer.max_time``.
+    A finished run is reported, not repeated; one that left the test set unseen is tested once it may be. From
+    ``started``, by ``time.monotonic()``, ``trainer.max_time`` counts.
     """
     begun = find_run(config)
     if begun is not None and begun.result.exists():
@@ -60,8 +60,7 @@ def fit(config: Config, console: Console, started: float) -> int:
                 fabric.launch()  # from here on there are all processes, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
                 assert run is not None
-                launch = Launch(fabric, module, data, run, signals, started, console)
-                launch.run_to_the_end(goes_on)
+                Launch(fabric, module, data, run, signals, started, console).run_to_the_end(goes_on)
             return 0
         except Stopped as stop:
             if stop.step is None:  # the other processes were not asked; they would wait for this one
@@ -74,21 +73,20 @@ def fit(config: Config, console: Console, started: float) -> int:
             return 0  # every process comes to it at the same step; the first one says it
 
 
+@dataclasses.dataclass
 class Launch:
     """The steps that one launch takes of a run."""
 
-    def __init__(
-        self,
-        fabric: Fabric,
-        module: LitModel,
-        data: LRADataModule,
-        run: RunFolder,
-        signals: Signals,
-        started: float,
-        console: Console,
-    ) -> None:
-        self.fabric, self.module, self.data, self.run = fabric, module, data, run
-        self.signals, self.started, self.console = signals, started, console
+    fabric: Fabric
+    module: LitModel
+    data: LRADataModule
+    run: RunFolder
+    signals: Signals
+    started: float  # by ``time.monotonic()``
+    console: Console
+
+    def __post_init__(self) -> None:
+        fabric, module, data = self.fabric, self.module, self.data
         self.config, self.state = module.config, RunState()
         fabric.to_device(module)
         self.network, self.optimizer = fabric.setup(module, module.configure_optimizers())
@@ -173,7 +171,6 @@ class Launch:
         began = time.monotonic()
         values, _ = columns(self.module, self.data.val_dataloader(), fabric=self.fabric)
         took = time.monotonic() - began
-        self.state.evaluation_seconds += took
         self.log.line(self.state.step, "validation", values, self.state.seconds, took)
         self.clock = time.monotonic()
         if not math.isfinite(values["loss"]):
@@ -210,21 +207,17 @@ class Launch:
             if not value.isfinite().all():
                 raise diverged(name, self.state.step)
         self.totals()
-        self.state.wall_seconds = self.wall_seconds()
+        self.state.wall_seconds = self.earlier + time.monotonic() - self.started
         in_first(self.fabric, self._save_last)
         self.saved_at = time.monotonic()
 
     def _save_last(self) -> None:
         if self.run.metrics.exists():
             sync(self.run.metrics)  # a checkpoint never outlives the lines that led to it
-        saved = {
-            "step": self.state.step,
-            "fingerprint": fingerprint(self.config),
-            "model": self.module.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "state": dataclasses.asdict(self.state),
-            **({"carried": self.module.carried} if self.module.carried else {}),
-        }
+        saved = {"step": self.state.step, "fingerprint": fingerprint(self.config)}
+        saved |= {"model": self.module.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        saved |= {"state": dataclasses.asdict(self.state)}
+        saved |= {"carried": self.module.carried} if self.module.carried else {}
         resume.save(self.run.last, saved, previous=self.run.previous)
 
     def _save_best(self) -> None:
@@ -253,10 +246,6 @@ class Launch:
                 f"({first_line(error)[:120]}); use the version of chela that wrote them"
             ) from None
 
-    def wall_seconds(self) -> float:
-        """Return the time of this launch and, of earlier ones, what led up to a checkpoint."""
-        return self.earlier + time.monotonic() - self.started
-
     # ---- the end ----
 
     def finish(self) -> None:
@@ -270,7 +259,8 @@ class Launch:
         splits = (*data.task.further, "test") if self.config.trainer.test else ()
         tests = {split: tested(module, data, split, self.fabric) for split in splits}
         if self.fabric.is_global_zero:
-            result = result_of(self.fabric, module, data, state, tests, self.wall_seconds())
+            wall_seconds = self.earlier + time.monotonic() - self.started
+            result = result_of(self.fabric, module, data, state, tests, wall_seconds)
             self.run.write_result(result)
             report(self.console, self.config, self.run, result)
 

@@ -33,10 +33,8 @@ class Score:
 
     def better(self, new: dict[str, Any], old: dict[str, Any] | None) -> bool:
         """Whether the values of a validation beat those of another; equal ones do not."""
-        if old is None:
-            return True
-        gain: float = new[self.name] - old[self.name]
-        return gain > 0 if self.best == "max" else gain < 0
+        sign = 1 if self.best == "max" else -1
+        return old is None or sign * new[self.name] > sign * old[self.name]
 
     def text(self, values: dict[str, Any]) -> str:
         """Write the score with its unit.

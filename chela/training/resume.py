@@ -109,20 +109,18 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
                 raise ValueError(f"{bad} has another checksum than was written")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "format_version" not in state:
+            raise ValueError("it is one without a format version")
+        version, missing = state["format_version"], [key for key in (*keys, "fingerprint") if key not in state]
+        if missing and version == FORMAT_VERSION:
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except Exception as error:  # a foreign file can make the reader raise anything
         reason = first_line(error)[:120]
-        raise TornError(
-            f"expected a whole checkpoint of this project at {path}, it is torn or foreign ({reason})"
-        ) from None
-    if not isinstance(state, dict) or "format_version" not in state:
-        raise TornError(f"expected a checkpoint of this project at {path}, got one without a format version")
-    version = state["format_version"]
+        raise TornError(f"expected a whole checkpoint at {path}, it is torn or foreign ({reason})") from None
     if version != FORMAT_VERSION:
         other = "use the version of chela that wrote it"
         raise UsageError(f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; {other}")
-    if missing := [key for key in (*keys, "fingerprint") if key not in state]:
-        raise TornError(f"expected a checkpoint of this project at {path}, it lacks {', '.join(missing)}")
     if state["fingerprint"] not in identities:
         raise UsageError(
             f"expected a checkpoint of this run's configuration ({' or '.join(identities)}) at {path}, got one of "

@@ -36,9 +36,8 @@ from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError
 from chela.core.files import make_folder, write_whole
-from chela.models.generate import generate
 from chela.models.heads import TokenModel
-from chela.results import RESULT_FORMAT_VERSION, TITLES, of_arena, to_the_letter
+from chela.results import RESULT_FORMAT_VERSION, TITLES, to_the_letter
 from chela.training import machine, resume
 from chela.training.objectives import Score, above_majority
 from chela.training.resume import Stopped
@@ -58,7 +57,6 @@ class RunState:
     step: int = 0  # steps that are done
     wall_seconds: float = 0.0  # of all launches, up to the checkpoint
     seconds: float = 0.0  # of training, without evaluations
-    evaluation_seconds: float = 0.0
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # targets hit, targets, tokens
     best: dict[str, Any] | None = None  # step and values of the best validation; None before the first
     last: dict[str, Any] = field(default_factory=dict)  # the same of the latest
@@ -138,10 +136,10 @@ def find_run(config: Config) -> RunFolder | None:
 @contextlib.contextmanager
 def claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
     """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
-    run, goes_on, lock = claim_run(config) if leads else (None, False, None)
-    if run is None or lock is None:
+    if not leads:
         yield None, False
         return
+    run, goes_on, lock = claim_run(config)
     console.print(f"{'going on with' if goes_on else 'run'} {run.path}")
     try:
         yield run, goes_on
@@ -215,22 +213,19 @@ def trusted(config: Config) -> str:
 
 
 def result_of(
-    fabric: Fabric,
-    module: LitModel,
-    data: LRADataModule,
-    state: RunState,
-    tests: dict[str, dict[str, Any]],
-    wall_seconds: float,
+    fabric: Fabric, module: LitModel, data: LRADataModule, state: RunState, tests: dict[str, Any], wall_seconds: float
 ) -> dict[str, Any]:
     """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
-    config, task, objective, device = module.config, data.task, module.objective, fabric.device
-    assert state.best is not None
-    by = f"by_{task.grouped_by}"
-    tests = {split: found | {"count": int(found["count"])} for split, found in tests.items()}
-    test = tests.pop("test", None)
-    grouped = {f"test_{by}": test.pop(by)} if test and by in test else {}
-    learned = above_majority(state.best, data.records("validation").majority_accuracy())
+    config, task, objective, best = module.config, data.task, module.objective, state.best
+    assert best is not None
+    tests = {f"test_{split}": found | {"count": int(found["count"])} for split, found in tests.items()}
+    test, by = tests.pop("test_test", None), f"by_{task.grouped_by}"
+    if test and by in test:
+        tests[f"test_{by}"] = test.pop(by)
+    learned = above_majority(best, data.records("validation").majority_accuracy())
     early = state.step < config.optimizer.warmup_steps + TOO_EARLY
+    some: dict[str, Any] = {"sample": sample(module.model, task), "context": task.context, "own_code": own_code(config)}
+    some |= {"lra": to_the_letter(config)} if config.task.name in TITLES else {}
     return {
         "task": config.task.name,
         "task_title": task.title,
@@ -242,29 +237,24 @@ def result_of(
         "score": dataclasses.asdict(objective.score),
         "steps": state.step,
         "epochs": data.records("train").epochs(state.step * config.trainer.batch_size),
-        **({"lra": to_the_letter(config)} if config.task.name in TITLES else {}),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
-        "best_step": state.best["step"],
-        "best_validation": {name: state.best[name] for name in objective.columns},
+        "best_step": best["step"],
+        "best_validation": {name: best[name] for name in objective.columns},
         "last_validation": {name: state.last[name] for name in objective.columns},
         "test": test,
-        **({"sample": text} if (text := sample(module.model, task)) else {}),
-        **grouped,
         "majority_accuracy": data.records("test").majority_accuracy() if test else None,
         "validation_policy": config.data.validation,
         "data_note": task.note,
-        **({"context": context} if (context := task.context) else {}),
         "learned": learned or (None if early else False),
         "wall_seconds": round(wall_seconds, 1),
         "training_seconds": round(state.seconds, 1),
-        "evaluation_seconds": round(state.evaluation_seconds, 1),
         "tokens_per_second": round(state.totals[2] / max(state.seconds, 1e-9)),
-        "peak_memory_bytes": machine.peak_memory_bytes(device),
+        "peak_memory_bytes": machine.peak_memory_bytes(fabric.device),
         "precision": fabric.strategy.precision.precision,
         "processes": fabric.world_size,
-        **machine.describe(device),
-        **({"own_code": code} if (code := own_code(config)) else {}),
-        **{f"test_{split}": found for split, found in tests.items()},
+        **machine.describe(fabric.device),
+        **{key: value for key, value in some.items() if value or value is False},
+        **tests,
     }
 
 
@@ -272,6 +262,8 @@ def sample(model: nn.Module, task: Any) -> str:
     """Return a text that the network writes; empty where it is no model of text, or has no states."""
     if not getattr(task, "alphabet", "") or not isinstance(model, TokenModel):
         return ""
+    from chela.models.generate import generate  # of no use to other tasks
+
     symbols = min(SAMPLE, task.l_max) if model.backbone.ends() else SAMPLE
     with contextlib.suppress(UsageError):  # a system of somebody's own without states
         return str(generate(model.eval(), task.before.decode(), symbols, temperature=0.8))[1:]
@@ -280,18 +272,20 @@ def sample(model: nn.Module, task: Any) -> str:
 
 def report(console: Console, config: Config, run: RunFolder, result: dict[str, Any]) -> None:
     """Print a result, and the commands that go on from it."""
-    lra = of_arena(result)
-    if result.get("lra") is False:
-        lra = f"{result['preset']} is another task than that of full: not an LRA number"
-    score = Score(**result["score"])
+    lra = ""
+    if "lra" in result:
+        lra = f"  ({result['preset']} is another task than that of full: not an LRA number)"
+        if result["lra"]:
+            lra = f"  (LRA's task; {result['parameters']:,} parameters; {result['epochs']:.3g} epochs)"
+    score, test = Score(**result["score"]), result["test"]
     tested = "test set left unseen (trainer.test=false)"
-    if result["test"] is not None:
-        accuracy = "" if score.name == "accuracy" else f"accuracy {result['test'].get('accuracy', math.nan):.2%}, "
-        tested = f"test {score.text(result['test'])} ({accuracy}majority class {result['majority_accuracy']:.2%})"
+    if test is not None:
+        accuracy = "" if score.name == "accuracy" else f"accuracy {test.get('accuracy', math.nan):.2%}, "
+        tested = f"test {score.text(test)} ({accuracy}majority class {result['majority_accuracy']:.2%})"
     console.print(
         f"{result['task']} {result['preset']} {result['model']} seed {result['seed']}: {tested}, "
         f"best validation {score.text(result['best_validation']).removeprefix('accuracy ')} at step "
-        f"{result['best_step']}, validation policy {result['validation_policy']}{f'  ({lra})' if lra else ''}"
+        f"{result['best_step']}, validation policy {result['validation_policy']}{lra}"
     )
     for name in (key for key, found in result.items() if key.startswith("test_") and "count" in found):
         console.print(f"{name}: {score.text(result[name])} of {result[name]['count']:,}")

@@ -1,4 +1,4 @@
-"""The one way to score: what a step counts, summed over batches, groups and processes; and how a text is read for it.
+"""The one way to score: what a step counts, summed over batches, groups and processes.
 
 Validation and test of a run, ``chela evaluate``, ``predict``, ``probe`` and ``length`` all go through ``each``.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,15 +17,13 @@ from torch import Tensor, nn
 from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.models import build_model
-from chela.training.log import data_progress
-from chela.training.machine import hardware, quiet_lightning, stdout_console
+from chela.training.machine import data_progress, hardware, quiet_lightning
 from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.tasks.base import Records
-from lra.texts import in_words
 
 T = TypeVar("T")
 
@@ -40,7 +37,7 @@ def each(
     Batches are moved to the device of ``fabric`` (None: the CPU) and computed in its precision.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    modes = {module: module.training for module in model.modules()}
+    training = model.training
     model.eval()
     try:
         for batch in batches:
@@ -48,8 +45,7 @@ def each(
                 made = step(fabric.to_device(batch))
             yield made
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        model.train(training)
 
 
 def total(
@@ -90,10 +86,10 @@ def data_of(config: Config) -> LRADataModule:
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(stdout_console()), **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(), **sizes)
 
 
-def evaluate(config: Config, run: RunFolder, which: str, split: str, reading: Reading) -> tuple[Score, dict[str, Any]]:
+def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, Any]]:
     """Score a run's "best" or "last" weights on "test", "validation" or a further test set: the run's own number.
 
     With the score that counts come the objective's columns and "count", the targets; of a text also ``of_text``.
@@ -107,78 +103,41 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str, reading: Re
     data.prepare_data()
     if split not in (known := ("test", "validation", *data.task.further)):
         raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
-    fabric, read = Fabric(**hardware(config), devices=1), config.data.split(split)
+    fabric = Fabric(**hardware(config), devices=1)
     module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
     fabric.setup_module(module)  # in its precision before the weights come, which would lose half of their digits
     run.load_into(module.model, trained, which)
-    if reading != Reading():
-        values, _ = columns(module, batches(data, module.model, read, reading), fabric=fabric)
-    elif split == "validation":
-        values, _ = columns(module, data.val_dataloader(), fabric=fabric)
+    if split == "validation":
+        values: dict[str, Any] = columns(module, data.val_dataloader(), fabric=fabric)[0]
     else:
         values = tested(module, data, split, fabric)
-    return module.objective.score, values | of_text(data.task, read, reading, values)
+    return module.objective.score, values | of_text(data.task, config.data.split(split), values)
 
 
-# ---- texts: every symbol of a split is scored once, from as much of what stands before it as is said ----
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a text is read.
-
-    "window": in windows, each alone; "stride": in windows that overlap, where a symbol counts in the first that has it;
-    "stream": from the first symbol to the last, the network's state carried on.
-    """
-
-    context: str = "window"
-    window: int = 0  # symbols of a window, or of a part of the stream; 0: as in training
-    stride: int = 0  # symbols from one window to the next; 0: half a window
-
-    def of(self, task: Any) -> tuple[int, int]:
-        """Return window and stride on a task; UsageError where they do not fit together."""
-        if not task.in_order:
-            raise UsageError(f"eval.context: expected a run on a text, {task.name} is none; leave eval.… out")
-        if self.stride and self.context != "stride":
-            raise UsageError(f"eval.stride: expected eval.context=stride with it, got {self.context}")
-        window = self.window or task.l_max
-        stride = (self.stride or max(1, window // 2)) if self.context == "stride" else window
-        if stride > window:
-            raise UsageError(f"eval.stride: expected at most eval.window={window}, got {stride}")
-        return window, stride
-
-    def in_words(self, task: Any) -> str:
-        """Say what a symbol is predicted from."""
-        window, stride = self.of(task)
-        stream = f"one stream, all symbols before, read in pieces of {window:,}"
-        return stream if self.context == "stream" else in_words(window, stride)
-
-
-def batches(data: LRADataModule, model: nn.Module, split: str, reading: Reading) -> Iterable[Batch]:
-    """Return the batches of a split read in this way; UsageError where the task or the network cannot be read so."""
-    task: Any = data.task
-    window, stride = reading.of(task)
-    records = task.pieces(split, window, stride)
-    if reading.context == "stream":
-        expect_bounded(model, task.l_max, "eval.context=stream")
-        return data.in_order(records)
-    if window <= task.l_max:
-        return data.evaluation(records)
-    expect_prefill(model, f"eval.window={window}")
-    data = copy.copy(data)  # which other windows are read from
-    data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
-    return ({**batch, "beyond": True} for batch in data.evaluation(records))
-
-
-def of_text(task: Any, split: str, reading: Reading, values: dict[str, float]) -> dict[str, Any]:
+def of_text(task: Any, split: str, values: dict[str, float]) -> dict[str, Any]:
     """Return what is told of a text beside the columns; nothing for another task."""
     if not task.in_order:
         return {}
-    told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": reading.in_words(task)}
+    told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": task.context}
     if words := task.words(split):
         nats = values["loss"] * values["count"]
         told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
     return told
+
+
+def overlapping(data: LRADataModule, model: nn.Module, split: str, window: int) -> Iterable[Batch]:
+    """Return windows of a text that overlap by half; a symbol counts in the first that has it.
+
+    UsageError where they are longer than in training, and the network cannot read on from a state.
+    """
+    task: Any = data.task
+    records = task.pieces(split, window, max(1, window // 2))
+    if window <= task.l_max:
+        return data.evaluation(records)
+    expect_prefill(model, f"window {window}")
+    data = copy.copy(data)  # which other windows are read from
+    data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
+    return ({**batch, "beyond": True} for batch in data.evaluation(records))
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:

@@ -43,8 +43,7 @@ class LitModel(L.LightningModule):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return scores."""
-        scores: Tensor = self.model(inputs, mask)
-        return scores
+        return self.model(inputs, mask)  # type: ignore[no-any-return]
 
     def setup(self, stage: str = "fit") -> None:
         """Make the groups of processes that share sequences: P neighbours each, of N × P in all."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARKS = {"convolution": "kernels", "linear_attention": "kernels", "layers": "kernels"}  # and their files
-BENCHMARKS |= {"train": "models", "generate": "models"}
+BENCHMARKS |= {"train": "models", "generate": "models", "tune": "tune"}
 RESULTS = Path("experiments/results/bench")
 
 
@@ -37,15 +37,10 @@ class Row:
     key: dict[str, Any]  # sizes and options; two runs are compared where their keys agree
     values: dict[str, float]  # what came out: seconds under names that end in ``[ms]``, rates, MiB, ratios
     note: str = ""  # why a value is missing, or what to know about it
-    raw: dict[str, Any] = field(default_factory=dict)  # of each candidate, as timed
+    raw: dict[str, Any] = field(default_factory=dict)  # of each candidate, the seconds of each round
 
     @classmethod
     def timed(cls, key: dict[str, Any], times: pd.DataFrame, values: dict[str, float], note: str = "") -> Row:
-        """Return the row of candidates, a column of seconds each: their medians, then the other values.
-
-        ``raw`` is the median, best time, spread (interquartile range / median) and number of rounds of each.
-        """
-        median, (low, high) = times.median(), times.quantile([0.25, 0.75]).to_numpy()
-        told = {"median": median, "best": times.min(), "spread": (high - low) / median, "rounds": times.count()}
-        raw = {name: {key: values[name].item() for key, values in told.items()} for name in times}
-        return cls(key, {f"{name} [ms]": t for name, t in median.items()} | values, note, raw)
+        """Return the row of candidates, a column of seconds each: their medians, then the other values; all as raw."""
+        medians = {f"{name} [ms]": median for name, median in times.median().items()}
+        return cls(key, medians | values, note, times.to_dict("list"))

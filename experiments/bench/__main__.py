@@ -4,7 +4,7 @@ chela bench layers                                 writes experiments/results/be
 chela bench train task=text,image model=chela,softmax preset=full batch=4 out=FILE
 
 convolution: the long convolution. generate: one token more, after a context. layers: the whole CHELA layer.
-linear_attention: the op. train: whole training steps of every system.
+linear_attention: the op. train: whole training steps of every system. tune: the tiles of its Triton kernels, on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -44,17 +43,12 @@ def main(options: Options) -> int:
     facts, rows = timing.machine(), run(options)
     result = {"name": options.name, "machine": facts, "rows": [vars(row) for row in rows]}
     write(path, json.dumps(result, indent=1) + "\n")
-    print(text(run.__doc__.partition("\n")[0], rows, facts, shutil.get_terminal_size().columns))
-    print(f"written: {path}")
-    return 0
-
-
-def text(title: str, rows: Sequence[Row], machine: dict[str, Any], width: int) -> str:
-    """Return the whole screen: title, table, notes and machine, wrapped at ``width``."""
-    facts = "; ".join(f"{key} {value}" for key, value in machine.items())
+    width = shutil.get_terminal_size().columns
     notes = dict.fromkeys(row.note for row in rows if row.note)
-    wrapped = [textwrap.fill(part, width, break_on_hyphens=False) for part in (*notes, f"machine: {facts}")]
-    return "\n\n".join([textwrap.fill(title, width), table(rows, width), *wrapped])
+    told = "; ".join(f"{key} {value}" for key, value in facts.items())
+    for part in (run.__doc__.partition("\n")[0], table(rows, width), *notes, f"machine: {told}", f"written: {path}"):
+        print(part if "\n" in part else textwrap.fill(part, width, break_on_hyphens=False), end="\n\n")
+    return 0
 
 
 def table(rows: Sequence[Row], width: int = 80) -> str:

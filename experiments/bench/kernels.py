@@ -34,15 +34,9 @@ bidirectional_attention = partial(attention, causal=False)
 def convolution(options: Options) -> list[Row]:
     """The long convolution, forward + backward, against autograd through rfft and irfft.
 
-    CPU, float32, causal, K = L, with glibc's default allocator and with one that keeps its memory.
+    CPU, float32, causal, K = L, with glibc's default allocator unless the environment sets another.
     """
-    sizes = CONVOLUTIONS[:1] if options.quick else CONVOLUTIONS
-    first = timing.allocator(keep=False)
-    rows = [convolution_row(*size, first) for size in sizes]
-    second = timing.allocator(keep=True)
-    if second != first:
-        rows += [convolution_row(*size, second) for size in sizes]
-    return rows
+    return [convolution_row(*size) for size in (CONVOLUTIONS[:1] if options.quick else CONVOLUTIONS)]
 
 
 def plain(u: Tensor, kernel: Tensor) -> Tensor:
@@ -72,20 +66,16 @@ def transforms_and_products(batch: int, channels: int, length: int) -> Step:
     return work
 
 
-def convolution_row(batch: int, channels: int, length: int, allocator: str) -> Row:
+def convolution_row(batch: int, channels: int, length: int) -> Row:
     """Return times and peak memory at one size."""
     u, d_out = torch.randn(2, batch, length, channels).unbind()
     kernel = torch.randn(channels, length) / length**0.5
-    contiguous = "plain, (B, L, C) contiguous"
     ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
-    laid_out = training_step(lambda u, kernel: plain(u, kernel).contiguous(), u, kernel, d_out=d_out)
-    candidates: dict[str, Step] = {"fft_conv": ours, "plain": theirs}
-    candidates[contiguous] = lambda: [gradient.contiguous() for gradient in laid_out()]
-    times = interleaved(candidates, seconds=2.0, least=5)
+    times = interleaved({"fft_conv": ours, "plain": theirs}, seconds=2.0, least=5)
     median = times.median()
-    values = {f"fft_conv / {name}": median["fft_conv"] / median[name] for name in ("plain", contiguous)}
+    values = {"fft_conv / plain": median["fft_conv"] / median["plain"]}
     values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
-    key = {"what": "whole", "B": batch, "C": channels, "L": length, "allocator": allocator}
+    key = {"B": batch, "C": channels, "L": length, "allocator": timing.allocator(keep=False)}
     return Row.timed(key, times, values)
 
 
@@ -107,7 +97,6 @@ def attention_row(L: int) -> Row:
     """Return the times at one length, B 1, H 4, D = E = 64, float32."""
     H, D = 4, 64
     q, k, v, d_out = torch.randn(4, 1, L, H, D).unbind()
-    slow = torch.full((1, L, H), -0.01)
     causal: dict[str, Step] = {"causal": training_step(causal_attention, q, k, v, d_out=d_out)}
     if L <= 16384:  # a step at a greater length takes minutes
         softmax = partial(F.scaled_dot_product_attention, is_causal=True)
@@ -117,9 +106,8 @@ def attention_row(L: int) -> Row:
         "bidirectional": training_step(bidirectional_attention, q, k, v, d_out=d_out),
         "its products": partial(bidirectional_products, q, k, v, d_out),
     }
-    decays: dict[str, Step] = {"per-token decay": training_step(decayed, q, k, v, slow, d_out=d_out)}
     # Only what is compared takes turns: anything in between would leave its mark on cache and heap.
-    times = pd.concat([interleaved(group, seconds=2.0) for group in (causal, bidirectional, decays)], axis=1)
+    times = pd.concat([interleaved(group, seconds=2.0) for group in (causal, bidirectional)], axis=1)
     median = times.median()
     values = {"softmax / causal": median["softmax"] / median["causal"]} if "softmax" in times else {}
     values["bidirectional / products"] = median["bidirectional"] / median["its products"]
@@ -128,11 +116,6 @@ def attention_row(L: int) -> Row:
         # The output and three gradients are held at the peak, and are not extra.
         values[f"{name} extra / results"] = (peak_memory(step) - results / 2) / results
     return Row.timed({"L": L, "H": H, "D": D, "dtype": "float32"}, times, values)
-
-
-def decayed(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
-    """Run causal attention with decay, whose gradient is taken too."""
-    return attention(q, k, v, log_decay=log_decay, causal=True)
 
 
 def bidirectional_products(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor) -> None:

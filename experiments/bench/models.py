@@ -15,7 +15,6 @@ from chela.config.groups import names
 from chela.config.schema import Config, ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
-from chela.models.heads import TokenModel
 from chela.training.machine import hardware
 from chela.training.step import build_optimizer
 from experiments.bench import Options, Row, timing
@@ -31,7 +30,7 @@ SYSTEMS = {
     "s4d": ("s4d", {}),
     "softmax": ("softmax", {}),
 }
-L_MAX = 2**17  # taps of the long kernel
+L_MAX = 2**17  # taps of the long kernel: more than there will be context
 PIECE = 2048  # prefilled at once
 STEPS = 64
 
@@ -128,26 +127,18 @@ def generate(options: Options) -> list[Row]:
     return [context_row(length) for length in (CONTEXTS[:1] if options.quick else CONTEXTS)]
 
 
-def language_model(system: str) -> TokenModel:
-    """Build a network of bytes; its long kernel has as many taps as there will be context."""
-    name, options = SYSTEMS[system]
-    config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**options))
-    model = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
-    assert isinstance(model, TokenModel)
-    return model
-
-
 @torch.no_grad()
 def context_row(length: int) -> Row:
     """Return the time of a step, and the bytes of the state, after ``length`` symbols."""
     torch.manual_seed(0)
     symbols = torch.randint(1, 257, (1, length))
     steps, sizes = {}, {}
-    for system in SYSTEMS:
-        model, state = language_model(system), None
+    for system, (name, options) in SYSTEMS.items():
+        config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**options))
+        model: Any = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
+        state: dict[str, Tensor] = {}
         for start in range(0, length, PIECE):
-            _, state = model.prefill(symbols[:, start : start + PIECE], state)
-        assert state is not None
+            _, state = model.prefill(symbols[:, start : start + PIECE], state or None)
         _, state = model.step(symbols[:, 0], state)  # which works out what a prefill leaves to the first step
         steps[system] = partial(make_steps, model, symbols[:, 0], state)
         sizes[system] = sum(part.nbytes for part in state.values())
@@ -157,7 +148,7 @@ def context_row(length: int) -> Row:
     return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
 
 
-def make_steps(model: TokenModel, symbol: Tensor, state: dict[str, Tensor]) -> None:
+def make_steps(model: Any, symbol: Tensor, state: dict[str, Tensor]) -> None:
     """Make some steps from a copy of the state."""
     now = {name: part.clone() for name, part in state.items()}
     for _ in range(STEPS):

@@ -10,7 +10,6 @@ A tree is kept if its length lies in [min_length, max_length] and no equal tree 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
@@ -19,9 +18,9 @@ import numpy as np
 from numba import njit
 
 from chela.core.errors import DataError
-from lra.builder import prefetch
-from lra.generators.splitmix import mix, uniform, word
-from lra.streams import GOLDEN, key, permutation
+from lra.batches import GOLDEN, key, permutation
+from lra.builder import Progress, prefetch
+from lra.generators import mix, uniform, word
 
 if TYPE_CHECKING:
     from lra.tasks.listops import ListOps
@@ -103,18 +102,11 @@ def _block(seed, first, number, min_length, max_length, max_depth, max_args):
 
 
 def generate(
-    options: ListOps,
-    threads: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-    wanted: int | None = None,
+    options: ListOps, threads: int = 0, progress: Progress | None = None, wanted: int | None = None
 ) -> list[tuple[np.ndarray, int]]:
-    """Draw all trees of a data set, no two equal, in shuffled order: ``train``, then ``validation``, then ``test``.
+    """Draw all trees of a data set, or ``wanted`` of them, no two equal, in shuffled order.
 
-    Args:
-        options: What decides the trees.
-        threads: How many threads draw, 0 for one per core. The trees do not depend on it.
-        progress: Called with (what, done, total).
-        wanted: How many, in place of those of the three splits.
+    They depend on the options alone, not on the number of ``threads``, 0 for one per core.
 
     Returns:
         Of each tree its ids, uint8, and its value.

@@ -33,21 +33,11 @@ class Pictures(NamedTuple):
     margins: np.ndarray  # (N,) int64: the paddle margin of each image
     lengths: np.ndarray  # (N,) int64: the dashes of each of an image's two long paths
     paddles: np.ndarray  # (N, P, 4) int64: row, column, direction (``Setup.angle``) and path of each dash
-    counts: (
-        np.ndarray
-    )  # (N, 2) int64: how many of an image's paddles count, and its paths (two long ones, then distractors)
+    counts: np.ndarray  # (N, 2) int64: how many of an image's paddles count, and its paths, two of them long
 
 
 def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> Pictures:
-    """Make images ``start``, …, ``start + count - 1`` of a seed.
-
-    Image n depends on (options, seed, n) alone, whatever else is made beside it.
-
-    Args:
-        options: Parameters of the generator.
-        seed: Seed of the data set, 0 … 2⁶³ − 1.
-        start: Number of the first image.
-        count: How many images.
+    """Make images ``start``, …, ``start + count - 1`` of a seed, 0 … 2⁶³ − 1.
 
     Raises:
         DataError: If the two long paths cannot be placed with these options.
@@ -55,8 +45,6 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
     Example:
         >>> from lra.tasks.pathfinder import PathfinderOptions
         >>> made = generate(PathfinderOptions.preset(32), seed=0, start=0, count=3)
-        >>> made.images.shape, made.images.dtype
-        ((3, 32, 32), dtype('uint8'))
         >>> alone = generate(PathfinderOptions.preset(32), seed=0, start=2, count=1)
         >>> bool((alone.images[0] == made.images[2]).all())
         True

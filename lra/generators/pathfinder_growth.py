@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from lra.batches import GOLDEN, MIX_1, mix
+from lra.generators import below, uniform
 from lra.generators.pathfinder_stamps import SEED_DIRECTIONS, Setup, merge, paint
-from lra.generators.splitmix import below, start, uniform
 
 RESTARTS = 100_000  # of the two long paths, where some tens suffice at LRA's sizes
 _FREE = 76  # a pixel taken up to this is free for a path's first dash: ceil(k/255 - 0.3) = 0
@@ -44,28 +45,18 @@ def make_scratch(setup: Setup, n_paddles: int) -> Scratch:
     """Allocate working memory for images of up to ``n_paddles`` dashes."""
     taken, near, forbidden = np.empty((3, setup.size, setup.size), np.uint8)
     side = setup.size + 2 * (setup.paddle_length + setup.margin)
+    state, blocked = np.zeros(1, np.uint64), np.zeros((side, side), np.uint8)
     paddles, contrasts = np.zeros((n_paddles, 6), np.int64), np.zeros(n_paddles)
-    blocked = np.zeros((side, side), np.uint8)
-    return Scratch(
-        np.zeros(1, np.uint64), taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden
-    )
+    return Scratch(state, taken, near, paddles, contrasts, np.empty(len(setup.circle)), blocked, forbidden)
 
 
-@njit(nogil=True, cache=True)
-def draw_heads(seed, first, count, n_margins):
-    """Draw what comes first for each image.
-
-    Returns:
-        ``(count,)`` uint8 labels, ``(count,)`` int64 which margin, and ``(count,)`` uint64 the streams after it.
-    """
-    state = np.zeros(1, np.uint64)
-    labels, margins, states = np.empty(count, np.uint8), np.empty(count, np.int64), np.empty(count, np.uint64)
-    for i in range(count):
-        start(state, seed, first + i)
-        labels[i] = below(state, 2)
-        margins[i] = below(state, n_margins)
-        states[i] = state[0]
-    return labels, margins, states
+def draw_heads(seed: int, first: int, count: int, n_margins: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw what comes first for each image: uint8 labels, int64 which margin, uint64 streams after it, ``(count,)``."""
+    index = np.arange(first, first + count, dtype=np.uint64)
+    states = mix(mix(np.array([seed], np.uint64) + GOLDEN) ^ mix(index * GOLDEN + MIX_1))
+    labels = (mix(states + GOLDEN) >> np.uint64(11)) * 2.0**-53 * 2
+    margins = (mix(states + GOLDEN + GOLDEN) >> np.uint64(11)) * 2.0**-53 * n_margins
+    return labels.astype(np.uint8), margins.astype(np.int64), states + GOLDEN + GOLDEN
 
 
 @njit(nogil=True, cache=True)
@@ -271,27 +262,27 @@ def _copy(source, target):
 
 
 @njit(nogil=True, cache=True)
-def _go_on(scratch, setup, n, length):
+def _go_on(scratch, setup, n):
     """Grow a distractor that began with dash ``n``; return False when it gets stuck, its room still taken."""
-    for k in range(n + 1, n + length):
+    for k in range(n + 1, n + setup.distractor_length):
         scratch.contrasts[k] = _pick(setup.snake_contrasts, scratch.state)
         if not _grow(scratch, setup, k - 1, k):
             return False
-    _take(scratch, setup, n + length - 1)
+    _take(scratch, setup, n + setup.distractor_length - 1)
     return True
 
 
 @njit(nogil=True, cache=True)
-def _draw_distractors(scratch, setup, n, path, count, length, retries):
-    """Grow ``count`` distractors of ``length`` dashes; return how many dashes and paths the image then has."""
+def _draw_distractors(scratch, setup, n, path):
+    """Grow distractors, from dash and path of these numbers on; return how many dashes and paths the image then has."""
     taken, near = scratch.taken.copy(), scratch.near.copy()
-    for _ in range(count):
-        for _ in range(retries + 1):
+    for _ in range(setup.distractors):
+        for _ in range(setup.distractor_retries + 1):
             scratch.contrasts[n] = _pick(setup.snake_contrasts, scratch.state)
             if not _begin_distractor(scratch, setup, n, path):
                 continue
-            if _go_on(scratch, setup, n, length):
-                n, path = n + length, path + 1
+            if _go_on(scratch, setup, n):
+                n, path = n + setup.distractor_length, path + 1
                 _copy(scratch.taken, taken)
                 _copy(scratch.near, near)
                 break
@@ -302,17 +293,10 @@ def _draw_distractors(scratch, setup, n, path, count, length, retries):
 
 @njit(nogil=True, cache=True)
 def draw_images(made, chosen, states, setup, scratch):
-    """Draw some of a run's images, all of one margin.
+    """Draw the chosen images of a run, all of one margin, into ``made``, ``Pictures`` with labels.
 
-    Args:
-        made: ``Pictures`` with labels; the chosen images, dashes, counts and markers are filled.
-        chosen: ``(n,)`` int64 places in ``made``.
-        states: ``(N,)`` uint64 streams of all images, as ``draw_heads`` leaves them.
-        setup: Stamps and tables of the margin.
-        scratch: Working memory.
-
-    Returns:
-        The place of the first image whose long paths found no room in ``RESTARTS`` attempts, or -1.
+    ``states`` are the streams of all images, as ``draw_heads`` leaves them. Returns the place of the first image whose
+    long paths found no room in ``RESTARTS`` attempts, or -1.
     """
     contour, paddles = setup.contour_length, scratch.paddles
     canvas, discs = np.empty((setup.size, setup.size)), np.empty((setup.size, setup.size), np.uint8)
@@ -324,9 +308,7 @@ def draw_images(made, chosen, states, setup, scratch):
             if attempt > RESTARTS:
                 return k
         # Read, not written here: for a number in the code numba compiles once more all that it is handed on to.
-        n, path = 2 * contour, paddles[1, 3] + 1
-        for count, length, retries in setup.fillers:
-            n, path = _draw_distractors(scratch, setup, n, path, count, length, retries)
+        n, path = _draw_distractors(scratch, setup, 2 * contour, paddles[1, 3] + 1)
         made.counts[k, 0], made.counts[k, 1] = n, path
         _copy(paddles[:n], made.paddles[k])
         origin = below(scratch.state, 2)

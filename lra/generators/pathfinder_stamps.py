@@ -32,7 +32,7 @@ _LANCZOS_REACH = 3  # pixels of the shrunk image that the Lanczos window reaches
 class Setup(NamedTuple):
     """What growing and painting look up for one paddle margin. A named tuple, because numba reads those.
 
-    The fields without a text are those of ``PathfinderOptions``; the first six are copied from there.
+    The fields without a text are those of ``PathfinderOptions``; the integers among them are copied from there.
     """
 
     size: int
@@ -41,9 +41,11 @@ class Setup(NamedTuple):
     seed_distance: int
     contour_length: int
     segment_retries: int
+    distractors: int
+    distractor_length: int
+    distractor_retries: int
     snake_contrasts: np.ndarray
     paddle_contrasts: np.ndarray
-    fillers: np.ndarray  # (1, 3) int64: of the distractors how many, of how many dashes, retries
     margin: int
     half: int  # half of a stamp's side, in pixels
     angle: np.ndarray  # (A,) float64: of each stamp as it is drawn. A grown dash runs back from its head to the pivot
@@ -58,11 +60,6 @@ class Setup(NamedTuple):
     seed_footprint_count: np.ndarray  # (360,) int64: how many of its rows count; 0: no path starts in this direction
     marker: np.ndarray  # (C, C, Q, Q) uint8: the marker, by how close its centre is to the border in rows and columns
     unit: np.ndarray  # (256,) float64: k / 255 as the single-precision number that the reference generator stores
-
-
-def translate(start: tuple[int, int], angle: float, distance: float) -> tuple[int, int]:
-    """Return the pixel ``distance`` away from ``start`` along ``angle``, rounded up in both coordinates."""
-    return (math.ceil(start[0] + distance * math.sin(angle)), math.ceil(start[1] + distance * math.cos(angle)))
 
 
 def _unit_vectors(angles: Iterable[float]) -> np.ndarray:
@@ -92,11 +89,10 @@ def _widen(canvas: np.ndarray, radius: int) -> np.ndarray:
 def _draw_dash(options: PathfinderOptions, margin: int, half: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a dash from the centre along ``angle``, and its widened mask, each ``(S, S)`` uint8."""
     scale, side = options.antialias, (2 * half + 1, 2 * half + 1)
-    centre = (half * scale, half * scale)
-    big = Image.new("L", (2 * centre[0] + 1, 2 * centre[0] + 1), 0)
-    end = translate(centre, angle, options.paddle_length * scale)
-    width = round(options.paddle_thickness * scale)
-    ImageDraw.Draw(big).line([centre, (end[1], end[0])], fill=255, width=width)
+    centre, length = half * scale, options.paddle_length * scale
+    big = Image.new("L", (2 * centre + 1, 2 * centre + 1), 0)
+    row, column = math.ceil(centre + length * math.sin(angle)), math.ceil(centre + length * math.cos(angle))
+    ImageDraw.Draw(big).line([centre, centre, column, row], fill=255, width=round(options.paddle_thickness * scale))
     canvas = np.asarray(big)
     return shrink(canvas, side), shrink(_widen(canvas, margin * scale), side)
 
@@ -110,13 +106,10 @@ def draw_marker(size: int, centre: tuple[int, int], radius: float, antialias: in
 
 
 def draw_markers(size: int, radius: float, antialias: int) -> np.ndarray:
-    """Draw the marker once for each class of closeness to the border.
+    """Draw the marker once for each class of closeness to the border: ``(C, C, Q, Q)`` uint8, outside the image 0.
 
     The Lanczos window is cut off at the border. So a marker looks different where its centre is closer to the border
     than its radius and the window's reach together: each such row is a class, all other rows are one. Columns likewise.
-
-    Returns:
-        ``(C, C, Q, Q)`` uint8, Q = 2·reach + 1; pixels outside the image are 0.
     """
     reach = math.ceil(radius) + _LANCZOS_REACH
     positions = sorted({*range(min(reach + 1, size)), *range(max(0, size - reach), size)})
@@ -150,10 +143,7 @@ def _seed_footprints(mask: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarr
     reference generator's, which draws this mask one pixel off the centre of a smaller canvas. It looks for free pixels
     with OpenCV's dilation, whose value is −∞ where the whole footprint lies outside the image, and gives up when it
     sees a negative value. So no path can start in a direction whose footprint leaves the image at some corner. At 32
-    pixels that holds for most directions, and is why most distractors fail there.
-
-    Returns:
-        ``(360, ·, 2)`` the pixels, and ``(360,)`` how many count, 0 for a direction that cannot be used.
+    pixels that holds for most directions, and is why most distractors fail there: of these none of the pixels count.
     """
     found = []
     for stamp in mask:
@@ -180,10 +170,9 @@ def make_setup(options: PathfinderOptions, margin: int) -> Setup:
     line, mask = map(np.stack, zip(*(_draw_dash(options, margin, half, float(a)) for a in angle), strict=True))
     footprint, counts = _seed_footprints(mask[:SEED_DIRECTIONS], options.paddle_length + margin)
     return Setup(
-        **{name: getattr(options, name) for name in Setup._fields[:6]},
+        **{name: getattr(options, name) for name in Setup._fields[:9]},
         snake_contrasts=np.array(options.snake_contrasts, np.float64),
         paddle_contrasts=np.array(options.paddle_contrasts, np.float64),
-        fillers=np.array([(options.distractors, options.distractor_length, options.distractor_retries)]),
         margin=margin,
         half=half,
         angle=angle,

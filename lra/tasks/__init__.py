@@ -40,9 +40,6 @@ def task_class(name: str) -> type[Task]:
 
     Raises:
         ValueError: There is no such task.
-
-    >>> task_class("listops").title
-    'ListOps'
     """
     if ":" not in name and name not in _WHERE:
         listed = f"{', '.join(names())}, or module:Class"
@@ -61,21 +58,13 @@ def task_class(name: str) -> type[Task]:
 def task_options(name: str) -> Any:
     """Return the dataclass of a task's options: ``name``, then the fields or keyword arguments of its class.
 
-    Raises:
-        ValueError: There is no such task, or an argument that cannot be an option.
-
-    >>> task_options("listops")(max_depth=3).max_depth
-    3
+    Raises ``ValueError`` where there is no such task, or an argument that cannot be an option.
     """
     return options_of(name, task_class(name))
 
 
 def get_task(options: Any) -> Task:
-    """Return the task that options describe; a task is returned as it is.
-
-    Raises:
-        ValueError: An option is out of range, or there is no such task.
-    """
+    """Return the task that options describe, or a task as it is. Raises ``ValueError`` for what cannot be."""
     if isinstance(options, Task):
         return options
     _, *own = dataclasses.fields(options)
@@ -83,9 +72,7 @@ def get_task(options: Any) -> Task:
     task.encoding = dataclasses.asdict(options)
     for fact in ("l_max", "num_classes"):
         if not hasattr(task, fact):
-            raise ValueError(
-                f"{options.name}: expected the fact {fact}, got none; set it in the class or __post_init__"
-            )
+            raise ValueError(f"{options.name}: expected the fact {fact}; set it in the class or __post_init__")
     if task.objective not in ("classification", "tokens") or task.score not in ("accuracy", "loss"):
         raise ValueError(
             f"{options.name}: expected objective classification or tokens, score accuracy or loss, got "

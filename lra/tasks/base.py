@@ -1,16 +1,6 @@
 """What a task is: facts about its input, and the records of each split.
 
-The least that a task of your own needs is a class with these facts and ``dataset``:
-
->>> class Parity(Task):
-...     num_classes, l_max, vocab_size = 2, 8, 3
-...
-...     def dataset(self, split: str) -> Records:
-...         bits = np.random.default_rng(len(split)).integers(0, 2, (100, 8))
-...         return InMemory([(row + 1, row.sum() % 2) for row in bits])
->>> task = Parity()
->>> task.name, task.dataset("train").read([0])[0][0].shape
-('parity', (8,))
+``docs/extend.md`` has a task of one's own, which needs a class with a few facts and ``dataset``.
 """
 
 from __future__ import annotations
@@ -62,19 +52,12 @@ class Records(ABC):
     def __getitem__(self, i: int) -> tuple[Encoded, Label]:
         return self.read([range(len(self))[i]])[0]
 
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return one record as it is stored, for ``Task.as_text``; empty where that is no other form."""
-        return {}
-
     def groups(self) -> np.ndarray | None:
         """Return the number by which results are also told apart, see ``Task.grouped_by``; int64 ``(N,)``."""
         return None
 
     def batch(self, size: int, pool: int, seed: int, step: int) -> np.ndarray:
-        """Return which records make the global training batch of a step: a pure function of its arguments.
-
-        Here: epoch after epoch, each record once in each, like lengths together (``lra.batches.batch_indices``).
-        """
+        """Return which records make the global training batch of a step; here as ``lra.batches.batch_indices`` says."""
         from lra.batches import batch_indices
 
         return batch_indices(self.lengths(), size, pool, seed, step)
@@ -97,8 +80,8 @@ class Records(ABC):
 class Task:
     """A task; ``prepare`` before ``dataset``.
 
-    Its options are its constructor's keyword arguments: the fields of a dataclass, with ``option``, or the
-    arguments of ``__init__``. What depends on them, such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
+    Its options are the fields of a dataclass, with ``option``, or the arguments of ``__init__``. What depends on them,
+    such as ``l_max``, is set in ``__post_init__`` or ``__init__``.
     """
 
     name: str  # in results and folders; the class's name in small letters unless it says another
@@ -135,16 +118,22 @@ class Task:
 
     @property
     def train_length(self) -> int:
-        """Longest sequence to learn from, which is what a training step costs; a further split may have longer ones."""
+        """Longest sequence to learn from; a further split may have longer ones."""
         return self.l_max
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
         check_options(data, "data.")
         if data.source not in self.sources:
-            raise DataError(
-                f"data.source is {data.source!r}: expected {' or '.join(self.sources)} for task={self.name}"
-            )
+            expected = f"expected {' or '.join(self.sources)} for task={self.name}"
+            raise DataError(f"data.source is {data.source!r}: {expected}")
+
+    def check_split(self, split: str, prepared: bool = True) -> None:
+        """Raise ``ValueError`` for a split that there is not, ``DataError`` before ``prepare``."""
+        if split not in (known := (*SPLITS, *self.further)):
+            raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
+        if not prepared:
+            raise DataError(f"{self.name}: call prepare() before asking for records")
 
     def dataset(self, split: str) -> Records:
         """Return the records of ``train``, ``validation`` or ``test``."""
@@ -168,9 +157,8 @@ class Task:
                 raise ValueError(f"expected token ids of shape (L,), got {sequence.dtype} {sequence.shape}")
             elif not 0 < sequence.min() <= sequence.max() < self.vocab_size:
                 at = int(np.flatnonzero((sequence < 1) | (sequence >= self.vocab_size))[0])
-                raise ValueError(
-                    f"token {sequence[at]} at position {at} is not in the vocabulary (ids 1 … {self.vocab_size - 1})"
-                )
+                known = f"the vocabulary (ids 1 … {self.vocab_size - 1})"
+                raise ValueError(f"token {sequence[at]} at position {at} is not in {known}")
         if label is None:
             return
         targets = np.atleast_1d(label)
@@ -183,10 +171,7 @@ class Task:
             raise ValueError(f"label is {bad[0]}, expected 0 … {self.num_classes - 1}")
 
     def read_line(self, line: str) -> Encoded:
-        """Return the input that a line of text stands for, see ``input_help``. Raises ``ValueError``.
-
-        Here: token ids, or values of all positions one after another.
-        """
+        """Return the input that a line of text stands for, see ``input_help``. Raises ``ValueError``."""
         values = numbers(line)
         if self.vocab_size is not None:
             if (values % 1).any():
@@ -196,17 +181,13 @@ class Task:
             raise ValueError(f"expected a multiple of {self.input_dim} numbers, got {values.size:,}")
         return values.astype(np.float32).reshape(-1, self.input_dim)
 
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return a record as a text for people, empty where it is none; ``record`` is empty where it is not stored."""
+    def text(self, sequence: np.ndarray) -> str:
+        """Return what an encoded sequence says, for people; empty where it is no text."""
         return ""
 
 
 class InMemory(Records):
-    """Records that fit into memory.
-
-    Args:
-        records: (input, label) of each, as ``Encoded`` and ``Label`` say; lists stand for arrays.
-    """
+    """Records that fit into memory: (input, label) of each, see ``Encoded`` and ``Label``; lists stand for arrays."""
 
     def __init__(self, records: Sequence[tuple[Encoded, Label]]) -> None:
         self._records = [(_arrays(encoded), _arrays(label)) for encoded, label in records]
@@ -242,10 +223,9 @@ def majority(labels: Iterable[Label]) -> float:
     >>> majority([np.array([1, 1, IGNORED]), np.array([2])])
     0.6666666666666666
     """
-    counts: Counter[int] = Counter()
+    counts = Counter[int]()
     for label in labels:
-        targets, numbers = np.unique(label, return_counts=True)
-        counts.update(dict(zip(targets.tolist(), numbers.tolist(), strict=True)))
+        counts.update(np.ravel(label).tolist())
     del counts[IGNORED]
     if not counts:
         raise DataError("no record has a target that is scored: expected at least one")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
-from lra.tasks.base import SPLITS, Encoded, Label, Task
+from lra.tasks.base import SPLITS, Encoded, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
 
 BYTES = "".join(map(chr, range(256)))
@@ -37,15 +37,11 @@ SHA256 = {
 }
 
 
-def _window(symbols: int) -> Any:
-    return option(symbols, "symbols of a training window", ge=2, le=1_000_000)
-
-
 @dataclass
 class Corpus(Task):
     """A text file of one's own, in UTF-8: ``data.root`` names it. The subclasses are the known corpora."""
 
-    window: int = _window(256)
+    window: int = option(256, "symbols of a training window", ge=2, le=1_000_000)
     validation: int = option(0, "symbols to validate on, the first of the split; 0: all", ge=0)
     test: int = option(0, "symbols to test on, the first of the split; 0: all", ge=0)
 
@@ -60,7 +56,6 @@ class Corpus(Task):
     content: ClassVar[Remote | None] = None  # bytes and SHA-256 that it must have, where one file is the whole of it
     parts: ClassVar[tuple[str, ...]] = ()  # the files of train, validation and test, where each has its own
     places: ClassVar[dict[str, tuple[int, int]]] = PLACES  # of the splits, where the text is one file
-    knows_words: ClassVar[bool] = False  # whether words are what white space separates, and one end for each line
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,8 +75,7 @@ class Corpus(Task):
             check_utf8(self.name, paths[0])
             size, digest = paths[0].stat().st_size, sha256(paths[0])
             notes = [f"a text of one's own: {paths[0].name}, {size:,} bytes, SHA-256 {digest[:16]}…"]
-        for split in SPLITS:
-            path = paths[SPLITS.index(split)] if self.parts else paths[0]
+        for split, path in zip(SPLITS, paths if self.parts else 3 * paths, strict=True):
             size = path.stat().st_size
             first, last = (0, size) if self.parts else (size * place // 100 for place in self.places[split])
             most = 0 if split == "train" else getattr(self, split)
@@ -89,11 +83,9 @@ class Corpus(Task):
                 notes.append(f"{split} is the first {most:,} symbols of {last - first:,}")
                 last = first + most
             self._spans[split] = Span(path, first, last, self.before)
-            if last - first <= self.window:
-                raise DataError(
-                    f"{self.name}: {split} has {last - first:,} symbols, expected more than task.window="
-                    f"{self.window:,}: give a longer text or a smaller window"
-                )
+            if (size := last - first) <= self.window:
+                got = f"{self.name}: {split} has {size:,} symbols, expected more than task.window={self.window:,}"
+                raise DataError(f"{got}: give a longer text or a smaller window")
         self.note = "; ".join(filter(None, notes))
 
     def _files(self, data: DataConfig) -> list[Path]:
@@ -105,7 +97,16 @@ class Corpus(Task):
             if self.content is not None:
                 verify(path, self.content)
 
-        found = self._found(data)
+        root = given_root(self.name, data)
+        if root is not None and root.is_file():
+            found = root
+        elif self.files:
+            fetched = self.remote.file if self.remote else ""
+            layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
+            found = locate(self.name, data, layouts)[1]
+        else:
+            got = "nothing" if root is None else f"{root}, which is no file"
+            raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
         names = self.parts or (found.name.removesuffix(found.suffix),)
         if found.suffix in PACKED:
             return unpacked(found, names, data, check)
@@ -113,17 +114,6 @@ class Corpus(Task):
         for path in paths:
             check(path)
         return paths
-
-    def _found(self, data: DataConfig) -> Path:
-        root = given_root(self.name, data)
-        if root is not None and root.is_file():
-            return root
-        if not self.files:
-            got = "nothing" if root is None else f"{root}, which is no file"
-            raise DataError(f"{self.name}: expected data.root=FILE, the text that is to be learned, got {got}")
-        fetched = self.remote.file if self.remote else ""
-        layouts = [Layout(name, name, self.remote if name == fetched else None) for name in self.files]
-        return locate(self.name, data, layouts)[1]
 
     def dataset(self, split: str) -> Windows:
         """Return the windows of a split: in training one from each position on, else one after another."""
@@ -135,19 +125,13 @@ class Corpus(Task):
         return Windows(self.table, self.span(split), window, stride, once=True)
 
     def span(self, split: str) -> Span:
-        """Return the symbols of a split. Raises ``DataError`` before ``prepare``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
-        if not self._spans:
-            raise DataError(f"{self.name}: call prepare() before asking for records")
+        """Return the symbols of a split."""
+        self.check_split(split, bool(self._spans))
         return self._spans[split]
 
     def words(self, split: str) -> int | None:
-        """Count a split's words, ends of lines among them; None where the task does not know what a word is."""
-        if not self.knows_words:
-            return None
-        text = self.span(split).read(0, len(self.span(split))).tobytes()
-        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")
+        """Count a split's words; None where the task does not know what a word is."""
+        return None
 
     def read_line(self, line: str) -> Encoded:
         """Return the ids of a text. Raises ``ValueError`` naming a symbol that the task does not have."""
@@ -157,13 +141,10 @@ class Corpus(Task):
                 raise ValueError(f"{shown(character)} at position {at} is none of the {len(self.alphabet)} symbols")
         return self.table[np.frombuffer(line.encode("utf-8", "surrogateescape"), np.uint8)]
 
-    def text(self, ids: np.ndarray) -> str:
+    def text(self, sequence: np.ndarray) -> str:
         """Return the text of ids."""
-        return bytes(ord(self.alphabet[i - 1]) for i in np.asarray(ids).tolist() if i > 0).decode("utf-8", "replace")
-
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return the text of a window, then its last target."""
-        return f"{self.text(np.asarray(encoded))}|{self.text(np.asarray(label)[-1:])}"
+        found = bytes(ord(self.alphabet[i - 1]) for i in np.asarray(sequence).tolist() if i > 0)
+        return found.decode("utf-8", "replace")
 
 
 class Shakespeare(Corpus):
@@ -183,25 +164,24 @@ class Shakespeare(Corpus):
 
 
 @dataclass
-class Enwik8(Corpus):
-    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
-
-    window: int = _window(2048)
+class _Large(Corpus):
+    window: int = option(2048, "symbols of a training window", ge=2, le=1_000_000)
 
     own_text = False
+
+
+class Enwik8(_Large):
+    """The first hundred million bytes of the English Wikipedia of 2006, with its markup."""
+
     title = "enwik8"
     remote = Remote("enwik8.zip", f"{MAHONEY}/enwik8.zip", 36_445_475, SHA256["enwik8.zip"])
     content = Remote("enwik8", remote.url, 100_000_000, SHA256["enwik8"])
     files = (remote.file, "enwik8", "enwik8.txt", "enwik8.xz", "enwik8.txt.xz")
 
 
-@dataclass
-class Text8(Corpus):
+class Text8(_Large):
     """A hundred million characters of the same, cleaned to the letters a … z and the space."""
 
-    window: int = _window(2048)
-
-    own_text = False
     title = "text8"
     alphabet = " abcdefghijklmnopqrstuvwxyz"
     remote = Remote("text8.zip", f"{MAHONEY}/text8.zip", 31_344_016, SHA256["text8.zip"])
@@ -209,15 +189,10 @@ class Text8(Corpus):
     files = (remote.file, "text8", "text8.txt", "text8.xz", "text8.txt.xz")
 
 
-@dataclass
-class WikiText103(Corpus):
+class WikiText103(_Large):
     """Good and featured articles of the English Wikipedia, the raw text by bytes (arXiv 1609.07843)."""
 
-    window: int = _window(2048)
-
-    own_text = False
     title = "WikiText-103"
-    knows_words = True
     parts = ("wiki.train.raw", "wiki.valid.raw", "wiki.test.raw")
     remote = Remote(
         "wikitext-103-raw-v1.zip",
@@ -226,3 +201,8 @@ class WikiText103(Corpus):
         SHA256["wikitext-103-raw-v1.zip"],
     )
     files = (parts[0], remote.file)
+
+    def words(self, split: str) -> int:
+        """Count what white space separates, and an end for each line."""
+        text = self.span(split).read(0, len(self.span(split))).tobytes()
+        return len(text.decode("utf-8", "replace").split()) + text.count(b"\n")

@@ -17,22 +17,22 @@ from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
 
 
-@dataclass
 class PixelTask(StoredTask):
     """Pixels as values, normalised."""
 
-    normalization: str = option("mega", "mean and deviation of the values", choices=("s4", "mega"))
-
+    normalization: str  # an option: of which paper
+    resolution: int  # an option: pixels a side
+    statistics: ClassVar[dict[str, tuple[float, float]]]  # mean and deviation of the values in each
     retired: ClassVar[dict[str, Any]] = {"form": "gray"}
 
-    def set_pixels(self, side: int, mean: float, deviation: float) -> None:
-        """Set the facts that follow from the options: pixels a side, mean and deviation of the values."""
-        self.l_max = side**2
-        self._mean, self._deviation = np.float32(mean), np.float32(deviation)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.l_max = self.resolution**2
 
     def encode_values(self, levels: np.ndarray) -> np.ndarray:
         """Return what the network sees of gray levels ``(L,)`` from 0 to 255: float32 ``(L, 1)``."""
-        values: np.ndarray = (levels.astype(np.float32)[:, None] / 255 - self._mean) / self._deviation
+        mean, deviation = map(np.float32, self.statistics[self.normalization])
+        values: np.ndarray = (levels.astype(np.float32)[:, None] / 255 - mean) / deviation
         return values
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
@@ -64,7 +64,6 @@ CONTENT = "0986e276e9a4dec8e941838372dcbefcbeb082320f292968919ddc5b333e15d7"
 """SHA-256 of labels and pixels of all images in the official order."""
 
 COUNTS = {"train": 50_000, "test": 10_000}
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _BATCH = 10_000
 _ROW = 1 + 3072
@@ -77,17 +76,14 @@ def read_batches(found: Path) -> dict[str, np.ndarray]:
         Of each split uint8 ``(N, 3073)``: in each row a label and the pixels of an image, red, green, blue.
     """
     known = [name for names in _FILES.values() for name in names]
-    if found.name.endswith(".tar.gz"):
-        files = members(found, lambda name: name.rsplit("/", 1)[-1] in known)
-    else:
-        files = ((path.name, path.read_bytes()) for path in map(found.with_name, known) if path.is_file())
+    source = found if found.name.endswith(".tar.gz") else found.parent
+    files = members(source, lambda name: name.rsplit("/", 1)[-1] in known)
     read = {name.rsplit("/", 1)[-1]: raw for name, raw in files}
     if missing := [name for name in known if name not in read]:
         raise DataError(f"{found}: {', '.join(missing)} is missing: expected six batches; fetch or unpack them again")
     for name, raw in read.items():
-        if len(raw) != _BATCH * _ROW:
-            got = f"{found.parent}: {name} has {len(raw):,} bytes"
-            raise DataError(f"{got}, expected {_BATCH * _ROW:,}: it is truncated or another file")
+        if (got := len(raw)) != (size := _BATCH * _ROW):
+            raise DataError(f"{found}: {name} has {got:,} bytes, expected {size:,}: it is truncated or another file")
     whole = {split: b"".join(read[name] for name in names) for split, names in _FILES.items()}
     return {split: np.frombuffer(raw, np.uint8).reshape(-1, _ROW) for split, raw in whole.items()}
 
@@ -96,9 +92,6 @@ LAYOUTS = (
     Layout("the binary version", "cifar-10-batches-bin/data_batch_1.bin"),
     Layout("its archive", ARCHIVE.file, ARCHIVE),
 )
-
-
-_STATISTICS = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}
 
 
 @dataclass
@@ -112,14 +105,14 @@ class Image(PixelTask):
     test: int = option(0, "images to test on; 0: all 10,000", ge=0)
 
     num_classes = 10
-    classes = CLASSES
+    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    statistics: ClassVar = {"s4": (122.6 / 255, 61.0 / 255), "mega": (0.48, 0.24)}
     input_help = "32 × 32 pixels row by row, gray levels or RGB values, whole numbers from 0 to 255"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.resolution not in (32, 16, 8):
             raise ValueError(f"task.resolution: expected 32, 16 or 8, got {self.resolution}")
-        self.set_pixels(self.resolution, *_STATISTICS[self.normalization])
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Build the records of all images, in colour."""
@@ -152,14 +145,8 @@ class Image(PixelTask):
         """Keep the training images for validation apart that S4 and MEGA keep apart, whatever the policy."""
         if split == "test":
             return super().choose(split, policy)
-        train, held = holdout(COUNTS["train"], self.validation)
-        return "train", held if split == "validation" else train
-
-
-def holdout(n: int, held: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the records to train on and those held out, as S4 and MEGA split them; each part in stored order."""
-    order = shuffled(n)
-    return np.sort(order[: n - held]), np.sort(order[n - held :])
+        train, held = np.split(shuffled(COUNTS["train"]), [COUNTS["train"] - self.validation])
+        return "train", np.sort(held if split == "validation" else train)
 
 
 def _example(row: np.ndarray) -> Example:

@@ -30,8 +30,8 @@ _DIGITS = frozenset("0123456789")
 def tokenize(expression: str) -> np.ndarray:
     """Return the ids of an expression in LRA's or NYU's notation, uint8 ``(L,)``; parentheses only group, no token.
 
-    >>> tokenize("( ( ( [MAX 2 ) 9 ) ] )").tolist()
-    [12, 3, 10, 15]
+    >>> text(tokenize("( ( ( [MAX 2 ) 9 ) ] )"))
+    '[MAX 2 9 ]'
     """
     return np.array([_IDS.get(word, OOV) for word in _words(expression)], np.uint8)
 
@@ -41,11 +41,7 @@ def _words(expression: str) -> list[str]:
 
 
 def text(tokens: np.ndarray) -> str:
-    """Return the tokens in words.
-
-    >>> text(np.array([12, 3, 10, 15]))
-    '[MAX 2 9 ]'
-    """
+    """Return the tokens in words."""
     return " ".join(VOCABULARY[i] for i in tokens.tolist())
 
 
@@ -62,8 +58,7 @@ OPERATORS: Mapping[str, Callable[[Sequence[int]], int]] = {
 def evaluate(expression: str) -> int:
     """Return the value of an expression, by a stack; written apart from the generator so that one checks the other.
 
-    Raises:
-        ValueError: The text is no expression.
+    Raises ``ValueError`` for what is no expression.
 
     >>> evaluate("[SM 7 [MED 1 4 8 9 ] ]")
     3
@@ -92,8 +87,6 @@ _EVALUATED = 50  # of the released rows, one in so many is evaluated against its
 
 def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
     """Yield the trees of a released file: CSV quoting, a header, one expression and its value a row."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing: expected basic_train.tsv, basic_val.tsv and basic_test.tsv side by side")
     with open(path, encoding="utf-8", newline="") as file:
         rows = csv.reader(file, delimiter="\t")
         try:
@@ -102,10 +95,8 @@ def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
             for n, row in enumerate(rows):
                 source, target = row if len(row) == 2 else ("", "")
                 tokens = tokenize(source)
-                if not 0 < len(tokens) <= longest:
-                    raise ValueError(
-                        f"expected an expression of 1 to {longest} tokens (task.max_length), got {len(tokens)}"
-                    )
+                if not 0 < (got := len(tokens)) <= longest:
+                    raise ValueError(f"expected an expression of 1 to {longest} tokens (task.max_length), got {got}")
                 if (tokens == OOV).any():
                     raise ValueError(f"{_words(source)[int(np.argmax(tokens == OOV))]!r} is no token of ListOps")
                 if target not in _DIGITS or (n % _EVALUATED == 0 and evaluate(source) != int(target)):
@@ -130,13 +121,7 @@ class ListOps(StoredTask):
     max_depth: int = option(10, "deepest level of a tree; at this depth every node is a digit", ge=1, le=64)
     max_args: int = option(10, "most arguments of an operator (the least is 2)", ge=2, le=64)
     seed: int = option(0, "seed of the trees; the run's own seed does not change the data", ge=0, lt=2**63)
-    room: int = option(
-        0,
-        "tokens that the network has room for, to be tested on longer trees too; 0: none",
-        neutral=0,
-        ge=0,
-        le=1_000_000,
-    )
+    room: int = option(0, "tokens to have room for, and be tested on, longer trees; 0: none", neutral=0, ge=0, le=10**6)
 
     title = "ListOps"
     num_classes = 10
@@ -156,7 +141,7 @@ class ListOps(StoredTask):
 
     @property
     def train_length(self) -> int:
-        """Here without the room for longer trees."""
+        """Longest sequence to learn from: without the room."""
         return self.max_length
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
@@ -164,10 +149,8 @@ class ListOps(StoredTask):
         counts = {split: getattr(self, split) for split in SPLITS}
         options = {name: value for name, value in asdict(self).items() if name != "room" or value}
         about: dict[str, Any] = {"origin": "generated", "options": options}
-        config = (
-            f"n{self.train}-{self.validation}-{self.test}_len{self.min_length}-{self.max_length}"
-            f"_depth{self.max_depth}_args{self.max_args}_seed{self.seed}"
-        ) + (f"_room{self.room}" if self.room else "")
+        config = f"n{self.train}-{self.validation}-{self.test}_len{self.min_length}-{self.max_length}"
+        config += f"_depth{self.max_depth}_args{self.max_args}_seed{self.seed}" + f"_room{self.room}" * (self.room > 0)
         released = None
         if data.root is not None:
             released = locate(self.name, data, [RELEASED])[1].parent
@@ -218,9 +201,9 @@ class ListOps(StoredTask):
             evaluate(line)  # or an error: it is not closed, or more than one
         return tokens
 
-    def as_text(self, record: dict[str, Any], encoded: Any, label: Any) -> str:
-        """Return the expression in words, with its value."""
-        return f"{text(encoded)} = {evaluate(text(encoded))}"
+    def text(self, sequence: np.ndarray) -> str:
+        """Return the expression in words."""
+        return text(sequence)
 
 
 def _example(tokens: np.ndarray, label: int) -> Example:

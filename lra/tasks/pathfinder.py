@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 BLOCK = 512  # images drawn by one call of a thread
 _DRAWN_FOR_ONE = 20  # of distinct ones, at most; a third is taken where paths are short
-_STATISTICS = {"s4": (0.0, 1.0), "mega": (0.5, 0.5)}
+_FIELDS = ("pixels", "number")
 _NUMBER = np.dtype("<i8")
 _AGAIN = "unpack the release again"
 _RETIRED = (
@@ -38,10 +38,6 @@ _RETIRED = (
     "single_paddles"
 )
 FOLDERS = {"easy": "curv_baseline", "intermediate": "curv_contour_length_9", "hard": "curv_contour_length_14"}
-
-Listed = tuple[Path, int]
-"""An image of the release: its path, and its label, 1 if both markers lie on one path."""
-
 
 CONTOUR_LENGTHS: dict[str, int] = {"easy": 6, "intermediate": 9, "hard": 14}
 
@@ -82,14 +78,12 @@ class PathfinderOptions:
     def preset(cls, size: int, level: str = "hard") -> PathfinderOptions:
         """Return the values LRA states for a size and a level.
 
-        LRA states the hard level only (``lra_benchmarks/data/pathfinder.py``), for 32, 64, 128 and 256 pixels. What it
-        leaves out has the reference generator's default: from 64 pixels up paddle length 5 and paddle contrast 1, at
-        256 also padding 22 and seed distance 27. The levels easy and intermediate differ in the contour length (6, 9),
-        and LRA's formulas are applied to it: distractor length = contour // 3; distractors = 20, 22, 35, 30 //
-        distractor length at 32, 64, 128, 256 pixels (hard: 5, 5, 8, 7). But the reference's own script computes the
-        number of distractors once, at the easy level. If LRA's did too, all levels have 10, 11, 17, 15. A report on the
-        released Path-X does count 15–17: set ``distractors`` for that. Size 16 is ours, not LRA's: the dashes of 32
-        pixels in a quarter of the area.
+        LRA states the hard level only (``lra_benchmarks/data/pathfinder.py``), for 32, 64, 128 and 256 pixels; what it
+        leaves out has the reference generator's default. The levels easy and intermediate differ in the contour length
+        (6, 9), and LRA's formulas are applied to it: distractor length = contour // 3, so many dashes by that length.
+        But the reference's own script computes the number of distractors once, at the easy level; if LRA's did too, all
+        levels have 10, 11, 17, 15, as a report on the released Path-X counts: set ``distractors`` for that. Size 16 is
+        ours, not LRA's: the dashes of 32 pixels in a quarter of the area.
 
         Raises:
             ValueError: There is no such preset.
@@ -103,10 +97,8 @@ class PathfinderOptions:
             raise ValueError(f"level: expected {', '.join(CONTOUR_LENGTHS)} (16 pixels: hard only), got {level!r}")
         values = {"size": size, **_PRESETS[size]}
         if size != 16:
-            contour = CONTOUR_LENGTHS[level]
-            length = contour // 3
-            values |= {"contour_length": contour, "distractor_length": length}
-            values["distractors"] = _DISTRACTOR_DASHES[size] // length
+            values["contour_length"], length = CONTOUR_LENGTHS[level], CONTOUR_LENGTHS[level] // 3
+            values |= {"distractor_length": length, "distractors": _DISTRACTOR_DASHES[size] // length}
         return cls(**values)
 
 
@@ -114,15 +106,12 @@ _LARGE = {"paddle_length": 5, "paddle_contrasts": (1.0,), "continuity": 1.8}
 _PRESETS: dict[int, dict[str, Any]] = {
     16: {"seed_distance": 3, "contour_length": 6, "distractor_length": 2, "distractors": 2},
     32: {},
-    64: _LARGE | {"seed_distance": 12, "paddle_thickness": 1.0, "marker_radius": 2.5, "snake_contrasts": (0.8,)},
-    128: _LARGE
-    | {"seed_distance": 20, "paddle_thickness": 1.5, "marker_radius": 3.0, "snake_contrasts": (0.9,)}
+    64: dict(_LARGE, seed_distance=12, paddle_thickness=1.0, marker_radius=2.5, snake_contrasts=(0.8,)),
+    128: dict(_LARGE, seed_distance=20, paddle_thickness=1.5, marker_radius=3.0, snake_contrasts=(0.9,))
     | {"paddle_margins": (2, 3)},
-    256: _LARGE
-    | {"seed_distance": 27, "paddle_thickness": 2.0, "marker_radius": 5.0, "snake_contrasts": (1.0,)}
+    256: dict(_LARGE, seed_distance=27, paddle_thickness=2.0, marker_radius=5.0, snake_contrasts=(1.0,))
     | {"paddle_margins": (3,), "padding": 22},
-}
-"""What differs from the defaults, which are those of 32 pixels."""
+}  # what differs from the defaults, which are those of 32 pixels
 _DISTRACTOR_DASHES = {32: 20, 64: 22, 128: 35, 256: 30}
 
 
@@ -146,6 +135,7 @@ class Pathfinder(PixelTask):
     distinct: bool = option(False, "no image twice, and none whose label can be read both ways", neutral=False)
 
     num_classes = 2
+    statistics: ClassVar = {"s4": (0.0, 1.0), "mega": (0.5, 0.5)}
     classes = ("the tips are on two paths", "the tips are on one path")
     generated = True
     grouped_by = "dashes"
@@ -155,21 +145,15 @@ class Pathfinder(PixelTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.options()
-        self.set_pixels(self.resolution, *_STATISTICS[self.normalization])
 
     def options(self) -> PathfinderOptions:
         """Return the generator's parameters. Raises ``ValueError`` for what cannot be drawn."""
+        own: dict[str, Any] = {} if self.distractors is None else {"distractors": self.distractors}
         try:
-            options = PathfinderOptions.preset(self.resolution, self.level)
-            if self.distractors is not None:
-                options = replace(options, distractors=self.distractors)
-            return replace(options, contour_lengths=tuple(self.contour_lengths or ()))
+            preset = PathfinderOptions.preset(self.resolution, self.level)
+            return replace(preset, contour_lengths=tuple(self.contour_lengths or ()), **own)
         except ValueError as error:
             raise ValueError(f"task.{error}") from None
-
-    def _spec(self, config: str, counts: dict[str, int], about: dict[str, Any]) -> RecordSpec:
-        sizes = ("length", "dashes") if "options" in about else ("length",)  # of a release they are not known
-        return RecordSpec("lra_pathfinder", config, self.version, ("pixels", "number"), counts, sizes, about)
 
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
         """Generate the images, or read those of the release in ``data.root``."""
@@ -181,27 +165,31 @@ class Pathfinder(PixelTask):
         choice = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
         config = f"r{self.resolution}_{self.level}_n{'-'.join(map(str, counts.values()))}_seed{self.seed}_{choice}"
         config += "_distinct" if self.distinct else ""
-        spec = self._spec(config, counts, {"origin": "generated", "options": options, "seed": self.seed})
+        about = {"origin": "generated", "options": options, "seed": self.seed}
+        spec = RecordSpec("lra_pathfinder", config, self.version, _FIELDS, counts, ("length", "dashes"), about)
 
         def splits() -> dict[str, Iterator[Example]]:
-            if self.distinct:
-                examples = _each_once(self._generated(range(_DRAWN_FOR_ONE * sum(counts.values())), data.processes))
-                return {split: itertools.islice(examples, n) for split, n in counts.items()}
-            ends = zip(counts.items(), itertools.accumulate(counts.values()), strict=True)
-            return {split: self._generated(range(end - n, end), data.processes) for (split, n), end in ends}
+            examples = self._generated(sum(counts.values()), data.processes)
+            return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
         return prepare(data.folder(), spec, splits, progress)
 
-    def _generated(self, images: range, threads: int) -> Iterator[Example]:
-        """Yield the images of these numbers, drawn ahead; with ``distinct`` those that can be read one way only."""
+    def _generated(self, number: int, threads: int) -> Iterator[Example]:
+        """Yield so many images, drawn ahead; with ``distinct`` none that came before or can be read both ways."""
         from lra.generators.pathfinder import apart, generate
 
-        options = self.options()
-        starts = range(images.start, images.stop, BLOCK)
-        calls = (partial(generate, options, self.seed, at, min(BLOCK, images.stop - at)) for at in starts)
+        options, seen = self.options(), set[bytes]()
+        number *= _DRAWN_FOR_ONE if self.distinct else 1
+        starts = range(0, number, BLOCK)
+        calls = (partial(generate, options, self.seed, at, min(BLOCK, number - at)) for at in starts)
         for start, made in zip(starts, prefetch(calls, threads), strict=True):
             chosen = apart(options, made) if self.distinct else np.ones(len(made.labels), bool)
             for i in np.flatnonzero(chosen).tolist():
+                if self.distinct:
+                    mark = hashlib.blake2b(made.images[i].tobytes(), digest_size=16).digest()
+                    if mark in seen:
+                        continue
+                    seen.add(mark)
                 yield _example(made.images[i], int(made.labels[i]), start + i, int(made.lengths[i]))
 
     def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
@@ -209,20 +197,20 @@ class Pathfinder(PixelTask):
         layouts = [Layout(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
         source = locate(self.name, data, layouts)[1].parents[1].resolve()
         config = f"released_r{self.resolution}_{self.level}_{digest(source)}"
-        spec = self._spec(config, {}, {"origin": f"LRA's release: {source}"})  # which tells the counts
+        about = {"origin": f"LRA's release: {source}"}  # which tells the counts, but not the dashes
+        spec = RecordSpec("lra_pathfinder", config, self.version, _FIELDS, {}, about=about)
 
         def splits() -> dict[str, Iterator[Example]]:
             images = list_release(source)
             parts = split_release(len(images))
+
+            def read(i: int) -> Example:
+                return _example(read_image(images[i][0], self.resolution), images[i][1], i)
+
             spec.counts.update({name: len(part) for name, part in parts.items()})
-            return {name: self._read(images, part) for name, part in parts.items()}
+            return {name: map(read, part.tolist()) for name, part in parts.items()}
 
         return prepare(data.folder(), spec, splits, progress)
-
-    def _read(self, images: list[Listed], part: np.ndarray) -> Iterator[Example]:
-        for i in part.tolist():
-            path, label = images[i]
-            yield _example(read_image(path, self.resolution), label, i)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Return the pixels row by row."""
@@ -246,22 +234,12 @@ def _example(image: np.ndarray, label: int, number: int, *dashes: int) -> Exampl
     return Example({"pixels": image.reshape(-1), "number": raw}, label, (image.size, *dashes))
 
 
-def _each_once(examples: Iterator[Example]) -> Iterator[Example]:
-    """Leave out the pictures that came before."""
-    seen: set[bytes] = set()
-    for example in examples:
-        before = len(seen)
-        seen.add(hashlib.blake2b(example.fields["pixels"].tobytes(), digest_size=16).digest())
-        if len(seen) > before:
-            yield example
-
-
-def list_release(folder: Path) -> list[Listed]:
-    """List the images of a folder in the order of the metadata, files by number, then rows.
+def list_release(folder: Path) -> list[tuple[Path, int]]:
+    """List path and label of the images of a folder in the order of the metadata, files by number, then rows.
 
     Empty files are left out with a warning: the release has one. Raises ``DataError`` for metadata that does not parse.
     """
-    listed: list[Listed] = []
+    listed = []
     for file in sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem)):
         try:  # the release's arrays are plain text in spite of their name
             rows = np.loadtxt(file, str, comments=None, usecols=range(4), ndmin=2)
@@ -290,11 +268,8 @@ def read_image(path: Path, resolution: int) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is no whole picture ({error}): {_AGAIN}") from None
     if pixels.shape != (resolution, resolution):
-        rows, columns = pixels.shape
-        raise DataError(
-            f"{path} has {rows} × {columns} pixels, expected {resolution} × {resolution}: set task.resolution or "
-            f"data.root to another folder"
-        )
+        got = f"{path} has {' × '.join(map(str, pixels.shape))} pixels, expected {resolution} × {resolution}"
+        raise DataError(f"{got}: set task.resolution or data.root to another folder")
     return pixels
 
 

@@ -52,14 +52,13 @@ class Recall(Task):
         self.vocab_size = self.num_classes = self.symbols
 
     def _mix(self, split: str) -> list[Part]:
-        text = getattr(self, split)
-        mix = [re.fullmatch(r"\s*(\d{1,9}) of (\d{1,9}) in (\d{1,9})\s*", part) for part in text.split(",")]
-        found = [(int(part[1]), int(part[2]), int(part[3])) for part in mix if part]
-        if len(found) < len(mix):
-            raise ValueError(
-                f"task.{split}: expected NUMBER of PAIRS in LENGTH, … such as 1000 of 4 in 64, got {text!r}"
-            )
-        for number, pairs, length in found:
+        text, found = getattr(self, split), []
+        for part in text.split(","):
+            if not (said := re.fullmatch(r"\s*(\d{1,9}) of (\d{1,9}) in (\d{1,9})\s*", part)):
+                raise ValueError(
+                    f"task.{split}: expected NUMBER of PAIRS in LENGTH, … such as 1000 of 4 in 64, got {text!r}"
+                )
+            found.append((number := int(said[1]), pairs := int(said[2]), length := int(said[3])))
             if not number or not 1 <= pairs <= min(length // 4, self.symbols // 2 - 1):
                 raise ValueError(
                     f"task.{split}: expected at least 1 record, and from 1 pair to a quarter of the length and to one "
@@ -69,8 +68,7 @@ class Recall(Task):
 
     def dataset(self, split: str) -> RecallRecords:
         """Return the records of a split."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
+        self.check_split(split)
         return RecallRecords(self, split)
 
 
@@ -89,9 +87,9 @@ class RecallRecords(Records):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Draw several records; O(symbols + length) each."""
-        return [self._record(int(i)) for i in indices]
+        return [self._drawn(int(i)) for i in indices]
 
-    def _record(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         draw = np.random.default_rng([self._task.seed, self._split, i])
         pairs, length, half = int(self._pairs[i]), int(self._lengths[i]), self._task.symbols // 2
         tokens = draw.integers(1, self._task.symbols, length)

@@ -29,8 +29,6 @@ AAN = Layout("the pairs of the LRA release", FILES["train"])
 
 def _read_pairs(path: Path) -> Iterator[tuple[int, bytes, bytes]]:
     """Yield label and documents of an unquoted file: a label, two names and two documents, with tabs between."""
-    if not path.is_file():
-        raise DataError(f"{path} is missing: expected all files of the set side by side")
     with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
             label, *row = line.removesuffix("\n").removesuffix("\r").split("\t")
@@ -78,15 +76,12 @@ class Retrieval(TextTask):
             self.note = "a stand-in: are two pieces of one IMDb review? Not LRA's pairs of papers"
             return self._reviews.folder
 
-        def find() -> Path:
-            return locate(self.name, data, [AAN])[1].parent
-
         # nothing tells one user's pairs from another's but where they lie
-        given = None if data.root is None else find()
+        given = None if data.root is None else locate(self.name, data, [AAN])[1].parent
         spec = self.spec(f"aan_{digest(given)}" if given else "aan", COUNTS)
 
         def splits() -> dict[str, Iterator[Example]]:
-            folder = given or find()
+            folder = given or locate(self.name, data, [AAN])[1].parent
             spec.about["origin"] = f"{AAN.name}: {folder}"
             return {split: self.examples(_read_pairs(folder / name)) for split, name in FILES.items()}
 
@@ -94,18 +89,17 @@ class Retrieval(TextTask):
 
     def dataset(self, split: str) -> Records:  # type: ignore[override]
         """Return the records of a split; of imdb they are drawn on demand."""
-        return super().dataset(split) if self._reviews is None else self._pairs(self._reviews, split)
-
-    def _pairs(self, reviews: Text, split: str) -> Pairs:
-        found = reviews.dataset(split)
+        if self._reviews is None:
+            return super().dataset(split)
+        found = self._reviews.dataset(split)
         return Pairs(found, self.cut, getattr(self, split) or len(found), split, self.words)
 
     def baseline(self) -> str:
         """Return what the cosine of TF-IDF vectors scores on pairs of pieces."""
-        if self._reviews is None:
+        train, test = self.dataset("train"), self.dataset("test")
+        if not (isinstance(train, Pairs) and isinstance(test, Pairs)):
             return ""
-        accuracy = cosine_accuracy(self._pairs(self._reviews, "train"), self._pairs(self._reviews, "test"))
-        return f"{accuracy:.2%} by a threshold on the cosine of TF-IDF vectors of words"
+        return f"{cosine_accuracy(train, test):.2%} by a threshold on the cosine of TF-IDF vectors of words"
 
     def ids(self, text: np.ndarray) -> np.ndarray:
         """Return the ids of one text: of its words, hashed, or of its bytes."""

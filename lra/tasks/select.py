@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from chela.core.errors import DataError
 from chela.core.options import option, shown
 from lra.builder import Progress
 from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, SampledRecords, below, hashed, ids_of, reviews_of
 from lra.source import DataConfig
-from lra.tasks.base import IGNORED, SPLITS, Encoded, Label, Task
+from lra.tasks.base import IGNORED, Encoded, Label, Task
 from lra.tasks.stored import StoredRecords
 from lra.tasks.text import Text
 
@@ -52,7 +50,6 @@ class Select(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._reviews: Text | None = None
         if self.longest < self.shortest:
             raise ValueError(f"task.longest: expected shortest={self.shortest} or more, got {self.longest}")
         if not WORD.fullmatch(self.word.encode()):
@@ -66,14 +63,11 @@ class Select(Task):
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Get IMDb ready."""
         super().prepare(data, progress)
-        self._reviews = reviews_of(data, progress)
+        self._reviews: Text = reviews_of(data, progress)
 
     def dataset(self, split: str) -> Selections:
-        """Return the records of a split. Raises ``DataError`` before ``prepare``."""
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(SPLITS)}")
-        if self._reviews is None:
-            raise DataError("select: call prepare() before asking for records")
+        """Return the records of a split."""
+        self.check_split(split, hasattr(self, "_reviews"))
         return Selections(self, self._reviews.dataset(split), split)
 
     def baseline(self) -> str:
@@ -94,15 +88,6 @@ class Select(Task):
             has = np.add.reduceat(np.asarray(ids) == word, places) > 0
             for own, target in zip(has.tolist(), np.asarray(targets)[places].tolist(), strict=True):
                 yield (own, int(has.sum())), target
-
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Label) -> str:
-        """Return the pieces, each behind its name and whether it has the word, and whose turn it is."""
-        has = dict(zip(record["order"], np.asarray(label)[np.asarray(label) != IGNORED].tolist(), strict=True))
-        lines = [
-            f"{name}, {'with' if has[piece] else 'without'} “{self.word}”: {text.decode('utf-8', 'replace')}"
-            for piece, (name, text) in enumerate(zip(record["names"], record["texts"], strict=True))
-        ]
-        return "\n".join([*lines, "by turns: " + " ".join(str(record["names"][piece]) for piece in record["order"])])
 
 
 class Selections(SampledRecords):
@@ -126,23 +111,20 @@ class Selections(SampledRecords):
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records."""
-        return [self._encoded(self.stored(int(i))) for i in indices]
+        return [self._encoded(*self.drawn(int(i))) for i in indices]
 
-    def _encoded(self, record: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        task = self._task
-        pieces = [ids_of(text, task.words) for text in record["texts"]]
-        names = [task.first_name + name for name in record["names"]]
+    def _encoded(self, texts: list[bytes], names: list[int], order: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        task, word = self._task, self._task.word.encode()
+        pieces = [ids_of(text, task.words) for text in texts]
+        has = [word in WORD.findall(text.lower()) for text in texts]
+        if task.words:  # what is cut off does not count
+            has = [bool((ids == hashed(word)).any()) for ids in pieces]
         left = [iter(np.array_split(ids, task.turns)) for ids in pieces]
-        turns = [np.concatenate([[names[piece]], next(left[piece])]) for piece in record["order"]]
+        turns = [np.concatenate([[task.first_name + names[piece]], next(left[piece])]) for piece in order]
         ids = np.concatenate(turns).astype(np.uint16)
-        has = [self._has_word(text, of) for text, of in zip(record["texts"], pieces, strict=True)]
         targets = np.full(len(ids), IGNORED)
-        targets[np.cumsum([0, *map(len, turns[:-1])])] = [has[piece] for piece in record["order"]]
+        targets[np.cumsum([0, *map(len, turns[:-1])])] = [has[piece] for piece in order]
         return ids, targets
-
-    def _has_word(self, text: bytes, ids: np.ndarray) -> bool:
-        word = self._task.word.encode()
-        return bool((ids == hashed(word)).any()) if self._task.words else word in WORD.findall(text.lower())
 
     def lengths_of(self, numbers: np.ndarray) -> np.ndarray:
         """Return the length of each record, of words what it is at most; int64 ``(N,)``."""
@@ -150,12 +132,11 @@ class Selections(SampledRecords):
         _, sizes, *_ = self._plan(numbers)
         return np.asarray((sizes // (BYTES_OF_A_WORD if task.words else 1)).sum(1) + task.pieces * task.turns)
 
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return the pieces as bytes, their names, and whose turn it is."""
+    def drawn(self, i: int) -> tuple[list[bytes], list[int], list[int]]:
+        """Return a record's pieces as bytes, their names, and whose turn it is."""
         reviews, sizes, names, order = (part[0].tolist() for part in self._plan([i]))
         pairs = zip(reviews, sizes, strict=True)
-        texts = [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs]
-        return {"texts": texts, "names": names, "order": order}
+        return [self.text(review, int(self._bytes[review]) - size, size) for review, size in pairs], names, order
 
 
 def _apart(words: np.ndarray, bound: int) -> np.ndarray:

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from chela.core.errors import DataError
+from lra.batches import permutation
 from lra.builder import Progress, RecordSet
 from lra.source import DataConfig, given_root
-from lra.streams import permutation
-from lra.tasks.base import SPLITS, Encoded, Label, Records, Task, majority
+from lra.tasks.base import Encoded, Label, Records, Task, majority
 
 
 class StoredTask(Task, ABC):
     """A task with records on disk: say how they are built, how one becomes model input, and how long that is."""
 
-    _folder: Path | None = None
-    _data = DataConfig()
+    folder: Path  # where the records lie, once prepared
+    _data: DataConfig
 
     @abstractmethod
     def build(self, data: DataConfig, progress: Progress | None) -> Path:
@@ -31,48 +30,29 @@ class StoredTask(Task, ABC):
         """Return the model input of a stored record. Raises ``ValueError`` saying what is wrong with it."""
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        """Return the length of every record after ``encode``, from what is stored beside them; int64 ``(N,)``.
-
-        Here: the stored number "length".
-        """
+        """Return the length of every record after ``encode``: here the stored number "length"; int64 ``(N,)``."""
         return records.sizes["length"]
 
-    def target(self, record: dict[str, Any]) -> Label:
-        """Return the label of a stored record: its class. For targets per position, store them in a field."""
-        return int(record["label"])
-
     def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
-        """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records.
-
-        If an option of the split's name asks for fewer, a fixed sample of them is taken.
-        """
+        """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records."""
         return split, np.arange(len(self.records(split)))
 
     def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
         """Make the records on first use; cheap when they are there. Raises ``DataError``."""
         super().prepare(data, progress)
         given_root(self.name, data)  # a folder that is not there is said even where records were made from it
-        self._folder, self._data = self.build(data, progress), data
+        self.folder, self._data = self.build(data, progress), data
         self._sets: dict[str, RecordSet] = {}
-
-    @property
-    def folder(self) -> Path:
-        """Return where the records lie. Raises ``DataError`` before ``prepare``."""
-        if self._folder is None:
-            raise DataError(f"{self.name}: call prepare() before asking for records")
-        return self._folder
 
     def records(self, split: str) -> RecordSet:
         """Return the records of a split as they are stored, in stored order."""
-        folder = self.folder
         if split not in self._sets:
-            self._sets[split] = RecordSet(folder, split)
+            self._sets[split] = RecordSet(self.folder, split)
         return self._sets[split]
 
     def dataset(self, split: str) -> StoredRecords:
         """Return the records of a split, encoded, under the validation policy of ``prepare``."""
-        if split not in (known := (*SPLITS, *self.further)):
-            raise ValueError(f"split is {split!r}: expected one of {', '.join(known)}")
+        self.check_split(split, hasattr(self, "folder"))
         split = self._data.split(split)
         stored, chosen = self.choose(split, self._data.validation)
         number = getattr(self, split, 0)
@@ -94,11 +74,7 @@ class StoredRecords(Records):
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[Encoded, Label]]:
         """Return (input, label) of several records. Raises ``DataError`` naming one that cannot be read."""
         records = self._stored.read(self._chosen[np.asarray(indices)])
-        return [(self._task.encode(record), self._task.target(record)) for record in records]
-
-    def stored(self, i: int) -> dict[str, Any]:
-        """Return one record as it is stored, before ``encode``."""
-        return self._stored.read([int(self._chosen[i])])[0]
+        return [(self._task.encode(record), int(record["label"])) for record in records]
 
     def lengths(self) -> np.ndarray:
         """Return the encoded length of every record (of a pair: of the longer), int64 ``(N,)``; none is read."""
@@ -114,5 +90,5 @@ class StoredRecords(Records):
         return np.asarray(self._stored.labels[self._chosen])
 
     def majority_accuracy(self) -> float:
-        """Return what the most frequent target scores as the constant answer; only targets per position are read."""
-        return majority([self.labels()]) if self._task.objective == "classification" else super().majority_accuracy()
+        """Return the share of the most frequent class; none is read."""
+        return majority([self.labels()])

@@ -65,7 +65,7 @@ class TextTask(StoredTask):
         return text[: self.cut].astype(np.uint16) + np.uint16(1)
 
     def encoded_lengths(self, records: RecordSet) -> np.ndarray:
-        """Return the length of the longer text, from the stored sizes."""
+        """Return the length of the longer text."""
         return np.asarray(np.max([records.sizes[name] for name in self.texts.values()], axis=0).clip(max=self.cut))
 
     def read_line(self, line: str) -> Encoded:
@@ -76,13 +76,9 @@ class TextTask(StoredTask):
         raw = (np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8) for part in parts)
         return self.encode(dict(zip(self.texts, raw, strict=True)))
 
-    def as_text(self, record: dict[str, Any], encoded: Encoded, label: Any) -> str:
-        """Return the texts, and how much of each is cut off."""
-        texts = []
-        for raw in (record[name] for name in self.texts):
-            told = f"\n[{len(raw) - self.cut:,} of {len(raw):,} bytes are cut off]" if len(raw) > self.cut else ""
-            texts.append(raw[: self.cut].tobytes().decode("utf-8", "replace") + told)
-        return "\n\n".join(texts)
+    def text(self, sequence: np.ndarray) -> str:
+        """Return the text of bytes; of hashed words there is none."""
+        return (sequence - 1).astype(np.uint8).tobytes().decode("utf-8", "replace") if self.vocab_size == 257 else ""
 
 
 ARCHIVE = Remote(
@@ -100,22 +96,11 @@ CLASSES = ("neg", "pos")
 Review = tuple[str, int, bytes]  # split, label, text
 
 
-def _read_tree(found: Path) -> Iterator[Review]:
-    for split in COUNTS:
-        for label, name in enumerate(CLASSES):
-            folder = found.parents[2] / split / name
-            files = sorted(folder.glob("*.txt"))
-            if len(files) != COUNTS[split] // 2:
-                raise DataError(
-                    f"{folder} holds {len(files):,} reviews, expected {COUNTS[split] // 2:,}: unpack it again"
-                )
-            for file in files:
-                yield split, label, file.read_bytes()
-
-
-def _read_archive(archive: Path) -> Iterator[Review]:
+def _read(found: Path) -> Iterator[Review]:
+    """Yield the labelled reviews of an archive, or of the tree in which one of them was found."""
+    source = found.parents[2] if found.suffix == ".txt" else found
     place = re.compile(rf"(?:\./)?[^/]+/({'|'.join(COUNTS)})/({'|'.join(CLASSES)})/[^/]+\.txt")
-    for name, raw in members(archive, place.fullmatch):
+    for name, raw in members(source, place.fullmatch):
         _, split, label, _ = name.rsplit("/", 3)
         yield split, CLASSES.index(label), raw
 
@@ -137,8 +122,8 @@ def _in_order(reviews: Iterator[Review], progress: Progress | None) -> dict[str,
             progress("reading reviews", n, sum(COUNTS.values()))
     for split, number in COUNTS.items():
         found[split].sort()
-        if len(found[split]) != number:
-            raise DataError(f"text: {split} has {len(found[split]):,} reviews, expected {number:,}")
+        if (got := len(found[split])) != number:
+            raise DataError(f"text: {split} has {got:,} reviews, expected {number:,}: fetch {ARCHIVE.file} again")
     check_content("text", (digest for split in COUNTS for digest, *_ in found[split]), CONTENT, ARCHIVE)
     return {split: [(label, text) for _, label, text in reviews_] for split, reviews_ in found.items()}
 
@@ -160,7 +145,7 @@ class Text(TextTask):
         def splits() -> Mapping[str, Iterator[Example]]:
             layout, path = locate(self.name, data, LAYOUTS)
             spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
-            reviews = _in_order(_read_tree(path) if path.suffix == ".txt" else _read_archive(path), progress)
+            reviews = _in_order(_read(path), progress)
             return {split: self.examples(reviews[split]) for split in COUNTS}
 
         return prepare(data.folder(), spec, splits, progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("listops-full", "bench-train")
+PARTS = ("listops-full", "bench-train", "bench-tune")
 
 
 def run(out: Path, *part: str, dry: bool = True) -> subprocess.CompletedProcess[str]:

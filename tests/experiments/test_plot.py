@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chela.config.groups import names
-from experiments.plot import colours, learning_curves, main, mean_curve
+from experiments.plot import MAIN, colours, learning_curves, main, mean_curve
 from experiments.runs import read_runs
 from tests.experiments.conftest import MakeRun, strange
 
@@ -80,27 +79,15 @@ def test_at_each_step_the_seeds_that_have_reached_it_are_averaged() -> None:
     np.testing.assert_allclose(curve.T, [[2, 4, 3], [1, 2, 3], [3, 6, 3]])
 
 
-def test_a_begun_seed_cuts_nobodys_curve(make_run: MakeRun, tmp_path: Path) -> None:
-    make_run(seed=0), make_run(seed=1)
-    begun = make_run(seed=2, accuracy=None) / "metrics.csv"
-    begun.write_text("".join(begun.read_text().splitlines(keepends=True)[:12]))  # up to its validation at step 10
-    assert begun.read_text().count("validation") == 1
-    for axis in learning_curves(read_runs([tmp_path / "runs"])).axes:
-        np.testing.assert_allclose(axis.lines[-2 if axis.get_ylabel() == "accuracy, %" else -1].get_xdata(), [10, 20])
-
-
 def test_the_running_mean_trails() -> None:
     curve = mean_curve([pd.DataFrame({"step": [1.0, 2.0, 3.0, 4.0], "loss": [1.0, 2.0, 3.0, 4.0]})], "loss", window=2)
     assert curve is not None
     np.testing.assert_allclose(curve["mean"], [1.0, 1.5, 2.5, 3.5])
 
 
-def test_a_system_has_the_same_colour_whatever_else_is_drawn() -> None:
-    systems = names("model")
-    everything = colours([*systems, "chela [model.mixer.gate=none]"])
-    assert [colours([name])[name] for name in systems] == [everything[name] for name in systems]
+def test_a_main_system_has_the_same_colour_whatever_else_is_drawn() -> None:
+    everything = colours([*MAIN, "chela [model.mixer.gate=none]"])
+    assert [colours([name])[name] for name in MAIN] == [everything[name] for name in MAIN]
     assert len(set(everything.values())) == len(everything)
-    some = colours(["softmax", "chela [seed]", "chela [model.causal=true]"])
-    assert some["softmax"] == everything["softmax"] and len(set(some.values())) == 3
-    many = colours([f"way {number}" for number in range(50)])
-    assert len(many) == 50
+    assert len(set(colours(["softmax", "chela [seed]", "chela [model.causal=true]"]).values())) == 3
+    assert len(colours([f"way {number}" for number in range(50)])) == 50

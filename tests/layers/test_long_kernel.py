@@ -136,15 +136,6 @@ def test_parameters_carry_their_own_optimiser_options(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reset_draws_from_the_global_generator(name):
-    first, second = LONG_KERNELS[name](4, 50), LONG_KERNELS[name](4, 50)
-    for kernel in (first, second):
-        torch.manual_seed(7)
-        kernel.reset_parameters()
-    torch.testing.assert_close(first(50)[0], second(50)[0], atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_float32_under_autocast_and_gradients_reach_every_parameter(name):
     kernel = LONG_KERNELS[name](4, 50)
     want = kernel(50)[0]

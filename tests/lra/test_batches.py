@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from lra.batches import batch_indices, eval_batches
+from lra.batches import batch_indices, eval_batches, permutation
 from lra.generators.listops import generate
-from lra.streams import permutation
 from lra.tasks.listops import ListOps
 
 

@@ -54,36 +54,26 @@ def test_a_plain_tensorflow_datasets_user_can_read_them(tmp_path: Path) -> None:
     assert "tensorflow" not in sys.modules
 
 
-def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/nowhere/at.all: No such file or directory, while .* is built"):
-        prepare(tmp_path, SPEC, lambda: Path("/nowhere/at.all").read_bytes())  # type: ignore[arg-type,return-value]
+def raising(error: BaseException) -> Iterator[Example]:
+    yield from list(splits()["train"])[:9]
+    raise error
 
 
-def test_a_second_call_builds_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("broken", "error", "message"),
+    [
+        (lambda: Path("/no/where").read_bytes(), DataError, "/no/where: No such file or directory, while .* is built"),
+        (lambda: {"train": list(splits()["train"])[:29]}, DataError, "train has 29 records, expected 30"),
+        (lambda: {"train": raising(RuntimeError("odd"))}, RuntimeError, "odd"),
+        (lambda: {"train": raising(KeyboardInterrupt())}, KeyboardInterrupt, None),
+    ],
+)
+def test_a_failed_build_leaves_nothing_and_keeps_its_error(tmp_path: Path, broken, error, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(error, match=message):
+        prepare(tmp_path, SPEC, broken)
+    assert not (tmp_path / "lra_test" / "tiny").exists() or names(tmp_path) == set()
     prepare(tmp_path, SPEC, splits)
     prepare(tmp_path, SPEC, lambda: pytest.fail("built again"))
-
-
-def test_another_count_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    spec = RecordSpec("lra_test", "tiny", "1.0.0", ("tokens",), {"train": 31, "test": 5})
-    with pytest.raises(DataError, match="train has 30 records, expected 31"):
-        prepare(tmp_path, spec, splits)
-    assert names(tmp_path) == set()
-
-
-@pytest.mark.parametrize("error", [RuntimeError("odd"), KeyboardInterrupt()])
-def test_a_failed_build_leaves_nothing_and_keeps_its_error(tmp_path: Path, error: BaseException) -> None:
-    def broken() -> Mapping[str, Iterator[Example]]:
-        def examples() -> Iterator[Example]:
-            yield from list(splits()["train"])[:9]
-            raise error
-
-        return {"train": examples()}
-
-    with pytest.raises(type(error)):
-        prepare(tmp_path, SPEC, broken)
-    assert names(tmp_path) == set()
-    prepare(tmp_path, SPEC, splits)
 
 
 @pytest.mark.parametrize("change", ["cut", "gone", "counts", "manifest", "no manifest", "older"])
@@ -100,9 +90,7 @@ def test_damage_is_seen_and_nothing_is_deleted(tmp_path: Path, change: str) -> N
     elif change == "no manifest":
         (folder / MANIFEST).unlink()
     else:
-        manifest["counts" if change == "counts" else "format_version"] = (
-            {"train": 29, "test": 5} if change == "counts" else 0
-        )
+        manifest |= {"counts": {"train": 29, "test": 5}} if change == "counts" else {"format_version": 0}
         (folder / MANIFEST).write_text(json.dumps(manifest))
     before = sorted(p.name for p in folder.iterdir())
     with pytest.raises(DataError) as error:
@@ -116,10 +104,7 @@ def test_a_changed_byte_in_a_record_is_named(tmp_path: Path) -> None:
     folder = prepare(tmp_path, SPEC, splits)
     (big,) = folder.glob("*train.array_record*")
     raw = bytearray(big.read_bytes())
-    at = raw.find(bytes(range(1, 25)))
-    if at < 0:  # compressed: anywhere in the chunk will do
-        at = 65_536 + 200
-    raw[at] ^= 0xFF
+    raw[at if (at := raw.find(bytes(range(1, 25)))) >= 0 else 65_736] ^= 0xFF  # of a compressed chunk any will do
     big.write_bytes(raw)
     with pytest.raises(DataError, match="SHA-256"):
         check(folder, SPEC.counts, full=True)

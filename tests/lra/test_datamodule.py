@@ -1,4 +1,3 @@
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -46,13 +45,6 @@ def test_it_goes_on_where_it_stopped(small_listops: ListOps, data_folder: DataCo
     assert all(same(a, b) for a, b in zip(straight[23:], resumed, strict=True))
 
 
-def test_workers_may_be_spawned(small_listops: ListOps, data_folder: DataConfig) -> None:
-    """As on macOS: what a worker gets must survive pickling."""
-    loader = module(small_listops, data_folder).train_dataloader()
-    copy = pickle.loads(pickle.dumps(loader.dataset))
-    assert same(copy[3], loader.dataset[3])
-
-
 def test_a_source_of_another_task_is_refused(small_listops: ListOps, data_folder: DataConfig) -> None:
     with pytest.raises(DataError, match=r"data.source is 'imdb': expected auto for task=listops"):
         small_listops.prepare(DataConfig(dir=data_folder.dir, source="imdb"))
@@ -94,17 +86,12 @@ def test_evaluation_sees_every_record_once(small_listops: ListOps, data_folder: 
     assert len(labels) == 50
 
 
-def test_validation_policy(small_listops: ListOps, data_folder: DataConfig) -> None:
+def test_validation_policy_and_majority(small_listops: ListOps, data_folder: DataConfig) -> None:
     assert len(module(small_listops, data_folder).records("validation")) == 40
     habit = module(small_listops, DataConfig(dir=data_folder.dir, validation="test"))
-    assert len(habit.records("validation")) == 50
-    assert np.array_equal(habit.records("validation").labels(), habit.records("test").labels())
-
-
-def test_majority(small_listops: ListOps, data_folder: DataConfig) -> None:
-    made = module(small_listops, data_folder)
-    labels = made.records("test").labels()
-    assert made.records("test").majority_accuracy() == max(np.mean(labels == c) for c in range(10))
+    labels = habit.records("test").labels()
+    assert len(labels) == 50 and np.array_equal(habit.records("validation").labels(), labels)
+    assert habit.records("test").majority_accuracy() == max(np.mean(labels == c) for c in range(10))
 
 
 def test_records(small_listops: ListOps, data_folder: DataConfig) -> None:

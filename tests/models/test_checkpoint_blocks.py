@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from chela.config.compose import resolve
 from chela.config.groups import names
-from chela.core.errors import UsageError
 from chela.models import TaskFacts, build_model
 
 TASK = TaskFacts(num_classes=4, l_max=40, vocab_size=9)
@@ -71,8 +70,3 @@ def test_evaluation_computes_nothing_again(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("chela.models.backbone.checkpoint", None)
     with torch.no_grad():
         model(torch.randint(1, 9, (2, 40)))
-
-
-def test_not_beside_compile() -> None:
-    with pytest.raises(UsageError, match=r"trainer\.compile: expected false with"):
-        resolve(["trainer.checkpoint_activations=true", "trainer.compile=true"])

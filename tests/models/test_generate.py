@@ -7,7 +7,6 @@ from chela.config.schema import ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.generate import Continuation, decode, encode, generate, sample
-from chela.models.pretrained import from_pretrained, save_pretrained
 
 ALPHABET = "\n abcdef"
 
@@ -101,9 +100,3 @@ def test_a_network_with_an_end_says_so_before_it_writes(name, options):
 def test_options_have_limits(wrong, message):
     with pytest.raises(ValueError, match=message):
         Continuation(network(), **{"prompt": encode("a", ALPHABET), "tokens": 1, **wrong})
-
-
-def test_a_saved_network_writes_what_it_wrote(tmp_path):
-    model = network()
-    read = from_pretrained(save_pretrained(model, tmp_path / "saved"))
-    assert generate(read, "fed", 20, seed=5) == generate(model, "fed", 20, seed=5)

@@ -185,7 +185,7 @@ def test_a_pickle_is_never_opened(saved):
 
     (saved / "model.safetensors").unlink()
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    _refused(saved, "got pytorch_model.bin: a pickle")
+    _refused(saved, "could not read")
     (saved / "model.safetensors").write_bytes(pickle.dumps(Trap()))
     _refused(saved, "could not read")
 
@@ -209,9 +209,9 @@ def test_wrong_folders_are_refused(saved, tmp_path):
         (lambda said: said["model"].update(depth="two"), "depth: expected a whole number, got 'two'"),
         (lambda said: said["model"].update(depth=3), "got others"),
         (lambda said: said["model"].update(colour="red"), "expected the options"),
-        (lambda said: said["model"]["mixer"].update(name="tiger"), "config.json: .*'tiger'"),
+        (lambda said: said["model"]["mixer"].update(name="tiger"), "'tiger'"),
         (lambda said: said["model"]["mixer"].pop("heads"), "expected the options"),
-        (lambda said: said.update(model=[]), "expected the options of a network"),
+        (lambda said: said.update(model=[]), "could not read it"),
         (lambda said: said.update(task=None), "expected the options"),
     ],
 )
@@ -225,14 +225,3 @@ def test_another_config_is_refused(saved, change, match):
 def test_another_module_cannot_be_saved(tmp_path):
     with pytest.raises(ValueError, match="build_model"):
         save_pretrained(torch.nn.Linear(2, 2), tmp_path)
-
-
-def test_the_hub_model_goes_through_a_folder(tmp_path):
-    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
-    from chela.models.hub import HubModel
-
-    model, inputs = _model(), _inputs("symbols")
-    HubModel(model).save_pretrained(tmp_path)
-    again = HubModel.from_pretrained(str(tmp_path))
-    with torch.no_grad():
-        assert torch.equal(again.eval()(inputs), model(inputs))

@@ -116,7 +116,7 @@ def test_an_impulse_gives_the_kernel_at_the_right_lags(backend):
 def test_blocks_of_channels_do_not_change_the_result(monkeypatch, block_bytes):
     inputs = _inputs(2, 100, 100, 99, torch.float64)
     want = _run(*inputs, "fft")
-    monkeypatch.setattr(sys.modules["chela.ops.fft_conv.cpu"], "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(sys.modules["chela.ops.fft_conv.cpu"], "OF_FEW_TOKENS", block_bytes)
     _assert_close(_run(*inputs, "fft"), want, 1e-13)
 
 

@@ -5,13 +5,9 @@ import shutil
 import signal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
-from chela.core.errors import UsageError
-from chela.models.pretrained import from_pretrained, save_pretrained
 from tests.training.launches import apart, assert_equal, in_step, left_by, only_run
 
 HERE = Path(__file__).parent
@@ -145,20 +141,3 @@ def test_a_run_from_elsewhere_names_no_code_unasked(folder: Path) -> None:
     with open(folder / "own_parts.py", "a") as file:
         file.write("\nEDITED = True\n")  # other code than the weights were trained with
     assert "or the code it was trained with" in chela(folder, "evaluate", named, "trust=own_parts", status=2)
-
-
-def test_a_saved_network_from_elsewhere_names_no_code_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.chdir(folder)
-    from chela.config.compose import resolve
-    from chela.models import build_model
-    from lra.tasks import get_task
-
-    config = resolve([*WORDS])
-    model = build_model(config.model, get_task(config.task), 0).eval()
-    save_pretrained(model, folder / "saved")
-    with pytest.raises(UsageError, match="names the module own_parts, whose code would be run"):
-        from_pretrained(folder / "saved")
-    again: Any = from_pretrained(folder / "saved", trust=["own_parts"])
-    tokens = torch.randint(1, 7, (2, 9))
-    assert torch.equal(again(tokens), model(tokens))

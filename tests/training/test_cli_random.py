@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,14 @@ LEFT_OUT = {
 FOLDERS = ("runs", "resume", "data.dir", "data.root")
 
 
-RIGHT = {"bool": ["true", "false"], "int": ["1", "2"], "float": ["1", "0.5", "0.1"]}
+OF_KIND = {"bool": ["true", "false"], "int": ["1", "2"], "float": ["1", "0.5", "0.1"]}
 
 
 def _choices() -> dict[str, list[str]]:
     """Values of each key that are right, or nearly."""
 
     def of(field: dataclasses.Field[Any]) -> list[str]:
-        return [str(choice) for choice in field.metadata.get("choices", ())] or RIGHT.get(kind_of(field), [])
+        return [str(choice) for choice in field.metadata.get("choices", ())] or OF_KIND.get(kind_of(field), [])
 
     found: dict[str, list[str]] = {"task": names("task"), "model": names("model"), "preset": ["tiny"]}
     for mixer in systems():
@@ -71,35 +71,17 @@ def _is_safe(key: str, value: str) -> bool:
     return value in NUMBERS or not value.strip().lstrip("+").isdecimal()
 
 
-@st.composite
-def right_words(draw: st.DrawFn) -> str:
-    """A key that exists with a value that may well be right."""
-    right = {key: [value for value in CHOICES[key] if value not in LEFT_OUT.get(key, ())] for key in KEYS}
-    key = draw(st.sampled_from([key for key in KEYS if right[key]]))
-    return f"{key}={draw(st.sampled_from(right[key]))}"
+def words_of(values: Callable[[str], list[str]]) -> Any:
+    """Keys with one of their values; Hypothesis likes to repeat: a word that is there once is not said again."""
+    known = {key: safe for key in KEYS if (safe := [value for value in values(key) if _is_safe(key, value)])}
+    return st.sampled_from([*known]).flatmap(lambda key: st.sampled_from(known[key]).map(lambda text: f"{key}={text}"))
 
 
-@st.composite
-def any_words(draw: st.DrawFn) -> str:
-    """Anything that can stand in a command."""
-    text = st.text(max_size=20).filter(lambda value: "\0" not in value)
-    if draw(st.integers(0, 4)) == 0:
-        word = draw(text)
-        return word if word.partition("=")[0] not in KEYS else f"x{word}"
-    key = draw(st.sampled_from(KEYS))
-    if draw(st.integers(0, 4)) == 0:
-        return f"{draw(st.sampled_from([key[:-1], key.upper(), f'{key}.x', f'.{key}', key.replace('.', '_')]))}s=1"
-    value = draw(st.one_of(st.sampled_from(NUMBERS), st.sampled_from(WORDS), text))
-    if not _is_safe(key, value):
-        value = "wrong"
-    return f"{key}={value}"
-
-
-# Hypothesis likes to repeat what it drew: a word that is there once is not said again.
-LISTS = st.one_of(
-    st.lists(right_words(), max_size=4, unique=True),
-    st.lists(st.one_of(right_words(), any_words()), max_size=4, unique=True),
-)
+RIGHT = words_of(lambda key: CHOICES[key])
+TEXT = st.text(max_size=20).filter(lambda text: "\0" not in text and text.partition("=")[0] not in KEYS)
+MISTYPED = st.sampled_from(KEYS).flatmap(lambda key: st.sampled_from([key[:-1], key.upper(), f"{key}.x", f".{key}"]))
+ANY = st.one_of(words_of(lambda key: [*NUMBERS, *WORDS]), TEXT, MISTYPED.map(lambda key: f"{key}s=1"))
+LISTS = st.one_of(st.lists(RIGHT, max_size=4, unique=True), st.lists(st.one_of(RIGHT, ANY), max_size=4, unique=True))
 
 
 class Hangs(BaseException):

@@ -10,17 +10,12 @@ def config(devices: int, nodes: int = 1) -> Config:
     return resolve(["preset=tiny", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"])
 
 
+ELASTIC = ("TORCHELASTIC_RUN_ID",)
+
+
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "RANK",
-        "LOCAL_RANK",
-        "SLURM_PROCID",
-        "NODE_RANK",
-        "GROUP_RANK",
-        "SLURM_NTASKS",
-        "TORCHELASTIC_RUN_ID",
-    ):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK", "SLURM_NTASKS", *ELASTIC):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -47,7 +42,7 @@ def test_strategy() -> None:
 
 
 def test_torchrun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv(*ELASTIC, "none")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert processes(config(2, 2), "cpu") == {"devices": 2, "num_nodes": 2, "strategy": "ddp"}
     with pytest.raises(UsageError, match="= 4, the processes that torchrun started, got 4 x 2"):

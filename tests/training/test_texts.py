@@ -18,7 +18,8 @@ from chela.config.schema import OptimizerConfig
 from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.training import loop, score
-from chela.training.score import Reading, of_text
+from chela.training.score import of_text
+from chela.training.step import scores_of
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
 
@@ -176,102 +177,34 @@ def test_a_network_that_cannot_carry_is_refused(
     assert not list((tmp_path / "runs").rglob("config.yaml"))
 
 
-# ---- contexts ----
-
-
-def scored(run: Path, *words: str) -> dict[str, Any]:
-    out = run / "score.json"
-    assert evaluate([f"run={run}", f"out={out}", *words]) == 0
-    found: dict[str, Any] = json.loads(out.read_text())
-    return found
-
-
-def same(found: dict[str, Any], other: dict[str, Any]) -> None:
-    assert (found["count"], found["accuracy"]) == (other["count"], other["accuracy"])
-    assert found["nats"] == pytest.approx(other["nats"], abs=1e-5)  # a batch's losses are summed in float32
-
-
-def test_without_memory_all_contexts_agree(
-    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("window", [5, 8, 50, 100000])
+def test_without_memory_windows_that_overlap_score_what_the_run_says(
+    window: int, words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None]
 ) -> None:
-    """Also where the windows do not divide the text, and are longer than the network was built for."""
+    """Also where they do not divide the text, and are longer than the network was built for."""
     fake(fade=0.0)
     assert launch(*words).status == 0
     run = only_run(tmp_path / "runs")
-    plain = scored(run)
-    result = json.loads((run / "result.json").read_text())
-    assert (plain["nats"], plain["count"]) == (result["test"]["loss"], result["test"]["count"])
-    assert plain["context"] == result["context"]
-    assert plain["bits"] == plain["nats"] / math.log(2) and plain["perplexity"] == math.exp(plain["nats"])
-    ways = [
-        ("eval.context=stride", "eval.stride=8"),
-        ("eval.context=stride",),
-        ("eval.context=stride", "eval.window=7", "eval.stride=1"),
-        ("eval.context=stream",),
-        ("eval.context=stream", "eval.window=13"),
-        ("eval.window=5",),
-        ("eval.window=50",),
-        ("eval.window=100000",),
-        ("eval.context=stride", "eval.window=50", "eval.stride=3"),
-    ]
-    for way in ways:
-        found = scored(run, *way)
-        same(found, plain)
-    assert found["context"] == "windows of 50, each 3 on: after the first at least 47 symbols before"
-    assert scored(run, "split=validation")["nats"] == result["best_validation"]["loss"]
-    assert f"context: {found['context']}" in capsys.readouterr().out
+    assert evaluate([f"run={run}", f"out={run / 'score.json'}"]) == 0
+    found, result = (json.loads((run / name).read_text()) for name in ("score.json", "result.json"))
+    assert (found["loss"], found["count"]) == (result["test"]["loss"], result["test"]["count"])
+    assert found["context"] == result["context"] and found["perplexity"] == math.exp(found["loss"])
+    config = resolve([f"resume={run}"])
+    data, network = score.data_of(config), score.build_model(config.model, score.data_of(config).task, 0)
+    data.prepare_data()
+    score.RunFolder(run).load_into(network, config, "best")
+    objective, batches = score.objective_of(data.task), score.overlapping(data, network, "test", window)
+    nats, _, count = score.total(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
+    assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)
 
 
-def test_memory_tells_contexts_apart(words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None]) -> None:
-    """A stream is one window as long as the text; stride as long as the window is each window alone."""
-    fake(fade=0.9)
-    assert launch(*words, "optimizer.lr=0.02").status == 0
-    run = only_run(tmp_path / "runs")
-    plain, stream = scored(run), scored(run, "eval.context=stream")
-    assert plain["nats"] != stream["nats"]
-    for piece in (3, 1000):
-        same(scored(run, "eval.context=stream", f"eval.window={piece}"), stream)
-    same(scored(run, "eval.window=100000"), stream)
-    same(scored(run, "eval.context=stride", "eval.stride=8"), plain)
-    one = scored(run, "eval.context=stride", "eval.window=100", "eval.stride=1")
-    assert one["nats"] == pytest.approx(stream["nats"], abs=1e-4)  # 0.9^100 of what lies further back
-
-
-BAD_CONTEXTS = {
-    ("eval.stride=4",): "eval.stride: expected eval.context=stride with it, got window",
-    ("eval.context=stride", "eval.stride=9"): "eval.stride: expected at most eval.window=8, got 9",
-    ("eval.context=page",): "eval.context: expected one of window, stride, stream, got 'page'",
-    ("data.root=/dev/null",): "expected what the run learned from (mine.txt), wherever it lies, got /dev/null",
-}
-
-
-def test_a_bad_context_is_one_line(
+def test_data_of_another_text_is_refused(
     words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake()
     assert launch(*words, "trainer.max_steps=2").status == 0
-    run = only_run(tmp_path / "runs")
-    for way, message in BAD_CONTEXTS.items():
-        assert evaluate([f"run={run}", *way]) == 2, way
-        error = capsys.readouterr().err
-        assert message in error and error.count("\n") == 1
-
-
-def test_a_state_that_grows_is_no_stream(
-    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake(growing=True)
-    assert launch(*words).status == 0
-    run = only_run(tmp_path / "runs")
-    assert evaluate([f"run={run}", "eval.context=stream"]) == 2
-    assert "eval.context=stream: expected a system whose state does not grow" in capsys.readouterr().err
-    scored(run, "eval.window=50")  # this it can
-
-
-def test_a_task_that_is_no_text_has_no_context() -> None:
-    task = SimpleNamespace(in_order=False, name="listops", l_max=8)
-    with pytest.raises(UsageError, match=r"eval.context: expected a run on a text, listops is none"):
-        Reading("stream").of(task)
+    assert evaluate([f"run={only_run(tmp_path / 'runs')}", "data.root=/dev/null"]) == 2
+    assert "got another (data.text mine.txt -> null); start a new run" in capsys.readouterr().err
 
 
 def test_the_rate_ends_at_a_tenth() -> None:
@@ -282,8 +215,8 @@ def test_the_rate_ends_at_a_tenth() -> None:
 
 def test_perplexity_by_words() -> None:
     """Two nats a symbol and five symbols a word are ten nats a word."""
-    task = SimpleNamespace(in_order=True, name="wikitext103", l_max=8, words=lambda split: 20)
-    told = of_text(task, "test", Reading(), {"loss": 2.0, "count": 100.0})
+    task = SimpleNamespace(in_order=True, words=lambda split: 20, context="windows of 8")
+    told = of_text(task, "test", {"loss": 2.0, "count": 100.0})
     assert told["words"] == 20 and told["word_perplexity"] == pytest.approx(math.exp(10))
-    assert told["perplexity"] == math.exp(2) and told["context"].startswith("windows of 8, each alone")
-    assert of_text(SimpleNamespace(in_order=False), "test", Reading(), {}) == {}
+    assert told["perplexity"] == math.exp(2) and told["context"] == "windows of 8"
+    assert of_text(SimpleNamespace(in_order=False), "test", {}) == {}

@@ -9,10 +9,8 @@ import torch
 
 from chela.config.compose import resolve
 from chela.config.identity import fingerprint
-from tests.test_examples import load_example
+from tests.test_examples import OWN, load_example
 from tests.training.launches import assert_equal, launch, left_by, only_run
-
-OWN = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import Attended, columns
-from chela.layers.norm import LayerNorm
+from chela.layers.attention import Attended, attend, columns, features
 from chela.layers.param_groups import mark
 from chela.layers.short_long_conv import ShortLongConv
-from chela.layers.stages import attend, features, gate, recomputed
+from chela.layers.stages import gate, recomputed
 from chela.layers.state import State, expect_causal, nested, part, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -117,7 +116,7 @@ class ChelaLayer(nn.Module):
             self.cores.append(Core(d_model, d_select, heads, d_qk, pools=False, causal=causal))
         if attention in ("pool", "both"):
             self.cores.append(Core(d_model, d_value - d_select, 1, d_qk, pools=True, causal=causal))
-        self.norm = LayerNorm(d_value) if attention == "none" else None
+        self.norm = nn.LayerNorm(d_value) if attention == "none" else None
         self.value = nn.Linear(d_model, d_value)
         if gate != "none":
             self.gate_in = nn.Linear(d_model, d_value)
@@ -136,8 +135,8 @@ class ChelaLayer(nn.Module):
             raise ValueError(f"expected x of shape (B, L, {width}) with L of at least 1, got {tuple(x.shape)}")
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
-        parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
-        return self._combine(parts, x, c, stream, mask)
+        o = self._joined([core(z, v, mask) for core, z, v in self._inputs(x, u, c)], c)
+        return self._gated(o, x, c, stream, mask)
 
     def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
         """Return each core with what it makes queries and keys of, and its values W_v x before SiLU."""
@@ -145,11 +144,14 @@ class ChelaLayer(nn.Module):
         of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
         return list(zip(self.cores, of, values, strict=True))
 
-    def _combine(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Join what the cores gave, and gate it by c."""
+    def _joined(self, parts: list[Tensor], c: Tensor) -> Tensor:
+        """Join what the cores gave; without one, take it of c."""
         if self.norm is not None:
-            parts = [self.norm(F.silu(self.value(c)))]
-        o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+            return self.norm(F.silu(self.value(c)))  # type: ignore[no-any-return]
+        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+
+    def _gated(self, o: Tensor, x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Gate o by c."""
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
         x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
@@ -195,7 +197,7 @@ class ChelaLayer(nn.Module):
             o, end = getattr(core, form)(z, v, part(f"cores.{i}", state))
             parts.append(o)
             after |= nested(f"cores.{i}", end)
-        return self._combine(parts, x, c, stream, None), after
+        return self._gated(self._joined(parts, c), x, c, stream, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
@@ -221,7 +223,7 @@ class Core(nn.Module):
         self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
         self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
         mark(self, "gamma", "beta", weight_decay=0.0)
-        self.norm = LayerNorm(width)
+        self.norm = nn.LayerNorm(width)
         self.attended = Attended()
         self.reset_parameters()
 
@@ -232,11 +234,11 @@ class Core(nn.Module):
 
     def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
-        o: Tensor = self._attend(c, v, mask=mask)
-        return self.attended(self.norm(o.flatten(2)))  # type: ignore[no-any-return]
+        o, _ = self._attend(c, v, mask)
+        return self.attended(o)  # type: ignore[no-any-return]
 
-    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
-        """Return what the attention gives, ``(B, L, W)`` or ``(B, L, H, W / H)``; with options, the op's output.
+    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Any]:
+        """Return the norm of what the attention gives, ``(B, L, W)``, and the new state if the op's options ask for it.
 
         Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
         them to bf16 takes a quarter of what tells positions apart.
@@ -245,20 +247,23 @@ class Core(nn.Module):
             with torch.autocast(c.device.type, enabled=False):
                 return self._attend(c.float(), v.float(), mask, **options)
         if not self.causal and current() is None:
-            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.pools)
+            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.norm, self.pools)
             if o is not None:
-                return o
+                return o, None
 
         def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
             qkv = self._parts(z, v, gamma, beta)
             return linear_attention(*qkv, causal=self.causal, normalize=self.pools, mask=mask, **options)
 
-        return recomputed(op, self.project(c), v, self.gamma, self.beta)
+        found = recomputed(op, self.project(c), v, self.gamma, self.beta)
+        o, sums = found if options else (found, None)
+        return self.norm(o.flatten(2)), sums
 
     def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
-        q, k = features(z, gamma, beta, positive=self.pools).unbind(-3)
-        return q, k, F.silu(v).view(*v.shape[:-1], self.heads, -1)
+        q, k, v = *features(z, gamma, beta, positive=self.pools), F.silu(v)
+        q, k, v = (x.view(*x.shape[:-1], self.heads, -1) for x in (q, k, v))
+        return q, k, v
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
@@ -269,7 +274,7 @@ class Core(nn.Module):
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
         o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
-        return self.attended(self.norm(o.flatten(-2))), settled(**sums._asdict())
+        return self.attended(o), settled(**sums._asdict())
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""

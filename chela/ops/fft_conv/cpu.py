@@ -17,12 +17,13 @@ from torch import Tensor
 
 from chela.ops.backend import Shape, accumulation_dtype, count_flops
 from chela.ops.fft_conv.plain import fft_length, in_order
-from chela.ops.memory import Workspace, in_huge_pages
+from chela.ops.memory import in_huge_pages
 
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
-BLOCK_BYTES = 7 << 20
-"""Where the padded input of one block is smaller than this, more lines are taken at once."""
+BLOCK_BYTES, OF_FEW_TOKENS = 2 << 20, 7 << 20
+"""Where the padded input of one block is smaller than this, more lines are taken at once; below 256 tokens the cache
+saves less than the operators of more blocks cost."""
 SHORT = 1024
 """Tokens of a block of a sequence that stay in the cache until they are transposed."""
 
@@ -44,14 +45,14 @@ def convolve(u: Tensor, lags: Tensor) -> Tensor:
         return y
     in_huge_pages(y)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, batch + 1, accumulation_dtype(u.dtype, lags.dtype)):
+        for rows, blocks in _spans(u, batch + 1, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
                 _load(rows[:batch], u[:, :, c])
                 rows[batch, :, : lags.shape[1]] = lags[c]
                 spectrum = torch.fft.rfft(rows)
                 product = spectrum[:batch].mul_(spectrum[batch])
                 found = torch.fft.irfft(product, n=rows.shape[2])[:, :, lags.shape[1] - length : lags.shape[1]]
-                y[:, :, c] = _spread(found, buffer).transpose(1, 2)
+                y[:, :, c] = _spread(found).transpose(1, 2)
     return y
 
 
@@ -72,7 +73,7 @@ def convolve_backward(
     in_huge_pages(d_u, d_lags)
     count = batch + 1 + (batch if lags_grad else 0)
     with torch.autocast(u.device.type, enabled=False):
-        for rows, buffer, blocks in _spans(u, count, accumulation_dtype(u.dtype, lags.dtype)):
+        for rows, blocks in _spans(u, count, accumulation_dtype(u.dtype, lags.dtype)):
             for c in blocks:
                 _load(rows[:batch, :, lags.shape[1] - length :], grad[:, :, c])
                 rows[batch, :, : lags.shape[1]] = lags[c]
@@ -90,7 +91,7 @@ def convolve_backward(
                 wanted = spectrum[0 if input_grad else batch : batch + lags_grad]
                 back = torch.fft.irfft(wanted, n=rows.shape[2])
                 if input_grad:
-                    d_u[:, :, c] = _spread(back[:batch, :, :length], buffer).transpose(1, 2)
+                    d_u[:, :, c] = _spread(back[:batch, :, :length]).transpose(1, 2)
                 if lags_grad:
                     d_lags[c] = back[-1, :, : lags.shape[1]]
     return d_u, d_lags
@@ -110,24 +111,24 @@ convolve.register_fake(lambda u, lags: u.new_empty(u.shape))
 convolve.register_autograd(_differentiate, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
-def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, Workspace, list[slice]]]:
-    """Cut the channels into blocks, and give those of one width a buffer ``(count, c, N)``, and its workspace.
+def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[slice]]]:
+    """Cut the channels into blocks, and give those of one width a buffer ``(count, c, N)``.
 
     The buffer is zero at first. As each block fills the same places, all others stay zero.
     """
     n = fft_length(u.shape[1])
     channels = width = u.shape[2]
     if u.device.type == "cpu":
-        most = max(BLOCK_BYTES // (LINE * count * n * dtype.itemsize), 1)
+        size = BLOCK_BYTES if u.shape[1] >= 256 else OF_FEW_TOKENS
+        most = max(size // (LINE * count * n * dtype.itemsize), 1)
         lines = -(-channels // LINE)
         width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
     whole = channels - channels % width
     spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
-    with Workspace(dtype, u.device) as buffer:
-        for width, starts in spans:
-            if starts:
-                rows = buffer("rows", count, width, n).zero_()
-                yield rows, buffer, [slice(start, start + width) for start in starts]
+    for width, starts in spans:
+        if starts:
+            rows = torch.zeros(count, width, n, dtype=dtype, device=u.device)
+            yield rows, [slice(start, start + width) for start in starts]
 
 
 def _load(rows: Tensor, x: Tensor) -> None:
@@ -140,7 +141,7 @@ def _load(rows: Tensor, x: Tensor) -> None:
     rows[:, :, : x.shape[1]] = (x.contiguous() if whole else x).transpose(1, 2)
 
 
-def _spread(x: Tensor, buffer: Workspace) -> Tensor:
+def _spread(x: Tensor) -> Tensor:
     """Move a block of results ``(B, c, L)``, on a CPU, to rows that are no power of two apart, before it is transposed.
 
     Otherwise the same place of every channel falls into one set of the cache, which cannot hold them all.
@@ -148,7 +149,7 @@ def _spread(x: Tensor, buffer: Workspace) -> Tensor:
     if x.device.type != "cpu" or x.shape[2] <= SHORT:
         return x
     batch, channels, length = x.shape
-    return buffer("results", batch, channels, length + LINE)[..., :length].copy_(x)
+    return x.new_empty(batch, channels, length + LINE)[..., :length].copy_(x)
 
 
 def forward_flops(u: Shape, lags: Shape, **_: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from chela.ops.linear_attention.cpu import linear_attention_chunked
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.pieces import attend_in_pieces
 from chela.ops.linear_attention.plain import linear_attention_plain
-from chela.ops.linear_attention.reference import linear_attention_reference
+from chela.ops.linear_attention.reference import divided, heads_first, linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
-from chela.ops.linear_attention.undecayed import attend_undecayed
 from chela.ops.sequence_parallel import current
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
@@ -28,24 +27,6 @@ register(
     Backend("plain", linear_attention_plain),
     Backend("reference", linear_attention_reference),
 )
-
-
-@overload
-def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
-    initial_state: LinearAttentionState | None = ..., return_state: Literal[False] = ..., chunk_size: int | None = ...,
-    backend: str = ...,
-) -> Tensor: ...  # fmt: skip
-
-
-@overload
-def linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, log_decay: Tensor | None = ...,
-    log_decay_back: Tensor | None = ..., mask: Tensor | None = ..., normalize: bool = ..., eps: float = ...,
-    initial_state: LinearAttentionState | None = ..., return_state: Literal[True], chunk_size: int | None = ...,
-    backend: str = ...,
-) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
 
 
 def linear_attention(
@@ -63,7 +44,7 @@ def linear_attention(
     return_state: bool = False,
     chunk_size: int | None = None,
     backend: str = "auto",
-) -> Tensor | tuple[Tensor, LinearAttentionState]:
+) -> Any:
     """Attend without softmax, in time and memory linear in the length.
 
     o_i = Σ_j M_ij (q_i·k_j) v_j, divided by eps + Σ_j M_ij (q_i·k_j) when ``normalize``. M_ij is the product of the
@@ -95,8 +76,7 @@ def linear_attention(
         float32, for float64 in float64.
 
     Raises:
-        ValueError: Shapes, dtypes or options that do not fit together, a backend that cannot run here, or in float16
-            without ``normalize`` a sum beyond its largest number.
+        ValueError: Shapes, dtypes or options that do not fit together, or a backend that cannot run here.
 
     Complexity: O(B L H (D E + C (D + E))) time for chunks of C tokens, forward and backward; ``reference`` takes O(L²).
 
@@ -129,18 +109,18 @@ def linear_attention(
         run = functools.partial(attend_in_pieces, run=run, piece=piece)
     with torch.autocast(kind, enabled=False):  # sums are float32 whatever the dtype of the inputs
         out, end = run(call)
-    if out.dtype == torch.float16 and not normalize and not torch.compiler.is_compiling():
-        _expect_finite(out)
     return (out, LinearAttentionState(end[..., :-1], end[..., -1])) if return_state else out
 
 
-def _expect_finite(out: Tensor) -> None:
-    """Refuse sums that have outgrown float16; on a GPU this waits for it."""
-    if type(out) is Tensor and not out.isfinite().all():
-        raise ValueError(
-            "linear_attention: expected finite sums, got some beyond float16, which ends at 65,504: without normalize "
-            "they grow with the length; use bfloat16 or float32"
-        )
+def attend_undecayed(c: Call) -> tuple[Tensor, None]:
+    """Return the output ``(B, L, H, E)`` of a bidirectional call without decay: two products, as all see one state."""
+    q, k, v = heads_first(c, factor_dtype(c))
+    return divided((q @ (k.mT @ v)).to(c.sum_dtype), c), None
+
+
+def factor_dtype(c: Call) -> torch.dtype:
+    """Return the dtype of factors: that of sums, but for bfloat16 on a GPU; a state in float16 would overflow."""
+    return c.q.dtype if c.q.dtype == torch.bfloat16 and c.q.is_cuda else c.sum_dtype
 
 
 def _check(

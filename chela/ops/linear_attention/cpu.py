@@ -1,9 +1,9 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
-Here: causal attention with or without decay, and bidirectional attention with decay; without, it is in
-``undecayed.py``. It is taken segment by segment (``cpu_segments.py``); a short sequence is one chunk, without states.
-The forward pass saves the states at the borders of segments; the backward pass makes all else again, last segment
-first.
+Here: causal attention with or without decay, and bidirectional attention with decay; without, it is
+``attend_undecayed``. It is taken segment by segment (``cpu_segments.py``); a short sequence is one chunk, without
+states. The forward pass saves the states at the borders of segments; the backward pass makes all else again, last
+segment first.
 
 Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, the one that reaches each chunk.
 """

@@ -38,10 +38,13 @@ def weights(
     return torch.where(above, (back[..., None, :] - back[..., :, None]).masked_fill(~above, 0).exp(), M)
 
 
-def heads_first(c: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v as ``(B, H, L, ·)`` in the dtype of sums, v with its column of ones; masked tokens are 0."""
+def heads_first(c: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k, v as ``(B, H, L, ·)``, v with its column of ones; masked tokens are 0.
+
+    ``dtype`` is that of sums unless given.
+    """
     tensors = (c.q, c.k, torch.cat([c.v, torch.ones_like(c.v[..., :1])], -1) if c.ones else c.v)
-    q, k, v = (x.to(c.sum_dtype).transpose(1, 2) for x in tensors)
+    q, k, v = (x.to(dtype or c.sum_dtype).transpose(1, 2) for x in tensors)
     if c.mask is None:
         return q, k, v
     absent = ~c.mask[:, None, :, None]

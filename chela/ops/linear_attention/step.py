@@ -23,22 +23,11 @@ class LinearAttentionState(NamedTuple):
 
     @classmethod
     def zeros(
-        cls,
-        B: int,
-        H: int,
-        D: int,
-        E: int,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        cls, *sizes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> LinearAttentionState:
-        """Return the state before the first token (float32 unless ``dtype`` says otherwise)."""
-        S = torch.zeros(B, H, D, E, device=device, dtype=dtype)
+        """Return the state before the first token, of sizes B, H, D, E (float32 unless ``dtype`` says otherwise)."""
+        S = torch.zeros(sizes, device=device, dtype=dtype)
         return cls(S, torch.zeros_like(S[..., 0]))
-
-    def detach(self) -> LinearAttentionState:
-        """Return the same state cut from the graph, as truncated back-propagation needs it."""
-        return LinearAttentionState(self.S.detach(), self.z.detach())
 
 
 def linear_attention_step(

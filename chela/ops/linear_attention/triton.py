@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Problem, interpreted, triton_version, why_no_triton
+from chela.ops.backend import Problem, interpreted, why_no_triton
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
 from chela.ops.linear_attention.reference import lowest_log_decay
 from chela.ops.linear_attention.tiles import INTERPRETED, Launch, launches, padded, precision
@@ -30,7 +32,8 @@ def why_not(problem: Problem) -> str | None:
         major, minor = torch.cuda.get_device_capability(problem.device)
         if major < 8 and torch.version.hip is None:
             return f"the kernels need compute capability 8.0 or later, this device has {major}.{minor}"
-        if major == 9 and torch.version.hip is None and triton_version() < SAFE_ON_HOPPER:
+        version = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("triton"))[:3])
+        if major == 9 and torch.version.hip is None and version < SAFE_ON_HOPPER:
             return "Triton before 3.7.1 miscompiles such kernels on Hopper; pip install -U triton"
     if problem.dtype == torch.float64:
         return "the kernels take float32, float16 and bfloat16, got float64"
@@ -89,11 +92,6 @@ class States(NamedTuple):
             to[..., E] = self.z_end
 
 
-def load_kernels() -> Any:
-    """Import the kernels: late, as Triton is not always there and decides then whether it compiles or interprets."""
-    return importlib.import_module("chela.ops.linear_attention.kernels")
-
-
 class Run:
     """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient.
 
@@ -102,7 +100,8 @@ class Run:
 
     def __init__(self, p: Call, launch: Launch, kernels: Any = None, *, flow: bool = False) -> None:
         self.p, self.launch, self.flow = p, launch, flow
-        self.kernels = kernels or load_kernels()
+        # Late, as Triton is not always there and decides then whether it compiles or interprets.
+        self.kernels = kernels or importlib.import_module("chela.ops.linear_attention.kernels")
         self.decay = p.log_decay is not None
         self.q, self.k, self.v = (x.contiguous() for x in (p.q, p.k, p.v))
         self.B, self.L, self.H, self.D = p.q.shape
@@ -285,18 +284,14 @@ def backward(
     flow_k = run.keys(d_out, dk, dv, d_left, d_right)  # over Mᵀ left and right change places
     if run.flow:
         through = run.ahead.across(d_right.through)
-        gradient = edge_gradient(run.crossing(flow_q, 0), exchanged(flow_q, 0), exchanged(flow_k, 1), through)
+        # What each token exchanges with the state on its left is in row 0, on its right in row 1.
+        gradient = edge_gradient(run.crossing(flow_q, 0), flow_q[:, 0].sum(0), flow_k[:, 1].sum(0), through)
         put_edge_gradient(p, gradient, d_decay)
     if run.flow and right is not None and d_left is not None:
         through = run.back.across(d_left.through)
-        gradient = edge_gradient(run.crossing(flow_q, 1), exchanged(flow_k, 0), exchanged(flow_q, 1), through)
+        gradient = edge_gradient(run.crossing(flow_q, 1), flow_k[:, 0].sum(0), flow_q[:, 1].sum(0), through)
         put_edge_gradient(p, gradient, d_back)
     return dq, dk, dv, d_decay, d_back, d_state
-
-
-def exchanged(flow: Tensor, side: int) -> Tensor:
-    """Return what each token exchanges with the state on its left (side 0) or right, ``(B, H, n, C)``."""
-    return flow[:, side].sum(0)
 
 
 def put_edge_gradient(p: Call, gradient: Tensor, to: Tensor) -> None:

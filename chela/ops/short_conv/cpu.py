@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.ops.backend import accumulation_dtype
-from chela.ops.short_conv.reference import sum_of_taps
+from chela.ops.short_conv.reference import short_conv_reference
 
 PRODUCTS = 2**20
 """Products of taps that are held at once: 4 MiB of float32."""
@@ -24,34 +24,38 @@ PRODUCTS = 2**20
 
 def short_conv_torch(x: Tensor, weight: Tensor, left: int, silu: bool) -> Tensor:
     """Return ``(B, L, C)`` in the dtype of x; the arguments are those of ``short_conv_reference``."""
+    if torch.compiler.is_compiling():
+        # Of shifted products the compiler makes one loop; it cannot lay out an image of unknown length.
+        return short_conv_reference(x, weight, left, silu)
     dtype = accumulation_dtype(x.dtype, weight.dtype)
     with torch.autocast(x.device.type, enabled=False):
-        # Of shifted products the compiler makes one loop; it cannot lay out an image of unknown length.
-        convolve = sum_of_taps if torch.compiler.is_compiling() else _Depthwise.apply
-        y = convolve(x.to(dtype), weight.to(dtype), left)
-        return (F.silu(y) if silu else y.contiguous()).to(x.dtype)
+        y: Tensor = _Depthwise.apply(x.to(dtype), weight.to(dtype), left, silu)  # type: ignore[no-untyped-call]
+        return y.to(x.dtype)
 
 
 class _Depthwise(torch.autograd.Function):
-    """The convolution with a weight gradient of its own."""
+    """The convolution with a weight gradient of its own; it holds x, and makes what SiLU is taken of once more."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, left: int) -> Tensor:
-        return _as_image(x, weight, left)
+    def forward(x: Tensor, weight: Tensor, left: int, silu: bool) -> Tensor:
+        y = _as_image(x, weight, left)
+        return F.silu(y) if silu else y.contiguous()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, ctx.left = inputs
+        x, weight, ctx.left, ctx.silu = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, _ = ctx.needs_input_grad
+        for_x, for_weight, *_ = ctx.needs_input_grad
+        if ctx.silu:
+            grad = torch.ops.aten.silu_backward(grad, _as_image(x, weight, ctx.left))
         taps = weight.shape[1]
         d_x = _as_image(grad, weight.flip(1), taps - 1 - ctx.left) if for_x else None
-        return d_x, weight_gradient(grad, x, taps, ctx.left) if for_weight else None, None
+        return d_x, weight_gradient(grad, x, taps, ctx.left) if for_weight else None, None, None
 
 
 def _as_image(x: Tensor, weight: Tensor, left: int) -> Tensor:

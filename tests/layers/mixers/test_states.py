@@ -102,19 +102,6 @@ def test_far_beyond_l_max_steps_and_prefill_agree(name):
         assert layer.state_size(1) == layer.state_size(10**6)
 
 
-@pytest.mark.parametrize("name", ["chela", "chela-no-branches"])
-@torch.no_grad()
-def test_beyond_l_max_chela_drops_inputs_older_than_its_taps(name):
-    """With a short reach only: what came l_max tokens before the last window changes nothing of the convolution."""
-    layer = SYSTEMS[name].build(True).eval()
-    x = torch.randn(1, 4 * L_MAX, D_MODEL, dtype=torch.float64)
-    other = x.clone()
-    other[:, : 2 * L_MAX] += 1
-    a, b = (layer.conv.prefill(part, layer.conv.start(1))[0] for part in (x, other))
-    changed = (a - b).abs().amax((0, 2)) > 1e-9
-    assert changed[2 * L_MAX] and not changed[3 * L_MAX + 4 :].any()
-
-
 @pytest.mark.parametrize("name", sorted({name for name, causal in CASES if not causal}))
 def test_a_layer_that_looks_ahead_has_no_state(name):
     with pytest.raises(RuntimeError, match="expected causal=True"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chela.ops.linear_attention import undecayed
+from chela.ops.linear_attention.cpu import Walk
+from chela.ops.linear_attention.operator import Call
 from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios, run
 
+attention = sys.modules["chela.ops.linear_attention"]  # chela.ops has a function of that name
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -55,14 +57,8 @@ def test_reference_keeps_its_dtype_and_gradients(case: Case) -> None:
 def test_bidirectional_products_in_bfloat16_agree_with_the_definition(
     monkeypatch: pytest.MonkeyPatch, normalize: bool, mask: bool
 ) -> None:
-    """As on tensor cores: every factor is rounded to bfloat16, sums are float32."""
-
-    def product(heads: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        assert heads.dtype == torch.bfloat16
-        return torch.bmm(a.to(heads.dtype).float(), b.to(heads.dtype).float())
-
-    monkeypatch.setattr(undecayed, "factor_dtype", lambda x: torch.bfloat16)
-    monkeypatch.setattr(undecayed._Heads, "product", product)
+    """As on tensor cores: factors are bfloat16."""
+    monkeypatch.setattr(attention, "factor_dtype", lambda c: torch.bfloat16)
     for L in (1, 17, 1000):
         check(Case(L, 16, 24, False, "none", mask, normalize, torch.bfloat16), "chunked")
 
@@ -71,14 +67,10 @@ def test_bidirectional_products_on_a_gpu_are_asked_for_in_bfloat16() -> None:
     """Without one here: dtypes alone."""
     with FakeTensorMode():
         q = torch.empty(2, 30, 1, 8, device="cuda", dtype=torch.bfloat16)
-        heads = undecayed._Heads(q, None)
-        assert heads.dtype == torch.bfloat16
-        assert heads.product(heads.apart(q), heads.apart(q).mT.float()).dtype == torch.float32
+        assert attention.factor_dtype(Call(q, q, q, None, None, None, None, False, False, False, 1e-6, 0)) == q.dtype
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from chela.ops.linear_attention.cpu import Walk
-
     sent = Walk.sent
     monkeypatch.setattr(Walk, "sent", lambda self, edges: sent(self, edges) * 1.001)
     with pytest.raises(AssertionError, match="'d_k'"):

@@ -217,6 +217,10 @@ def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         linear_attention(x, x, x, causal=True, backend="triton")
 
 
+# Of a thread: what is compiled today and a little more. The others take all 255 there are.
+REGISTERS = {"out": 232, "dq": 255, "keys": 255, "states": 176}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", (80, 90, 100))
 def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
@@ -229,6 +233,7 @@ def test_kernels_compile_within_the_limits_of_the_device(arch: int) -> None:
     for r in results:
         assert r["shared"] <= r["limit"], r
         assert r["spills"] <= (256 if r["width"] > 128 else 0), r
+        assert r["registers"] <= REGISTERS[r["kernel"]], r
         assert r["hgmma"] in (True, None), r
         assert not r["narrow"], r
         # No length and nothing that changes with it, or each new length would compile anew.
