@@ -60,9 +60,9 @@ def resolve(words: list[str]) -> Config:
     config = defaults(task, mixer)
     known = values(config)
     for group, layer in layers:
+        own = is_file(chosen[group])
         for key, value in layer.items():
             # a task's file gives sizes for several systems, and each takes those that it has
-            own = is_file(chosen[group])
             if key in known or group == "model" or not key.startswith("model.mixer.") or (own and key not in _sizes()):
                 _set(config, key, value, f"{group}={chosen[group]}: ")
     config.preset, config.model.name = preset, label(chosen["model"])

@@ -23,6 +23,12 @@ SAFE_ON_HOPPER = (3, 7, 1)
 operands of WGMMA in registers (Triton issue 11781, with the ptxas of CUDA 12.8 and 12.9)."""
 
 
+@functools.cache
+def triton_version() -> tuple[int, ...]:
+    """Return which Triton is installed; read once, since every call of the op asks."""
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("triton"))[:3])
+
+
 def why_not(problem: Problem) -> str | None:
     """Return why the kernels cannot run a problem, or None when they can."""
     reason = why_no_triton(problem)
@@ -32,8 +38,7 @@ def why_not(problem: Problem) -> str | None:
         major, minor = torch.cuda.get_device_capability(problem.device)
         if major < 8 and torch.version.hip is None:
             return f"the kernels need compute capability 8.0 or later, this device has {major}.{minor}"
-        version = tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version("triton"))[:3])
-        if major == 9 and torch.version.hip is None and version < SAFE_ON_HOPPER:
+        if major == 9 and torch.version.hip is None and triton_version() < SAFE_ON_HOPPER:
             return "Triton before 3.7.1 miscompiles such kernels on Hopper; pip install -U triton"
     if problem.dtype == torch.float64:
         return "the kernels take float32, float16 and bfloat16, got float64"

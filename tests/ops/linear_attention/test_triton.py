@@ -203,6 +203,7 @@ def test_hopper_needs_a_triton_that_compiles_it_right(
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    monkeypatch.setattr(triton_backend, "triton_version", triton_backend.triton_version.__wrapped__)  # no cache
     reason = triton_backend.why_not(Problem(torch.device("cuda"), torch.bfloat16, (64, 64)))
     assert reason == (
         "Triton before 3.7.1 miscompiles such kernels on Hopper; pip install -U triton" if refused else None
