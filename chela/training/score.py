@@ -37,7 +37,7 @@ def each(
     Batches are moved to the device of ``fabric`` (None: the CPU) and computed in its precision.
     """
     fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for batch in batches:
@@ -45,7 +45,8 @@ def each(
                 made = step(fabric.to_device(batch))
             yield made
     finally:
-        model.train(training)
+        for module, mode in modes.items():  # one that somebody froze stays so
+            module.training = mode
 
 
 def total(
