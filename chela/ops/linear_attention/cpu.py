@@ -1,154 +1,48 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
-Here: causal attention with or without decay, and bidirectional attention with decay; without, it is
-``attend_undecayed``. It is taken segment by segment (``cpu_segments.py``); a short sequence is one chunk, without
-states. The forward pass saves the states at the borders of segments; the backward pass makes all else again, last
-segment first.
+It is the algorithm of ``plain.py``, for causal attention and for bidirectional attention with decay; without, see
+``attend_undecayed``. Some batch rows at a time are walked segment by segment, each short enough that all that is
+computed from it stays in the cache: it lies in buffers that serve the next one too. The forward pass saves the states
+at the borders of segments; the backward pass walks the other way and computes all others again.
 
-Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``; states ``(n, B, H, D, E)``, the one that reaches each chunk.
+Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``, so that all products are batched products over contiguous memory;
+states ``(n, B, H, D, E)``, the one that reaches each chunk. Way 0 is rightward, way 1 leftward.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import functools
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from chela.ops.linear_attention.cpu_segments import Edges, Segment, crossing, is_one_chunk, segments, tokens_per_segment
 from chela.ops.linear_attention.operator import Call, Gradients, Outputs, define, edge_gradient
+from chela.ops.linear_attention.reference import lowest_log_decay
 from chela.ops.memory import Workspace, in_huge_pages
+from chela.ops.padding import fill_rows_, rows_where
+
+# Elements of one buffer of a segment: 512 KiB of float32, so that the busy ones fit L2 and all of them L3.
+SEGMENT_ELEMENTS = 2**17
+# Up to so many tokens are one chunk if no state precedes them: their L × L weights take less time than states.
+ONE_CHUNK = 96
 
 
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """Write a @ b over all leading axes, as one batched product."""
-    torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out=out.view(-1, *out.shape[-2:]))
-    return out
+def tokens_per_chunk(c: Call) -> int:
+    """Return the tokens of a chunk where there are many: fewer where states are small."""
+    return c.chunk or (32 if max(c.q.shape[-1], c.v.shape[-1]) <= 64 else 64)
 
 
-def accumulate(a: Tensor, b: Tensor, to: Tensor) -> None:
-    """Add a @ b."""
-    to.view(-1, *to.shape[-2:]).baddbmm_(a.flatten(0, -3), b.flatten(0, -3))
+def tokens_per_segment(c: Call) -> int:
+    """Return the tokens of a segment of one batch row: whatever the length, so that a graph needs no guard."""
+    C = tokens_per_chunk(c)
+    return C * max(4, min(32, SEGMENT_ELEMENTS // (c.q.shape[2] * max(c.q.shape[-1], c.v.shape[-1]) * C)))
 
 
-class Walk:
-    """The buffers, and what belongs to the segment at hand, each made when it is first asked for."""
-
-    def __init__(self, call: Call, buffer: Workspace, *results: Tensor) -> None:
-        self.call, self.buffer = call, buffer
-        self.results = results  # the gradient of the output, the output, the normaliser: for a backward pass
-        self._shared: dict[Any, Any] = {}  # decays of segments that have no edges of their own
-
-    def enter(self, s: Segment) -> None:
-        """Go to a segment."""
-        self.s = s
-        self.lead = (s.n, s.rows.stop - s.rows.start, self.call.q.shape[2])
-        self._own: dict[Any, Any] = {}
-
-    def tokens(self, name: str, width: int) -> Tensor:
-        """Return the buffer of that name as ``(n, B, H, C, width)``."""
-        return self.buffer(name, *self.lead, self.s.C, width)
-
-    def load(self, name: str, x: Tensor, *, ones: bool = False) -> Tensor:
-        """Load the segment of x ``(B, L, H, ·)``."""
-        return self.s.load(x, self.tokens(name, x.shape[-1] + ones))
-
-    @property
-    def q(self) -> Tensor:
-        """Queries ``(n, B, H, C, D)``."""
-        return _once(self._own, "q", lambda: self.load("q", self.call.q))
-
-    @property
-    def k(self) -> Tensor:
-        """Keys ``(n, B, H, C, D)``."""
-        return _once(self._own, "k", lambda: self.load("k", self.call.k))
-
-    @property
-    def v(self) -> Tensor:
-        """Values ``(n, B, H, C, E)``; one more column is ones, where sums of weights are kept."""
-        return _once(self._own, "v", lambda: self.load("v", self.call.v, ones=self.call.ones))
-
-    @property
-    def g(self) -> Tensor:
-        """The gradient of the sums before division, in the shape of v."""
-        return _once(self._own, "g", self._before_division)
-
-    def _before_division(self) -> Tensor:
-        d_out, out, total = self.results
-        g = self.load("g", d_out, ones=self.call.ones)
-        if self.call.normalize:
-            g[..., -1:] = self.load("out", out).mul_(g[..., :-1]).sum(-1, keepdim=True).neg_()
-            g /= self.s.fill(self.load("total", total.mT[..., None]).add_(self.call.eps), 1)
-        elif self.call.ones:
-            g[..., -1] = 0
-        return g
-
-    def edges(self) -> list[Edges]:
-        """Return the decays of what travels rightward and, unless causal, of what travels leftward."""
-        return [self.edge(leftward) for leftward in ((False,) if self.call.causal else (False, True))]
-
-    def edge(self, leftward: bool) -> Edges:
-        """Return the decays of one direction."""
-        return _once(*self._kept(leftward), lambda: self.s.edges(self.call, leftward=leftward))
-
-    def within(self) -> Tensor:
-        """Return M inside the chunks, ``(n, B, H, C, C)`` or one that broadcasts to it."""
-        return _once(*self._kept("within"), self._within)
-
-    def _within(self) -> Tensor:
-        M, *back = (e.within(self.q) for e in self.edges())
-        # The diagonal is 1 in both directions and counts once: it is taken from the first.
-        return M + back[0].tril(-1).mT if back else M
-
-    def _kept(self, key: Any) -> tuple[dict[Any, Any], Any]:
-        return (self._own, key) if self.s.own_edges else (self._shared, (key, self.s.C))
-
-    def sent(self, e: Edges) -> Tensor:
-        """Return v weighted by the way from each token to the border over which it leaves its chunk."""
-        return self._weighted(f"sent {e.leftward}", self.v, e.sending)
-
-    def received(self, e: Edges) -> Tensor:
-        """Return g weighted by the way to each token from the border over which states come in."""
-        return self._weighted(f"received {e.leftward}", self.g, e.receiving)
-
-    def _weighted(self, name: str, x: Tensor, weight: Tensor | None) -> Tensor:
-        if weight is None:
-            return x
-        return _once(self._own, name, lambda: torch.mul(x, weight, out=self.tokens(name, x.shape[-1])))
-
-    def states(self, e: Edges, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the states Σ k vᵀ that reach each chunk, and the one that leaves the segment.
-
-        ``carry`` ``(B, H, D, E)`` is the one that enters it.
-        """
-        return self._carried(f"states {e.leftward}", e, e.leftward, product_of=(self.k, self.sent(e)), carry=carry)
-
-    def gradients(self, e: Edges, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients Σ q gᵀ of the states that leave each chunk; they run the other way."""
-        name = f"gradients {e.leftward}"
-        return self._carried(name, e, not e.leftward, product_of=(self.q, self.received(e)), carry=carry)
-
-    def _carried(
-        self, name: str, e: Edges, leftward: bool, *, product_of: tuple[Tensor, Tensor], carry: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        borders = self.buffer(name, self.lead[0] + 1, *carry.shape)
-        first, last = (-1, 0) if leftward else (0, -1)
-        reached, added = (borders[1:], borders[:-1]) if leftward else (borders[:-1], borders[1:])
-        borders[first] = carry
-        product(product_of[0].mT, product_of[1], added)
-        e.carry(borders, leftward=leftward)
-        return reached, borders[last]
-
-
-Made = TypeVar("Made", Tensor, Edges)
-
-
-def _once(made: dict[Any, Any], key: Any, make: Callable[[], Made]) -> Made:
-    """Return what was made under that key, or make it."""
-    found: Made = made[key] if key in made else made.setdefault(key, make())
-    return found
+def is_one_chunk(c: Call) -> bool:
+    """Return whether the sequence is so short that its L × L weights take less time than states at borders."""
+    return c.state is None and c.q.shape[1] <= (c.chunk or ONE_CHUNK)
 
 
 def saved_shape(c: Call) -> tuple[int, ...]:
@@ -157,171 +51,299 @@ def saved_shape(c: Call) -> tuple[int, ...]:
     return (1 if c.causal else 2, (c.q.shape[1] + tokens - 1) // tokens, *c.state_shape)
 
 
+class Decays:
+    """The decays of a segment.
+
+    ``edges`` are the log decays of each way, ``(n, B, H, C, 1)`` float64, n and B being 1 where all agree. Only
+    differences of their sums from a chunk's first edge on, ``(n, B, H, C)``, are rounded.
+    """
+
+    def __init__(self, c: Call, edges: list[Tensor]) -> None:
+        self.none, self.sums, self.like = c.log_decay is None, [x[..., 0].cumsum(-1) for x in edges], c.new(0)
+        self.width = c.q.shape[-1] if edges[0].shape[:2] == (1, 1) else 1
+
+    @functools.cached_property
+    def within(self) -> Tensor:
+        """M inside the chunks, ``(n, B, H, C, C)`` or what broadcasts to it."""
+        found = []
+        for sums in self.sums:
+            M = self.like.new_empty(*sums.shape, sums.shape[-1])
+            torch.sub(sums[..., :, None], sums[..., None, :], out=M)
+            found.append(M.clamp_(max=0).exp_().tril_())
+        M, *left = found  # the diagonal is 1 in both directions and counts once
+        return M + left[0].tril(-1).mT if left else M
+
+    @functools.cached_property
+    def borders(self) -> list[tuple[Tensor | None, Tensor | None, Tensor | None]]:
+        """For each way the decays between tokens and the borders of their chunks; None without decay.
+
+        From each token to the border over which it leaves, from that over which states come in to each token, both
+        ``(n, B, H, C, 1)`` or as wide as keys, so that a product is one long loop; and from border to border.
+        """
+        if self.none:
+            return [(None, None, None)] * len(self.sums)
+        found: list[Any] = []
+        for way, sums in enumerate(self.sums):
+            to_borders = (x.exp().to(self.like.dtype)[..., None] for x in (sums, sums[..., -1:] - sums))
+            enter, leave = (x.expand(*x.shape[:-1], self.width).contiguous() for x in to_borders)
+            found.append((enter, leave, enter[..., -1:, :1]) if way else (leave, enter, enter[..., -1:, :1]))
+        return found
+
+
+class Segment:
+    """Consecutive tokens of some batch rows as n chunks of C, the last one filled up.
+
+    ``gone`` are the indices of the rows of an ``(n, B, H, C, ·)`` that are masked or beyond the end; None if none are.
+    """
+
+    def __init__(self, walk: Walk, rows: slice, index: int) -> None:
+        c = self.c = walk.c
+        self.buffer, self.rows, self.index = walk.buffer, rows, index
+        self.tokens = slice(index * walk.tokens, min((index + 1) * walk.tokens, c.q.shape[1]))
+        B, T = rows.stop - rows.start, self.tokens.stop - self.tokens.start
+        self.shape = n, _, H, C = -(-T // walk.C), B, c.q.shape[2], walk.C
+        self.gone: Tensor | None = None
+        if c.mask is not None or T % C:
+            real = torch.zeros(B, n * C, dtype=torch.bool, device=c.q.device)
+            real[:, :T] = True if c.mask is None else c.mask[rows, self.tokens]
+            self.gone = rows_where(~real.view(B, n, 1, C).transpose(0, 1).expand(-1, -1, H, -1))
+        self.decays = walk.shared or Decays(c, [self.load(x, x.new_empty(*self.shape, 1)) for x in walk.edges])
+
+    def new(self, name: str, width: int) -> Tensor:
+        """Return the buffer of that name as ``(n, B, H, C, width)``."""
+        return self.buffer(name, *self.shape, width)
+
+    def load(self, x: Tensor, into: Tensor, fill: float = 0) -> Tensor:
+        """Copy x ``(B, L, H, ·)``, with a value where tokens are absent; one more column is ones."""
+        width = x.shape[-1]
+        for mine, place in self._places(into[..., :width], x):
+            mine.copy_(place)
+        if into.shape[-1] > width:
+            into[..., width:] = 1
+        return self.fill(into, fill)
+
+    def fill(self, y: Tensor, value: float) -> Tensor:
+        """Set y ``(n, B, H, C, ·)`` to a value where tokens are absent, in place."""
+        return y if self.gone is None else fill_rows_(y, self.gone, value)
+
+    def store(self, y: Tensor, x: Tensor) -> None:
+        """Copy y ``(n, B, H, C, ·)`` to its place in x ``(B, L, H, ·)``."""
+        for mine, place in self._places(y, x):
+            place.copy_(mine)
+
+    def _places(self, y: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pair y ``(n, B, H, C, ·)`` with its place in x ``(B, L, H, ·)``: whole chunks, then a ragged one."""
+        x, C = x[self.rows, self.tokens], self.shape[3]
+        whole, rest = divmod(x.shape[1], C)
+        yield y[:whole], x[:, : whole * C].view(len(x), whole, C, *x.shape[2:]).permute(1, 0, 3, 2, 4)
+        if rest:
+            yield y[whole, :, :, :rest], x[:, whole * C :].transpose(1, 2)
+
+    def read(self, name: Literal["q", "k", "v"]) -> Tensor:
+        """Return queries, keys or values ``(n, B, H, C, ·)``; one more column of these is ones, where z is needed."""
+        x: Tensor = getattr(self.c, name)
+        return self.load(x, self.new(name, x.shape[-1] + (self.c.ones and name == "v")))
+
+    def before_division(self, d_out: Tensor, out: Tensor, total: Tensor) -> Tensor:
+        """Return the gradient of the sums, in the shape of values."""
+        g = self.load(d_out, self.new("g", d_out.shape[-1] + self.c.ones))
+        if self.c.normalize:
+            o = self.load(out, self.new("out", out.shape[-1]))
+            g[..., -1:] = o.mul_(g[..., :-1]).sum(-1, keepdim=True).neg_()
+            g /= self.load(total.mT[..., None], self.new("total", 1), fill=1).add_(self.c.eps)
+        elif self.c.ones:
+            g[..., -1] = 0
+        return g
+
+    def weighted(self, name: str, x: Tensor, weight: Tensor | None) -> Tensor:
+        """Return x, in a buffer of that name if there is a weight."""
+        return x if weight is None else torch.mul(x, weight, out=self.new(name, x.shape[-1]))
+
+    def product(self, name: str, a: Tensor, b: Tensor) -> Tensor:
+        """Return a @ b in the buffer of that name."""
+        return product(a, b, self.new(name, b.shape[-1]))
+
+    def add_product(self, name: str, to: Tensor, a: Tensor, b: Tensor, weight: Tensor | None) -> Tensor | None:
+        """Add a @ b in place, weighted; return the product if there is a weight."""
+        if weight is None:
+            to.view(-1, *to.shape[-2:]).baddbmm_(a.flatten(0, -3), b.flatten(0, -3))
+            return None
+        found = self.product(name, a, b)
+        to.addcmul_(found, weight)
+        return found
+
+    def states(
+        self, name: str, a: Tensor, b: Tensor, carry: Tensor, over: Tensor | None, *, leftward: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states Σ a bᵀ that reach each chunk, and the one that leaves the segment.
+
+        ``carry`` ``(B, H, D, E)`` comes in. One addition a chunk, each to what is still in the cache, is faster than
+        one product of all with a triangle of decays, and than ``cumsum``.
+        """
+        borders = self.buffer(name, len(a) + 1, *carry.shape)
+        reached, added = (borders[1:], borders[:-1]) if leftward else (borders[:-1], borders[1:])
+        order = -1 if leftward else 1
+        rows = borders.unbind()[::order]
+        rows[0].copy_(carry)
+        product(a.mT, b, added)
+        weights = [None] * len(a) if over is None else over.expand(len(a), -1, -1, -1, -1).unbind()[::order]
+        for before, row, weight in zip(rows[:-1], rows[1:], weights, strict=True):
+            row.add_(before) if weight is None else row.addcmul_(before, weight)
+        return reached, rows[-1].clone()
+
+
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Write a @ b over all leading axes, as one batched product."""
+    torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out=out.view(-1, *out.shape[-2:]))
+    return out
+
+
+class Walk:
+    """A call's segments, of so many batch rows at a time that a buffer has ``SEGMENT_ELEMENTS``, or of one."""
+
+    def __init__(self, c: Call, buffer: Workspace) -> None:
+        B, L, H, D = c.q.shape
+        one, self.tokens = is_one_chunk(c), tokens_per_segment(c)
+        self.c, self.buffer, self.C = c, buffer, L if one else min(L, tokens_per_chunk(c))
+        width = max(D, c.v.shape[-1], L // 2 if one else 0)
+        rows = max(1, SEGMENT_ELEMENTS // (H * width * min(L, self.tokens)))
+        self.blocks = [slice(b, min(b + rows, B)) for b in range(0, B, rows)]
+        decays = (c.log_decay, c.log_decay_back)[: 1 if c.causal else 2]
+        lowest = lowest_log_decay(c.sum_dtype)
+        edges = [c.q.new_zeros(1) if x is None else x.detach().clamp(min=lowest) for x in decays]
+        self.edges = [x.double().expand(B, L, H)[..., None] for x in edges]
+        self.shared = None
+        if c.log_decay is None or (c.log_decay.ndim == 1 and self._alike()):
+            self.shared = Decays(c, [x[:1, : self.C].transpose(1, 2)[None] for x in self.edges])
+
+    def _alike(self) -> bool:
+        """Return whether all chunks decay alike; absent tokens at the end may, where nobody asks what comes after."""
+        c = self.c
+        if c.causal and c.ones:
+            return c.mask is None and c.q.shape[1] % self.C == 0
+        return c.mask is None or bool((c.mask[:, 1:] <= c.mask[:, :-1]).all())
+
+    def over(self, rows: slice, *, back: bool = False) -> Iterator[Segment]:
+        """Go over the segments of some batch rows, in order or back."""
+        indices = range(-(-self.c.q.shape[1] // self.tokens))
+        return (Segment(self, rows, index) for index in (reversed(indices) if back else indices))
+
+
 def forward(c: Call) -> Outputs:
     """Return the output, the normaliser, the last state and the states at segment borders."""
-    with _workspace(c) as buffer:
-        return _forward(c, Walk(c, buffer))
+    E, (out, total, end) = c.v.shape[-1], c.new_outputs()
+    in_huge_pages(out)
+    saved = c.new(*saved_shape(c)).zero_()
+    has_states = not is_one_chunk(c) or (c.causal and c.ones)
+    with Workspace(c.sum_dtype, c.q.device) as buffer:
+        walk = Walk(c, buffer)
+        for rows in walk.blocks:
+            carry = torch.zeros_like(saved[0, 0, rows])
+            for s in walk.over(rows, back=True) if has_states and not c.causal else ():
+                saved[1, s.index, rows] = carry
+                send, _, over = s.decays.borders[1]
+                k = s.weighted("sent", s.read("k"), send)
+                _, carry = s.states("S", k, s.read("v"), carry, over, leftward=True)
+            carry = torch.zeros_like(carry) if c.state is None else c.state[rows].to(carry.dtype)
+            for s in walk.over(rows):
+                q, k, v = s.read("q"), s.read("k"), s.read("v")
+                sums = s.product("sums", s.product("P", q, k.mT).mul_(s.decays.within), v)
+                saved[0, s.index, rows] = carry
+                for way, (send, receive, over) in enumerate(s.decays.borders if has_states else ()):
+                    sent, came = s.weighted("sent", k, send), saved[way, s.index, rows]
+                    S, left = s.states("S", sent, v, came, over, leftward=way == 1)
+                    s.add_product("", sums, s.weighted("received", q, receive), S, None)
+                    carry = carry if way else left
+                if c.normalize:
+                    s.store(sums[..., E:], total.mT[..., None])
+                    sums[..., :E] /= s.fill(sums[..., E:] + c.eps, 1)
+                s.store(sums[..., :E], out)
+            if c.causal:
+                end[rows] = carry
+    return out, total, end, saved
 
 
 def backward(
     c: Call, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, saved: Tensor, decay_grad: bool
 ) -> Gradients:
     """Return the gradients of q, k, v, both log decays and the first state; empty where there is none."""
-    with _workspace(c) as buffer:
-        return _backward(Walk(c, buffer, d_out, out, total), d_end, saved, decay_grad)
-
-
-def _workspace(c: Call) -> Workspace:
-    return Workspace(c.sum_dtype, c.q.device)
-
-
-def _forward(c: Call, w: Walk) -> Outputs:
-    E = c.v.shape[-1]
-    out, total, end = c.new_outputs()
-    in_huge_pages(out)
-    saved = c.new(*saved_shape(c))
-    if is_one_chunk(c):
-        saved.zero_()  # where nothing is written
-    for block in segments(c):
-        rows = block[0].rows
-        carry = torch.zeros_like(saved[0, 0, rows])
-        if not c.causal and not is_one_chunk(c):
-            for s in reversed(block):
-                saved[1, s.index, rows] = carry
-                w.enter(s)
-                carry = w.states(w.edge(True), carry)[1].clone()
-            carry = carry.zero_()
-        if c.state is not None:
-            carry = c.state[rows].to(saved.dtype)
-        for s in block:
-            saved[0, s.index, rows] = carry
-            w.enter(s)
-            o, carry = _segment_output(w, saved[:, s.index, rows])
-            if c.normalize:
-                s.store(o[..., E:], total.mT[..., None])
-                o[..., :E] /= s.fill(o[..., E:] + c.eps, 1)
-            s.store(o[..., :E], out)
-        if c.causal:
-            end[rows] = carry
-    return out, total, end, saved
-
-
-def _segment_output(w: Walk, carries: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of the segment at hand ``(n, B, H, C, E)``, and the state that leaves it to the right.
-
-    ``carries`` are the states that enter it, one a direction.
-    """
-    P = product(w.q, w.k.mT, w.tokens("P", w.s.C)).mul_(w.within())
-    o = product(P, w.v, w.tokens("o", w.v.shape[-1]))
-    if is_one_chunk(w.call):  # nothing comes in
-        return o, w.states(w.edge(False), carries[0])[1] if w.call.causal and w.call.ones else carries[0]
-    ends = []
-    for e, carry in zip(w.edges(), carries, strict=True):
-        states, end = w.states(e, carry)
-        _add(w, o, w.q, states, e.receiving)
-        ends.append(end)
-    return o, ends[0]
-
-
-def _add(w: Walk, to: Tensor, x: Tensor, states: Tensor, weight: Tensor | None) -> Tensor | None:
-    """Add x @ states ``(n, B, H, C, E)``, weighted; return the product if there is a weight."""
-    if weight is None:
-        accumulate(x, states, to)
-        return None
-    through = product(x, states, w.tokens("through", to.shape[-1]))
-    to.addcmul_(through, weight)
-    return through
-
-
-def _backward(w: Walk, d_end: Tensor | None, saved: Tensor, decay_grad: bool) -> Gradients:
-    c, E = w.call, w.call.v.shape[-1]
-    dq, dk, dv, *decays, d_state = c.new_gradients(decay_grad)
+    dq, dk, dv, *d_decays, d_state = gradients = c.new_gradients(decay_grad)
+    d_decays = d_decays if decay_grad else []
     in_huge_pages(dq, dk, dv)
-    for block in segments(c):
-        rows = block[0].rows
-        carry = torch.zeros_like(saved[0, 0, rows])
-        lefts: list[Tensor] = []
-        if not c.causal and not is_one_chunk(c):
-            # The gradient of what came from the right runs to the right: its states first.
-            for s in block:
-                lefts.append(carry)
-                w.enter(s)
-                carry = w.gradients(w.edge(True), carry)[1].clone()
-            carry = torch.zeros_like(carry)
-        if d_end is not None:
-            carry = d_end[rows].to(saved.dtype)
-        for s in reversed(block):
-            w.enter(s)
-            ends = [carry, *lefts[s.index : s.index + 1]] if d_end is not None or not is_one_chunk(c) else []
-            carry = _segment_gradient(w, saved[:, s.index, rows], ends, decays if decay_grad else None)
-            s.store(w.tokens("dq", c.q.shape[-1]), dq)
-            s.store(w.tokens("dk", c.q.shape[-1]), dk)
-            s.store(w.tokens("dv", E + c.ones)[..., :E], dv)
-        if c.causal:
-            d_state[rows] = carry
-    return dq, dk, dv, decays[0], decays[1], d_state
+    has_states = not is_one_chunk(c) or d_end is not None
+    with Workspace(c.sum_dtype, c.q.device) as buffer:
+        walk = Walk(c, buffer)
+        for rows in walk.blocks:
+            carry, lefts = torch.zeros_like(saved[0, 0, rows]), []
+            for s in walk.over(rows) if has_states and not c.causal else ():
+                lefts.append(carry)  # the gradient of what came from the right runs to the right
+                _, receive, over = s.decays.borders[1]
+                q, g = s.weighted("received", s.read("q"), receive), s.before_division(d_out, out, total)
+                _, carry = s.states("R", q, g, carry, over, leftward=False)
+            carry = torch.zeros_like(carry) if d_end is None else d_end[rows].to(carry.dtype)
+            for s in walk.over(rows, back=True):
+                leaving = [carry, *lefts[s.index : s.index + 1]] if has_states else []
+                g = s.before_division(d_out, out, total)
+                found, carry = _segment_gradients(s, g, saved[:, s.index, rows], leaving, d_decays)
+                for x, to in zip(found, (dq, dk, dv), strict=True):
+                    s.store(x[..., : to.shape[-1]], to)
+            if c.causal:
+                d_state[rows] = carry
+    return gradients
 
 
-def _segment_gradient(w: Walk, carries: Tensor, ends: list[Tensor], decays: list[Tensor] | None) -> Tensor:
-    """Write the gradients of the segment at hand to the buffers dq, dk, dv; return that of the state from the left.
+def _segment_gradients(
+    s: Segment, g: Tensor, carries: Tensor, leaving: list[Tensor], d_decays: list[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the gradients of q, k, v of a segment, and that of the state that enters it from the left.
 
-    ``carries`` are the states that enter it, and ``ends`` the gradients of those that leave it, one a direction, or
-    none where no state enters or leaves. Gradients of the log decays go to ``decays``, where somebody asks for them.
+    ``carries`` are the states that enter, and ``leaving`` the gradients of those that leave, one a way, or none where
+    there is but one chunk. Gradients of the log decays are added to ``d_decays``, where somebody asks for them.
     """
-    C, D, E = w.s.C, w.q.shape[-1], w.v.shape[-1]
-    P = product(w.q, w.k.mT, w.tokens("P", C)).mul_(w.within())
-    G = product(w.g, w.v.mT, w.tokens("G", C))
-    flow = None if decays is None else torch.mul(P, G, out=w.tokens("flow", C))
-    G.mul_(w.within())
-    dq = product(G, w.k, w.tokens("dq", D))
-    dk = product(G.mT, w.q, w.tokens("dk", D))
-    dv = product(P.mT, w.g, w.tokens("dv", E))
-    start = torch.zeros_like(carries[0])
-    for e, carry, end in itertools.zip_longest(w.edges(), carries, ends):
-        outside = None
-        if end is not None:
-            (states, _), (gradients, first) = w.states(e, carry), w.gradients(e, end)
-            start = start if e.leftward else first
-            accumulate(w.received(e), states.mT, dq)
-            accumulate(w.sent(e), gradients.mT, dk)
-            leaving = _add(w, dv, w.k, gradients, e.sending)
-            outside = None if leaving is None else (leaving, states, gradients)
-        if flow is not None and decays is not None and e.sums is not None:
-            _add_decay_gradient(w, e, decays[e.leftward], flow, outside)
-    return start
+    q, k, v, M = s.read("q"), s.read("k"), s.read("v"), s.decays.within
+    P, G = s.product("P", q, k.mT).mul_(M), s.product("G", g, v.mT)
+    flow = torch.mul(P, G, out=s.new("flow", P.shape[-1])) if d_decays else None
+    G.mul_(M)
+    dq, dk, dv = s.product("dq", G, k), s.product("dk", G.mT, q), s.product("dv", P.mT, g)
+    first = torch.zeros_like(carries[0])
+    for way, (send, receive, over) in enumerate(s.decays.borders):
+        exchanged = None
+        if leaving:
+            received, sent = s.weighted("received", q, receive), s.weighted("sent", k, send)
+            S, _ = s.states("S", sent, v, carries[way], over, leftward=way == 1)
+            R, left = s.states("R", received, g, leaving[way], over, leftward=way == 0)
+            first = first if way else left
+            by_q = s.add_product("by q", dq, g, S.mT, receive)
+            by_k = s.add_product("by k", dk, v, R.mT, send)
+            s.add_product("", dv, sent, R, None)
+            if flow is not None and by_q is not None and by_k is not None and over is not None:
+                through = (S * R).sum((-1, -2)) * over[..., 0, 0]
+                exchanged = by_q.mul_(received).sum(-1), by_k.mul_(sent).sum(-1), through
+        if flow is not None:
+            _add_decay_gradient(s, way, d_decays[way], flow, exchanged)
+    return (dq, dk, dv), first
 
 
 def _add_decay_gradient(
-    w: Walk, e: Edges, to: Tensor, flow: Tensor, outside: tuple[Tensor, Tensor, Tensor] | None
+    s: Segment, way: int, to: Tensor, flow: Tensor, exchanged: tuple[Tensor, Tensor, Tensor] | None
 ) -> None:
-    """Add the gradient of one direction's log decays.
+    """Add the gradient of one way's log decays.
 
-    ``flow`` ``(n, B, H, C, C)`` is what flows from token j to token i inside the chunks. ``outside`` is what each key
-    meets outside its own chunk ``(n, B, H, C, E)``, the states that reach the chunks, and the gradients of those that
-    leave them; None where there is but one chunk.
+    ``flow`` ``(n, B, H, C, C)`` goes from token j to token i inside the chunks. ``exchanged`` are what each token
+    receives from a border and sends to one ``(n, B, H, C)``, and what passes over each chunk ``(n, B, H)``.
     """
-    flow = flow.mT if e.leftward else flow
-    if e.steps is None:
-        gradient = crossing(flow.tril(-1))
-    else:  # one decay a head: each flow counts once for each edge on its way
-        lags, gradient = e.lags(flow), flow.new_zeros(1)
-        if lags.shape[:2] == (1, 1):
-            flow = flow.sum((0, 1), keepdim=True)
-        to += (flow * lags).sum((0, 1, 3, 4))
-    if outside is not None:
-        leaving, states, gradients = outside
-        sent = (w.sent(e) * leaving).sum(-1)
-        received = (w.received(e) * product(w.q, states, w.tokens("through", states.shape[-1]))).sum(-1)
-        exchanged = (sent, received) if e.leftward else (received, sent)
-        gradient = edge_gradient(gradient, *exchanged, e.across((states * gradients).sum((-1, -2))))
-    elif e.steps is not None:
-        return
-    if w.s.absent is not None:
-        gradient = gradient.masked_fill(w.s.absent, 0)
+    flow = flow.mT if way else flow
+    C = flow.shape[-1]
+    before = torch.ones(C, C, dtype=flow.dtype, device=flow.device).triu_(1)
+    gradient = (flow.tril(-1) @ before).tril_().sum(-2)  # over each edge, so no difference of two large sums
+    if exchanged is not None:
+        received, sent, through = exchanged
+        gradient = edge_gradient(gradient, *((sent, received) if way else (received, sent)), through)
+    gradient = s.fill(gradient[..., None], 0)
     if to.ndim == 1:
-        to += gradient.sum((0, 1, 3))
+        to += gradient.sum((0, 1, 3, 4))
     else:
-        w.s.store(gradient[..., None], to[..., None])
+        s.store(gradient, to[..., None])
 
 
 linear_attention_chunked = define("linear_attention_chunked", forward, backward, saved_shape)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from chela.ops.linear_attention.cpu import Walk
+from chela.ops.linear_attention import cpu
 from chela.ops.linear_attention.operator import Call
 from tests.ops.linear_attention.cases import TOLERANCE, Case, cases, draw, error_ratios, run
 
@@ -71,7 +71,7 @@ def test_bidirectional_products_on_a_gpu_are_asked_for_in_bfloat16() -> None:
 
 
 def test_a_wrong_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = Walk.sent
-    monkeypatch.setattr(Walk, "sent", lambda self, edges: sent(self, edges) * 1.001)
+    weighted = cpu.Segment.weighted
+    monkeypatch.setattr(cpu.Segment, "weighted", lambda *given: 1.001 * weighted(*given))
     with pytest.raises(AssertionError, match="'d_k'"):
         check(Case(500, 16, 16, True, "head", False, False), "chunked")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chela.ops import LinearAttentionState, linear_attention, linear_attention_step
-from chela.ops.linear_attention import cpu_segments as segments
+from chela.ops.linear_attention import cpu
 from tests.ops.linear_attention.cases import Case, draw, error_ratios, run
 
 BACKENDS = ("reference", "plain", "chunked")
@@ -26,9 +26,8 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 @pytest.fixture
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut into many segments and batch blocks what would fit one."""
-    monkeypatch.setattr(segments, "SEGMENT_ELEMENTS", 2048)
-    monkeypatch.setattr(segments, "ONE_CHUNK", 0)
-    monkeypatch.setattr(segments, "ONE_CHUNK_BOTH", 0)
+    monkeypatch.setattr(cpu, "SEGMENT_ELEMENTS", 2048)
+    monkeypatch.setattr(cpu, "ONE_CHUNK", 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
