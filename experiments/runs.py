@@ -25,7 +25,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela import results
-from chela.config.compose import from_saved
 from chela.config.groups import flat, label
 from chela.config.identity import identity_of
 from chela.config.words import command
@@ -36,8 +35,6 @@ from chela.results import ACCURACY, GROUPS, TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from chela.config.schema import Config
 
 TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
 _ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
@@ -94,10 +91,6 @@ class Run:
     def cell(self) -> tuple[tuple[str, str], ...]:
         """Return what is equal for runs that differ by their seed alone."""
         return tuple((key, str(value)) for key, value in self.config.items() if key != "seed")
-
-    def load_config(self) -> Config:
-        """Return its configuration as one of today's; UsageError where it is none."""
-        return from_saved(self.record["config"], self.path)
 
     def metrics(self, split: str) -> pd.DataFrame:
         """Return the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
