@@ -19,7 +19,7 @@ from chela.config.groups import flat
 from chela.config.words import plain
 from chela.core.errors import UsageError
 from chela.results import ACCURACY
-from experiments.runs import RATE, TASKS, Run, read_json, task_order
+from experiments.runs import RATE, TASKS, Run, read_file, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = {"parameters": "parameters", "tokens_per_second": "tokens/s", "peak_memory_bytes": "memory"}  # and their titles
@@ -221,7 +221,7 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
 
     ``bench`` is the JSON of ``chela bench train`` that speed and memory are taken from.
     """
-    session = read_json(bench)["rows"] if bench else []
+    session = read_file(bench)["rows"] if bench else []
     groups: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
     place = _PRESETS.get
     for run in sorted(runs, key=lambda run: (place(run.preset, len(_PRESETS)), run.preset, run.policy, -run.edition)):
