@@ -146,7 +146,7 @@ def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: 
     all rows; NaN draws none.
     """
     known = [line, *(value for *_, values in rows for value in values)]
-    low, high = np.nanmin(known), np.nanmax(known)
+    low, high = float(np.nanmin(known)), float(np.nanmax(known))
     pad = 0.04 * (high - low)
     scale = (RIGHT - LEFT) / ((high - low + 2 * pad) or 1)
     bottom = TOP + LINE * len(rows)

@@ -170,7 +170,7 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read a dictionary, JSON or YAML by the file's ending; an empty one where there is no file."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else "{}"
-        found = json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text))
+        found: Any = json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text))
     except UNREADABLE as error:
         raise UsageError(f"expected a file as chela writes it at {path}, could not read it ({error})") from None
     if not isinstance(found, dict):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -41,8 +41,9 @@ Block: TypeAlias = "str | pd.DataFrame"
 
 def render(blocks: Sequence[Block], kind: str) -> str:
     """Return the blocks as ``md``, ``html`` (a part of a page) or ``latex``, where all but the tables is a comment."""
-    paragraph, table = _FORMS[kind]
-    return "\n".join(paragraph(block) if isinstance(block, str) else table(block) for block in blocks)
+    text = {"md": "{}\n".format, "html": _tag, "latex": "% {}\n".format}[kind]
+    table = {"md": _markdown, "html": _html, "latex": _latex}[kind]
+    return "\n".join(text(block) if isinstance(block, str) else table(block) for block in blocks)
 
 
 def _to_the_left(frame: pd.DataFrame) -> list[bool]:
@@ -58,12 +59,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 def _latex(frame: pd.DataFrame) -> str:
     columns = "".join("l" if left else "r" for left in _to_the_left(frame))
-    text = frame.rename(columns=_escaped).map(_escaped).to_latex(index=False, column_format=columns)
-    return BOLD.sub(r"\\textbf{\1}", text)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%_#$])", r"\\\1", text)
+    return BOLD.sub(r"\\textbf{\1}", frame.to_latex(index=False, escape=True, column_format=columns))
 
 
 def _tag(text: str) -> str:
@@ -75,13 +71,6 @@ def _tag(text: str) -> str:
 def _html(frame: pd.DataFrame) -> str:
     table = BOLD.sub(r"<b>\1</b>", frame.to_html(index=False, border=0, justify="left"))
     return f'<div class="wide">{table}</div>'
-
-
-_FORMS: dict[str, tuple[Callable[[str], str], Callable[[pd.DataFrame], str]]] = {
-    "md": ("{}\n".format, _markdown),
-    "latex": ("% {}\n".format, _latex),
-    "html": (_tag, _html),
-}
 
 
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
@@ -168,7 +157,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
             texts[MAJORITY] = number(table.majority(task), digits=digits)
             columns.append(pd.Series(texts, name=task_heading(table, task)))
         if group and len(tasks) > 1:
-            columns.append(table.averages(tasks).map(number).rename(f"average of {group}"))
+            means = table.cells["mean"].unstack("task").reindex(index=table.rows, columns=tasks)
+            columns.append(means.mean(axis=1, skipna=False).map(number).rename(f"average of {group}"))
     for key, title in COSTS.items():
         means = np.exp(np.log(table.cells[f"{key} ×"]).groupby("row", sort=False).mean())  # geometric
         columns.append(means.map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
@@ -216,9 +206,9 @@ def group_grids(table: ResultTable) -> list[Block]:
     out: list[Block] = []
     for task in table.tasks:
         means = {row: pd.DataFrame(map(_by_group, runs)).mean() for row, runs in table.column(task)["runs"].items()}
-        if found := {row: dict(scores) for row, scores in means.items() if len(scores)}:
-            grid = pd.DataFrame(found.values(), index=list(found)).map(number)
-            out += [f"### {task_heading(table, task)} by group", grid.reset_index(names="system")]
+        grid = pd.DataFrame(means).T.dropna(how="all")
+        if len(grid):
+            out += [f"### {task_heading(table, task)} by group", grid.map(number).reset_index(names="system")]
     return out
 
 
