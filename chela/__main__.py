@@ -25,8 +25,7 @@ COMMANDS = {
     "table": ("experiments.table", "make a table of runs"),
     "report": ("experiments.report", "make a page of tables and figures"),
     "plot": ("experiments.plot", "draw learning curves"),
-    "probe": ("experiments.probe", "measure what a trained run's attention adds"),
-    "length": ("experiments.length", "score language models in windows longer than in training"),
+    "probe": ("experiments.probe", "measure what attention adds, and scores in windows longer than in training"),
     "bench": ("experiments.bench.__main__", "measure speed and memory"),
 }
 
