@@ -143,8 +143,7 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
 
     With ``probe``, what the attention adds to the score stands below the systems that were probed.
     """
-    adds = table.cells["adds"].unstack("task").reindex(table.rows).dropna(how="all") if probe else pd.DataFrame()
-    columns = []
+    columns, below = [], [*(ADDS.format(row) for row in table.rows), MAJORITY]
     of = {task: name for name, tasks in GROUPS.items() for task in tasks}
     for group in (*GROUPS, ""):  # those of nobody's group come last
         tasks = [task for task in table.tasks if of.get(task, "") == group]
@@ -152,7 +151,7 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
             column, digits = table.column(task), table.score(task)["digits"]
             texts = {row: cell_text(table, task, row) for row in column.index}
             texts |= {row: f"**{texts[row]}**" for row in table.leaders(task) if column["mean"].count() > 1}
-            added = adds.get(task, pd.Series())
+            added = column["adds"] if probe else {}
             texts |= {ADDS.format(row): number(value, digits=digits) for row, value in added.items()}
             texts[MAJORITY] = number(table.majority(task), digits=digits)
             columns.append(pd.Series(texts, name=task_heading(table, task)))
@@ -162,8 +161,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     for key, title in COSTS.items():
         means = np.exp(np.log(table.cells[f"{key} ×"]).groupby("row", sort=False).mean())  # geometric
         columns.append(means.map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
-    grid = pd.concat(columns, axis=1).reindex([*table.rows, *map(ADDS.format, adds.index), MAJORITY]).fillna(NONE)
-    grid = grid[(grid != NONE).any(axis=1) | (grid.index != MAJORITY)]
+    grid = pd.concat(columns, axis=1).reindex([*table.rows, *below]).fillna(NONE)
+    grid = grid[(grid != NONE).any(axis=1) | ~grid.index.isin(below)]
     return grid.reset_index(names="system")
 
 
