@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
@@ -86,7 +85,8 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
         if score["name"] == "accuracy":
             axis.axhline(table.majority(task), **DASHED)
         elif score["name"] == "loss":
-            _cut_off(axis)
+            tops = [np.max(line.get_ydata()) for line in axis.lines if not str(line.get_label()).startswith("_")]
+            axis.set_ylim(top=1.05 * np.nanmax([*tops, 0.0]) or None)  # above all validations, to tell these apart
     _legend(figure)
     return figure
 
@@ -98,14 +98,6 @@ def _legend(figure: Figure) -> None:
     ordered, columns = sorted(named, key=row_order), max(1, round(figure.get_figwidth() / 2.2))
     handles = [named[name] for name in ordered]
     figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def _cut_off(axis: Axes) -> None:
-    """Cut a loss off above all validations, so that these can be told apart."""
-    validations = [line.get_ydata() for line in axis.lines if not str(line.get_label()).startswith("_")]
-    highest, lowest = max(map(np.max, validations), default=math.inf), axis.get_ylim()[0]
-    if lowest < highest < math.inf:
-        axis.set_ylim(top=highest + 0.05 * (highest - lowest))
 
 
 def _band(

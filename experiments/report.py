@@ -22,7 +22,7 @@ from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ARENA, BASELINE, ResultTable, machine, result_tables
+from experiments.summary import ARENA, BASELINE, ResultTable, result_tables
 from experiments.table import from_papers, measured, render, score_heading, to_csv
 
 ABLATIONS = {"chela": "chela_conv_only"}  # what a system is set against: itself, less what is its own
@@ -123,13 +123,6 @@ class FirstScreen:
             if rows := [(self.titles[task], "c", [value]) for task, value in known.items()]:
                 yield panel(heading, rows, 1, line)
 
-    def foot(self) -> str:
-        """Say what is drawn, and what it was computed on."""
-        done = [run for run in self.table.runs if run.state == "finished"]
-        told = "Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference."
-        hours = sum(run.result.get("wall_seconds", 0) for run in done) / 3600
-        return f"{told} {hours:.1f} hours · {'; '.join(sorted(set(map(machine, done))))}"
-
 
 def _shown(row: str) -> str:
     return SHOWN.get(row, row)
@@ -176,12 +169,14 @@ def first_screen(tables: Sequence[ResultTable], title: str) -> str:
         return f"<h1>{escape(title or 'No run is finished yet')}</h1>"
     found = FirstScreen(table)
     csv = f"data:text/csv;base64,{base64.b64encode(to_csv(tables).encode()).decode()}"
+    costs = escape("; ".join(table.notes()[3:]))
     cards = [f'<div class="card"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in found.boxes()]
     return f"""<h1>{escape(title or found.title())}</h1>
 <p>{escape(found.sentence())}</p>
 <div class="cards">{"".join(cards)}</div>
 <div class="grid">{"".join(found.panels())}</div>
-<p class="soft">{escape(found.foot())} · <a download="cells.csv" href="{csv}">CSV of all cells</a> ·
+<p class="soft">Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference. {costs} ·
+<a download="cells.csv" href="{csv}">CSV of all cells</a> ·
 <a href="#table">table</a></p>"""
 
 
