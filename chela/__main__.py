@@ -23,8 +23,7 @@ COMMANDS = {
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
     "runs": ("experiments.runs", "collect the results of runs into three files"),
     "table": ("experiments.table", "make a table of runs"),
-    "report": ("experiments.report", "make a page of tables and figures"),
-    "plot": ("experiments.plot", "draw learning curves"),
+    "report": ("experiments.report", "make a page of tables and figures, or draw learning curves"),
     "probe": ("experiments.probe", "measure what attention adds, and scores in windows longer than in training"),
     "bench": ("experiments.bench.__main__", "measure speed and memory"),
 }

@@ -2,6 +2,7 @@
 
 chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json     with speed and memory
+chela report runs/listops-mini out=curves.png                                       the learning curves alone
 """
 
 from __future__ import annotations
@@ -225,17 +226,21 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    out: Path = option(Path("report.html"), "the page")
+    out: Path = option(Path("report.html"), "the page, or by .png, .pdf or .svg a figure of the learning curves")
     bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
     title: str = option("", "the page's title; without it, what was found")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
-    """Write the page; return the exit status."""
-    text = page(read_runs(options.runs), options.title, options.bench)
-    write(options.out, text)
-    sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")
+    """Write the page or the figure; return the exit status."""
+    runs, kind = read_runs(options.runs), options.out.suffix.removeprefix(".")
+    if kind == "html":
+        data: str | bytes = page(runs, options.title, options.bench)
+    else:
+        data = plot.drawn(plot.learning_curves(runs), kind)
+    write(options.out, data)
+    sys.stdout.write(f"{options.out}: {len(data) / 1e6:.1f} MB\n")
     return 0
 
 

@@ -108,8 +108,8 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
         collected = sorted(top.rglob(RUNS))
         found = [run for file in collected for run in _collected(file)] + [*map(read_run, _run_folders(top))]
         if not found:
-            what = f"expected runs in {top}, it holds none (a run has a config.yaml)"
-            raise UsageError(what if top.is_dir() else f"expected the folder of runs, there is none at {top}")
+            held = "it holds none (a run has a config.yaml)" if top.is_dir() else "there is no such folder"
+            raise UsageError(f"expected runs in {top}, {held}")
         read += found
     kept = {run.fingerprint: run for run in sorted(read, key=lambda run: _RANK.index(run.state))}
     return sorted(kept.values(), key=lambda run: (run.preset, task_order(run.task), run.model, run.cell, run.seed))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from chela.config.compose import resolve
 from chela.config.groups import flat
@@ -153,9 +152,8 @@ class ResultTable:
         Two or three seeds say little of a row's own deviation, so all rows are given the column's, pooled over the rows
         with several seeds that have ``learned``; where none has, that of an accuracy on so many test records.
         """
-        column = self.column(task)
-        several = self.learned(task)
-        several = several[several["seeds"] > 1]
+        column, learned = self.column(task), self.learned(task)
+        several = learned[learned["seeds"] > 1]
         freedom = several["seeds"] - 1
         pooled = (freedom * several["sd"] ** 2).sum() / freedom.sum() if len(several) else column["test variance"]
         return pooled / column["seeds"]
@@ -253,9 +251,8 @@ def _cells(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def published() -> list[dict[str, Any]]:
-    """Return the rows of ``published.yaml``: name, mark, source, average, and ``values`` by task.
+    """Return the rows of ``published.yaml``: name, mark, source, average, and the ``values`` of the six tasks.
 
     A value is None where its source gives no number, "fail" where it reports failure.
     """
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))
-    return [{**row, "values": dict(zip(TASKS, row["values"], strict=True))} for row in loaded["rows"]]
+    return list(read_file(Path(__file__).with_name("published.yaml"))["rows"])

@@ -33,6 +33,11 @@ from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, re
 NONE = "–"  # the cell of what has not been run
 BOLD = re.compile(r"\*\*(.*?)\*\*")  # a cell, as in Markdown
 ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the systems
+LEGEND = (
+    "Test accuracy in %{}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left the "
+    "majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not tell "
+    "from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md."
+)
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
 
 Block: TypeAlias = "str | pd.DataFrame"
@@ -85,7 +90,8 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
     for table in tables:
         grid = main_grid(table, probe)
         grid = grid.loc[:, (grid != NONE).any().to_numpy()] if compact else grid
-        out += [f"## Measured here: preset {table.name}", grid, *_legend(table)]
+        other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
+        out += [f"## Measured here: preset {table.name}", grid, LEGEND.format(other), "; ".join(table.notes()) + "."]
         out += ["### Each task and system", detail_grid(table, probe), *group_grids(table)]
     return out
 
@@ -101,7 +107,7 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
         apart += " Rows of preset lite are of smaller networks and shorter training: beside a paper's, say both."
     rows = []
     for row in published():
-        values = ["fails" if value == "fail" else number(value) for value in row["values"].values()]
+        values = ["fails" if value == "fail" else number(value) for value in row["values"]]
         rows.append([row["name"], *values, number(row["average"]), row["mark"], row["source"]])
     header = ["paper's row", *TITLES.values(), "average, as printed", "mark", "source"]
     return [
@@ -109,16 +115,6 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
         "Accuracies as papers print them, each with its source." + apart,
         pd.DataFrame(rows, columns=header),
         "mark A: read in the primary source; B: read in another paper that cites it.",
-    ]
-
-
-def _legend(table: ResultTable) -> list[str]:
-    other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
-    return [
-        f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
-        "the majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not "
-        "tell from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md.",
-        "; ".join(table.notes()) + ".",
     ]
 
 
