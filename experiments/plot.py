@@ -43,8 +43,8 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
     if len(groups) == 1:
         known = {"accuracy": ACCURACY} | {run.score["name"]: run.score for run in runs}
         logged = pd.concat([run.metrics(split) for run in runs for split in ("validation", "train")])
-        names = [column for column in logged if column not in NOT_MEASURED]
-        panels = [(*groups[0], known.get(name, {"name": name, "unit": "", "scale": 1})) for name in names]
+        measured = [column for column in logged if column not in NOT_MEASURED]
+        panels = [(*groups[0], known.get(name, {"name": name, "unit": "", "scale": 1})) for name in measured]
     columns, rows = min(3, len(panels)), -(-len(panels) // 3)
     figure = Figure(figsize=(4.4 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
@@ -64,18 +64,14 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
             axis.axhline(table.majority(task), **DASHED)
         elif score["name"] == "loss":
             tops = [np.max(line.get_ydata()) for line in axis.lines if not str(line.get_label()).startswith("_")]
-            axis.set_ylim(top=1.05 * np.nanmax([*tops, 0.0]) or None)  # above all validations, to tell these apart
-    _legend(figure)
-    return figure
-
-
-def _legend(figure: Figure) -> None:
-    """Name what is drawn once, under all panels, so that no name hides a point."""
+            top = max(filter(np.isfinite, tops), default=None)
+            axis.set_ylim(top=top and 1.05 * top)  # above all validations, to tell these apart
     found = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
-    named = {label: handle for pairs in found for handle, label in pairs}
-    ordered, columns = sorted(named, key=row_order), max(1, round(figure.get_figwidth() / 2.2))
-    handles = [named[name] for name in ordered]
-    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    named = {label: handle for pairs in found for handle, label in pairs}  # once, under all panels: it hides no point
+    titles = sorted(named, key=row_order)
+    handles = [named[title] for title in titles]
+    figure.legend(handles, titles, loc="outside lower center", ncols=2 * columns, fontsize=8, frameon=False)
+    return figure
 
 
 def _band(

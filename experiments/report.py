@@ -82,7 +82,8 @@ class FirstScreen:
 
     def beside(self, key: str) -> dict[str, float]:
         """Return a column of the system's cells where it is known, by task, the largest first."""
-        return dict(self.cells.xs(self.lead, level="row")[key].dropna().sort_values(ascending=False).items())
+        known = self.cells.xs(self.lead, level="row")[key].dropna().sort_values(ascending=False)
+        return {} if self.lead == BASELINE and "×" in key else dict(known.items())
 
     def boxes(self) -> Iterator[tuple[str, str]]:
         """Yield a few words and what they mean, four at the most."""
@@ -91,7 +92,7 @@ class FirstScreen:
             against = f"({mean[self.lead]:.1f} against {mean[self.other]:.1f})"
             over = f"on {self.titles[self.most]} over {_shown(self.other)} {against}"
             yield f"+{self.gaps[self.most]:.0f} points", over
-        if self.lead != BASELINE and (speeds := self.beside("tokens_per_second ×")):
+        if speeds := self.beside("tokens_per_second ×"):
             (fastest, high), *_, (slowest, low) = [*speeds.items()] * 2
             told = f"training speed; {low:.1f}× on {self.titles[slowest]}, {high:.1f}× on {self.titles[fastest]}"
             yield f"{np.exp(np.mean(np.log([*speeds.values()]))):.1f}× {BASELINE}", told
@@ -119,7 +120,6 @@ class FirstScreen:
         speed, memory, adds = (self.beside(key) for key in ("tokens_per_second ×", "peak_memory_bytes ×", "adds"))
         adds = {task: value for task, value in adds.items() if self.table.score(task)["unit"] == "%"}
         costs = [(f"Training speed, × {BASELINE}", speed, 1.0), (f"Memory of a step, × {BASELINE}", memory, 1.0)]
-        costs = [] if self.lead == BASELINE else costs
         for heading, known, line in [*costs, ("Attention adds, points (probe)", adds, 0.0)]:
             if rows := [(self.titles[task], "c", [value]) for task, value in known.items()]:
                 yield panel(heading, rows, 1, line)
@@ -177,8 +177,7 @@ def first_screen(tables: Sequence[ResultTable], title: str) -> str:
 <div class="cards">{"".join(cards)}</div>
 <div class="grid">{"".join(found.panels())}</div>
 <p class="soft">Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference. {costs} ·
-<a download="cells.csv" href="{csv}">CSV of all cells</a> ·
-<a href="#table">table</a></p>"""
+<a download="cells.csv" href="{csv}">CSV of all cells</a> · <a href="#table">table</a></p>"""
 
 
 # ---- what is folded below it ----

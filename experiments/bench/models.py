@@ -43,9 +43,8 @@ def train(options: Options) -> list[Row]:
     a GPU the recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
     """
     tasks = options.task or (["listops"] if options.quick else names("task"))
-    presets = options.preset or (
-        ["tiny"] if options.quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"]
-    )
+    usual = ["mini", "full"] if torch.cuda.is_available() else ["mini"]
+    presets = options.preset or (["tiny"] if options.quick else usual)
     shapes = [[f"preset={preset}", f"task={task}"] for preset in presets for task in tasks]
     models = [f"model={model}" for model in options.model or names("model")]
     plan = [[resolve([*shape, model]) for model in models] for shape in shapes]  # a name may be wrong: before measuring
