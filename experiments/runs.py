@@ -162,8 +162,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     path, top = folder / FILES["result"], folder.parents[1]
     if path.exists():
         return results.read_result(path)
-    found: dict[str, Any] = read_records(top / RUNS).get(str(folder.relative_to(top)), {}).get("result", {})
-    return found
+    return dict(read_records(top / RUNS).get(str(folder.relative_to(top)), {}).get("result", {}))
 
 
 def read_file(path: Path) -> dict[str, Any]:

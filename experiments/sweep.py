@@ -74,11 +74,6 @@ class Training:
             command = [*self.command, "trainer.progress=plain"]
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
-    def last_line(self) -> str:
-        """Return what it wrote last; nothing where it wrote nothing here."""
-        text = self.log.read_text(errors="replace") if self.log.exists() else ""
-        return (text.strip().splitlines() or [""])[-1].strip()[:300]
-
     def __call__(self) -> int:
         """Train; return the exit status (0, with nothing done, when somebody else works on this run)."""
         # The signal that announces the time limit goes to every process of the job; it is only for this one.
@@ -156,8 +151,9 @@ class Sweep:
         self.known |= set(new)
         self.done |= {job for job in new if job.finished()}
         for job, status, lost in self.launch([job for job in new if job not in self.done]):
-            training, finished = self.training(job), job.finished()
-            line = lost or training.last_line()
+            log, finished = self.training(job).log, job.finished()
+            text = log.read_text(errors="replace").strip() if log.exists() else ""
+            line = lost or text.rpartition("\n")[2].strip()[:300]
             if finished or (job.tunes and status == DivergedError.status):
                 self.done.add(job)
                 how = "finished" if finished else f"diverged: {line}"
@@ -167,7 +163,7 @@ class Sweep:
             else:
                 reason = f"killed by signal {-status}" if status and status < 0 else line or f"exit status {status}"
                 job.record_failure(status, reason)
-                self.failed[job.name] = f"{reason} (log: {training.log})"
+                self.failed[job.name] = f"{reason} (log: {log})"
                 say(job.name, f"FAILED, the others go on: {reason}")
 
 
@@ -282,8 +278,7 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
     told = (pairs, folder, options.jobs, command)
-    sweep = Slurm(*told, file.slurm) if options.launcher == "slurm" else Local(*told)
-    return sweep.run()
+    return (Slurm(*told, file.slurm) if options.launcher == "slurm" else Local(*told)).run()
 
 
 def _dry_run(pairs: list[Pair], rates: dict[str, Any]) -> int:
