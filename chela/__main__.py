@@ -19,14 +19,12 @@ COMMANDS = {
     "predict": ("chela.predict", "label sequences of your own with a run"),
     "generate": ("chela.generate", "write on after a prompt, with a language model"),
     "models": ("chela.models.__main__", "list the systems with their size and cost on a task"),
-    "prepare": ("chela.prepare", "make or check the data of a task, and show some"),
+    "prepare": ("chela.prepare", "make or check the data of a task"),
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
     "runs": ("experiments.runs", "collect the results of runs into three files"),
     "table": ("experiments.table", "make a table of runs"),
-    "report": ("experiments.report", "make a page of tables and figures"),
-    "plot": ("experiments.plot", "draw learning curves"),
-    "probe": ("experiments.probe", "measure what a trained run's attention adds"),
-    "length": ("experiments.length", "score language models in windows longer than in training"),
+    "report": ("experiments.report", "make a page of tables and figures, or draw learning curves"),
+    "probe": ("experiments.probe", "measure what attention adds, and scores in windows longer than in training"),
     "bench": ("experiments.bench.__main__", "measure speed and memory"),
 }
 

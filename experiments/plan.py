@@ -94,12 +94,8 @@ class Job:
 
     words: tuple[str, ...]  # what chela.train is told
     folder: Path  # of its run
+    tunes: bool  # whether it belongs to the search for a learning rate
     config: Config = field(repr=False, compare=False)
-
-    @property
-    def tunes(self) -> bool:
-        """Whether it belongs to the search for a learning rate."""
-        return self.folder.parts[-3] == TUNE
 
     @property
     def name(self) -> str:
@@ -133,7 +129,7 @@ class Pair:
     def runs(self, rate: float | None) -> list[Job]:
         """Return the runs of all seeds with the chosen rate (None: the configuration's own)."""
         extra = {} if rate is None else {RATE: rate}
-        return [self._job(self.folder, {**extra, "seed": seed}) for seed in self.seeds]
+        return [self._job(False, {**extra, "seed": seed}) for seed in self.seeds]
 
     @cached_property
     def tune(self) -> list[Job]:
@@ -144,13 +140,14 @@ class Pair:
         warmup = round(self.tuning.steps * self.config.optimizer.warmup_steps)
         rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "optimizer.warmup_steps": warmup}
         rest["trainer.test"] = False
-        return [self._job(self.folder / TUNE, {RATE: rate, **rest}) for rate in self.tuning.rates]
+        return [self._job(True, {RATE: rate, **rest}) for rate in self.tuning.rates]
 
-    def _job(self, runs: Path, changes: dict[str, Any]) -> Job:
+    def _job(self, tunes: bool, changes: dict[str, Any]) -> Job:
+        runs = self.folder / TUNE if tunes else self.folder
         words = (*self.words, *_words(changes | {"runs": runs, "resume": "auto"}))
         config = resolve(list(words))
         name = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
-        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, config)
+        return Job(words, runs / f"{label(config.task.name)}-{config.preset}" / name, tunes, config)
 
     def rate(self, records: dict[str, Any]) -> float | None:
         """Return the rate that was chosen from this very grid; None when none was."""

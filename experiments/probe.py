@@ -1,18 +1,23 @@
-"""Measure what a trained run's attention adds to its score, from its checkpoint.
+"""Measure what a trained run's attention adds to its score, or what a language model makes of longer windows.
 
 chela probe runs/recall-hard/…                        the test set, three times
 chela probe runs/recall-hard/… records=500            a part of it
+chela probe runs/corpus-mini/… times=1,2,4,8          bits in windows so many times as long as in training
 
-Once as it is, once with the attention's output replaced at every position by its mean over the sequence (in a causal
-network over what came so far), once by zeros.
-What the mean takes away is what the attention selects for a position. The figures stay in the run's folder, in
-probe.json, where tables (probe=true) and reports find them.
+The test set is scored once as the network is, once with the attention's output replaced at every position by its mean
+over the sequence (in a causal network over what came so far), once by zeros. What the mean takes away is what the
+attention selects for a position. The figures stay in the run's folder, in probe.json, where tables (probe=true) and
+reports find them.
+
+With ``times`` windows overlap by half, so that a symbol has at least half a window before it. Those figures stay in
+length.json.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,18 +30,19 @@ from torch import Tensor, nn
 from chela.config.compose import run_folder
 from chela.config.words import command
 from chela.core.errors import UsageError
-from chela.core.files import write_whole
 from chela.core.options import option
 from chela.evaluate import RunWords
 from chela.layers.attention import Attended
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
-from chela.training.score import total
+from chela.training.score import overlapping, total
 from chela.training.step import scores_of
-from experiments.runs import FILES
+from experiments.runs import FILES, write
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
 from lra.source import DataConfig
+
+TOKENS = 16384  # of a text, scored at once
 
 
 @dataclass
@@ -45,21 +51,31 @@ class Words(RunWords):
 
     records: int = option(0, "records of the test set, from the first on; 0: all", ge=0, le=1_000_000_000)
     batch: int = option(64, "records in a batch", ge=1, le=1_000_000)
+    times: list[int] = option([], "score a text in windows of so many training windows instead")
 
 
 @command(Words, __doc__)
 def main(words: Words) -> int:
     """Probe a run; return the exit status."""
+    if not all(factor > 0 for factor in words.times):
+        raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, words.times))}")
     model, task = load_run(words)
-    if not any(isinstance(module, Attended) for module in model.modules()):
+    if words.times and not task.in_order:
+        raise UsageError(f"times: expected a run on a text, {words.run} is one of {task.name}")
+    if not (words.times or any(isinstance(module, Attended) for module in model.modules())):
         raise UsageError(f"expected a run with attention, that of {words.run} has none")
     task.prepare(words.load_config().data)
-    found = attention_adds(model, task, records=words.records, batch=words.batch)
-    write_whole(run_folder(words.run) / FILES["probe"], (json.dumps(found, indent=2) + "\n").encode())
-    score = Score(**found["score"])
-    for way, value in found["scores"].items():
-        print(f"{way}: {score.text({score.name: value})}")
-    print(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
+    if words.times:
+        found = by_length(model, task, words.times)
+        told = [f"window {row['window']:,}: {row['bits']:.4f} bits a symbol" for row in found["windows"]]
+        told += found["not_scored"]
+    else:
+        found = attention_adds(model, task, records=words.records, batch=words.batch)
+        score = Score(**found["score"])
+        told = [f"{way}: {score.text({score.name: value})}" for way, value in found["scores"].items()]
+        told.append(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
+    write(run_folder(words.run) / FILES["length" if words.times else "probe"], json.dumps(found, indent=2) + "\n")
+    print(*told, sep="\n")
     return 0
 
 
@@ -108,6 +124,27 @@ def _instead(mean: bool, causal: bool, mask: Tensor | None, module: nn.Module, a
     else:
         means = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     return means.to(output.dtype).expand(-1, output.shape[1], -1).reshape(output.shape)
+
+
+def by_length(model: nn.Module, task: Any, times: Sequence[int]) -> dict[str, Any]:
+    """Return the bits a symbol of the test set of a prepared text, in windows of so many training windows.
+
+    Returns:
+        "windows": of each its length, the symbols before a target at least, and the bits; "not_scored": why longer ones
+        have none.
+    """
+    size, objective = max(1, TOKENS // task.l_max), objective_of(task)
+    data = LRADataModule(task, DataConfig(), batch_size=size, seed=0, max_steps=1)
+    rows, not_scored = [], []
+    for window in (task.l_max * factor for factor in times):
+        try:
+            read = overlapping(data, model, "test", window)
+        except UsageError as error:  # a network that ends at the training window
+            not_scored.append(str(error))
+            continue
+        counts = total(model, read, lambda batch: objective.count(scores_of(model, batch), batch["labels"]))
+        rows.append({"window": window, "context": window // 2, "bits": objective.values(counts.tolist())["bits"]})
+    return {"split": "test", "training_window": task.l_max, "windows": rows, "not_scored": not_scored}
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json     with speed and memory
-chela report experiments/results/lra_mini rules=true                                and with what simple rules score
+chela report runs/listops-mini out=curves.png                                       the learning curves alone
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from html import escape
 from pathlib import Path
@@ -23,31 +23,12 @@ from chela.core.options import option
 from chela.results import TITLES
 from experiments import plot
 from experiments.runs import Run, read_runs, write
-from experiments.summary import ARENA, BASELINE, ResultTable, machine, result_tables
+from experiments.summary import ARENA, BASELINE, ResultTable, result_tables
 from experiments.table import from_papers, measured, render, score_heading, to_csv
 
 ABLATIONS = {"chela": "chela_conv_only"}  # what a system is set against: itself, less what is its own
 SHOWN = {"chela": "CHELA", "chela_conv_only": "its convolution alone"}
 LEFT, RIGHT, WIDTH, TOP, LINE = 124, 226, 268, 30, 16.4  # of a panel, in its own units
-
-Rules = Mapping[str, tuple[float, str]]  # by task, what a simple rule scores, as a number and in words
-
-
-def simple_rules(tables: Sequence[ResultTable]) -> Rules:
-    """Return what ``Task.baseline`` says of each task; data that is not there is made for it."""
-    from lra.tasks import get_task
-
-    found = {}
-    for task, run in {run.task: run for table in reversed(tables) for run in reversed(table.runs)}.items():
-        if ":" in run.record["config"]["task"]["name"]:  # somebody's own code, which nobody has said to trust
-            continue
-        config = run.load_config()
-        made = get_task(config.task)
-        made.prepare(config.data)
-        if percent := re.match(r"([\d.]+) ?%", words := made.baseline()):
-            found[task] = float(percent[1]), words
-    return found
-
 
 # ---- what is seen first ----
 
@@ -55,8 +36,8 @@ def simple_rules(tables: Sequence[ResultTable]) -> Rules:
 class FirstScreen:
     """Title, sentence, boxes and panels about one table, each left out where the results do not tell it."""
 
-    def __init__(self, table: ResultTable, beat: Rules) -> None:
-        self.table, self.beat = table, beat
+    def __init__(self, table: ResultTable) -> None:
+        self.table = table
         self.cells = table.cells[table.cells["seeds"] > 0]
         self.tasks = [task for task in table.tasks if task in self.cells.index.unique("task")]
         self.titles = {task: table.runs_of(task)[0].title for task in self.tasks}
@@ -101,7 +82,8 @@ class FirstScreen:
 
     def beside(self, key: str) -> dict[str, float]:
         """Return a column of the system's cells where it is known, by task, the largest first."""
-        return dict(self.cells.xs(self.lead, level="row")[key].dropna().sort_values(ascending=False).items())
+        known = self.cells.xs(self.lead, level="row")[key].dropna().sort_values(ascending=False)
+        return {} if self.lead == BASELINE and "×" in key else dict(known.items())
 
     def boxes(self) -> Iterator[tuple[str, str]]:
         """Yield a few words and what they mean, four at the most."""
@@ -110,7 +92,7 @@ class FirstScreen:
             against = f"({mean[self.lead]:.1f} against {mean[self.other]:.1f})"
             over = f"on {self.titles[self.most]} over {_shown(self.other)} {against}"
             yield f"+{self.gaps[self.most]:.0f} points", over
-        if self.lead != BASELINE and (speeds := self.beside("tokens_per_second ×")):
+        if speeds := self.beside("tokens_per_second ×"):
             (fastest, high), *_, (slowest, low) = [*speeds.items()] * 2
             told = f"training speed; {low:.1f}× on {self.titles[slowest]}, {high:.1f}× on {self.titles[fastest]}"
             yield f"{np.exp(np.mean(np.log([*speeds.values()]))):.1f}× {BASELINE}", told
@@ -130,29 +112,17 @@ class FirstScreen:
             score, column = self.table.score(task), self.cells.xs(task, level="task")
             column = column.sort_values("mean", ascending=score["best"] == "min", kind="stable")
             heading = self.titles[task] + ("" if score["name"] == "accuracy" else f", {score_heading(score)} ←")
-            rules = {"most": self.table.majority(task), "beat": self.beat.get(task, (np.nan, ""))[0]}
             rows = []
             for row, runs in column["runs"].items():
                 values = [run.value for run in runs if run.state == "finished"]
                 rows.append((str(row), kinds.get(str(row), "g"), values))
-            yield panel(heading, rows, self.digits[task], rules)
+            yield panel(heading, rows, self.digits[task], self.table.majority(task))
         speed, memory, adds = (self.beside(key) for key in ("tokens_per_second ×", "peak_memory_bytes ×", "adds"))
         adds = {task: value for task, value in adds.items() if self.table.score(task)["unit"] == "%"}
         costs = [(f"Training speed, × {BASELINE}", speed, 1.0), (f"Memory of a step, × {BASELINE}", memory, 1.0)]
-        costs = [] if self.lead == BASELINE else costs
-        for heading, known, rule in [*costs, ("Attention adds, points (probe)", adds, 0.0)]:
+        for heading, known, line in [*costs, ("Attention adds, points (probe)", adds, 0.0)]:
             if rows := [(self.titles[task], "c", [value]) for task, value in known.items()]:
-                yield panel(heading, rows, 1, {"most": rule})
-
-    def foot(self) -> str:
-        """Say what is drawn, and what it was computed on."""
-        done = [run for run in self.table.runs if run.state == "finished"]
-        told = ["Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference."]
-        if self.beat:
-            rules = "; ".join(f"{self.titles[task]} {words}" for task, (_, words) in self.beat.items())
-            told.append(f"Dashed: what a simple rule scores ({rules}).")
-        hours = sum(run.result.get("wall_seconds", 0) for run in done) / 3600
-        return " ".join([*told, f"{hours:.1f} hours · {'; '.join(sorted(set(map(machine, done))))}"])
+                yield panel(heading, rows, 1, line)
 
 
 def _shown(row: str) -> str:
@@ -163,15 +133,14 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, rules: Mapping[str, float]) -> str:
+def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, line: float) -> str:
     """Return SVG: for each row (name, class, values) a dot a value, and their mean written.
 
-    Classes: "c" the system that the page is about, "k" what it is set against, "g" any other. ``rules``, by class, are
-    lines across all rows; NaN draws none.
+    Classes: "c" the system that the page is about, "k" what it is set against, "g" any other. ``line`` is drawn across
+    all rows; NaN draws none.
     """
-    rules = {kind: at for kind, at in rules.items() if not np.isnan(at)}
-    known = [*(value for *_, values in rows for value in values), *rules.values()]
-    low, high = min(known), max(known)
+    known = [line, *(value for *_, values in rows for value in values)]
+    low, high = float(np.nanmin(known)), float(np.nanmax(known))
     pad = 0.04 * (high - low)
     scale = (RIGHT - LEFT) / ((high - low + 2 * pad) or 1)
     bottom = TOP + LINE * len(rows)
@@ -181,8 +150,8 @@ def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: 
 
     out = [f'<svg viewBox="0 0 {WIDTH} {bottom - 6:.0f}" role="img" aria-label="{escape(title)}">']
     out.append(f'<text x="0" y="13" class="t">{escape(title)}</text>')
-    for kind, at in rules.items():
-        out.append(f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="22" y2="{bottom - 10:.0f}" class="{kind}"/>')
+    if not np.isnan(line):
+        out.append(f'<line x1="{x(line):.1f}" x2="{x(line):.1f}" y1="22" y2="{bottom - 10:.0f}"/>')
     for place, (name, kind, values) in enumerate(rows):
         y = TOP + LINE * place
         short = re.sub(r"model\.(mixer\.)?", "", _shown(name))
@@ -194,20 +163,21 @@ def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: 
     return "".join([*out, "</svg>"])
 
 
-def first_screen(tables: Sequence[ResultTable], title: str, beat: Rules) -> str:
+def first_screen(tables: Sequence[ResultTable], title: str) -> str:
     """Return the part of the page that is seen first, about the table with most finished runs."""
     table = max(tables, key=lambda table: table.cells["seeds"].sum())
     if not table.cells["seeds"].sum():
         return f"<h1>{escape(title or 'No run is finished yet')}</h1>"
-    found = FirstScreen(table, beat)
+    found = FirstScreen(table)
     csv = f"data:text/csv;base64,{base64.b64encode(to_csv(tables).encode()).decode()}"
+    costs = escape("; ".join(table.notes()[3:]))
     cards = [f'<div class="card"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in found.boxes()]
     return f"""<h1>{escape(title or found.title())}</h1>
 <p>{escape(found.sentence())}</p>
 <div class="cards">{"".join(cards)}</div>
 <div class="grid">{"".join(found.panels())}</div>
-<p class="soft">{escape(found.foot())} · <a download="cells.csv" href="{csv}">CSV of all cells</a> ·
-<a href="#table">table</a></p>"""
+<p class="soft">Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference. {costs} ·
+<a download="cells.csv" href="{csv}">CSV of all cells</a> · <a href="#table">table</a></p>"""
 
 
 # ---- what is folded below it ----
@@ -232,8 +202,8 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
                 yield f"<h3>{escape(f'{name}, {table.preset}, writes')}</h3><pre>{escape(text)}</pre>"
 
 
-def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules: bool = False) -> str:
-    """Return the page; ``title`` and the others are as the command's options."""
+def page(runs: Sequence[Run], title: str = "", bench: Path | None = None) -> str:
+    """Return the page; ``title`` and ``bench`` are as the command's options."""
     tables = result_tables(runs, bench)
     blocks = measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)
     folded = {
@@ -242,7 +212,7 @@ def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules:
         "What the language models write": "".join(samples(tables)),
         "Rows of papers": render(from_papers(tables), "html"),
     }
-    body = [f"<main>{first_screen(tables, title, simple_rules(tables) if rules else {})}</main>"]
+    body = [f"<main>{first_screen(tables, title)}</main>"]
     body += [f"<details><summary>{name}</summary>{text}</details>" for name, text in folded.items() if text]
     heading, style = escape(title or "CHELA: results"), Path(__file__).with_name("report.css").read_text()
     head = f'<meta charset="utf-8"><title>{heading}</title><style>{style}</style>'
@@ -255,18 +225,21 @@ class Options:
     """What the command is told."""
 
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
-    out: Path = option(Path("report.html"), "the page")
+    out: Path = option(Path("report.html"), "the page, or by .png, .pdf or .svg a figure of the learning curves")
     bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
-    rules: bool = option(False, "draw what simple rules score too; the data is made where it is not there")
     title: str = option("", "the page's title; without it, what was found")
 
 
 @command(Options, __doc__)
 def main(options: Options) -> int:
-    """Write the page; return the exit status."""
-    text = page(read_runs(options.runs), options.title, options.bench, options.rules)
-    write(options.out, text)
-    sys.stdout.write(f"{options.out}: {len(text) / 1e6:.1f} MB\n")
+    """Write the page or the figure; return the exit status."""
+    runs, kind = read_runs(options.runs), options.out.suffix.removeprefix(".")
+    if kind == "html":
+        data: str | bytes = page(runs, options.title, options.bench)
+    else:
+        data = plot.drawn(plot.learning_curves(runs), kind)
+    write(options.out, data)
+    sys.stdout.write(f"{options.out}: {len(data) / 1e6:.1f} MB\n")
     return 0
 
 

@@ -14,9 +14,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela import results
-from chela.config.compose import from_saved
 from chela.config.groups import flat, label
 from chela.config.identity import identity_of
 from chela.config.words import command
@@ -36,8 +34,6 @@ from chela.results import ACCURACY, GROUPS, TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from chela.config.schema import Config
 
 TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
 _ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
@@ -66,7 +62,7 @@ class Run:
         self.path, self.record, self.curves = path, record, curves
         self.result = record.get("result", {})  # empty unless finished or untested (trainer.test=false)
         # by dotted key, without what does not change numbers
-        self.config = identity_of(flat(record["config"]), neutral=True)
+        self.config = identity_of(flat(record.get("config", {})), neutral=True)
         if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(self.config)):
             raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
         if "own_code" in self.result:  # edited code is another row
@@ -95,14 +91,10 @@ class Run:
         """Return what is equal for runs that differ by their seed alone."""
         return tuple((key, str(value)) for key, value in self.config.items() if key != "seed")
 
-    def load_config(self) -> Config:
-        """Return its configuration as one of today's; UsageError where it is none."""
-        return from_saved(self.record["config"], self.path)
-
     def metrics(self, split: str) -> pd.DataFrame:
         """Return the lines of ``metrics.csv`` for "train" or "validation"; empty where there are none."""
         own = self.curves.loc[:, (self.curves != "").any()] if len(self.curves) else self.curves  # not of other runs
-        lines = own[own["split"] == split].drop(columns="split")
+        lines = own[own["split"] == split].drop(columns=["run", "split"], errors="ignore")
         return lines.replace("", "nan").astype(float).reset_index(drop=True)
 
 
@@ -116,8 +108,8 @@ def read_runs(paths: Iterable[Path | str]) -> list[Run]:
         collected = sorted(top.rglob(RUNS))
         found = [run for file in collected for run in _collected(file)] + [*map(read_run, _run_folders(top))]
         if not found:
-            what = f"expected runs in {top}, it holds none (a run has a config.yaml)"
-            raise UsageError(what if top.is_dir() else f"expected the folder of runs, there is none at {top}")
+            held = "it holds none (a run has a config.yaml)" if top.is_dir() else "there is no such folder"
+            raise UsageError(f"expected runs in {top}, {held}")
         read += found
     kept = {run.fingerprint: run for run in sorted(read, key=lambda run: _RANK.index(run.state))}
     return sorted(kept.values(), key=lambda run: (run.preset, task_order(run.task), run.model, run.cell, run.seed))
@@ -132,9 +124,8 @@ def _run_folders(top: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder."""
-    path = folder / "config.yaml"
-    record = {"config": _read(path, lambda: OmegaConf.to_container(OmegaConf.load(path)))}
-    record |= {key: found for key, name in FILES.items() if (found := read_json(folder / name))}
+    record = {"config": read_file(folder / "config.yaml")}
+    record |= {key: found for key, name in FILES.items() if (found := read_file(folder / name))}
     if "result" in record:
         record["result"] = results.read_result(folder / FILES["result"])
         record.pop("failed", None)  # before
@@ -142,22 +133,19 @@ def read_run(folder: Path) -> Run:
 
 
 def _collected(file: Path) -> list[Run]:
-    curves, none = _read_curves(file.with_name(CURVES)), _read_curves(Path())
-    by_run = dict(iter(curves.groupby("run"))) if "run" in curves else {}
+    curves = _read_curves(file.with_name(CURVES))
+    by_run = dict(iter(curves.groupby("run")))
     records = read_records(file).items()
-    return [
-        Run(file.parent / name, record, by_run.get(name, none).drop(columns="run", errors="ignore"))
-        for name, record in records
-    ]
+    return [Run(file.parent / name, record, by_run.get(name, curves[:0])) for name, record in records]
 
 
 def read_records(file: Path) -> dict[str, Record]:
     """Read ``runs.jsonl``: what is told of each run, by its name; nothing where there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    records = [_read(file, partial(json.loads, line)) for line in lines]
-    if not all({"run", "config"} <= record.keys() for record in records):
-        raise UsageError(f"expected lines with run and config in {file}, one has not")
-    return {record["run"]: record for record in records}
+    try:
+        return {record["run"]: record for record in map(json.loads, lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"expected runs, a line each, in {file}, could not read it ({error!r})") from None
 
 
 def _read_curves(file: Path) -> pd.DataFrame:
@@ -165,28 +153,23 @@ def _read_curves(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    whole = io.StringIO(text[: text.rfind("\n") + 1] or "split\n")  # the last line may be torn
+    whole = io.StringIO(text[: text.rfind("\n") + 1] or "run,split\n")  # the last line may be torn
     return pd.read_csv(whole, dtype=str, keep_default_na=False)
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Return the result of the run in a folder, or of the collected run that goes by it; empty where there is none."""
-    path = folder / FILES["result"]
+    path, top = folder / FILES["result"], folder.parents[1]
     if path.exists():
         return results.read_result(path)
-    top = folder.parents[1]
-    record = read_records(top / RUNS).get(str(folder.relative_to(top)), {})
-    return dict(record.get("result", {}))
+    return dict(read_records(top / RUNS).get(str(folder.relative_to(top)), {}).get("result", {}))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a dictionary; an empty one where there is no file."""
-    return _read(path, lambda: json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
-
-
-def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a dictionary, JSON or YAML by the file's ending; an empty one where there is no file."""
     try:
-        found = parse()
+        text = path.read_text(encoding="utf-8") if path.exists() else "{}"
+        found: Any = json.loads(text) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.create(text))
     except UNREADABLE as error:
         raise UsageError(f"expected a file as chela writes it at {path}, could not read it ({error})") from None
     if not isinstance(found, dict):
@@ -196,8 +179,7 @@ def _read(path: Path, parse: Callable[[], Any]) -> dict[str, Any]:
 
 def read_rates(folder: Path) -> dict[str, Any]:
     """Read the learning rates that a sweep chose, a record by task and system."""
-    path = folder / RATES
-    return _read(path, lambda: OmegaConf.to_container(OmegaConf.load(path))) if path.exists() else {}
+    return read_file(folder / RATES)
 
 
 def add_rates(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
@@ -250,8 +232,7 @@ def main(options: Options) -> int:
     lines = [json.dumps(records[name], ensure_ascii=False) for name in sorted(records)]
     write(into / RUNS, "".join(f"{line}\n" for line in lines))
     if curves:
-        by_width = sorted(curves.values(), key=lambda lines: -len(lines.columns))
-        columns = dict.fromkeys(["run", *(column for lines in by_width for column in lines)])
+        columns = dict.fromkeys(["run", *(column for lines in curves.values() for column in lines)])
         whole = pd.concat([curves[name] for name in sorted(curves)])
         write(into / CURVES, whole.to_csv(columns=list(columns), index=False, lineterminator="\n"))
     add_rates(into, {name: rate for path in paths for name, rate in read_rates(Path(path)).items()})

@@ -7,26 +7,26 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from chela.config.compose import resolve
 from chela.config.groups import flat
 from chela.config.words import plain
 from chela.core.errors import UsageError
 from chela.results import ACCURACY
-from experiments.runs import RATE, TASKS, Run, read_json, task_order
+from experiments.runs import RATE, TASKS, Run, read_file, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = {"parameters": "parameters", "tokens_per_second": "tokens/s", "peak_memory_bytes": "memory"}  # and their titles
 STATES = ("at chance", "failed", "unfinished", "untested")  # at chance: it never left the majority class by a point
 STEPS = "trainer.max_steps"
 ARENA = ("full", "lite")  # presets with LRA's own tasks
-_PRESETS = {"full": 0, "lite": 1, "mini": 2, "tiny": 3}
+_PRESETS = ("full", "lite", "mini", "tiny")  # in the order of tables, other ones follow
 _SAID_LAST = (RATE, "trainer.threads", "trainer.accelerator")
 _SAME_CELL = {"seed", "preset", "model.name"}
 
@@ -37,23 +37,21 @@ def row_order(name: str) -> tuple[bool, str]:
 
 
 def row_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run's row: its model, and where one was run in several ways on a task, what sets this way apart.
+    """Name each run's row in a table: its model, and where one was run in several ways, what sets this way apart.
 
     What the configuration files say for the task and the model goes without saying, so that in an ablation the full
     system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
     chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
     never joined under one name unless they differ by their seed alone (or by the task).
     """
-    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.preset, run.model].append(run)
     named = {}
-    for members in groups.values():
+    for model in {run.model for run in runs}:
+        members = [run for run in runs if run.model == model]
         keys = _telling_apart(members)
         for run in members:
-            usual = _usual(run.task, run.model, run.preset) if keys else {}
+            usual = _usual(run.task, model, run.preset) if keys else {}
             words = [f"{key}={plain(run.config.get(key))}" for key in keys if run.config.get(key) != usual.get(key)]
-            named[run.path] = f"{run.model} [{', '.join(words)}]" if words else run.model
+            named[run.path] = f"{model} [{', '.join(words)}]" if words else model
     return named
 
 
@@ -148,19 +146,14 @@ class ResultTable:
         known = len(found) == 1 and self.score(task)["name"] == "accuracy"
         return 100 * float(found.pop() or 0) if known else np.nan
 
-    def averages(self, tasks: Sequence[str]) -> pd.Series[float]:
-        """Return each row's mean score over the tasks of a group; NaN unless all of them have a result."""
-        return self.cells["mean"].unstack("task").reindex(index=self.rows, columns=tasks).mean(axis=1, skipna=False)
-
     def errors(self, task: str) -> pd.Series[float]:
         """Return the squared standard error of each row's mean.
 
         Two or three seeds say little of a row's own deviation, so all rows are given the column's, pooled over the rows
         with several seeds that have ``learned``; where none has, that of an accuracy on so many test records.
         """
-        column = self.column(task)
-        several = self.learned(task)
-        several = several[several["seeds"] > 1]
+        column, learned = self.column(task), self.learned(task)
+        several = learned[learned["seeds"] > 1]
         freedom = several["seeds"] - 1
         pooled = (freedom * several["sd"] ** 2).sum() / freedom.sum() if len(several) else column["test variance"]
         return pooled / column["seeds"]
@@ -221,38 +214,45 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
 
     ``bench`` is the JSON of ``chela bench train`` that speed and memory are taken from.
     """
-    session = read_json(bench)["rows"] if bench else []
-    groups: dict[tuple[str, str, int], list[Run]] = defaultdict(list)
-    place = _PRESETS.get
-    for run in sorted(runs, key=lambda run: (place(run.preset, len(_PRESETS)), run.preset, run.policy, -run.edition)):
-        groups[run.preset, run.policy, run.edition].append(run)
+
+    def kind(run: Run) -> tuple[Any, ...]:
+        return (*_PRESETS, run.preset).index(run.preset), run.preset, run.policy, -run.edition
+
+    session = read_file(bench).get("rows") if bench else []
+    if session is None:
+        raise UsageError(f"bench: expected a file that chela bench train wrote, got {bench}")
     tables = []
-    for (preset, policy, edition), members in groups.items():
-        names, lines = row_names(members), defaultdict(list)
-        for run in members:
-            lines[names[run.path], run.task].append(run)
-        order = sorted(lines, key=lambda place: (row_order(place[0]), task_order(place[1])))
-        index = pd.MultiIndex.from_tuples(order, names=["row", "task"])
-        cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
-        softmax = cells.reindex(pd.MultiIndex.from_tuples([(BASELINE, task) for _, task in order])).set_axis(index)
-        alike = cells["machines"] == softmax["machines"]
-        for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
-            cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
-        if bench or edition > 1:  # runs share their machine with whatever else goes on: one session of the benchmark
+    for (_, preset, policy, edition), members in groupby(sorted(runs, key=kind), kind):
+        group = list(members)
+        cells = _cells(group)
+        if bench or edition < -1:  # runs share their machine with whatever else goes on: one session of the benchmark
             itself = dict.fromkeys((f"speed, {BASELINE} / {BASELINE}", f"memory, {BASELINE} / {BASELINE}"), 1.0)
             here = [row for row in session if row["key"]["preset"] == preset]
             speeds = {row["key"]["task"]: itself | row["values"] for row in here}
             for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
-                ratios = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in order]
+                ratios = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in cells.index]
                 cells[f"{key} ×"] = ratios
-        tables.append(ResultTable(preset, policy, edition, members, cells))
+        tables.append(ResultTable(preset, policy, -edition, group, cells))
     return tables
 
 
+def _cells(runs: Sequence[Run]) -> pd.DataFrame:
+    names, lines = row_names(runs), defaultdict(list)
+    for run in runs:
+        lines[names[run.path], run.task].append(run)
+    order = sorted(lines, key=lambda place: (row_order(place[0]), task_order(place[1])))
+    index = pd.MultiIndex.from_tuples(order, names=["row", "task"])
+    cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
+    softmax = cells.reindex(pd.MultiIndex.from_tuples([(BASELINE, task) for _, task in order])).set_axis(index)
+    alike = cells["machines"] == softmax["machines"]
+    for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
+        cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
+    return cells
+
+
 def published() -> list[dict[str, Any]]:
-    """Return the rows of ``published.yaml``: name, mark, source, average, and ``values`` by task.
+    """Return the rows of ``published.yaml``: name, mark, source, average, and the ``values`` of the six tasks.
 
     A value is None where its source gives no number, "fail" where it reports failure.
     """
-    loaded: Any = OmegaConf.to_container(OmegaConf.load(Path(__file__).with_name("published.yaml")))
-    return [{**row, "values": dict(zip(TASKS, row["values"], strict=True))} for row in loaded["rows"]]
+    return list(read_file(Path(__file__).with_name("published.yaml"))["rows"])

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -37,7 +38,7 @@ SLURM = {"time": 60, "signal_delay_s": 120, "array_parallelism": 256, "max_num_t
 STOPPED = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # the run reached its time limit or was asked to stop: saved
 LOOK_SECONDS = 0.1  # from one look at the runs to the next
 
-Ended = tuple[Job, int | None, str]  # a run, its exit status (None: not started, or lost), the last line that it wrote
+Ended = tuple[Job, int | None, str]  # a run, its exit status (None: not started, or lost), why it was lost
 
 
 def say(name: str, line: str) -> None:
@@ -73,10 +74,6 @@ class Training:
             command = [*self.command, "trainer.progress=plain"]
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
-    def last_line(self) -> str:
-        """Return what it wrote last."""
-        return (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1].strip()[:300]
-
     def __call__(self) -> int:
         """Train; return the exit status (0, with nothing done, when somebody else works on this run)."""
         # The signal that announces the time limit goes to every process of the job; it is only for this one.
@@ -97,80 +94,131 @@ class Training:
 
 
 @dataclass
-class Launcher:
-    """What both launchers are told; each has ``run(jobs)``, which yields runs as they end."""
+class Sweep:
+    """Runs the grids of learning rates, chooses a rate for each pair, then runs all seeds; each event is a line."""
 
-    folder: Path  # the sweep's; logs lie there
+    pairs: list[Pair]  # the work, in order
+    folder: Path  # of the runs and their logs
     jobs: int  # most runs at once; 0: as many as fit
-    trainer: TrainerConfig  # of one of the runs: what each takes
-    command: Sequence[str] = TRAIN  # what is called with a run's words
+    command: Sequence[str]  # what is called with a run's words
     asked: int = field(default=0, init=False)  # the signal that asked to stop
+    known: set[Job] = field(default_factory=set, init=False)
+    done: set[Job] = field(default_factory=set, init=False)  # of these; a run that diverged in a grid is an answer too
+    failed: dict[str, str] = field(default_factory=dict, init=False)  # why, by the name of a run or a pair
 
-    def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """Start no more, and let ``run`` come to its end."""
-        self.asked = number
+    @property
+    def trainer(self) -> TrainerConfig:
+        """What each run takes."""
+        return self.pairs[0].config.trainer
+
+    def launch(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        """Yield runs as they end, until all have or it is ``asked`` to stop."""
+        raise NotImplementedError
 
     def training(self, job: Job) -> Training:
         """Return a run's process."""
         log = self.folder / "logs" / f"{job.name}.log"
         return Training((*self.command, *job.words), self.trainer.threads, log)
 
+    def run(self) -> int:
+        """Work until nothing is left to do, and say how it ended; return the exit status."""
+        with ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, self._stop))
+            rates = read_rates(self.folder)
+            untuned = [pair for pair in self.pairs if pair.tune and pair.rate(rates) is None]
+            self._work(job for pair in untuned for job in pair.tune)
+            records = {pair.name: pair.choose_rate() for pair in untuned if self.done.issuperset(pair.tune)}
+            rates = add_rates(self.folder, {name: record for name, record in records.items() if record})
+            blocked = [pair.name for pair in untuned if not records.get(pair.name)]
+            if not self.asked:
+                self.failed |= dict.fromkeys(blocked, "no learning rate: its grid did not finish, or diverged")
+            self._work(job for pair in self.pairs if pair.name not in blocked for job in pair.runs(pair.rate(rates)))
+        print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
+        for name, reason in self.failed.items():
+            print(f"  failed: {name}: {reason}")
+        if self.failed or self.known - self.done:
+            print("to go on: start the same command again")
+        if self.done:
+            print(f"table: chela table {self.folder}")
+        return 128 + self.asked if self.asked else 1 if self.failed else 0
 
-@dataclass
-class Local(Launcher):
-    """Processes on this machine, as many at once as fit: by GPUs where there are any, else by cores."""
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
 
-    def __post_init__(self) -> None:
-        import torch
+    def _work(self, jobs: Iterable[Job]) -> None:
+        new = dict.fromkeys(jobs)  # in order, each once
+        self.known |= set(new)
+        self.done |= {job for job in new if job.finished()}
+        for job, status, lost in self.launch([job for job in new if job not in self.done]):
+            log, finished = self.training(job).log, job.finished()
+            text = log.read_text(errors="replace").strip() if log.exists() else ""
+            line = lost or text.rpartition("\n")[2].strip()[:300]
+            if finished or (job.tunes and status == DivergedError.status):
+                self.done.add(job)
+                how = "finished" if finished else f"diverged: {line}"
+                say(job.name, f"{how} ({len(self.done)}/{len(self.known)})")
+            elif status in STOPPED or self.asked:
+                say(job.name, "stopped")
+            else:
+                reason = f"killed by signal {-status}" if status and status < 0 else line or f"exit status {status}"
+                job.record_failure(status, reason)
+                self.failed[job.name] = f"{reason} (log: {log})"
+                say(job.name, f"FAILED, the others go on: {reason}")
 
-        devices, visible = self.trainer.devices, os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        count = torch.cuda.device_count() if self.trainer.accelerator != "cpu" else 0
-        gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-        slots = [gpus[first : first + devices] for first in range(0, count - devices + 1, devices)]
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        slots = slots or [[]] * (self.jobs or max(1, cores // max(1, self.trainer.threads * devices)))
-        self.slots = deque(slots[: self.jobs or None])  # the GPUs of each run that may start now
-        self._going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+class Local(Sweep):
+    """Runs are processes on this machine, as many at once as fit; asked to stop, they save first."""
+
+    def launch(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run a process for each, and yield how it ended; those that another launcher has come last."""
-        waiting = deque(jobs)
-        while self._going or (waiting and not self.asked):
-            if waiting and self.slots and not self.asked:
+        waiting, free, told = deque(jobs), deque(slots(self.trainer, self.jobs)), False
+        going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
+        while going or (waiting and not self.asked):
+            if self.asked and not told:
+                told = True
+                for process in going:
+                    process.terminate()  # nothing happens to one that has ended
+            elif waiting and free and not self.asked:
                 job = waiting.popleft()
                 begun = job.folder.is_dir()
                 if job.finished():  # by another launcher
                     yield job, None, ""
-                elif process := self.training(job).start(self.slots[0]):
-                    self._going[process] = job, self.slots.popleft()
+                elif started := self.training(job).start(free[0]):
+                    going[started] = job, free.popleft()
                     say(job.name, "goes on" if begun else "started")
-                    if self.asked:  # in between
-                        process.terminate()
                 else:
                     waiting.append(job)
-            for process in [process for process in self._going if process.poll() is not None]:
-                job, gpus = self._going.pop(process)
-                self.slots.append(gpus)
-                yield job, process.returncode, self.training(job).last_line()
+            for process in [process for process in going if process.poll() is not None]:
+                job, gpus = going.pop(process)
+                free.append(gpus)
+                yield job, process.returncode, ""
             time.sleep(LOOK_SECONDS)
 
-    def stop(self, number: int, frame: FrameType | None = None) -> None:
-        """Ask the runs to save and stop; no other is started."""
-        super().stop(number)
-        for process in list(self._going):
-            process.terminate()  # nothing happens to one that has ended
+
+def slots(trainer: TrainerConfig, jobs: int) -> list[list[str]]:
+    """Return the GPUs of each run that there is room for, ``jobs`` at most: by GPUs where there are any, else cores."""
+    import torch
+
+    devices, visible = trainer.devices, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    count = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
+    gpus = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
+    room = [gpus[first : first + devices] for first in range(0, count - devices + 1, devices)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = room or [[]] * (jobs or max(1, cores // max(1, trainer.threads * devices)))
+    return room[: jobs or None]
 
 
 @dataclass
-class Slurm(Launcher):
-    """A Slurm job array, through submitit (extra ``slurm``), in a folder that the nodes share.
+class Slurm(Sweep):
+    """Runs are a Slurm job array, through submitit (extra ``slurm``), in a folder that the nodes share.
 
     A run that reaches its time limit is asked to save, is put back into the queue, and goes on with ``resume=auto``.
     Ending the launcher leaves its jobs in the queue (scancel takes them out); started again it submits what is not
     finished, and of a run that is there twice the later job does nothing.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)  # words of submitit's SlurmExecutor, such as partition
+    options: dict[str, Any]  # words of submitit's SlurmExecutor, such as partition
 
     def __post_init__(self) -> None:
         cpus = self.trainer.threads * self.trainer.devices
@@ -189,7 +237,7 @@ class Slurm(Launcher):
         except (RuntimeError, ValueError, TypeError) as error:
             raise UsageError(f"slurm: expected Slurm and words of submitit's SlurmExecutor, {error}") from None
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+    def launch(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Submit them as one array, and yield each as it ends, until asked to stop."""
         jobs = [] if self.asked else jobs
         submitted = self._executor.submit_array([self.training(job) for job in jobs]) if jobs else []
@@ -199,67 +247,9 @@ class Slurm(Launcher):
         while waiting and not self.asked:
             for job in [job for job, handle in waiting.items() if handle.done()]:
                 handle = waiting.pop(job)
-                if error := handle.exception():
-                    yield job, None, first_line(error)
-                else:
-                    yield job, handle.result(), self.training(job).last_line()
+                error = handle.exception()
+                yield job, None if error else handle.result(), first_line(error) if error else ""
             time.sleep(5 * LOOK_SECONDS)
-
-
-@dataclass
-class Sweep:
-    """Runs the grids of learning rates, chooses a rate for each pair, then runs all seeds; each event is a line."""
-
-    pairs: list[Pair]  # the work, in order
-    launcher: Local | Slurm
-    known: set[Job] = field(default_factory=set)
-    done: set[Job] = field(default_factory=set)  # of these; a run of a grid that diverged is an answer too
-    failed: dict[str, str] = field(default_factory=dict)  # why, by the name of a run, or of a pair without a rate
-
-    def run(self) -> int:
-        """Work until nothing is left to do, and say how it ended; return the exit status."""
-        folder = self.launcher.folder
-        before = {number: signal.signal(number, self.launcher.stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            rates = read_rates(folder)
-            untuned = [pair for pair in self.pairs if pair.tune and pair.rate(rates) is None]
-            self._work(job for pair in untuned for job in pair.tune)
-            chosen = {pair.name: pair.choose_rate() for pair in untuned if self.done.issuperset(pair.tune)}
-            rates = add_rates(folder, {name: record for name, record in chosen.items() if record})
-            blocked = [pair.name for pair in untuned if not chosen.get(pair.name)]
-            if not self.launcher.asked:
-                self.failed |= dict.fromkeys(blocked, "no learning rate: its grid did not finish, or diverged")
-            ready = [pair for pair in self.pairs if pair.name not in blocked]
-            self._work(job for pair in ready for job in pair.runs(pair.rate(rates)))
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        print(f"{len(self.done)} of {len(self.known)} runs finished, {len(self.failed)} failed")
-        for name, reason in self.failed.items():
-            print(f"  failed: {name}: {reason}")
-        if self.failed or self.known - self.done:
-            print("to go on: start the same command again")
-        if self.done:
-            print(f"table: chela table {folder}")
-        return 128 + self.launcher.asked if self.launcher.asked else 1 if self.failed else 0
-
-    def _work(self, jobs: Iterable[Job]) -> None:
-        new = dict.fromkeys(jobs)  # in order, each once
-        self.known |= set(new)
-        self.done |= {job for job in new if job.finished()}
-        for job, status, line in self.launcher.run([job for job in new if job not in self.done]):
-            finished = job.finished()
-            if finished or (job.tunes and status == DivergedError.status):
-                self.done.add(job)
-                how = "finished" if finished else f"diverged: {line}"
-                say(job.name, f"{how} ({len(self.done)}/{len(self.known)})")
-            elif status in STOPPED or self.launcher.asked:
-                say(job.name, "stopped")
-            else:
-                reason = f"killed by signal {-status}" if status and status < 0 else line or f"exit status {status}"
-                job.record_failure(status, reason)
-                self.failed[job.name] = f"{reason} (log: {self.launcher.training(job).log})"
-                say(job.name, f"FAILED, the others go on: {reason}")
 
 
 @dataclass
@@ -287,8 +277,8 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
         return _dry_run(pairs, read_rates(folder))
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
-    what = (folder, options.jobs, pairs[0].config.trainer, command)
-    return Sweep(pairs, Slurm(*what, file.slurm) if options.launcher == "slurm" else Local(*what)).run()
+    told = (pairs, folder, options.jobs, command)
+    return (Slurm(*told, file.slurm) if options.launcher == "slurm" else Local(*told)).run()
 
 
 def _dry_run(pairs: list[Pair], rates: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import html
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +33,11 @@ from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, re
 NONE = "–"  # the cell of what has not been run
 BOLD = re.compile(r"\*\*(.*?)\*\*")  # a cell, as in Markdown
 ADDS, MAJORITY = "attention of {} adds", "majority class"  # rows below the systems
+LEGEND = (
+    "Test accuracy in %{}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left the "
+    "majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not tell "
+    "from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md."
+)
 WORDS = ("task", "system", "mark", "source")  # columns of text, which go to the left as the first one does
 
 Block: TypeAlias = "str | pd.DataFrame"
@@ -41,8 +46,9 @@ Block: TypeAlias = "str | pd.DataFrame"
 
 def render(blocks: Sequence[Block], kind: str) -> str:
     """Return the blocks as ``md``, ``html`` (a part of a page) or ``latex``, where all but the tables is a comment."""
-    paragraph, table = _FORMS[kind]
-    return "\n".join(paragraph(block) if isinstance(block, str) else table(block) for block in blocks)
+    text = {"md": "{}\n".format, "html": _tag, "latex": "% {}\n".format}[kind]
+    table = {"md": _markdown, "html": _html, "latex": _latex}[kind]
+    return "\n".join(text(block) if isinstance(block, str) else table(block) for block in blocks)
 
 
 def _to_the_left(frame: pd.DataFrame) -> list[bool]:
@@ -58,12 +64,7 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 def _latex(frame: pd.DataFrame) -> str:
     columns = "".join("l" if left else "r" for left in _to_the_left(frame))
-    text = frame.rename(columns=_escaped).map(_escaped).to_latex(index=False, column_format=columns)
-    return BOLD.sub(r"\\textbf{\1}", text)
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([&%_#$])", r"\\\1", text)
+    return BOLD.sub(r"\\textbf{\1}", frame.to_latex(index=False, escape=True, column_format=columns))
 
 
 def _tag(text: str) -> str:
@@ -75,13 +76,6 @@ def _tag(text: str) -> str:
 def _html(frame: pd.DataFrame) -> str:
     table = BOLD.sub(r"<b>\1</b>", frame.to_html(index=False, border=0, justify="left"))
     return f'<div class="wide">{table}</div>'
-
-
-_FORMS: dict[str, tuple[Callable[[str], str], Callable[[pd.DataFrame], str]]] = {
-    "md": ("{}\n".format, _markdown),
-    "latex": ("% {}\n".format, _latex),
-    "html": (_tag, _html),
-}
 
 
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
@@ -96,7 +90,8 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
     for table in tables:
         grid = main_grid(table, probe)
         grid = grid.loc[:, (grid != NONE).any().to_numpy()] if compact else grid
-        out += [f"## Measured here: preset {table.name}", grid, *_legend(table)]
+        other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
+        out += [f"## Measured here: preset {table.name}", grid, LEGEND.format(other), "; ".join(table.notes()) + "."]
         out += ["### Each task and system", detail_grid(table, probe), *group_grids(table)]
     return out
 
@@ -112,7 +107,7 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
         apart += " Rows of preset lite are of smaller networks and shorter training: beside a paper's, say both."
     rows = []
     for row in published():
-        values = ["fails" if value == "fail" else number(value) for value in row["values"].values()]
+        values = ["fails" if value == "fail" else number(value) for value in row["values"]]
         rows.append([row["name"], *values, number(row["average"]), row["mark"], row["source"]])
     header = ["paper's row", *TITLES.values(), "average, as printed", "mark", "source"]
     return [
@@ -120,16 +115,6 @@ def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
         "Accuracies as papers print them, each with its source." + apart,
         pd.DataFrame(rows, columns=header),
         "mark A: read in the primary source; B: read in another paper that cites it.",
-    ]
-
-
-def _legend(table: ResultTable) -> list[str]:
-    other = "" if _accuracy_only(table) else " (another score where a task's column names one)"
-    return [
-        f"Test accuracy in %{other}, mean ± standard deviation (seeds). “at chance”: seeds whose training never left "
-        "the majority class, counted in the mean. Bold: the best of a column, and all that two standard errors do not "
-        "tell from it. ×: beside softmax, geometric mean over the tasks that both were run on. See docs/sweeps.md.",
-        "; ".join(table.notes()) + ".",
     ]
 
 
@@ -154,8 +139,7 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
 
     With ``probe``, what the attention adds to the score stands below the systems that were probed.
     """
-    adds = table.cells["adds"].unstack("task").reindex(table.rows).dropna(how="all") if probe else pd.DataFrame()
-    columns = []
+    columns, below = [], [*(ADDS.format(row) for row in table.rows), MAJORITY]
     of = {task: name for name, tasks in GROUPS.items() for task in tasks}
     for group in (*GROUPS, ""):  # those of nobody's group come last
         tasks = [task for task in table.tasks if of.get(task, "") == group]
@@ -163,17 +147,18 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
             column, digits = table.column(task), table.score(task)["digits"]
             texts = {row: cell_text(table, task, row) for row in column.index}
             texts |= {row: f"**{texts[row]}**" for row in table.leaders(task) if column["mean"].count() > 1}
-            added = adds.get(task, pd.Series())
+            added = column["adds"] if probe else {}
             texts |= {ADDS.format(row): number(value, digits=digits) for row, value in added.items()}
             texts[MAJORITY] = number(table.majority(task), digits=digits)
             columns.append(pd.Series(texts, name=task_heading(table, task)))
         if group and len(tasks) > 1:
-            columns.append(table.averages(tasks).map(number).rename(f"average of {group}"))
+            means = table.cells["mean"].unstack("task").reindex(index=table.rows, columns=tasks)
+            columns.append(means.mean(axis=1, skipna=False).map(number).rename(f"average of {group}"))
     for key, title in COSTS.items():
         means = np.exp(np.log(table.cells[f"{key} ×"]).groupby("row", sort=False).mean())  # geometric
         columns.append(means.map(lambda ratio: number(ratio, "×")).rename(f"{title} ×"))
-    grid = pd.concat(columns, axis=1).reindex([*table.rows, *map(ADDS.format, adds.index), MAJORITY]).fillna(NONE)
-    grid = grid[(grid != NONE).any(axis=1) | (grid.index != MAJORITY)]
+    grid = pd.concat(columns, axis=1).reindex([*table.rows, *below]).fillna(NONE)
+    grid = grid[(grid != NONE).any(axis=1) | ~grid.index.isin(below)]
     return grid.reset_index(names="system")
 
 
@@ -216,9 +201,9 @@ def group_grids(table: ResultTable) -> list[Block]:
     out: list[Block] = []
     for task in table.tasks:
         means = {row: pd.DataFrame(map(_by_group, runs)).mean() for row, runs in table.column(task)["runs"].items()}
-        if found := {row: dict(scores) for row, scores in means.items() if len(scores)}:
-            grid = pd.DataFrame(found.values(), index=list(found)).map(number)
-            out += [f"### {task_heading(table, task)} by group", grid.reset_index(names="system")]
+        grid = pd.DataFrame(means).T.dropna(how="all")
+        if len(grid):
+            out += [f"### {task_heading(table, task)} by group", grid.map(number).reset_index(names="system")]
     return out
 
 

@@ -300,4 +300,4 @@ def report(console: Console, config: Config, run: RunFolder, result: dict[str, A
     if result.get("context"):
         console.print(f"context: {result['context']}\ngenerate: chela generate run={where}")
     console.print(f"evaluate: chela evaluate run={where}\nresume:   chela train resume={where}")
-    console.print(f"plot:     chela plot {run.path}")
+    console.print(f"plot:     chela report {run.path} out=curves.png")

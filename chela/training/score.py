@@ -1,6 +1,6 @@
 """The one way to score: what a step counts, summed over batches, groups and processes.
 
-Validation and test of a run, ``chela evaluate``, ``predict``, ``probe`` and ``length`` all go through ``each``.
+Validation and test of a run, ``chela evaluate``, ``predict`` and ``probe`` all go through ``each``.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ class Options:
 
     name: str = option(MISSING, "the benchmark", choices=tuple(BENCHMARKS), positional=True)
     quick: bool = option(False, "smallest sizes only, to see that it works")
-    cpu_time: bool = option(False, "count CPU seconds, not the wall clock: for a busy machine and one thread")
     out: Path | None = option(None, f"where the JSON goes; null is {RESULTS}/NAME.json")
     task: list[str] = option([], "train: tasks; all when none is named")
     model: list[str] = option([], "train: systems; all when none is named")

@@ -38,8 +38,6 @@ def main(options: Options) -> int:
     run = getattr(importlib.import_module(f"experiments.bench.{BENCHMARKS[options.name]}"), options.name)
     from experiments.bench import timing
 
-    if options.cpu_time:
-        timing.use_cpu_time()
     facts, rows = timing.machine(), run(options)
     result = {"name": options.name, "machine": facts, "rows": [vars(row) for row in rows]}
     write(path, json.dumps(result, indent=1) + "\n")

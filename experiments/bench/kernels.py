@@ -36,7 +36,18 @@ def convolution(options: Options) -> list[Row]:
 
     CPU, float32, causal, K = L, with glibc's default allocator unless the environment sets another.
     """
-    return [convolution_row(*size) for size in (CONVOLUTIONS[:1] if options.quick else CONVOLUTIONS)]
+    rows = []
+    for batch, channels, length in CONVOLUTIONS[: 1 if options.quick else None]:
+        u, d_out = torch.randn(2, batch, length, channels).unbind()
+        kernel = torch.randn(channels, length) / length**0.5
+        ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
+        times = interleaved({"fft_conv": ours, "plain": theirs}, seconds=2.0, least=5)
+        median = times.median()
+        values = {"fft_conv / plain": median["fft_conv"] / median["plain"]}
+        values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
+        key = {"B": batch, "C": channels, "L": length, "allocator": timing.allocator(keep=False)}
+        rows.append(Row.timed(key, times, values))
+    return rows
 
 
 def plain(u: Tensor, kernel: Tensor) -> Tensor:
@@ -66,31 +77,15 @@ def transforms_and_products(batch: int, channels: int, length: int) -> Step:
     return work
 
 
-def convolution_row(batch: int, channels: int, length: int) -> Row:
-    """Return times and peak memory at one size."""
-    u, d_out = torch.randn(2, batch, length, channels).unbind()
-    kernel = torch.randn(channels, length) / length**0.5
-    ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
-    times = interleaved({"fft_conv": ours, "plain": theirs}, seconds=2.0, least=5)
-    median = times.median()
-    values = {"fft_conv / plain": median["fft_conv"] / median["plain"]}
-    values["peak memory, fft_conv / plain"] = peak_memory(ours) / peak_memory(theirs)
-    key = {"B": batch, "C": channels, "L": length, "allocator": timing.allocator(keep=False)}
-    return Row.timed(key, times, values)
-
-
 def linear_attention(options: Options) -> list[Row]:
     """Linear attention, forward + backward: against softmax, its own products, other kernels.
 
     CPU: float32, H 4, D = E = 64. CUDA: bfloat16, D 64 and 128, against FlashAttention, and fla where it is installed.
     """
+    lengths = (1024,) if options.quick else (1024, 4096, 16384, 65536)
     if torch.cuda.is_available():
-        return [
-            attention_row_gpu(L, D)
-            for D in (64, 128)
-            for L in ((1024,) if options.quick else (1024, 4096, 16384, 65536))
-        ]
-    return [attention_row(L) for L in ((256,) if options.quick else (1024, 4096, 16384, 65536))]
+        return [attention_row_gpu(L, D) for D in (64, 128) for L in lengths]
+    return [attention_row(L) for L in lengths]
 
 
 def attention_row(L: int) -> Row:
@@ -168,8 +163,23 @@ def layers(options: Options) -> list[Row]:
     Width 128, queries and keys 64, values 256, bidirectional, batch 1, float32, all else as by default. On a CPU the
     allocator keeps its memory, unless the environment says otherwise.
     """
-    allocator = timing.allocator(keep=True)
-    return [layer_row(length, allocator) for length in (LENGTHS[:1] if options.quick else LENGTHS)]
+    rows, allocator = [], timing.allocator(keep=True)
+    for length in LENGTHS[: 1 if options.quick else None]:
+        torch.manual_seed(0)
+        chela = ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)
+        modules: dict[str, nn.Module] = {"CHELA": chela}
+        if length <= SOFTMAX_UP_TO:
+            modules["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
+        x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
+        steps = {name: training_step(f, x, d_out=d_out, weights=f.parameters()) for name, f in modules.items()}
+        times = interleaved(steps | {WORK: products_and_transforms(chela, length)}, seconds=3.0, least=3)
+        median = times.median()
+        values = {f"CHELA / {WORK}": median["CHELA"] / median[WORK]}
+        if "softmax" in times:
+            values["softmax / CHELA"] = median["softmax"] / median["CHELA"]
+        values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
+        rows.append(Row.timed({"L": length, "allocator": allocator}, times, values, PARTS))
+    return rows
 
 
 def products_and_transforms(layer: ChelaLayer, length: int) -> Step:
@@ -194,21 +204,3 @@ def products_and_transforms(layer: ChelaLayer, length: int) -> Step:
             _ = v @ S.mT, v @ S.mT  # do S^T and v dS^T
 
     return work
-
-
-def layer_row(length: int, allocator: str) -> Row:
-    """Return times and peak memory at one length."""
-    torch.manual_seed(0)
-    chela = ChelaLayer(WIDTH, l_max=length, d_qk=QUERY, d_value=VALUE)
-    modules: dict[str, nn.Module] = {"CHELA": chela}
-    if length <= SOFTMAX_UP_TO:
-        modules["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
-    x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
-    steps = {name: training_step(layer, x, d_out=d_out, weights=layer.parameters()) for name, layer in modules.items()}
-    times = interleaved(steps | {WORK: products_and_transforms(chela, length)}, seconds=3.0, least=3)
-    median = times.median()
-    values = {f"CHELA / {WORK}": median["CHELA"] / median[WORK]}
-    if "softmax" in times:
-        values["softmax / CHELA"] = median["softmax"] / median["CHELA"]
-    values |= {f"{name} [MiB]": peak_memory(step) / 2**20 for name, step in steps.items()}
-    return Row.timed({"L": length, "allocator": allocator}, times, values, PARTS)

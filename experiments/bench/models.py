@@ -43,9 +43,8 @@ def train(options: Options) -> list[Row]:
     a GPU the recipe's batch. Memory is what a step holds beyond weights and Adam's moments.
     """
     tasks = options.task or (["listops"] if options.quick else names("task"))
-    presets = options.preset or (
-        ["tiny"] if options.quick else ["mini", "full"] if torch.cuda.is_available() else ["mini"]
-    )
+    usual = ["mini", "full"] if torch.cuda.is_available() else ["mini"]
+    presets = options.preset or (["tiny"] if options.quick else usual)
     shapes = [[f"preset={preset}", f"task={task}"] for preset in presets for task in tasks]
     models = [f"model={model}" for model in options.model or names("model")]
     plan = [[resolve([*shape, model]) for model in models] for shape in shapes]  # a name may be wrong: before measuring
@@ -118,34 +117,32 @@ def training_step(config: Config, about: Any, accelerator: str, precision: str) 
     return step
 
 
+@torch.no_grad()
 def generate(options: Options) -> list[Row]:
     """One token more, after a context: time, and memory of the state, per system.
 
     Two blocks of width 128 without a feed-forward layer, one text, float32. The context is random bytes that are
     prefilled; then single steps are timed, the systems taking turns.
     """
-    return [context_row(length) for length in (CONTEXTS[:1] if options.quick else CONTEXTS)]
-
-
-@torch.no_grad()
-def context_row(length: int) -> Row:
-    """Return the time of a step, and the bytes of the state, after ``length`` symbols."""
-    torch.manual_seed(0)
-    symbols = torch.randint(1, 257, (1, length))
-    steps, sizes = {}, {}
-    for system, (name, options) in SYSTEMS.items():
-        config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**options))
-        model: Any = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
-        state: dict[str, Tensor] = {}
-        for start in range(0, length, PIECE):
-            _, state = model.prefill(symbols[:, start : start + PIECE], state or None)
-        _, state = model.step(symbols[:, 0], state)  # which works out what a prefill leaves to the first step
-        steps[system] = partial(make_steps, model, symbols[:, 0], state)
-        sizes[system] = sum(part.nbytes for part in state.values())
-    times = interleaved(steps, seconds=2.0, least=3, most=20)
-    values = {f"{name} [ms]": took / STEPS for name, took in times.median().items()}
-    values |= {f"{name} [KiB]": size / 1024 for name, size in sizes.items()}
-    return Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}")
+    rows = []
+    for length in CONTEXTS[: 1 if options.quick else None]:
+        torch.manual_seed(0)
+        symbols = torch.randint(1, 257, (1, length))
+        steps, sizes = {}, {}
+        for system, (name, said) in SYSTEMS.items():
+            config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**said))
+            model: Any = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
+            state: dict[str, Tensor] = {}
+            for start in range(0, length, PIECE):
+                _, state = model.prefill(symbols[:, start : start + PIECE], state or None)
+            _, state = model.step(symbols[:, 0], state)  # which works out what a prefill leaves to the first step
+            steps[system] = partial(make_steps, model, symbols[:, 0], state)
+            sizes[system] = sum(part.nbytes for part in state.values())
+        times = interleaved(steps, seconds=2.0, least=3, most=20)
+        values = {f"{name} [ms]": took / STEPS for name, took in times.median().items()}
+        values |= {f"{name} [KiB]": size / 1024 for name, size in sizes.items()}
+        rows.append(Row({"L": length}, values, f"the median of turns of {STEPS} steps, divided by {STEPS}"))
+    return rows
 
 
 def make_steps(model: Any, symbol: Tensor, state: dict[str, Tensor]) -> None:

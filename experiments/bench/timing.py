@@ -19,20 +19,12 @@ from chela.training.machine import describe, tune_allocator
 Step = Callable[[], object]
 ALLOCATOR = ("LD_PRELOAD", *(f"MALLOC_{name}" for name in ("MMAP_MAX_", "TRIM_THRESHOLD_", "TOP_PAD_", "ARENA_MAX")))
 
-_counter: Callable[[], float] = time.perf_counter
-
-
-def use_cpu_time() -> None:
-    """Count the CPU seconds of this process from now on: what the work of one thread costs, also on a busy machine."""
-    global _counter
-    _counter = time.process_time
-
 
 def clock() -> float:
     """Return seconds, once the GPU, if there is one, has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return _counter()
+    return time.perf_counter()
 
 
 def interleaved(
@@ -97,6 +89,5 @@ def machine() -> dict[str, Any]:
         **describe(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": os.getloadavg()[0],
-        "clock": _counter.__name__,
         "allocator": {name: os.environ[name] for name in ALLOCATOR if name in os.environ} or "default",
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 import torch
@@ -45,7 +46,13 @@ def tuned(dtype: torch.dtype, width: int, length: int, seconds: float) -> Row:
     inputs = torch.randn(4, 1, length, heads, width, device=device, dtype=dtype).unbind()
     decay = -torch.logspace(-1, -8, heads, base=2, device=device)
     right, _ = attempt(None, inputs, decay)
-    best, began, tried, wrong = start(dtype, width), time.monotonic(), set(), 0
+    best = INTERPRETED
+    if device == "cuda":
+        card: Any = torch.cuda.get_device_properties(0)
+        memory = int(card.shared_memory_per_block_optin)
+        best = launches(width, width, dtype, memory, gradients=True, hopper=card.major == 9)[0]
+    began, wrong = time.monotonic(), 0
+    tried: set[Launch] = set()
     first, best_time = attempt(best, inputs, decay)
     table_time, ended = best_time, False
     assert all(close(x, y) for x, y in zip(first, right, strict=True)), "the table's own launch computes something else"
@@ -67,15 +74,6 @@ def tuned(dtype: torch.dtype, width: int, length: int, seconds: float) -> Row:
     name = str(dtype).removeprefix("torch.")
     values = {"table's launch [ms]": table_time, "best [ms]": best_time, "tried": len(tried), "wrong": wrong}
     return Row({"dtype": name, "D": width, "L": length}, values, f"({dtype}, {width}): {best}")
-
-
-def start(dtype: torch.dtype, width: int) -> Launch:
-    """Return the launch that the table has for this device."""
-    if not torch.cuda.is_available():
-        return INTERPRETED
-    device = torch.cuda.get_device_properties(0)
-    memory = int(device.shared_memory_per_block_optin)
-    return launches(width, width, dtype, memory, gradients=True, hopper=device.major == 9)[0]
 
 
 def neighbours(launch: Launch, width: int) -> Iterator[Launch]:

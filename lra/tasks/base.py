@@ -181,10 +181,6 @@ class Task:
             raise ValueError(f"expected a multiple of {self.input_dim} numbers, got {values.size:,}")
         return values.astype(np.float32).reshape(-1, self.input_dim)
 
-    def text(self, sequence: np.ndarray) -> str:
-        """Return what an encoded sequence says, for people; empty where it is no text."""
-        return ""
-
 
 class InMemory(Records):
     """Records that fit into memory: (input, label) of each, see ``Encoded`` and ``Label``; lists stand for arrays."""

@@ -141,11 +141,6 @@ class Corpus(Task):
                 raise ValueError(f"{shown(character)} at position {at} is none of the {len(self.alphabet)} symbols")
         return self.table[np.frombuffer(line.encode("utf-8", "surrogateescape"), np.uint8)]
 
-    def text(self, sequence: np.ndarray) -> str:
-        """Return the text of ids."""
-        found = bytes(ord(self.alphabet[i - 1]) for i in np.asarray(sequence).tolist() if i > 0)
-        return found.decode("utf-8", "replace")
-
 
 class Shakespeare(Corpus):
     """Forty thousand lines of Shakespeare by characters, split as nanoGPT does: there is no third part to test on."""

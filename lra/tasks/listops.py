@@ -201,10 +201,6 @@ class ListOps(StoredTask):
             evaluate(line)  # or an error: it is not closed, or more than one
         return tokens
 
-    def text(self, sequence: np.ndarray) -> str:
-        """Return the expression in words."""
-        return text(sequence)
-
 
 def _example(tokens: np.ndarray, label: int) -> Example:
     return Example({"tokens": tokens}, label, (len(tokens), depth(tokens)))

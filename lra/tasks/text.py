@@ -76,10 +76,6 @@ class TextTask(StoredTask):
         raw = (np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8) for part in parts)
         return self.encode(dict(zip(self.texts, raw, strict=True)))
 
-    def text(self, sequence: np.ndarray) -> str:
-        """Return the text of bytes; of hashed words there is none."""
-        return (sequence - 1).astype(np.uint8).tobytes().decode("utf-8", "replace") if self.vocab_size == 257 else ""
-
 
 ARCHIVE = Remote(
     file="aclImdb_v1.tar.gz",

@@ -17,7 +17,7 @@ from chela.config.groups import configs_folder, names
 from experiments import plan
 from experiments.plan import read_sweep
 from experiments.runs import add_rates, read_rates
-from experiments.sweep import Local
+from experiments.sweep import slots
 from tests.experiments.conftest import LOSS, SMALL, sweep
 
 TUNED = {**SMALL, "tune": {"rates": [0.001, 0.002], "steps": 0.5}}
@@ -77,14 +77,14 @@ def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.
     ],
 )
 def test_how_many_runs_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, count: int, devices: int, room: list[list[str]]
+    monkeypatch: pytest.MonkeyPatch, visible: str, count: int, devices: int, room: list[list[str]]
 ) -> None:
     """By GPUs where there are any, else by cores."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     config = resolve(["preset=tiny", "trainer.accelerator=auto", "trainer.threads=1", f"trainer.devices={devices}"])
-    assert list(Local(tmp_path, 0, config.trainer).slots) == room
+    assert slots(config.trainer, 0) == room
 
 
 @pytest.mark.parametrize(

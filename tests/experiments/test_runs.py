@@ -213,7 +213,7 @@ def test_a_broken_folder_is_one_line(make_run: MakeRun, break_it: object, messag
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"run": "a/b"', "runs.jsonl, could not read it"), ('{"run": "a/b"}', "run and config")]
+    ("text", "message"), [('{"run": "a/b"', "runs.jsonl, could not read it"), ('{"run": "a/b"}', "it lacks")]
 )
 def test_collected_results_that_cannot_be_read_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "runs.jsonl").write_text(text + "\n")
