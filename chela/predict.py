@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from chela.config.compose import run_folder
 from chela.config.groups import names
-from chela.config.words import command, opened
+from chela.config.words import command
 from chela.core.errors import DataError, UsageError
 from chela.core.files import expect_trusted
 from chela.core.options import option
@@ -80,11 +81,14 @@ def main(words: Words) -> int:
         task = get_task(read_options(task_options(name), model.encoding, where, "task."))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
-    with opened(words.input) as file:
-        lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
-        for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
-            named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
-            sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
+    try:
+        file = sys.stdin.buffer if words.input == "-" else open(os.path.expanduser(words.input), "rb")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+    lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
+    for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
+        named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
+        sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from chela.core.errors import DataError
-from chela.core.files import file_errors, locked, sha256, sync, write_whole
+from chela.core.files import locked, make_folder, sha256, sync, write_whole
 
 T = TypeVar("T")
 
@@ -69,15 +69,15 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
     ``splits`` is called only if there is something to build; it yields the examples of each split, in order.
 
     Raises:
-        DataError: They cannot be written or read, or are not ``spec.counts``.
+        UsageError: The folder cannot be written.
+        DataError: The records cannot be read, or are not ``spec.counts``.
     """
     folder = spec.folder(root)
-    with file_errors(folder):
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder):
-                if not folder.exists():  # else it was built by the process that held the lock
-                    _build(folder, spec, splits, progress)
+    if not folder.exists():
+        make_folder(folder.parent, "data.dir")
+        with locked(folder):
+            if not folder.exists():  # else it was built by the process that held the lock
+                _build(folder, spec, splits, progress)
     check(folder, spec.counts)
     return folder
 

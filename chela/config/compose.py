@@ -9,10 +9,8 @@ preset), ``configs/model`` (the same), what the task's file says of this model, 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,10 @@ from omegaconf import OmegaConf
 
 from chela.config.groups import PRESETS, Layer, flat, is_file, label, names, read_group
 from chela.config.identity import identity_of, of_today
-from chela.config.schema import Config, fields, seconds, values
+from chela.config.schema import Config, ModelConfig, fields, seconds, values
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted, importable
-from chela.core.options import check_value, closest, kind_of, read_value, shown, spelled
+from chela.core.options import check_value, closest, read_value, shown, split_words
 from lra.tasks import get_task, task_options
 
 GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
@@ -36,7 +34,10 @@ OTHER_NAMES = {"epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_s
 
 def resolve(words: list[str]) -> Config:
     """Build the configuration that ``words`` (``key=value``) ask for; UsageError says what was expected."""
-    said = [_split(word, after) for word, after in itertools.pairwise([*words, ""])]
+    said = [*split_words(words)]
+    for key, value in said:
+        if "${" in value or value == "???" or not value.isprintable():
+            raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
     told = {"resume": "none", "config": "", "trust": ""} | dict(said)
     for key in ("resume", "config"):
         if told[key] not in ("none", "auto", ""):
@@ -89,12 +90,7 @@ def defaults(task: str, mixer: str) -> Config:
     """Return the configuration of a task and a system in which nothing was said."""
     from chela.layers.mixers import mixer_options  # loads torch
 
-    try:
-        config = Config(task=task_options(task)())
-        config.model.mixer = mixer_options(mixer)()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return config
+    return Config(task=task_options(task)(), model=ModelConfig(mixer=mixer_options(mixer)()))
 
 
 def _sizes() -> set[str]:
@@ -121,21 +117,7 @@ def _set(config: Config, key: str, given: Any, where: str = "") -> None:
         raise UsageError(f"{where}{key}: expected one of its keys ({key}.NAME=…), got {shown(given)}; see --help")
     if key in ("task.name", "model.mixer.name", "model.name") and not where and before != given:
         raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {shown(given)}")
-    try:
-        setattr(section, name, read_value(key, kind_of(items[name]), given))
-    except ValueError as error:
-        raise UsageError(f"{where}{error}") from None
-
-
-def _split(word: str, after: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals or word.startswith("-"):
-        raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after)}; see --help")
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
-        raise UsageError(f"expected a dotted key such as model.depth, got {shown(key)}; see --help")
-    if "${" in value or value == "???" or not value.isprintable():
-        raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
-    return key, value
+    setattr(section, name, read_value(f"{where}{key}", str(items[name].type), given))
 
 
 def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> str:
@@ -154,15 +136,12 @@ def check(config: Config) -> Config:
     """Return a configuration whose values are all within their bounds and go together; UsageError where not."""
     try:
         for key, value, item in fields(config):
-            if not key.startswith("task."):  # a task checks its own
-                check_value(key, value, item.metadata)
+            check_value(key, value, item.metadata)
         task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
     trainer, carry, on = config.trainer, config.data.carry, f"for task={config.task.name}"
-    if not config.runs:
-        raise UsageError("runs: expected a folder, got ''")
     if task.objective == "tokens" and task.in_order and not config.model.causal:
         raise UsageError(f"model.causal: expected true {on}, got false: each target is the next input")
     if carry and not task.in_order:

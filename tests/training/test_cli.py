@@ -126,9 +126,9 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["model.mixer.rotary=true"], "got 'model.mixer.rotary'"),
         (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
         (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
-        (["=3"], "expected a dotted key such as model.depth, got ''"),
+        (["=3"], "expected key=value of a run, got ''"),
         (["--task", "listops"], "expected key=value, got '--task', say task=listops; see --help"),
-        (["schlüssel=3"], "expected a dotted key"),
+        (["schlüssel=3"], "expected key=value of a run, got 'schlüssel'"),
         # types
         (["model.depth=abc"], "model.depth: expected a whole number, got 'abc'"),
         (["model.prenorm=7up"], "model.prenorm: expected true or false, got '7up'"),
@@ -137,7 +137,6 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
         (["task=pathfinder", "task.contour_lengths=x"], "lengths: expected a list of whole numbers or null, got 'x'"),
-        (["runs="], "runs: expected a folder, got ''"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),
@@ -185,8 +184,7 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
         (["runs={folder}/file"], "runs: expected a folder that can be written, got"),
         (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
         (["runs=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
-        (["data.dir={folder}/file/data"], "Not a directory"),
-        (["data.dir=/proc/data"], "/proc/data: No such file or directory"),
+        (["data.dir={folder}/file/data"], "data.dir: expected a folder that can be written, got"),
         (["data.dir=" + "x" * 300], "File name too long"),
     ],
 )  # fmt: skip
