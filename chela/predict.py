@@ -102,18 +102,13 @@ def load_run(words: RunWords | str) -> tuple[Network, Task]:
     Raises:
         UsageError: No run there, or weights that are torn or of another network.
     """
-    from chela.models import build_model
     from chela.training.run import RunFolder
 
     words = RunWords(words) if isinstance(words, str) else words
     run = RunFolder(run_folder(words.run))
     config = words.load_config()
     task = get_task(config.task)
-    model = build_model(config.model, task, config.seed)
-    if config.trainer.precision == "64-true":
-        model.double()
-    run.load_into(model, config, words.checkpoint)
-    return model.eval(), task
+    return run.network(config, task, words.checkpoint).eval(), task
 
 
 def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch: int = 64) -> Iterator[tuple[Any, Any]]:
