@@ -44,14 +44,11 @@ def main(words: Words) -> int:
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
     how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
     try:
-        ids = encode(prompt, alphabet)
-        Continuation(model, ids[:, :1], 0)  # what is done once, imports among it, is not timed
-        begun = time.monotonic()
-        symbols = Continuation(model, ids, words.tokens, **how)
+        symbols = Continuation(model, encode(prompt, alphabet), words.tokens, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    read = time.monotonic()
-    status, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
+    status, begun = 0, time.monotonic()  # the prompt has been read
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
     try:
         sys.stdout.write(decoder.decode(prompt))
         for ids in symbols:
@@ -61,11 +58,8 @@ def main(words: Words) -> int:
         status = 128 + signal.SIGINT
     sys.stdout.write(decoder.decode(b"", final=True) + "\n")
     sys.stdout.flush()
-    seconds, size = max(time.monotonic() - read, 1e-9), sum(part.nbytes for part in symbols.state.values())
-    sys.stderr.write(
-        f"{len(prompt)} symbols read in {read - begun:.1f} s, {symbols.made} made in {seconds:.1f} s: "
-        f"{symbols.made / seconds:,.0f} a second; state {size / 1024:,.0f} KiB\n"
-    )
+    rate, size = symbols.made / (time.monotonic() - begun), sum(part.nbytes for part in symbols.state.values())
+    sys.stderr.write(f"{symbols.made} symbols made, {rate:,.0f} a second; state {size / 1024:,.0f} KiB\n")
     return status
 
 

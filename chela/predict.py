@@ -14,12 +14,11 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from chela.config.compose import run_folder
-from chela.config.groups import names
+from chela.config.compose import names, run_folder
 from chela.config.words import command
 from chela.core.errors import DataError, UsageError
 from chela.core.files import expect_trusted
@@ -44,7 +43,7 @@ class NetworkWords(RunWords):
     )
 
     def network(self) -> Network:
-        """Return the network, on the CPU in eval mode. Raises ``UsageError`` where there is none."""
+        """Return the network, on the CPU in eval mode; UsageError where there is none."""
         from chela.models.pretrained import from_pretrained
 
         if self.weights and self.run != "last":
@@ -52,11 +51,11 @@ class NetworkWords(RunWords):
         return from_pretrained(self.weights, self.trust.split(",")) if self.weights else load_run(self)[0]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Words(NetworkWords):
     """The words of the command."""
 
-    input: str = option("", "a file with one sequence a line, or - for standard input")
+    input: str = option(MISSING, "a file with one sequence a line, or - for standard input")
     batch: int = option(64, "sequences in a batch", ge=1, le=999_999_999)
 
 
@@ -70,8 +69,6 @@ def main(words: Words) -> int:
     """Label the sequences that the words name; return the exit status."""
     from chela.models.pretrained import read_options
 
-    if not words.input:
-        raise UsageError("input: expected input=FILE or input=-; see --help")
     model, where = words.network(), words.weights or words.run
     if not model.encoding:
         raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")

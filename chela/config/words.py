@@ -17,8 +17,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from chela.config.compose import GROUPS, resolve, to_yaml
-from chela.config.groups import PRESETS, names
+from chela.config.compose import GROUPS, PRESETS, names, resolve, to_yaml
 from chela.config.schema import fields
 from chela.core.errors import UsageError
 from chela.core.options import BOUNDS, Field, check_options, closest, read_value, shown, split_words

@@ -56,7 +56,10 @@ def fit(config: Config, console: Console, started: float) -> int:
             data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
             with claimed(config, console, leads) as (run, goes_on):
                 module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
-                _check_network(module, data, console)
+                if config.trainer.sequence_parallel > 1:
+                    module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
+                if config.data.carry:
+                    expect_prefill(module.model, "data.carry=true")
                 fabric.launch()  # from here on there are all processes, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
                 assert run is not None
@@ -258,19 +261,3 @@ class Launch:
             result = result_of(self.fabric, module, data, state, tests, wall_seconds)
             self.run.write_result(result)
             report(self.console, self.config, self.run, result)
-
-
-def _check_network(module: LitModel, data: LRADataModule, console: Console) -> None:
-    """Refuse a network that cannot be trained as asked; say so where padding will be taken for tokens."""
-    config, backbone = module.config, module.model.get_submodule("backbone")
-    if config.trainer.sequence_parallel > 1:
-        backbone.expect_pieces()  # type: ignore[operator]
-    if config.data.carry:
-        expect_prefill(module.model, "data.carry=true")
-    layers = [block.mixer for block in getattr(backbone, "blocks", ()) if "mask" not in block.mixer.context]
-    deaf, lengths = {type(mixer.layer).__name__ for mixer in layers}, data.records("train").lengths()
-    if deaf and lengths.min() < lengths.max() and not config.model.causal:
-        console.print(
-            f"note: {', '.join(sorted(deaf))}.forward takes no mask, and records differ in length: unless it looks "
-            "back only, padding is mixed into real tokens (docs/extend.md)"
-        )

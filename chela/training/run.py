@@ -30,8 +30,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from chela.config.compose import run_folder, to_yaml
-from chela.config.groups import label
+from chela.config.compose import label, run_folder, to_yaml
 from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError

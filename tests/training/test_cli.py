@@ -12,8 +12,7 @@ import torch
 
 from chela.__main__ import COMMANDS
 from chela.__main__ import main as chela
-from chela.config.compose import load, resolve
-from chela.config.groups import names
+from chela.config.compose import load, names, resolve
 from chela.config.identity import fingerprint
 from chela.config.schema import fields
 from chela.config.words import guarded, read_words
@@ -143,7 +142,6 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["optimizer.lr=0"], "optimizer.lr: expected more than 0, got 0.0"),
         (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
-        (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.checkpoint_activations=true", "trainer.compile=true"], "trainer.compile: expected false with"),
@@ -178,6 +176,7 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
     ("words", "message"),
     [
         (["trainer.accelerator=gpu"], "expected a CUDA GPU for gpu, torch sees none"),
+        (["model=linear", "model.mixer.heads=5"], "model: d_value: expected a multiple of heads=5, got "),
         (["trainer.devices=999", "trainer.batch_size=999", "trainer.eval_batch_size=999"], "devices: expected at most"),
         (["trainer.num_nodes=2"], "expected a launcher (torchrun or srun) on every node, got none"),
         (["runs={folder}/file/runs"], "runs: expected a folder that can be written, got"),
