@@ -91,13 +91,9 @@ def main(words: Words) -> int:
 
 
 def load_run(words: RunWords | str) -> tuple[Network, Task]:
-    """Return the network of a run, on the CPU in eval mode, and its task.
+    """Return the network of a run, on the CPU in eval mode, and its task; ``words`` may be the run's folder alone.
 
-    Args:
-        words: The run's folder, or ``RunWords`` where more is to be said than that.
-
-    Raises:
-        UsageError: No run there, or weights that are torn or of another network.
+    UsageError where there is no run, or its weights are torn or of another network.
     """
     from chela.training.run import RunFolder
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from chela.core.errors import DataError
-from chela.core.files import locked, make_folder, sha256, sync, write_whole
+from chela.core.files import make_folder, sha256, sync, write_whole
 
 T = TypeVar("T")
 
@@ -75,7 +75,9 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
     folder = spec.folder(root)
     if not folder.exists():
         make_folder(folder.parent, "data.dir")
-        with locked(folder):
+        from filelock import FileLock  # here, as few build
+
+        with FileLock(folder.parent / f".{folder.name}.lock"):  # it falls with the process, however that ends
             if not folder.exists():  # else it was built by the process that held the lock
                 _build(folder, spec, splits, progress)
     check(folder, spec.counts)

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from chela.core.errors import DataError
-from chela.core.files import locked, make_folder, sync
+from chela.core.files import make_folder, sync
 from lra.batches import GOLDEN, key, mix
 from lra.source import DataConfig
 from lra.tasks.base import IGNORED, Encoded, Label, Records
@@ -152,7 +152,9 @@ def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callab
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
     paths = [folder / name for name in names]
     make_folder(folder, "data.dir")
-    with locked(folder):
+    from filelock import FileLock  # here, as few unpack
+
+    with FileLock(folder.parent / f".{folder.name}.lock"):
         for path in paths:
             temporary = path.with_name(f".{path.name}.tmp")
             if path.exists():

@@ -147,13 +147,12 @@ def check(config: Config) -> Config:
     except ValueError as error:
         raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
-    trainer, carry, on = config.trainer, config.data.carry, f"for task={config.task.name}"
+    trainer = config.trainer
     if task.objective == "tokens" and task.in_order and not config.model.causal:
-        raise UsageError(f"model.causal: expected true {on}, got false: each target is the next input")
-    if carry and not task.in_order:
-        raise UsageError(f"data.carry: expected false {on}, got true: it is no text to go on in")
+        what = f"expected true for task={config.task.name}, got false: each target is the next input"
+        raise UsageError(f"model.causal: {what}")
     processes, pieces = trainer.devices * trainer.num_nodes, trainer.sequence_parallel
-    if carry and processes > 1:
+    if config.data.carry and processes > 1:
         raise UsageError(f"data.carry: expected one process, got {processes}; use trainer.accumulate")
     if trainer.compile and (trainer.checkpoint_activations or pieces > 1):
         raise UsageError("trainer.compile: expected false with checkpoint_activations or sequence_parallel, got true")

@@ -161,7 +161,7 @@ def plain(value: Any) -> str:
 
 # What a disk, a quota, a path or the memory does to a program that is not at fault; of C++ there are words alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_DISKS = (*_FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_DISKS = (*_FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOLCK)
 _PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
 

@@ -1,21 +1,17 @@
-"""Files: whole writes, locks, checksums; and code that a file names as ``module:Class``."""
+"""Files: whole writes, checksums; and code that a file names as ``module:Class``."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import errno
 import hashlib
 import importlib.util
-import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
-from chela.core.errors import DataError, UsageError
-
-log = logging.getLogger(__name__)
+from chela.core.errors import UsageError
 
 
 def sync(path: Path) -> None:
@@ -68,26 +64,6 @@ def sha256(path: Path) -> str:
     """Return the checksum of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of one set of records; it falls with the process, however that ends."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("waiting for another process, which builds %s", folder)
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
-        remedy = "set data.dir to a local disk that can be written"
-        raise DataError(f"cannot lock {lock.lock_file} ({error}): {remedy}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # ---- code that a file names ----

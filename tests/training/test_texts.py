@@ -149,7 +149,6 @@ def test_another_text_is_another_run(words: tuple[str, ...], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("task=listops", "data.carry=true"), "data.carry: expected false for task=listops, got true: it is no text"),
         (("task=shakespeare", "model.causal=false"), "model.causal: expected true for task=shakespeare, got false"),
         (("task=corpus", "data.carry=true", "trainer.devices=2"), "data.carry: expected one process, got 2"),
     ],
