@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,9 +31,6 @@ T = TypeVar("T")
 
 FORMAT = 1  # version of the layout above
 MANIFEST = "records.json"
-
-Progress = Callable[[str, int, int], None]
-"""Called now and then with what is being done, how much is done and how much there is (0: not known)."""
 
 
 class Example(NamedTuple):
@@ -63,7 +61,18 @@ class RecordSpec:
         return root / self.name / self.config / self.version
 
 
-def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | None = None) -> Path:
+_said = time.monotonic()
+
+
+def say_progress(what: str, done: int, total: int) -> None:
+    """Print, every five seconds, how far the making of records is."""
+    global _said
+    if time.monotonic() - _said > 5:
+        _said = time.monotonic()
+        print(f"{what}: {done:,} of {total:,}", flush=True)
+
+
+def prepare(root: Path, spec: RecordSpec, splits: Splits) -> Path:
     """Build the records under the data folder ``root`` unless they are there, and return their folder.
 
     ``splits`` is called only if there is something to build; it yields the examples of each split, in order.
@@ -79,7 +88,7 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | N
 
         with FileLock(folder.parent / f".{folder.name}.lock"):  # it falls with the process, however that ends
             if not folder.exists():  # else it was built by the process that held the lock
-                _build(folder, spec, splits, progress)
+                _build(folder, spec, splits)
     check(folder, spec.counts)
     return folder
 
@@ -150,11 +159,11 @@ def quiet_tfds() -> Any:
     return tfds
 
 
-def _build(folder: Path, spec: RecordSpec, splits: Splits, progress: Progress | None) -> None:
+def _build(folder: Path, spec: RecordSpec, splits: Splits) -> None:
     building = folder.parent / f".{spec.version}.building"
     shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
     try:
-        made = _write_records(building, spec, splits(), progress)
+        made = _write_records(building, spec, splits())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(made.iterdir())}
         for name in files:
             sync(made / name)
@@ -167,9 +176,7 @@ def _build(folder: Path, spec: RecordSpec, splits: Splits, progress: Progress | 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write_records(
-    building: Path, spec: RecordSpec, splits: Mapping[str, Iterable[Example]], progress: Progress | None
-) -> Path:
+def _write_records(building: Path, spec: RecordSpec, splits: Mapping[str, Iterable[Example]]) -> Path:
     """Write the records and what lies beside them, and return their folder below ``building``."""
     tfds = quiet_tfds()
     features = {name: tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes") for name in spec.fields}
@@ -182,8 +189,8 @@ def _write_records(
         for i, example in enumerate(examples):
             labels.append(example.label)
             sizes.append(example.sizes)
-            if progress and (len(labels) % 1000 == 0 or len(labels) == spec.counts[split]):
-                progress(f"records of {split}", len(labels), spec.counts[split])
+            if len(labels) % 1000 == 0:
+                say_progress(f"records of {split}", len(labels), spec.counts[split])
             yield i, {**example.fields, "label": example.label}
         if len(labels) != spec.counts[split]:
             raise DataError(f"{spec.name}: {split} has {len(labels):,} records, expected {spec.counts[split]:,}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from chela.config.schema import Config
 from chela.core.errors import UsageError
-from chela.training.machine import data_progress, hardware, quiet_lightning
+from chela.training.machine import hardware, quiet_lightning
 from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
@@ -75,11 +75,11 @@ def scored(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) ->
 
 
 def data_of(config: Config) -> LRADataModule:
-    """Return the data of a run, which says how far it is while records are made."""
+    """Return the data of a run."""
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(), **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, **sizes)
 
 
 def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, Any]]:

@@ -40,10 +40,6 @@ class LitModel(L.LightningModule):
         if config.trainer.compile:
             self.model.compile()
 
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return scores."""
-        return self.model(inputs, mask)  # type: ignore[no-any-return]
-
     def setup(self, stage: str = "fit") -> None:
         """Make the groups of processes that share sequences: P neighbours each, of N × P in all."""
         pieces = self.config.trainer.sequence_parallel
