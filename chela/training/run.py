@@ -211,7 +211,7 @@ def trusted(config: Config) -> str:
 def result_of(
     fabric: Fabric, module: LitModel, data: LRADataModule, state: RunState, tests: dict[str, Any], wall_seconds: float
 ) -> dict[str, Any]:
-    """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
+    """Return what ``result.json`` holds; ``tests`` has what ``score.scored`` says of each test set."""
     config, task, objective, best = module.config, data.task, module.objective, state.best
     assert best is not None
     tests = {f"test_{split}": found | {"count": int(found["count"])} for split, found in tests.items()}
