@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import sys
@@ -190,7 +189,9 @@ def guarded(command: Callable[[], int]) -> int:
     except UsageError as error:
         message, status = str(error), error.status
     except Exception as error:
-        told, number = re.sub(r"^\[Errno \d+\] ", "", str(error)), getattr(error, "errno", None)
+        told, number = str(error), getattr(error, "errno", None)
+        if isinstance(error, OSError):
+            told = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         if number in (*_DISKS, *_PATHS) or any(os.strerror(full) in told for full in _FULL):
             message = f"expected a disk and folders that can be used, got: {told[:300]}; mend it, then resume"
         elif isinstance(error, MemoryError) or any(text in told for text in _NO_MEMORY):
