@@ -21,8 +21,6 @@ from chela.config.schema import fields
 from chela.core.errors import UsageError
 from chela.core.options import BOUNDS, Field, check_options, closest, read_value, shown, split_words
 
-HELP = ("--help", "-h")
-
 
 def command(
     options: type | None, about: str | Callable[[], str] | None, *, others: bool = False, sections: Sequence[str] = ()
@@ -40,7 +38,7 @@ def command(
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
         def answer(words: list[str], **more: Any) -> int:
-            if set(HELP) & set(words):
+            if {"--help", "-h"} & set(words):
                 text = about() if callable(about) else about or ""
                 sys.stdout.write(help_text(text, options, sections, words))
                 return 0
@@ -100,8 +98,9 @@ def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple
 
 
 def _by_key(options: Any) -> dict[str, Field]:
-    """Return the options that are declared in a dataclass by the key that a word gives them."""
-    return {str(field.metadata.get("key", field.name)): field for field in dataclasses.fields(options)}
+    """Return the options that are declared in a dataclass, if there is one, by the key that a word gives them."""
+    declared = () if options is None else dataclasses.fields(options)
+    return {str(field.metadata.get("key", field.name)): field for field in declared}
 
 
 SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")  # of a configuration; run: keys without a dot
@@ -112,7 +111,7 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
 
     ``words`` choose the groups whose keys are listed; a section among them is listed alone.
     """
-    own = {} if options is None else _by_key(options)
+    own = _by_key(options)
     alone = [word for word in words if sections and "=" not in word and not word.startswith("-")]
     lines: list[str] = []
     for word in alone:
