@@ -1,7 +1,6 @@
 """Write on, after a prompt, with a language model that was trained here.
 
 chela generate run=runs/shakespeare-mini/… prompt="ROMEO:" tokens=500     printed as it is made
-chela generate run=… input=FILE                                          the prompt is a file; - is standard input
 chela generate weights=shakespeare                                       in place of a run: weights that have a name
 """
 
@@ -13,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from chela.config.words import command, opened
+from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
 from chela.predict import NetworkWords
@@ -24,7 +23,6 @@ class Words(NetworkWords):
     """The words of the command."""
 
     prompt: str = option("", "what the text begins with; \\n is a new line")
-    input: str = option("", "the same from a file; - for standard input")
     tokens: int = option(500, "symbols to make: characters or bytes, as the run was trained on", ge=1, le=1_000_000_000)
     temperature: float = option(0.8, "below 1 likely symbols become likelier; 0 takes the likeliest", ge=0, le=100)
     top_k: int = option(0, "draw from so many of the likeliest symbols; 0: from all", ge=0, le=1_000_000)
@@ -34,12 +32,7 @@ class Words(NetworkWords):
 @command(Words, __doc__)
 def main(words: Words) -> int:
     """Write on with a run, print the text, return the exit status."""
-    if words.prompt and words.input:
-        raise UsageError("prompt: expected prompt=TEXT or input=FILE, got both")
     prompt = words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
-    if words.input:
-        with opened(words.input) as file:
-            prompt = file.read()
     from chela.models.generate import Continuation, decode, encode
     from chela.models.heads import TokenModel
 
@@ -51,14 +44,11 @@ def main(words: Words) -> int:
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
     how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
     try:
-        ids = encode(prompt, alphabet)
-        Continuation(model, ids[:, :1], 0)  # what is done once, imports among it, is not timed
-        begun = time.monotonic()
-        symbols = Continuation(model, ids, words.tokens, **how)
+        symbols = Continuation(model, encode(prompt, alphabet), words.tokens, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    read = time.monotonic()
-    status, decoder = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
+    status, begun = 0, time.monotonic()  # the prompt has been read
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be several bytes
     try:
         sys.stdout.write(decoder.decode(prompt))
         for ids in symbols:
@@ -68,11 +58,8 @@ def main(words: Words) -> int:
         status = 128 + signal.SIGINT
     sys.stdout.write(decoder.decode(b"", final=True) + "\n")
     sys.stdout.flush()
-    seconds, size = max(time.monotonic() - read, 1e-9), sum(part.nbytes for part in symbols.state.values())
-    sys.stderr.write(
-        f"{len(prompt)} symbols read in {read - begun:.1f} s, {symbols.made} made in {seconds:.1f} s: "
-        f"{symbols.made / seconds:,.0f} a second; state {size / 1024:,.0f} KiB\n"
-    )
+    rate, size = symbols.made / (time.monotonic() - begun), sum(part.nbytes for part in symbols.state.values())
+    sys.stderr.write(f"{symbols.made} symbols made, {rate:,.0f} a second; state {size / 1024:,.0f} KiB\n")
     return status
 
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from chela.config.compose import run_folder
-from chela.config.groups import names
-from chela.config.words import command, opened
+from chela.config.compose import names, run_folder
+from chela.config.words import command
 from chela.core.errors import DataError, UsageError
 from chela.core.files import expect_trusted
 from chela.core.options import option
@@ -43,7 +43,7 @@ class NetworkWords(RunWords):
     )
 
     def network(self) -> Network:
-        """Return the network, on the CPU in eval mode. Raises ``UsageError`` where there is none."""
+        """Return the network, on the CPU in eval mode; UsageError where there is none."""
         from chela.models.pretrained import from_pretrained
 
         if self.weights and self.run != "last":
@@ -51,11 +51,11 @@ class NetworkWords(RunWords):
         return from_pretrained(self.weights, self.trust.split(",")) if self.weights else load_run(self)[0]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Words(NetworkWords):
     """The words of the command."""
 
-    input: str = option("", "a file with one sequence a line, or - for standard input")
+    input: str = option(MISSING, "a file with one sequence a line, or - for standard input")
     batch: int = option(64, "sequences in a batch", ge=1, le=999_999_999)
 
 
@@ -69,8 +69,6 @@ def main(words: Words) -> int:
     """Label the sequences that the words name; return the exit status."""
     from chela.models.pretrained import read_options
 
-    if not words.input:
-        raise UsageError("input: expected input=FILE or input=-; see --help")
     model, where = words.network(), words.weights or words.run
     if not model.encoding:
         raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")
@@ -80,36 +78,30 @@ def main(words: Words) -> int:
         task = get_task(read_options(task_options(name), model.encoding, where, "task."))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
-    with opened(words.input) as file:
-        lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
-        for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
-            named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
-            sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
+    try:
+        file = sys.stdin.buffer if words.input == "-" else open(os.path.expanduser(words.input), "rb")  # noqa: SIM115
+    except OSError as error:
+        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+    lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
+    for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
+        named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
+        sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0
 
 
 def load_run(words: RunWords | str) -> tuple[Network, Task]:
-    """Return the network of a run, on the CPU in eval mode, and its task.
+    """Return the network of a run, on the CPU in eval mode, and its task; ``words`` may be the run's folder alone.
 
-    Args:
-        words: The run's folder, or ``RunWords`` where more is to be said than that.
-
-    Raises:
-        UsageError: No run there, or weights that are torn or of another network.
+    UsageError where there is no run, or its weights are torn or of another network.
     """
-    from chela.models import build_model
     from chela.training.run import RunFolder
 
     words = RunWords(words) if isinstance(words, str) else words
     run = RunFolder(run_folder(words.run))
     config = words.load_config()
     task = get_task(config.task)
-    model = build_model(config.model, task, config.seed)
-    if config.trainer.precision == "64-true":
-        model.double()
-    run.load_into(model, config, words.checkpoint)
-    return model.eval(), task
+    return run.network(config, task, words.checkpoint).eval(), task
 
 
 def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch: int = 64) -> Iterator[tuple[Any, Any]]:

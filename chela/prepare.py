@@ -31,10 +31,8 @@ class Options:
 @command(Options, __doc__, sections=("task", "data"))
 def main(options: Options, config: Config) -> int:
     """Make the records that the words ask for, say what there is, and return the exit status."""
-    from chela.training.machine import data_progress  # loads torch
-
     task = get_task(config.task)
-    task.prepare(config.data, data_progress())
+    task.prepare(config.data)
     sys.stdout.write("\n".join(_summary(task, config.data, options.check)) + "\n")
     return 0
 

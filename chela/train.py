@@ -23,12 +23,12 @@ def main(config: Config) -> int:
     """Train as the words say; return the exit status."""
     from chela.training import machine  # torch and lightning load here, after every check of the words
 
-    tuned = config.allocator and config.trainer.accelerator != "gpu" and machine.tune_allocator()
+    if config.allocator and config.trainer.accelerator != "gpu":
+        machine.tune_allocator()
     from chela.training.loop import fit
 
     console = machine.stdout_console()
     console.print(f"task={config.task.name} model={config.model.name} preset={config.preset} seed={config.seed}")
-    console.print(f"allocator: {'freed memory is kept (allocator=false leaves it alone)' if tuned else 'left alone'}")
     return fit(config, console, STARTED)
 
 

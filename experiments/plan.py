@@ -15,8 +15,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from chela.config.compose import resolve, to_yaml
-from chela.config.groups import is_file, label, names
+from chela.config.compose import is_file, label, names, resolve, to_yaml
 from chela.config.identity import fingerprint
 from chela.config.schema import Config
 from chela.config.words import plain

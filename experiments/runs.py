@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from chela import results
-from chela.config.groups import flat, label
+from chela.config.compose import flat, label
 from chela.config.identity import identity_of
 from chela.config.words import command
 from chela.core.errors import UsageError

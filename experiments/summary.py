@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chela.config.compose import resolve
-from chela.config.groups import flat
+from chela.config.compose import flat, resolve
 from chela.config.words import plain
 from chela.core.errors import UsageError
 from chela.results import ACCURACY

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,15 +25,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from chela.core.errors import DataError
-from chela.core.files import file_errors, locked, sha256, sync, write_whole
+from chela.core.files import make_folder, sha256, sync, write_whole
 
 T = TypeVar("T")
 
 FORMAT = 1  # version of the layout above
 MANIFEST = "records.json"
-
-Progress = Callable[[str, int, int], None]
-"""Called now and then with what is being done, how much is done and how much there is (0: not known)."""
 
 
 class Example(NamedTuple):
@@ -63,21 +61,34 @@ class RecordSpec:
         return root / self.name / self.config / self.version
 
 
-def prepare(root: Path, spec: RecordSpec, splits: Splits, progress: Progress | None = None) -> Path:
+_said = time.monotonic()
+
+
+def say_progress(what: str, done: int, total: int) -> None:
+    """Print, every five seconds, how far the making of records is."""
+    global _said
+    if time.monotonic() - _said > 5:
+        _said = time.monotonic()
+        print(f"{what}: {done:,} of {total:,}", flush=True)
+
+
+def prepare(root: Path, spec: RecordSpec, splits: Splits) -> Path:
     """Build the records under the data folder ``root`` unless they are there, and return their folder.
 
     ``splits`` is called only if there is something to build; it yields the examples of each split, in order.
 
     Raises:
-        DataError: They cannot be written or read, or are not ``spec.counts``.
+        UsageError: The folder cannot be written.
+        DataError: The records cannot be read, or are not ``spec.counts``.
     """
     folder = spec.folder(root)
-    with file_errors(folder):
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder):
-                if not folder.exists():  # else it was built by the process that held the lock
-                    _build(folder, spec, splits, progress)
+    if not folder.exists():
+        make_folder(folder.parent, "data.dir")
+        from filelock import FileLock  # here, as few build
+
+        with FileLock(folder.parent / f".{folder.name}.lock"):  # it falls with the process, however that ends
+            if not folder.exists():  # else it was built by the process that held the lock
+                _build(folder, spec, splits)
     check(folder, spec.counts)
     return folder
 
@@ -148,11 +159,11 @@ def quiet_tfds() -> Any:
     return tfds
 
 
-def _build(folder: Path, spec: RecordSpec, splits: Splits, progress: Progress | None) -> None:
+def _build(folder: Path, spec: RecordSpec, splits: Splits) -> None:
     building = folder.parent / f".{spec.version}.building"
     shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
     try:
-        made = _write_records(building, spec, splits(), progress)
+        made = _write_records(building, spec, splits())
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(made.iterdir())}
         for name in files:
             sync(made / name)
@@ -165,9 +176,7 @@ def _build(folder: Path, spec: RecordSpec, splits: Splits, progress: Progress | 
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _write_records(
-    building: Path, spec: RecordSpec, splits: Mapping[str, Iterable[Example]], progress: Progress | None
-) -> Path:
+def _write_records(building: Path, spec: RecordSpec, splits: Mapping[str, Iterable[Example]]) -> Path:
     """Write the records and what lies beside them, and return their folder below ``building``."""
     tfds = quiet_tfds()
     features = {name: tfds.features.Tensor(shape=(None,), dtype=np.uint8, encoding="bytes") for name in spec.fields}
@@ -180,8 +189,8 @@ def _write_records(
         for i, example in enumerate(examples):
             labels.append(example.label)
             sizes.append(example.sizes)
-            if progress and (len(labels) % 1000 == 0 or len(labels) == spec.counts[split]):
-                progress(f"records of {split}", len(labels), spec.counts[split])
+            if len(labels) % 1000 == 0:
+                say_progress(f"records of {split}", len(labels), spec.counts[split])
             yield i, {**example.fields, "label": example.label}
         if len(labels) != spec.counts[split]:
             raise DataError(f"{spec.name}: {split} has {len(labels):,} records, expected {spec.counts[split]:,}")

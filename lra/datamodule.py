@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from chela.core.errors import DataError
 from lra.batches import Batch, collate, eval_batches
-from lra.builder import Progress
 from lra.source import DataConfig
 from lra.tasks import get_task
 from lra.tasks.base import InMemory, Records
@@ -82,7 +81,6 @@ class LRADataModule(lightning.LightningDataModule):
         rank, world_size: This process among how many; the trainer's once attached.
         accumulate: Parts of a training batch that a process takes one by one, each with its number as ``part``.
         pieces: Neighbouring processes that get the same records, each to work on a piece of every sequence.
-        progress: Called with (what, done, total) while records are made.
 
     Raises:
         ValueError: A batch that cannot be shared evenly among the processes.
@@ -103,7 +101,6 @@ class LRADataModule(lightning.LightningDataModule):
         world_size: int = 1,
         accumulate: int = 1,
         pieces: int = 1,
-        progress: Progress | None = None,
     ) -> None:
         super().__init__()
         self.task = get_task(task)
@@ -112,7 +109,7 @@ class LRADataModule(lightning.LightningDataModule):
         self.seed, self.first_step, self.max_steps = seed, first_step, max_steps
         self.accumulate, self.pieces = accumulate, pieces
         self.rank, self.world_size = rank, world_size
-        self._progress, self._prepared = progress, False
+        self._prepared = False
         self._checked: set[str] = set()  # splits in memory
         self.share()
 
@@ -133,7 +130,7 @@ class LRADataModule(lightning.LightningDataModule):
     def prepare_data(self) -> None:
         """Make the records, once; a second process waits for the first."""
         if not self._prepared:
-            self.task.prepare(self.data, progress=self._progress)
+            self.task.prepare(self.data)
             self._prepared = True
 
     def records(self, split: str) -> Records:

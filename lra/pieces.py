@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from lra.batches import GOLDEN, key, mix, permutation
-from lra.builder import Progress
 from lra.source import DataConfig
 from lra.tasks.base import Encoded, Label, Records
 from lra.tasks.stored import StoredRecords
@@ -29,10 +28,10 @@ BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind i
 _WHOLE = 1_000_000  # bytes, more than any review has
 
 
-def reviews_of(data: DataConfig, progress: Progress | None = None) -> Text:
+def reviews_of(data: DataConfig) -> Text:
     """Return IMDb, prepared, its reviews whole; a record is the bytes of one plus 1, and its sentiment."""
     reviews = Text(max_length=_WHOLE)
-    reviews.prepare(replace(data, source="auto"), progress)
+    reviews.prepare(replace(data, source="auto"))
     return reviews
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from chela.core.errors import DataError
-from chela.core.files import file_errors, locked, sync
+from chela.core.files import make_folder, sync
 from lra.batches import GOLDEN, key, mix
 from lra.source import DataConfig
 from lra.tasks.base import IGNORED, Encoded, Label, Records
@@ -151,24 +151,25 @@ def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callab
     mark = hashlib.sha256(f"{source.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:10]
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
     paths = [folder / name for name in names]
-    with file_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            for path in paths:
-                temporary = path.with_name(f".{path.name}.tmp")
-                if path.exists():
-                    continue
-                try:
-                    with _opened(source, path.name) as packed, open(temporary, "wb") as file:
-                        shutil.copyfileobj(packed, file, _CHUNK)
-                    sync(temporary)
-                    check(temporary)
-                    os.replace(temporary, path)
-                    sync(folder)
-                except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-                    raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
-                finally:
-                    temporary.unlink(missing_ok=True)
+    make_folder(folder, "data.dir")
+    from filelock import FileLock  # here, as few unpack
+
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        for path in paths:
+            temporary = path.with_name(f".{path.name}.tmp")
+            if path.exists():
+                continue
+            try:
+                with _opened(source, path.name) as packed, open(temporary, "wb") as file:
+                    shutil.copyfileobj(packed, file, _CHUNK)
+                sync(temporary)
+                check(temporary)
+                os.replace(temporary, path)
+                sync(folder)
+            except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+                raise DataError(f"{source} cannot be unpacked ({error}): it is truncated or another file") from None
+            finally:
+                temporary.unlink(missing_ok=True)
     return paths
 
 

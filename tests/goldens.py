@@ -29,8 +29,7 @@ SETTINGS = {
 
 def configs(folder: Path) -> None:
     """Write a file for each task: configuration and fingerprint of each model and preset."""
-    from chela.config.compose import resolve, to_yaml
-    from chela.config.groups import names, read_group
+    from chela.config.compose import names, read_group, resolve, to_yaml
     from chela.config.identity import fingerprint
 
     for task in names("task"):

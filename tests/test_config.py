@@ -10,8 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from chela.config import identity
-from chela.config.compose import from_saved, load, resolve, to_yaml
-from chela.config.groups import PRESETS, configs_folder, flat, names, read_group
+from chela.config.compose import PRESETS, configs_folder, flat, from_saved, load, names, read_group, resolve, to_yaml
 from chela.config.identity import fingerprint, identity_of
 from chela.config.schema import fields, seconds
 from chela.core.errors import UsageError

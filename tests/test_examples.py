@@ -56,13 +56,6 @@ def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):
     assert json.loads(result.read_text())["test"]["accuracy"] > 0.9
 
 
-def test_a_layer_without_a_mask_is_told_of_padding(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(EXAMPLES)
-    words = ["task=listops", "preset=tiny", f"model={EXAMPLES / 'my_mixer.yaml'}", "trainer.max_steps=1"]
-    assert train.main([*words, "task.train=64", f"runs={tmp_path}", f"data.dir={tmp_path / 'data'}"]) == 0
-    assert "note: Shift.forward takes no mask" in " ".join(capsys.readouterr().out.split())
-
-
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_is_tested(path):
     assert path.stem in Path(__file__).read_text()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from chela.config.compose import resolve
+from chela.config.compose import resolve, to_yaml
 from chela.config.identity import fingerprint
 from chela.models import build_model
 from chela.models.pretrained import from_pretrained, save_pretrained
@@ -24,7 +24,7 @@ def _run(folder, *words: str) -> str:
     config = resolve([*words, "preset=tiny", f"runs={folder}"])
     run = RunFolder(folder / "run")
     run.best.parent.mkdir(parents=True)
-    run.create(config)
+    run.config.write_text(to_yaml(config))
     model = build_model(config.model, get_task(config.task), config.seed)
     state = dict.fromkeys(WEIGHTS, 0) | {"fingerprint": fingerprint(config), "model": model.state_dict()}
     checkpoint.save(run.best, state)

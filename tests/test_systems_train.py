@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from chela.config.groups import names
+from chela.config.compose import names
 from chela.train import main as train
 from lra.tasks import names as task_names
 

@@ -4,28 +4,35 @@ A configuration begins as the defaults of ``chela.config.schema``, of the task's
 Then values are set by dotted key, later ones win: ``configs/preset``, ``configs/task`` (and its section for the
 preset), ``configs/model`` (the same), what the task's file says of this model, and last the words. A group (``task``,
 ``model``, ``preset``) is chosen by name or by a YAML file of one's own: ``model=softmax model.depth=2``.
+
+A file of a task or a model holds sections of the configuration, and under ``presets`` what is added for one preset
+(there, ``mixers`` holds what is added for one system only, ``models`` of a task's file for one row of the table, on top
+of the model's own file). A file may hold ``variants``, each of which says what differs: of a model the system
+``<file>_<variant>``, of a task the task of that name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import functools
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from chela.config.groups import PRESETS, Layer, flat, is_file, label, names, read_group
 from chela.config.identity import identity_of, of_today
-from chela.config.schema import Config, fields, seconds, values
+from chela.config.schema import Config, ModelConfig, fields, seconds, values
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted, importable
-from chela.core.options import check_value, closest, kind_of, read_value, shown, spelled
+from chela.core.options import check_value, closest, read_value, shown, split_words
 from lra.tasks import get_task, task_options
+
+Layer = dict[str, Any]
+PRESETS = ("auto", "full", "mini", "tiny")
+"""Sizes of task and network that every task has; ``auto`` is full with a CUDA GPU, mini without."""
 
 GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
 """What is chosen by name, and what is chosen when nothing is said."""
@@ -36,16 +43,16 @@ OTHER_NAMES = {"epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_s
 
 def resolve(words: list[str]) -> Config:
     """Build the configuration that ``words`` (``key=value``) ask for; UsageError says what was expected."""
-    said = [_split(word, after) for word, after in itertools.pairwise([*words, ""])]
+    said = [*split_words(words)]
+    for key, value in said:
+        if "${" in value or value == "???" or not value.isprintable():
+            raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
     told = {"resume": "none", "config": "", "trust": ""} | dict(said)
     for key in ("resume", "config"):
         if told[key] not in ("none", "auto", ""):
             return _resolve_begun(key, told[key], told["trust"], said)
     chosen = GROUPS | {key: value for key, value in said if key in GROUPS}
     files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
-    for group in files:
-        if is_file(chosen[group]):  # the user's own words name it, and by it the modules beside it
-            importable(Path(chosen[group]).expanduser().parent)
     try:
         preset = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
         task = [str(layer["task"]["name"]) for layer in files["task"] if "name" in layer.get("task", {})][-1]
@@ -89,12 +96,7 @@ def defaults(task: str, mixer: str) -> Config:
     """Return the configuration of a task and a system in which nothing was said."""
     from chela.layers.mixers import mixer_options  # loads torch
 
-    try:
-        config = Config(task=task_options(task)())
-        config.model.mixer = mixer_options(mixer)()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return config
+    return Config(task=task_options(task)(), model=ModelConfig(mixer=mixer_options(mixer)()))
 
 
 def _sizes() -> set[str]:
@@ -121,21 +123,7 @@ def _set(config: Config, key: str, given: Any, where: str = "") -> None:
         raise UsageError(f"{where}{key}: expected one of its keys ({key}.NAME=…), got {shown(given)}; see --help")
     if key in ("task.name", "model.mixer.name", "model.name") and not where and before != given:
         raise UsageError(f"{key}: chosen by {key.split('.')[0]}=NAME, got {shown(given)}")
-    try:
-        setattr(section, name, read_value(key, kind_of(items[name]), given))
-    except ValueError as error:
-        raise UsageError(f"{where}{error}") from None
-
-
-def _split(word: str, after: str) -> tuple[str, str]:
-    key, equals, value = word.partition("=")
-    if not equals or word.startswith("-"):
-        raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after)}; see --help")
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key, re.ASCII):
-        raise UsageError(f"expected a dotted key such as model.depth, got {shown(key)}; see --help")
-    if "${" in value or value == "???" or not value.isprintable():
-        raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
-    return key, value
+    setattr(section, name, read_value(f"{where}{key}", str(items[name].type), given))
 
 
 def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Layer] | None = None) -> str:
@@ -154,21 +142,17 @@ def check(config: Config) -> Config:
     """Return a configuration whose values are all within their bounds and go together; UsageError where not."""
     try:
         for key, value, item in fields(config):
-            if not key.startswith("task."):  # a task checks its own
-                check_value(key, value, item.metadata)
+            check_value(key, value, item.metadata)
         task = get_task(config.task)
     except ValueError as error:
         raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
-    trainer, carry, on = config.trainer, config.data.carry, f"for task={config.task.name}"
-    if not config.runs:
-        raise UsageError("runs: expected a folder, got ''")
+    trainer = config.trainer
     if task.objective == "tokens" and task.in_order and not config.model.causal:
-        raise UsageError(f"model.causal: expected true {on}, got false: each target is the next input")
-    if carry and not task.in_order:
-        raise UsageError(f"data.carry: expected false {on}, got true: it is no text to go on in")
+        what = f"expected true for task={config.task.name}, got false: each target is the next input"
+        raise UsageError(f"model.causal: {what}")
     processes, pieces = trainer.devices * trainer.num_nodes, trainer.sequence_parallel
-    if carry and processes > 1:
+    if config.data.carry and processes > 1:
         raise UsageError(f"data.carry: expected one process, got {processes}; use trainer.accumulate")
     if trainer.compile and (trainer.checkpoint_activations or pieces > 1):
         raise UsageError("trainer.compile: expected false with checkpoint_activations or sequence_parallel, got true")
@@ -178,11 +162,84 @@ def check(config: Config) -> Config:
     if trainer.batch_size % shares:
         what = f"the {shares} processes" if trainer.accumulate == 1 else f"{shares}, processes times trainer.accumulate"
         raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {trainer.batch_size}")
-    mixer = config.model.mixer
-    width, heads = getattr(mixer, "d_value", None) or config.model.d_model, getattr(mixer, "heads", 1)
-    if width % heads and not hasattr(mixer, "pooled"):  # CHELA's heads share what its pool leaves
-        raise UsageError(f"model.mixer.d_value: expected a multiple of model.mixer.heads={heads}, got {width}")
     return config
+
+
+# ---- the YAML files --------------------------------------------------------------------------------------------------
+
+
+def configs_folder() -> Path:
+    """Return the folder of the YAML files: in the repository, or packed into an installed wheel."""
+    package = Path(__file__).parents[1]
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def names(group: str) -> list[str]:
+    """List what can be chosen by ``group=name``, e.g. ``names("model")``."""
+    return sorted(_shipped(group))
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is the path of a YAML file of one's own."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def label(name: str) -> str:
+    """Return a short name, fit for a folder, of ``./mine.yaml``, ``module:Class`` or a name.
+
+    >>> label("./mine.yaml"), label("my.module:MyTask"), label("listops")
+    ('mine', 'MyTask', 'listops')
+    """
+    return Path(name).stem if is_file(name) else name.rpartition(":")[2]
+
+
+def read_group(group: str, name: str) -> list[Layer]:
+    """Return the layers of a chosen file, the later ones on top; UsageError where there is no such name or file."""
+    shipped = _shipped(group)
+    if name in shipped:
+        return shipped[name]
+    if not is_file(name):
+        listed = ", ".join(sorted(shipped))
+        raise UsageError(f"{group}: expected one of {listed} or a YAML file, got {shown(name)}{closest(name, shipped)}")
+    path = Path(name).expanduser()
+    importable(path.parent)  # the user's own word names the file, and by it the modules beside it
+    return [_read(path)]
+
+
+def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one by dotted key.
+
+    >>> flat({"a": {"b": 1}, "c": 2})
+    {'a.b': 1, 'c': 2}
+    """
+    out: dict[str, Any] = {}
+    for key, value in nested.items():
+        out.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return out
+
+
+@functools.cache
+def _shipped(group: str) -> dict[str, list[Layer]]:
+    """Return the layers of each name of this package, whose files are read once; callers change none."""
+    found: dict[str, list[Layer]] = {}
+    for path in (configs_folder() / group).glob("*.yaml"):
+        base = _read(path)
+        variants = base.pop("variants", {})
+        if base or not variants:
+            found[path.stem] = [base]
+        prefix = f"{path.stem}_" if group == "model" else ""
+        found |= {f"{prefix}{variant}": [base, layer] for variant, layer in variants.items()}
+    return found
+
+
+def _read(path: Path) -> Layer:
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # what is no YAML can make the reader raise anything
+        raise UsageError(f"{path}: expected YAML, could not read it ({first_line(error)})") from None
+    if not isinstance(found, dict | None):
+        raise UsageError(f"{path}: expected sections such as model: {{…}}, got a {type(found).__name__}")
+    return found or {}
 
 
 # ---- configurations of runs that were begun -----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chela.config.schema import Config, fields, values
-from chela.core.errors import UsageError
+from chela.core.errors import OptionError, UsageError
 from chela.core.files import code_of
 from chela.core.options import Field, shown
 from lra.tasks import task_class, task_options
@@ -63,14 +63,10 @@ def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, 
         said = rows.get(key, declared.get(key, {}))
         if said.get("identity", True) and not ("neutral" in said and said["neutral"] == value):
             kept[key] = value
-    facts: Any = Task
-    if ":" not in task:
-        with contextlib.suppress(ValueError):  # a task of another version
-            facts = task_class(task)
-    root = options.get("data.root")
-    if root is not None and getattr(facts, "generated", False):
+    facts, root = _facts(task), options.get("data.root")
+    if root is not None and facts.generated:
         kept["data.released"] = True
-    if root is not None and getattr(facts, "own_text", False):
+    if root is not None and facts.own_text:
         kept["data.text"] = Path(root).name
     if facts.version != Task.version:
         kept["task.version"] = facts.version
@@ -85,7 +81,7 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
 
     declared: dict[str, Any] = {key: item.metadata for key, _, item in fields(Config())}
     for prefix, name, read in (("task.", task, task_options), ("model.mixer.", mixer, mixer_options)):
-        with contextlib.suppress(UsageError, ValueError):  # of a version that had others
+        with contextlib.suppress(UsageError):  # of a version that had others
             own = () if ":" in name else dataclasses.fields(read(name))
             declared |= {f"{prefix}{item.name}": item.metadata for item in own}
     return declared
@@ -94,16 +90,20 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
 def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
     """Return the rows of ``RETIRED`` that hold for runs of a task and a system, by key."""
     rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
-    if task and ":" not in task:
-        with contextlib.suppress(ValueError):  # a task of another version
-            rows |= {f"task.{option}": {"value": value} for option, value in task_class(task).retired.items()}
-    return rows
+    return rows | {f"task.{option}": {"value": value} for option, value in _facts(task).retired.items()}
+
+
+def _facts(task: str) -> type[Task]:
+    """Return the class of a task; that of all where it is somebody's own, or one of another version."""
+    with contextlib.suppress(OptionError):
+        return Task if ":" in task else task_class(task)
+    return Task
 
 
 def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
     """Return what was saved without retired options, and with the neutral values of the newer ones that it lacks.
 
-    Both are by dotted key. ValueError where a retired option has another value than can be read.
+    Both are by dotted key. OptionError where a retired option has another value than can be read.
 
     >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
     {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
@@ -114,5 +114,5 @@ def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any
     for key, row in retired(str(saved.get("task.name", "")), mixer).items():
         value = row.get("value", row.get("neutral"))
         if (got := options.pop(key, value)) != value and row.get("identity", True):
-            raise ValueError(f"{key}: expected {shown(value)}, the one value that is still read, got {shown(got)}")
+            raise OptionError(f"{key}: expected {shown(value)}, the one value that is still read, got {shown(got)}")
     return {key: item.metadata["neutral"] for key, item in declared.items() if "neutral" in item.metadata} | options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import functools
@@ -10,22 +9,17 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from chela.config.compose import GROUPS, resolve, to_yaml
-from chela.config.groups import PRESETS, names
+from chela.config.compose import GROUPS, PRESETS, names, resolve, to_yaml
 from chela.config.schema import fields
 from chela.core.errors import UsageError
-from chela.core.options import BOUNDS, Field, check_options, closest, kind_of, read_value, shown, spelled
-
-T = TypeVar("T")
-HELP = ("--help", "-h")
+from chela.core.options import BOUNDS, Field, check_options, closest, read_value, shown, split_words
 
 
 def command(
@@ -44,25 +38,23 @@ def command(
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
         def answer(words: list[str], **more: Any) -> int:
-            if set(HELP) & set(words):
+            if {"--help", "-h"} & set(words):
                 text = about() if callable(about) else about or ""
                 sys.stdout.write(help_text(text, options, sections, words))
                 return 0
-            given: list[Any] = []
             rest = [word for word in words if not (sections and word == "--cfg")]
+            given: list[Any] = []
             if options is not None:
-                made, rest = read_words(options, rest)  # type: ignore[var-annotated]
-                given.append(made)
-            if rest and not (others or sections):
-                known = [_key(field) for field in dataclasses.fields(options)]  # type: ignore[arg-type]
-                near = closest(rest[0].partition("=")[0], known)
-                raise UsageError(f"expected {', '.join(f'{name}=…' for name in known)}, got {shown(rest[0])}{near}")
-            if sections and not others:
+                made, rest = read_words(options, rest, others=others or bool(sections))
+                given = [made]
+            if others:
+                given.append(rest)
+            elif sections:
                 given.append(resolve(rest))
                 if "--cfg" in words:
                     sys.stdout.write(to_yaml(given[-1]))
                     return 0
-            return run(*given, *([rest] if others else []), **more)
+            return run(*given, **more)
 
         @functools.wraps(run)
         def main(argv: Sequence[str] | None = None, **more: Any) -> int:
@@ -73,59 +65,42 @@ def command(
     return wrapped
 
 
-def read_words(options: type[T], words: Sequence[str]) -> tuple[T, list[str]]:
+def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple[Any, list[str]]:
     """Read a command's own options from its ``key=value`` words; return them and the words of other keys.
 
-    A bare word goes to the positional option. A list is ``key=a,b``, or ``key=[a,b]``.
+    A bare word goes to the positional option. A list is ``key=a,b``, ``key=[a,b]``, or several words. UsageError for
+    what cannot be read, and where there may be no ``others`` for them.
     """
-    known: dict[str, Field] = {_key(field): field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    bare = next((key for key, field in known.items() if field.metadata.get("positional")), None)
-    given: dict[str, Any] = {}
+    known = _by_key(options)
+    bare = next((key for key, field in known.items() if field.metadata.get("positional")), "")
+    given: dict[str, list[str]] = {}
     rest: list[str] = []
-    places: list[str] = []
-    for word, after in itertools.pairwise([*words, ""]):
-        key, equals, value = word.partition("=")
-        if word.startswith("-") or not (equals or bare):
-            raise UsageError(f"expected key=value, got {shown(word)}{spelled(word, after)}; see --help")
-        if not equals:
-            places.append(word)
-        elif key in known:
-            given[key] = value
+    for key, value in split_words(words, bare):
+        if key in known:
+            given.setdefault(key, []).append(value)
+        elif others:
+            rest.append(f"{key}={value}")
         else:
-            rest.append(word)
-    if bare and places:
-        several = kind_of(known[bare]).startswith("list[")
-        if len(places) > 1 and not several:
-            raise UsageError(f"{bare}: expected one value, got {' '.join(places)}")
-        given.setdefault(bare, places if several else places[0])
+            wanted = ", ".join(f"{name}=…" for name in known)
+            raise UsageError(f"expected {wanted}, got {shown(f'{key}={value}')}{closest(key, known)}")
     values = {}
-    try:
-        for key, field in known.items():
-            if key in given:
-                values[field.name] = read_value(key, kind_of(field), given[key])
-            elif field.default is field.default_factory is dataclasses.MISSING:
-                raise ValueError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")
-        made = options(**values)
-        check_options(made)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    for key, field in known.items():
+        if key in given:
+            kind, said = str(field.type), given[key]
+            if len(said) > 1 and not kind.startswith("list["):
+                raise UsageError(f"{key}: expected one value, got {' '.join(said)}")
+            values[field.name] = read_value(key, kind, said if len(said) > 1 else said[0])
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")
+    made = options(**values)
+    check_options(made)
     return made, rest
 
 
-def _key(field: Field) -> str:
-    return str(field.metadata.get("key", field.name))
-
-
-@contextlib.contextmanager
-def opened(name: str) -> Iterator[IO[bytes]]:
-    """Open the file of the word ``input``, or standard input for ``-``; UsageError where it cannot be read."""
-    try:
-        given = contextlib.nullcontext(sys.stdin.buffer)  # not ours to close
-        file = given if name == "-" else open(os.path.expanduser(name), "rb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UsageError(f"input: expected a file to read, got {name} ({error.strerror})") from None
-    with file as opened_file:
-        yield opened_file
+def _by_key(options: Any) -> dict[str, Field]:
+    """Return the options that are declared in a dataclass, if there is one, by the key that a word gives them."""
+    declared = () if options is None else dataclasses.fields(options)
+    return {str(field.metadata.get("key", field.name)): field for field in declared}
 
 
 SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")  # of a configuration; run: keys without a dot
@@ -136,15 +111,19 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
 
     ``words`` choose the groups whose keys are listed; a section among them is listed alone.
     """
-    own = {_key(field): field for field in (dataclasses.fields(options) if options is not None else ())}
+    own = _by_key(options)
     alone = [word for word in words if sections and "=" not in word and not word.startswith("-")]
-    lines = [] if alone else [*_paragraphs(about), "Words are key=value:"]
+    lines: list[str] = []
     for word in alone:
         if word not in sections:
             raise UsageError(f"expected --help of {', '.join(sections)}, got {shown(word)}{closest(word, sections)}")
-    for key, field in own.items() if not alone else ():
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        lines.append(_line(key, "…" if default is dataclasses.MISSING else plain(default), field))
+    if not alone:
+        for paragraph in about.strip().split("\n\n"):  # its lines are one, unless things stand in columns there
+            lines += [*(paragraph.split("\n") if "  " in paragraph else [paragraph.replace("\n", " ")]), ""]
+        lines.append("Words are key=value:")
+        for key, field in own.items():
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            lines.append(_line(key, "…" if default is dataclasses.MISSING else plain(default), field))
     if sections:
         config = resolve([word for word in words if "=" in word and word.partition("=")[0] not in own])
         if not alone:
@@ -155,21 +134,13 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
         for name, leaves in itertools.groupby(keys, key=lambda leaf: leaf[0].rpartition(".")[0] or "run"):
             if name.partition(".")[0] in (alone or sections):
                 lines += ["", f"{name}, for task={config.task.name} model={config.model.name} preset={config.preset}:"]
-                lines += [_line(key, f"{plain(value)}  ({kind_of(field)})", field) for key, value, field in leaves]
-    width = shutil.get_terminal_size().columns
-    return "".join(f"{_folded(line, width)}\n" for line in lines)
-
-
-def _paragraphs(text: str) -> Iterator[str]:
-    """Yield the lines of a docstring, a paragraph as one, unless things stand in columns there."""
-    for paragraph in text.strip().split("\n\n"):
-        yield from paragraph.split("\n") if re.search(r"\S  |^ ", paragraph, re.M) else [paragraph.replace("\n", " ")]
-        yield ""
-
-
-def _folded(line: str, width: int) -> str:
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+                lines += [_line(key, f"{plain(value)}  ({field.type})", field) for key, value, field in leaves]
+    width, text = shutil.get_terminal_size().columns, ""
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        folded = textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        text += f"{folded}\n"
+    return text
 
 
 def _line(key: str, value: str, field: Field) -> str:
@@ -186,8 +157,9 @@ def plain(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-# What a disk, a quota or a path does to a program that is not at fault.
-_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+# What a disk, a quota, a path or the memory does to a program that is not at fault; of C++ there are words alone.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISKS = (*_FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOLCK)
 _PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc", "Cannot allocate memory")
 
@@ -215,18 +187,19 @@ def guarded(command: Callable[[], int]) -> int:
         message, status = "stopped by Ctrl-C, nothing was saved", 128 + signal.SIGINT
     except UsageError as error:
         message, status = str(error), error.status
-    except OSError as error:
-        if error.errno not in (*_DISKS, *_PATHS):
+    except Exception as error:
+        told, number = str(error), getattr(error, "errno", None)
+        if isinstance(error, OSError):
+            told = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        if number in (*_DISKS, *_PATHS) or any(os.strerror(full) in told for full in _FULL):
+            message = f"expected a disk and folders that can be used, got: {told[:300]}; mend it, then resume"
+        elif isinstance(error, MemoryError) or any(text in told for text in _NO_MEMORY):
+            message = (
+                f"expected a run that fits into memory, got: {told[:200] or 'out of memory'}; raise "
+                "trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
+                "trainer.eval_batch_size, or the sizes of model or task"
+            )
+        else:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        message = f"expected a disk and folders that can be used, got: {error.strerror}{where}; mend it, then resume"
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(text in str(error) for text in _NO_MEMORY):
-            raise
-        message = (
-            f"expected a run that fits into memory, got: {str(error)[:200] or 'out of memory'}; raise "
-            "trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
-            "trainer.eval_batch_size, or the sizes of model or task"
-        )
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
     return status

@@ -15,6 +15,10 @@ class UsageError(Exception):
         super().__init__(" ".join(str(message).split()))
 
 
+class OptionError(UsageError, ValueError):
+    """An option that there is not, or a value that it cannot have."""
+
+
 class DataError(UsageError):
     """Data that is absent, damaged or not what it should be. The message names the file or the record."""
 

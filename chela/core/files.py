@@ -1,21 +1,17 @@
-"""Files: whole writes, locks, checksums, errors that say what to do; and code that a file names as ``module:Class``."""
+"""Files: whole writes, checksums; and code that a file names as ``module:Class``."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import errno
 import hashlib
 import importlib.util
-import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
-from chela.core.errors import DataError, UsageError
-
-log = logging.getLogger(__name__)
+from chela.core.errors import UsageError
 
 
 def sync(path: Path) -> None:
@@ -68,48 +64,6 @@ def sha256(path: Path) -> str:
     """Return the checksum of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def file_errors(folder: Path) -> Iterator[None]:
-    """Turn what hinders a build in ``folder`` into one line; the writers in C++ have errors of their own."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        full = [
-            reason for reason in map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) if reason in str(error)
-        ]
-        if full:
-            raise DataError(
-                f"the disk is full ({full[0]}) while {folder} is built: make room or set data.dir"
-            ) from None
-        if isinstance(error, OSError):
-            where = f"{error.filename or folder}: {error.strerror}"
-            raise DataError(f"{where}, while {folder} is built; set data.dir to have it elsewhere") from error
-        raise
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of one set of records; it falls with the process, however that ends."""
-    from filelock import FileLock, Timeout
-
-    path = folder.parent / f".{folder.name}.lock"
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("waiting for another process (%s), which builds %s", path.read_text() or "unknown", folder)
-        lock.acquire(poll_interval=0.2)
-    except (OSError, NotImplementedError) as error:  # some network file systems have no locks
-        raise DataError(f"cannot lock {path} ({error}): set data.dir to a local disk that can be written") from None
-    try:
-        path.write_text(f"pid {os.getpid()}")
-        yield
-    finally:
-        lock.release()
 
 
 # ---- code that a file names ----

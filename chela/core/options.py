@@ -5,8 +5,6 @@ meanings are the ``Args`` of its docstring::
 
     depth: int = option(4, "blocks", ge=1)
     def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4, norm: Literal["layer", "rms"] = "rms")
-
-Standard library only.
 """
 
 from __future__ import annotations
@@ -15,13 +13,16 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, Union, get_args, get_origin, get_type_hints
+
+from chela.core.errors import OptionError
 
 P = ParamSpec("P")
 Field = dataclasses.Field[Any]
@@ -58,47 +59,37 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
 def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
     """Return a dataclass of what a class can be told: `name`, then its fields or the arguments of its constructor.
 
-    Each argument has an annotation and a default, but for those that others give; ValueError says which has not.
+    Each argument has an annotation and a default, but for those that others give; OptionError says which has not.
 
     >>> class Layer:
     ...     def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4): ...
     >>> options_of("layer", Layer, ["d_model"])(heads=2)
     LayerOptions(name='layer', heads=2)
     """
+    hints = get_type_hints(made.__init__, include_extras=True)
+    docs = [text for base in made.__mro__ for text in (base.__doc__, base.__init__.__doc__) if text]
+    told = "\n".join(map(inspect.cleandoc, docs))
     fields: list[Any] = [("name", "str", option(name, "what is built"))]
-    for key, kind, field in _fields_of(made) if dataclasses.is_dataclass(made) else _arguments_of(made):
-        if key in given:
+    for key, parameter in [*inspect.signature(made.__init__).parameters.items()][1:]:
+        if key in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
+        kind, limits = _declared(hints[key]) if key in hints else ("", {})
+        if declared := getattr(made, "__dataclass_fields__", {}).get(key):
+            copied = {name: getattr(declared, name) for name in ("default", "default_factory", "metadata")}
+            field: Any = dataclasses.field(**copied)
+        else:
+            meaning = re.search(rf"^    {key}(?: \(.*\))?: (.*(?:\n     +.*)*)", told, re.MULTILINE)
+            default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+            field = option(default, " ".join(meaning[1].split()) if meaning else "", **limits)
         if key == "name" or field.default is field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{name}: {key} of its constructor: expected a default, and another word than name")
+            raise OptionError(f"{name}: {key} of its constructor: expected a default, and another word than name")
         if kind.removesuffix(" | None") not in _WANTED:
-            raise ValueError(
+            raise OptionError(
                 f"{name}: {key} of its constructor: expected an annotation int, float, bool, str, Literal[…] or one of "
                 f'these | None, with limits Annotated[int, {{"ge": 1}}], got {kind or "none"}'
             )
         fields.append((key, kind, field))
     return dataclasses.make_dataclass(f"{made.__name__}Options", fields, kw_only=True)
-
-
-def _fields_of(made: Any) -> Iterator[tuple[str, str, Any]]:
-    hints = get_type_hints(made)
-    for field in dataclasses.fields(made):
-        if field.init:
-            copied = {name: getattr(field, name) for name in ("default", "default_factory", "metadata")}
-            yield field.name, _declared(hints[field.name])[0], dataclasses.field(**copied)
-
-
-def _arguments_of(made: Any) -> Iterator[tuple[str, str, Any]]:
-    hints = get_type_hints(made.__init__, include_extras=True)
-    docs = [text for base in made.__mro__ for text in (base.__doc__, base.__init__.__doc__) if text]
-    told = "\n".join(map(inspect.cleandoc, docs))
-    for key, parameter in [*inspect.signature(made.__init__).parameters.items()][1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        kind, limits = _declared(hints[key]) if key in hints else ("", {})
-        meaning = re.search(rf"^    {key}(?: \(.*\))?: (.*(?:\n     +.*)*)", told, re.MULTILINE)
-        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
-        yield key, kind, option(default, " ".join(meaning[1].split()) if meaning else "", **limits)
 
 
 def _declared(hint: Any) -> tuple[str, dict[str, Any]]:
@@ -113,15 +104,10 @@ def _declared(hint: Any) -> tuple[str, dict[str, Any]]:
     return " | ".join(names), limits
 
 
-def kind_of(field: Field) -> str:
-    """Return the type of an option in words, such as ``int | None``."""
-    return field.type if isinstance(field.type, str) else _declared(field.type)[0]
-
-
 def read_value(key: str, kind: str, given: Any) -> Any:
     """Read a value of a YAML file, or the text of a word, as a type such as ``int`` or ``list[str] | None``.
 
-    A list may be the text ``1,2`` or ``[1, 2]``. ValueError says which option, ``key``, is not of its type.
+    A list may be the text ``1,2`` or ``[1, 2]``. OptionError says which option, ``key``, is not of its type.
 
     >>> read_value("lr", "float", "1e-3"), read_value("root", "str | None", "null")
     (0.001, None)
@@ -129,7 +115,7 @@ def read_value(key: str, kind: str, given: Any) -> Any:
     [0, 1]
     >>> read_value("model.depth", "int", "deep")
     Traceback (most recent call last):
-    ValueError: model.depth: expected a whole number, got 'deep'
+    chela.core.errors.OptionError: model.depth: expected a whole number, got 'deep'
     """
     plain, null, _ = kind.partition(" | None")
     if null and given in (None, "null"):
@@ -137,7 +123,7 @@ def read_value(key: str, kind: str, given: Any) -> Any:
     try:
         return _read(plain, given)
     except (ValueError, OverflowError):
-        raise ValueError(f"{key}: expected {_WANTED[plain]}{' or null' * bool(null)}, got {shown(given)}") from None
+        raise OptionError(f"{key}: expected {_WANTED[plain]}{' or null' * bool(null)}, got {shown(given)}") from None
 
 
 def _read(kind: str, given: Any) -> Any:
@@ -158,7 +144,7 @@ def _read(kind: str, given: Any) -> Any:
 
 
 def check_options(options: Any, prefix: str = "") -> None:
-    """Check every field of a dataclass against its limits; ValueError names the option and what was expected."""
+    """Check every field of a dataclass against its limits; OptionError names the option and what was expected."""
     for field in dataclasses.fields(options):
         check_value(field.metadata.get("key", f"{prefix}{field.name}"), getattr(options, field.name), field.metadata)
 
@@ -167,13 +153,13 @@ def check_value(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     """Check one value; see `check_options`."""
     for number in value if isinstance(value, list | tuple) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{key}: expected a finite number, got {number}")
+            raise OptionError(f"{key}: expected a finite number, got {number}")
     for name, (holds, text, _) in BOUNDS.items():
         if value is not None and name in limits and not holds(value, limits[name]):
-            raise ValueError(f"{key}: expected {text} {limits[name]:,}, got {shown(value)}")
+            raise OptionError(f"{key}: expected {text} {limits[name]:,}, got {shown(value)}")
     choices = limits.get("choices")
     if choices and value not in choices:
-        raise ValueError(f"{key}: expected one of {', '.join(choices)}, got {shown(value)}{closest(value, choices)}")
+        raise OptionError(f"{key}: expected one of {', '.join(choices)}, got {shown(value)}{closest(value, choices)}")
 
 
 def checked(init: Callable[P, None]) -> Callable[P, None]:
@@ -185,7 +171,7 @@ def checked(init: Callable[P, None]) -> Callable[P, None]:
     ...         self.heads = heads
     >>> Layer(heads=0)
     Traceback (most recent call last):
-    ValueError: heads: expected at least 1, got 0
+    chela.core.errors.OptionError: heads: expected at least 1, got 0
     """
 
     @functools.wraps(init)
@@ -204,15 +190,23 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def spelled(word: str, after: str = "") -> str:
-    """Return ", say key=value" for ``--key=value``, or for ``--key`` and the word after it; else nothing.
+def split_words(words: Sequence[str], bare: str = "") -> Iterator[tuple[str, str]]:
+    """Yield key and value of words ``key=value``; where there is a key ``bare``, of a word without one.
 
-    >>> spelled("--task", "listops"), spelled("--dry-run"), spelled("--seed=2")
-    (', say task=listops', ', say dry_run=…', ', say seed=2')
+    >>> [*split_words(["runs/listops", "seed=2"], bare="run")]
+    [('run', 'runs/listops'), ('seed', '2')]
+    >>> [*split_words(["--task", "listops"])]
+    Traceback (most recent call last):
+    chela.core.errors.OptionError: expected key=value, got '--task', say task=listops; see --help
     """
-    key, _, value = word.lstrip("-").partition("=")
-    value = value or (after if after and not re.match("-|.*=", after) else "…")
-    return f", say {key.replace('-', '_')}={value}" if key and word.startswith("--") else ""
+    for word, after in itertools.pairwise([*words, ""]):
+        key, equals, value = word.partition("=")
+        if word.startswith("-") or not (equals or bare):
+            name = key.lstrip("-").replace("-", "_")
+            value = value or (after if "=" not in after and after[:1] not in ("", "-") else "…")
+            told = f", say {name}={value}" if name and word.startswith("--") else ""
+            raise OptionError(f"expected key=value, got {shown(word)}{told}; see --help")
+        yield (key, value) if equals else (bare, word)
 
 
 def closest(name: Any, known: Any) -> str:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import textwrap
 
-from chela.config.compose import resolve
-from chela.config.groups import is_file, names
+from chela.config.compose import is_file, names, resolve
 from chela.config.words import command
 from chela.core.errors import UsageError
 

@@ -20,7 +20,7 @@ from chela.config.identity import of_today
 from chela.config.schema import ModelConfig
 from chela.core.errors import UsageError, first_line
 from chela.core.files import expect_trusted
-from chela.core.options import kind_of, read_value
+from chela.core.options import read_value
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.heads import Network
@@ -140,7 +140,7 @@ def read_options(cls: Any, saved: Any, folder: Path | str, prefix: str = "") -> 
         found = of_today({f"{prefix}{key}": value for key, value in dict(saved or {}).items()}, declared)
         if found.keys() != declared.keys():
             raise ValueError(f"expected the options {sorted(declared)}, got {sorted(found)}")
-        values = {field.name: read_value(key, kind_of(field), found[key]) for key, field in declared.items()}
+        values = {field.name: read_value(key, str(field.type), found[key]) for key, field in declared.items()}
     except (TypeError, ValueError) as error:
         raise UsageError(f"{Path(folder) / CONFIG}: {error}") from None
     return cls(**values)

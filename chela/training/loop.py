@@ -17,7 +17,7 @@ from rich.console import Console
 
 from chela.config.identity import fingerprint
 from chela.config.schema import Config, seconds
-from chela.core.errors import DivergedError, UsageError, first_line
+from chela.core.errors import DivergedError, UsageError
 from chela.core.files import sync
 from chela.models import build_model
 from chela.results import read_result
@@ -27,7 +27,7 @@ from chela.training.machine import hardware, processes, quiet_lightning, rank
 from chela.training.objectives import objective_of
 from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by, summed
 from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
-from chela.training.score import columns, data_of, expect_bounded, tested
+from chela.training.score import data_of, expect_prefill, scored
 from chela.training.step import LitModel, diverged
 from lra.datamodule import LRADataModule
 
@@ -56,7 +56,10 @@ def fit(config: Config, console: Console, started: float) -> int:
             data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
             with claimed(config, console, leads) as (run, goes_on):
                 module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
-                _check_network(module, data, console)
+                if config.trainer.sequence_parallel > 1:
+                    module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
+                if config.data.carry:
+                    expect_prefill(module.model, "data.carry=true")
                 fabric.launch()  # from here on there are all processes, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
                 assert run is not None
@@ -169,7 +172,7 @@ class Launch:
         Its time does not count as training.
         """
         began = time.monotonic()
-        values, _ = columns(self.module, self.data.val_dataloader(), fabric=self.fabric)
+        values = scored(self.module, self.data, "validation", self.fabric)
         took = time.monotonic() - began
         self.log.line(self.state.step, "validation", values, self.state.seconds, took)
         self.clock = time.monotonic()
@@ -234,17 +237,12 @@ class Launch:
         if saved is None:
             self.console.print("no checkpoint yet: from the first step")
             return
-        try:
+        with resume.loading(self.run.path):
             self.module.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.module.carried = self.fabric.to_device(saved.get("carried", {}))
             for item in dataclasses.fields(self.state):
                 setattr(self.state, item.name, saved["state"][item.name])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"resume: expected the weights and optimiser of this run's model, got others "
-                f"({first_line(error)[:120]}); use the version of chela that wrote them"
-            ) from None
 
     # ---- the end ----
 
@@ -257,25 +255,9 @@ class Launch:
         # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
         state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
         splits = (*data.task.further, "test") if self.config.trainer.test else ()
-        tests = {split: tested(module, data, split, self.fabric) for split in splits}
+        tests = {split: scored(module, data, split, self.fabric) for split in splits}
         if self.fabric.is_global_zero:
             wall_seconds = self.earlier + time.monotonic() - self.started
             result = result_of(self.fabric, module, data, state, tests, wall_seconds)
             self.run.write_result(result)
             report(self.console, self.config, self.run, result)
-
-
-def _check_network(module: LitModel, data: LRADataModule, console: Console) -> None:
-    """Refuse a network that cannot be trained as asked; say so where padding will be taken for tokens."""
-    config, backbone = module.config, module.model.get_submodule("backbone")
-    if config.trainer.sequence_parallel > 1:
-        backbone.expect_pieces()  # type: ignore[operator]
-    if config.data.carry:
-        expect_bounded(module.model, data.task.l_max, "data.carry=true")
-    layers = [block.mixer for block in getattr(backbone, "blocks", ()) if "mask" not in block.mixer.context]
-    deaf, lengths = {type(mixer.layer).__name__ for mixer in layers}, data.records("train").lengths()
-    if deaf and lengths.min() < lengths.max() and not config.model.causal:
-        console.print(
-            f"note: {', '.join(sorted(deaf))}.forward takes no mask, and records differ in length: unless it looks "
-            "back only, padding is mixed into real tokens (docs/extend.md)"
-        )

@@ -12,9 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +72,6 @@ def rank() -> int:
 def stdout_console() -> Console:
     """Return the console of a run: plain words, nothing folded; silent on all processes but the first."""
     return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False, quiet=rank() != 0)
-
-
-def data_progress() -> Callable[[str, int, int], None]:
-    """Return what says every five seconds how far the making of records is."""
-    console, said = stdout_console(), time.monotonic()
-
-    def say(what: str, done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            console.print(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
-
-    return say
 
 
 def quiet_lightning() -> None:

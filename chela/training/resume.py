@@ -7,12 +7,13 @@ what the network remembers of the text so far.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
@@ -127,6 +128,18 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
             f"another ({state['fingerprint']}); put back the run's own file, or the code it was trained with"
         )
     return state
+
+
+@contextlib.contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """Turn what ``load_state_dict`` says of what does not fit into a UsageError."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"expected the weights and optimiser of this run's model, got others in {path} "
+            f"({first_line(error)[:120]}); use the version of chela that wrote them"
+        ) from None
 
 
 # ---- several processes: torchrun or Fabric started them, and each knows its own part only ----

@@ -30,19 +30,20 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from torch import nn
 
-from chela.config.compose import run_folder, to_yaml
-from chela.config.groups import label
+from chela.config.compose import label, run_folder, to_yaml
 from chela.config.identity import fingerprint, own_code
 from chela.config.schema import Config
 from chela.core.errors import DivergedError, UsageError
 from chela.core.files import make_folder, write_whole
-from chela.models.heads import TokenModel
+from chela.models import build_model
+from chela.models.heads import Network, TokenModel
 from chela.results import RESULT_FORMAT_VERSION, TITLES, to_the_letter
 from chela.training import machine, resume
 from chela.training.objectives import Score, above_majority
 from chela.training.resume import Stopped
 from chela.training.step import LitModel
 from lra.datamodule import LRADataModule
+from lra.tasks.base import Task
 
 LAST_KEYS = ("step", "model", "optimizer", "state")
 WEIGHTS = ("step", "model")  # all that scoring needs
@@ -75,10 +76,6 @@ class RunFolder:
             self.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
         )
 
-    def create(self, config: Config) -> None:
-        """Write the configuration: from now on this is a run."""
-        write_whole(self.config, to_yaml(config).encode())
-
     def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None when there is none yet, UsageError when all are torn.
 
@@ -104,16 +101,15 @@ class RunFolder:
         """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
         return resume.load(self.best if which == "best" else self.last, WEIGHTS, [fingerprint(config)])
 
-    def load_into(self, model: nn.Module, config: Config, which: str) -> None:
-        """Give a network the weights of a checkpoint; UsageError where they are torn, or of another network."""
+    def network(self, config: Config, task: Task, which: str) -> Network:
+        """Build the run's network with a checkpoint's weights; UsageError where they are torn, or of another one."""
+        model = build_model(config.model, task, config.seed)
+        if config.trainer.precision == "64-true":
+            model.double()
         weights = self.load_weights(config, which)["model"]
-        try:
+        with resume.loading(self.path):
             model.load_state_dict(weights)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"expected weights of this run's network in {self.path}, got others ({str(error)[:120]}); "
-                "use the version of chela that wrote them"
-            ) from None
+        return model
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
@@ -172,7 +168,7 @@ def claim_run(config: Config) -> tuple[RunFolder, bool, FileLock]:
     lock = lock_run(run.path)
     run.last.parent.mkdir(exist_ok=True)
     if not (goes_on := run.config.exists()):
-        run.create(config)
+        write_whole(run.config, to_yaml(config).encode())  # from now on this is a run
     return run, goes_on, lock
 
 
@@ -215,7 +211,7 @@ def trusted(config: Config) -> str:
 def result_of(
     fabric: Fabric, module: LitModel, data: LRADataModule, state: RunState, tests: dict[str, Any], wall_seconds: float
 ) -> dict[str, Any]:
-    """Return what ``result.json`` holds; ``tests`` has what ``score.tested`` says of each test set."""
+    """Return what ``result.json`` holds; ``tests`` has what ``score.scored`` says of each test set."""
     config, task, objective, best = module.config, data.task, module.objective, state.best
     assert best is not None
     tests = {f"test_{split}": found | {"count": int(found["count"])} for split, found in tests.items()}

@@ -16,14 +16,12 @@ from torch import Tensor, nn
 
 from chela.config.schema import Config
 from chela.core.errors import UsageError
-from chela.models import build_model
-from chela.training.machine import data_progress, hardware, quiet_lightning
+from chela.training.machine import hardware, quiet_lightning
 from chela.training.objectives import Counts, Score, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.tasks.base import Records
 
 T = TypeVar("T")
 
@@ -60,34 +58,28 @@ def total(
     return sums.cpu()
 
 
-def columns(
-    module: LitModel, batches: Iterable[Batch], records: Records | None = None, fabric: Fabric | None = None
-) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-    """Score a network on a split: as in training, or as in a test when its records are given.
+def scored(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) -> dict[str, Any]:
+    """Score a network on "validation", "test" or a further test set.
 
-    The objective's columns with "count", the number of targets; and the same of each group of ``records``.
+    Returns the objective's columns with "count", the number of targets; of a test set whose records are grouped also
+    "by_…", the same of each group.
     """
-    groups = None if records is None else records.groups()
+    records, validates = data.records(split), split == "validation"
+    groups = None if validates else records.groups()
     module.groups = [] if groups is None else sorted(set(groups.tolist()))  # all: every process sums the same
-    step = module.validation_step if records is None else module.test_step
-    whole, *parts = total(module, batches, lambda batch: step(batch, 0), fabric).tolist()
+    step = module.validation_step if validates else module.test_step
+    whole, *parts = total(module, data.evaluation(records), lambda batch: step(batch, 0), fabric).tolist()
     values = module.objective.values
-    return values(whole), {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
-
-
-def tested(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) -> dict[str, Any]:
-    """Score a test set: its columns with "count", and where its records are grouped the same by group."""
-    records = data.records(split)
-    values, groups = columns(module, data.evaluation(records), records, fabric)
-    return values | ({f"by_{data.task.grouped_by}": groups} if groups else {})
+    by = {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
+    return values(whole) | ({f"by_{data.task.grouped_by}": by} if by else {})
 
 
 def data_of(config: Config) -> LRADataModule:
-    """Return the data of a run, which says how far it is while records are made."""
+    """Return the data of a run."""
     names = ("batch_size", "eval_batch_size", "max_steps", "accumulate")
     sizes = {name: getattr(config.trainer, name) for name in names}
     sizes["pieces"] = config.trainer.sequence_parallel
-    return LRADataModule(config.task, config.data, seed=config.seed, progress=data_progress(), **sizes)
+    return LRADataModule(config.task, config.data, seed=config.seed, **sizes)
 
 
 def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, Any]]:
@@ -105,13 +97,9 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Sc
     if split not in (known := ("test", "validation", *data.task.further)):
         raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
     fabric = Fabric(**hardware(config), devices=1)
-    module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
-    fabric.setup_module(module)  # in its precision before the weights come, which would lose half of their digits
-    run.load_into(module.model, trained, which)
-    if split == "validation":
-        values: dict[str, Any] = columns(module, data.val_dataloader(), fabric=fabric)[0]
-    else:
-        values = tested(module, data, split, fabric)
+    module = LitModel(run.network(trained, data.task, which), objective_of(data.task), config)
+    fabric.setup_module(module)
+    values = scored(module, data, split, fabric)
     return module.objective.score, values | of_text(data.task, config.data.split(split), values)
 
 
@@ -147,13 +135,3 @@ def expect_prefill(model: nn.Module, key: str) -> None:
         raise UsageError(f"{key}: expected a network with prefill(inputs, state), {type(model).__name__} has none")
     if ends := getattr(getattr(model, "backbone", None), "ends", str)():  # "learned positions", or a system
         raise UsageError(f"{key}: expected a system that reads on after the training window, {ends} ends there")
-
-
-def expect_bounded(model: nn.Module, l_max: int, key: str) -> None:
-    """Expect a network whose state does not grow with what it has read; UsageError where it does, or is of no size."""
-    expect_prefill(model, key)
-    for mixer in model.get_submodule("backbone").mixers():  # type: ignore[operator]
-        size = getattr(mixer, "state_size", None)
-        if size is None or size(4 * l_max) != size(8 * l_max):
-            what = f"that of {type(mixer).__name__} {'is of unknown size' if size is None else 'does'}"
-            raise UsageError(f"{key}: expected a system whose state does not grow with the text, {what}")

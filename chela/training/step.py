@@ -16,7 +16,7 @@ from chela.config.schema import Config, OptimizerConfig
 from chela.core.errors import DivergedError
 from chela.layers.param_groups import param_groups
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.training.objectives import Counts, Objective
+from chela.training.objectives import Objective
 from lra.batches import Batch
 
 
@@ -33,17 +33,12 @@ class LitModel(L.LightningModule):
         self.step = 0  # steps of the whole run that are done
         self.of_step = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
         self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; whoever reads it sets it to 0
-        self.counted = Counts()  # of a split, where a Trainer scores it
         self.groups: Sequence[int] = ()  # the numbers that tell records apart, where each group is counted
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite
         self._sharers: Any = None  # the processes that have a piece each of this one's sequences
         if config.trainer.compile:
             self.model.compile()
-
-    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return scores."""
-        return self.model(inputs, mask)  # type: ignore[no-any-return]
 
     def setup(self, stage: str = "fit") -> None:
         """Make the groups of processes that share sequences: P neighbours each, of N × P in all."""
@@ -129,19 +124,13 @@ class LitModel(L.LightningModule):
         self.log("train/loss", outputs["loss"])
 
     def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add what a batch counts."""
-        self.counted.update(outputs[0])
+        """Log the columns, averaged over the targets of all batches."""
+        split = "test" if self.trainer.testing else "validation"
+        columns = self.objective.values(outputs[0].tolist())
+        targets = int(columns.pop("count"))
+        self.log_dict({f"{split}/{name}": columns[name] for name in columns}, batch_size=targets, sync_dist=True)
 
     on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the columns."""
-        split = "test" if self.trainer.testing else "validation"
-        columns = self.objective.values(self.counted.compute().tolist())
-        self.counted.reset()
-        self.log_dict({f"{split}/{name}": columns[name] for name in self.objective.columns})
-
-    on_test_epoch_end = on_validation_epoch_end
 
     # ---- the network ----
 

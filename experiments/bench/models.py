@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.config.schema import Config, ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model

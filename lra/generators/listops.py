@@ -19,7 +19,7 @@ from numba import njit
 
 from chela.core.errors import DataError
 from lra.batches import GOLDEN, key, permutation
-from lra.builder import Progress, prefetch
+from lra.builder import prefetch, say_progress
 from lra.generators import mix, uniform, word
 
 if TYPE_CHECKING:
@@ -101,9 +101,7 @@ def _block(seed, first, number, min_length, max_length, max_depth, max_args):
     return tokens[:end].copy(), lengths[:kept].copy(), labels[:kept].copy()
 
 
-def generate(
-    options: ListOps, threads: int = 0, progress: Progress | None = None, wanted: int | None = None
-) -> list[tuple[np.ndarray, int]]:
+def generate(options: ListOps, threads: int = 0, wanted: int | None = None) -> list[tuple[np.ndarray, int]]:
     """Draw all trees of a data set, or ``wanted`` of them, no two equal, in shuffled order.
 
     They depend on the options alone, not on the number of ``threads``, 0 for one per core.
@@ -127,8 +125,7 @@ def generate(
                 tree = tokens[start:end]
                 trees.setdefault(hashlib.blake2b(tree.tobytes(), digest_size=16).digest(), (tree, int(value)))
         drawn += _BLOCK
-        if progress:
-            progress("ListOps trees", len(trees), wanted)
+        say_progress("ListOps trees", len(trees), wanted)
         if len(trees) == wanted:
             break
         barren = barren + 1 if len(trees) == before else 0

@@ -10,6 +10,7 @@ import functools
 import importlib
 from typing import Any
 
+from chela.core.errors import OptionError
 from chela.core.options import closest, options_of, shown
 from lra.tasks.base import Task
 
@@ -39,18 +40,18 @@ def task_class(name: str) -> type[Task]:
     """Return a task's class by its name here, or by ``module:Class``; its module is imported.
 
     Raises:
-        ValueError: There is no such task.
+        OptionError: There is no such task.
     """
     if ":" not in name and name not in _WHERE:
         listed = f"{', '.join(names())}, or module:Class"
-        raise ValueError(f"task.name: expected one of {listed}, got {shown(name)}{closest(name, names())}")
+        raise OptionError(f"task.name: expected one of {listed}, got {shown(name)}{closest(name, names())}")
     module, _, attribute = (f"{__name__}.{_WHERE[name]}" if name in _WHERE else name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"task.name: could not import {shown(name)} ({error}); is its folder on PYTHONPATH?") from None
+        raise OptionError(f"task.name: could not import {shown(name)}: {error}; is its folder on PYTHONPATH?") from None
     if not (isinstance(found, type) and issubclass(found, Task)):
-        raise ValueError(f"task.name: expected a subclass of lra.tasks.base.Task, {shown(name)} is {shown(found)}")
+        raise OptionError(f"task.name: expected a subclass of lra.tasks.base.Task, {shown(name)} is {shown(found)}")
     return found
 
 
@@ -58,7 +59,7 @@ def task_class(name: str) -> type[Task]:
 def task_options(name: str) -> Any:
     """Return the dataclass of a task's options: ``name``, then the fields or keyword arguments of its class.
 
-    Raises ``ValueError`` where there is no such task, or an argument that cannot be an option.
+    Raises ``OptionError`` where there is no such task, or an argument that cannot be an option.
     """
     return options_of(name, task_class(name))
 

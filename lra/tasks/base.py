@@ -14,7 +14,6 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import check_options, shown
-from lra.builder import Progress
 from lra.source import DataConfig
 
 Encoded = np.ndarray | tuple[np.ndarray, np.ndarray]
@@ -121,7 +120,7 @@ class Task:
         """Longest sequence to learn from; a further split may have longer ones."""
         return self.l_max
 
-    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+    def prepare(self, data: DataConfig) -> None:
         """Get the data ready on first use. Raises ``DataError`` where it cannot be had."""
         check_options(data, "data.")
         if data.source not in self.sources:

@@ -15,7 +15,6 @@ import numpy as np
 from chela.core.errors import DataError
 from chela.core.files import sha256
 from chela.core.options import option, shown
-from lra.builder import Progress
 from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
 from lra.tasks.base import SPLITS, Encoded, Task
 from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
@@ -66,9 +65,9 @@ class Corpus(Task):
         self.before = b"\n" if "\n" in self.alphabet else b" "  # what stands before a text
         self._spans: dict[str, Span] = {}
 
-    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+    def prepare(self, data: DataConfig) -> None:
         """Find the text, unpack it on first use and check it. Raises ``DataError``."""
-        super().prepare(data, progress)
+        super().prepare(data)
         paths = self._files(data)
         notes = [type(self).note]
         if self.own_text:

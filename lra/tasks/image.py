@@ -11,7 +11,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.builder import Example, RecordSet, RecordSpec, prepare
 from lra.source import DataConfig, Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded, numbers
 from lra.tasks.stored import StoredTask
@@ -114,7 +114,7 @@ class Image(PixelTask):
         if self.resolution not in (32, 16, 8):
             raise ValueError(f"task.resolution: expected 32, 16 or 8, got {self.resolution}")
 
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Build the records of all images, in colour."""
         spec = RecordSpec("lra_image", "rgb", self.version, ("pixels",), COUNTS, ("pixels",))
 
@@ -126,7 +126,7 @@ class Image(PixelTask):
             spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
             return {split: map(_example, rows[split]) for split in COUNTS}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def encode(self, record: dict[str, Any]) -> Encoded:
         """Return the pixels row by row, their gray levels as Pillow's mode ``L`` rounds them."""

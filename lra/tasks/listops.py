@@ -13,7 +13,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSpec, prepare
+from lra.builder import Example, RecordSpec, prepare
 from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.stored import StoredTask
@@ -144,7 +144,7 @@ class ListOps(StoredTask):
         """Longest sequence to learn from: without the room."""
         return self.max_length
 
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Generate the trees, or read those of the release in ``data.root``."""
         counts = {split: getattr(self, split) for split in SPLITS}
         options = {name: value for name, value in asdict(self).items() if name != "room" or value}
@@ -164,15 +164,15 @@ class ListOps(StoredTask):
                 return {split: _read_tsv(released / f"basic_{file}.tsv", self.l_max) for split, file in _FILES.items()}
             from lra.generators.listops import generate
 
-            trees = generate(self, data.processes, progress)
+            trees = generate(self, data.processes)
             if self.room:
                 changes = {"min_length": self.max_length + 1, "max_length": self.room, "room": 0}
                 options = replace(self, max_depth=min(self.max_depth + _DEEPER, 64), **changes)
-                trees += generate(options, data.processes, progress, _LONGER)
+                trees += generate(options, data.processes, _LONGER)
             examples = (_example(*tree) for tree in trees)
             return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Return the stored ids: records are tokens already."""

@@ -20,7 +20,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSpec, prefetch, prepare
+from lra.builder import Example, RecordSpec, prefetch, prepare
 from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import SPLITS
 from lra.tasks.image import PixelTask, shuffled
@@ -155,10 +155,10 @@ class Pathfinder(PixelTask):
         except ValueError as error:
             raise ValueError(f"task.{error}") from None
 
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Generate the images, or read those of the release in ``data.root``."""
         if data.root is not None:
-            return self._build_released(data, progress)
+            return self._build_released(data)
         self.note = "images of this program's generator with LRA's stated parameters or the task's own, not LRA's files"
         options, counts = asdict(self.options()), {split: getattr(self, split) for split in SPLITS}
         options = {name: value for name, value in options.items() if value != ()}
@@ -172,7 +172,7 @@ class Pathfinder(PixelTask):
             examples = self._generated(sum(counts.values()), data.processes)
             return {split: itertools.islice(examples, n) for split, n in counts.items()}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def _generated(self, number: int, threads: int) -> Iterator[Example]:
         """Yield so many images, drawn ahead; with ``distinct`` none that came before or can be read both ways."""
@@ -192,7 +192,7 @@ class Pathfinder(PixelTask):
                     seen.add(mark)
                 yield _example(made.images[i], int(made.labels[i]), start + i, int(made.lengths[i]))
 
-    def _build_released(self, data: DataConfig, progress: Progress | None) -> Path:
+    def _build_released(self, data: DataConfig) -> Path:
         names = [f"{start}{FOLDERS[self.level]}" for start in (f"pathfinder{self.resolution}/", "")]
         layouts = [Layout(f"LRA's folder {name}", f"{name}/metadata/*.npy") for name in names]
         source = locate(self.name, data, layouts)[1].parents[1].resolve()
@@ -210,7 +210,7 @@ class Pathfinder(PixelTask):
             spec.counts.update({name: len(part) for name, part in parts.items()})
             return {name: map(read, part.tolist()) for name, part in parts.items()}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def encode(self, record: dict[str, Any]) -> np.ndarray:
         """Return the pixels row by row."""

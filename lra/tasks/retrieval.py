@@ -15,7 +15,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option, shown
-from lra.builder import Example, Progress, prepare
+from lra.builder import Example, prepare
 from lra.pieces import BYTES_OF_A_WORD, IDS, Pairs, cosine_accuracy, hashed, reviews_of
 from lra.source import DataConfig, Layout, digest, locate
 from lra.tasks.base import Records
@@ -67,12 +67,12 @@ class Retrieval(TextTask):
         if self.words:
             self.l_max, self.vocab_size = self.cut // BYTES_OF_A_WORD, IDS
 
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Build the records of LRA's pairs, or of the reviews that pieces are taken from."""
         if self.words and data.source != "imdb":
             raise DataError(f"retrieval: expected task.words=true with data.source=imdb alone, got {data.source}")
         if data.source == "imdb":
-            self._reviews = reviews_of(data, progress)
+            self._reviews = reviews_of(data)
             self.note = "a stand-in: are two pieces of one IMDb review? Not LRA's pairs of papers"
             return self._reviews.folder
 
@@ -85,7 +85,7 @@ class Retrieval(TextTask):
             spec.about["origin"] = f"{AAN.name}: {folder}"
             return {split: self.examples(_read_pairs(folder / name)) for split, name in FILES.items()}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def dataset(self, split: str) -> Records:  # type: ignore[override]
         """Return the records of a split; of imdb they are drawn on demand."""

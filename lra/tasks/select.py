@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from chela.core.options import option, shown
-from lra.builder import Progress
 from lra.pieces import BYTES_OF_A_WORD, IDS, WORD, SampledRecords, below, hashed, ids_of, reviews_of
 from lra.source import DataConfig
 from lra.tasks.base import IGNORED, Encoded, Label, Task
@@ -60,10 +59,10 @@ class Select(Task):
         self.vocab_size = self.first_name + self.names
         self.l_max = self.pieces * (self.turns + self.longest // (BYTES_OF_A_WORD if self.words else 1))
 
-    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+    def prepare(self, data: DataConfig) -> None:
         """Get IMDb ready."""
-        super().prepare(data, progress)
-        self._reviews: Text = reviews_of(data, progress)
+        super().prepare(data)
+        self._reviews: Text = reviews_of(data)
 
     def dataset(self, split: str) -> Selections:
         """Return the records of a split."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lra.batches import permutation
-from lra.builder import Progress, RecordSet
+from lra.builder import RecordSet
 from lra.source import DataConfig, given_root
 from lra.tasks.base import Encoded, Label, Records, Task, majority
 
@@ -22,7 +22,7 @@ class StoredTask(Task, ABC):
     _data: DataConfig
 
     @abstractmethod
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Build the records unless they are there, and return their folder."""
 
     @abstractmethod
@@ -37,11 +37,11 @@ class StoredTask(Task, ABC):
         """Return the stored split that a split is taken from under a policy of ``data.validation``, and its records."""
         return split, np.arange(len(self.records(split)))
 
-    def prepare(self, data: DataConfig, progress: Progress | None = None) -> None:
+    def prepare(self, data: DataConfig) -> None:
         """Make the records on first use; cheap when they are there. Raises ``DataError``."""
-        super().prepare(data, progress)
+        super().prepare(data)
         given_root(self.name, data)  # a folder that is not there is said even where records were made from it
-        self.folder, self._data = self.build(data, progress), data
+        self.folder, self._data = self.build(data), data
         self._sets: dict[str, RecordSet] = {}
 
     def records(self, split: str) -> RecordSet:

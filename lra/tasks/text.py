@@ -16,7 +16,7 @@ import numpy as np
 
 from chela.core.errors import DataError
 from chela.core.options import option
-from lra.builder import Example, Progress, RecordSet, RecordSpec, prepare
+from lra.builder import Example, RecordSet, RecordSpec, prepare, say_progress
 from lra.source import DataConfig, Layout, Remote, check_content, locate, members
 from lra.tasks.base import Encoded
 from lra.tasks.stored import StoredTask
@@ -108,14 +108,14 @@ LAYOUTS = (
 )
 
 
-def _in_order(reviews: Iterator[Review], progress: Progress | None) -> dict[str, list[tuple[int, bytes]]]:
+def _in_order(reviews: Iterator[Review]) -> dict[str, list[tuple[int, bytes]]]:
     """Return (label, text) of each split in the order of their digests, which does not depend on the form."""
     found: dict[str, list[tuple[bytes, int, bytes]]] = {split: [] for split in COUNTS}
     for n, (split, label, raw) in enumerate(reviews):
         text = raw.strip()  # as tensorflow-datasets does, and so LRA
         found[split].append((hashlib.blake2b(text, digest_size=16, key=bytes([label])).digest(), label, text))
-        if progress and n % 1000 == 0:
-            progress("reading reviews", n, sum(COUNTS.values()))
+        if n % 1000 == 0:
+            say_progress("reading reviews", n, sum(COUNTS.values()))
     for split, number in COUNTS.items():
         found[split].sort()
         if (got := len(found[split])) != number:
@@ -134,17 +134,17 @@ class Text(TextTask):
 
     input_help = "a review"
 
-    def build(self, data: DataConfig, progress: Progress | None) -> Path:
+    def build(self, data: DataConfig) -> Path:
         """Build the records of all labelled reviews."""
         spec = self.spec("plain_text", COUNTS)
 
         def splits() -> Mapping[str, Iterator[Example]]:
             layout, path = locate(self.name, data, LAYOUTS)
             spec.about.update(origin=f"{layout.name}: {path}", content_sha256=CONTENT)
-            reviews = _in_order(_read(path), progress)
+            reviews = _in_order(_read(path))
             return {split: self.examples(reviews[split]) for split in COUNTS}
 
-        return prepare(data.folder(), spec, splits, progress)
+        return prepare(data.folder(), spec, splits)
 
     def choose(self, split: str, policy: str) -> tuple[str, np.ndarray]:
         """Hold out the first reviews of each class: stored order is that of digests, so they are a fair sample."""

@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 
-from chela.config.compose import resolve
-from chela.config.groups import configs_folder, names
+from chela.config.compose import configs_folder, names, resolve
 from experiments import plan
 from experiments.plan import read_sweep
 from experiments.runs import add_rates, read_rates

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.models import build_model
 from lra.tasks import get_task

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-from chela.core.files import locked
 from lra.source import DataConfig
 from lra.tasks.listops import ListOps
 
@@ -48,6 +48,6 @@ def real_text(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataCon
 def real_image(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     """The whole of CIFAR-10, laid out as its authors ship it."""
     folder = common(tmp_path_factory, "real-image")
-    with locked(folder / "mine"):
+    with FileLock(folder / ".mine.lock"):
         subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder / "mine"), "image"], check=True)
     return DataConfig(dir=str(folder / "records"), root=str(folder / "mine"))

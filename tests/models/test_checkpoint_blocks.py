@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.models import TaskFacts, build_model
 
 TASK = TaskFacts(num_classes=4, l_max=40, vocab_size=9)

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.models import build_model
 from chela.models.__main__ import main
 from chela.models.cost import cost

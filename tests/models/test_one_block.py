@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.layers.param_groups import param_groups
 from chela.models import build_model

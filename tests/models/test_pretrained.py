@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model

@@ -7,8 +7,7 @@ import functools
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.config.schema import ModelConfig
 from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model

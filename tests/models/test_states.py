@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.models import TaskFacts, build_model
 

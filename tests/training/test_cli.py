@@ -12,8 +12,7 @@ import torch
 
 from chela.__main__ import COMMANDS
 from chela.__main__ import main as chela
-from chela.config.compose import load, resolve
-from chela.config.groups import names
+from chela.config.compose import load, names, resolve
 from chela.config.identity import fingerprint
 from chela.config.schema import fields
 from chela.config.words import guarded, read_words
@@ -126,9 +125,9 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["model.mixer.rotary=true"], "got 'model.mixer.rotary'"),
         (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
         (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
-        (["=3"], "expected a dotted key such as model.depth, got ''"),
+        (["=3"], "expected key=value of a run, got ''"),
         (["--task", "listops"], "expected key=value, got '--task', say task=listops; see --help"),
-        (["schlüssel=3"], "expected a dotted key"),
+        (["schlüssel=3"], "expected key=value of a run, got 'schlüssel'"),
         # types
         (["model.depth=abc"], "model.depth: expected a whole number, got 'abc'"),
         (["model.prenorm=7up"], "model.prenorm: expected true or false, got '7up'"),
@@ -137,14 +136,12 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["runs=${seed}"], "runs: expected a plain, printable value"),
         (["runs=a\nb"], "runs: expected a plain, printable value"),
         (["task=pathfinder", "task.contour_lengths=x"], "lengths: expected a list of whole numbers or null, got 'x'"),
-        (["runs="], "runs: expected a folder, got ''"),
         # bounds
         (["model.depth=-1"], "model.depth: expected at least 1, got -1"),
         (["model.dropout=2"], "model.dropout: expected less than 1, got 2.0"),
         (["optimizer.lr=0"], "optimizer.lr: expected more than 0, got 0.0"),
         (["model.d_model=" + "9" * 300], "model.d_model: expected at most 8,192, got 99999"),
         (["model.norm=bach"], "expected one of layer, scale, rms, batch, got 'bach' (did you mean 'batch'?)"),
-        (["model=linear", "model.mixer.heads=5"], "d_value: expected a multiple of model.mixer.heads=5, got 128"),
         (["trainer.devices=3"], "trainer.batch_size: expected a multiple of the 3 processes, got 64"),
         (["trainer.accumulate=3"], "trainer.batch_size: expected a multiple of 3, processes times"),
         (["trainer.checkpoint_activations=true", "trainer.compile=true"], "trainer.compile: expected false with"),
@@ -179,14 +176,14 @@ def test_bad_words(words: list[str], message: str, tmp_path: Path, monkeypatch: 
     ("words", "message"),
     [
         (["trainer.accelerator=gpu"], "expected a CUDA GPU for gpu, torch sees none"),
+        (["model=linear", "model.mixer.heads=5"], "model: d_value: expected a multiple of heads=5, got "),
         (["trainer.devices=999", "trainer.batch_size=999", "trainer.eval_batch_size=999"], "devices: expected at most"),
         (["trainer.num_nodes=2"], "expected a launcher (torchrun or srun) on every node, got none"),
         (["runs={folder}/file/runs"], "runs: expected a folder that can be written, got"),
         (["runs={folder}/file"], "runs: expected a folder that can be written, got"),
         (["runs=/proc/runs"], "runs: expected a folder that can be written, got"),
         (["runs=" + "x" * 300], "expected a disk and folders that can be used, got: File name too long"),
-        (["data.dir={folder}/file/data"], "Not a directory"),
-        (["data.dir=/proc/data"], "/proc/data: No such file or directory"),
+        (["data.dir={folder}/file/data"], "data.dir: expected a folder that can be written, got"),
         (["data.dir=" + "x" * 300], "File name too long"),
     ],
 )  # fmt: skip

@@ -12,10 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.config.schema import fields
-from chela.core.options import kind_of
 from chela.layers.mixers import mixer_options, systems
 from tests.training.launches import TINY, launch
 
@@ -48,7 +46,7 @@ def _choices() -> dict[str, list[str]]:
     """Values of each key that are right, or nearly."""
 
     def of(field: dataclasses.Field[Any]) -> list[str]:
-        return [str(choice) for choice in field.metadata.get("choices", ())] or OF_KIND.get(kind_of(field), [])
+        return [str(choice) for choice in field.metadata.get("choices", ())] or OF_KIND.get(str(field.type), [])
 
     found: dict[str, list[str]] = {"task": names("task"), "model": names("model"), "preset": ["tiny"]}
     for mixer in systems():

@@ -17,7 +17,7 @@ from chela.config.identity import fingerprint
 from chela.config.schema import OptimizerConfig
 from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
-from chela.training import loop, score
+from chela.training import loop, run, score
 from chela.training.score import of_text
 from chela.training.step import scores_of
 from tests.training.launches import assert_equal, launch, left_by, only_run
@@ -32,14 +32,12 @@ Arrange = Callable[[int, Callable[[], None]], None]
 class Fake(nn.Module):
     """The least network that reads on: a running mean of embeddings, which fades, or nothing before this symbol."""
 
-    def __init__(self, l_max: int, symbols: int, fade: float, growing: bool = False) -> None:
+    def __init__(self, l_max: int, symbols: int, fade: float) -> None:
         super().__init__()
         self.l_max, self.fade = l_max, fade
         self.embedding = nn.Embedding(symbols, 12)
         self.out = nn.Linear(12, symbols)
         self.backbone = nn.Module()
-        mixer = SimpleNamespace(state_size=lambda length: length if growing else 12)
-        self.backbone.mixers = lambda: [mixer]  # type: ignore[assignment]
 
     def start(self, batch: int) -> dict[str, Tensor]:
         return {"sum": torch.zeros(batch, 12), "read": torch.zeros(batch, dtype=torch.long)}
@@ -62,12 +60,12 @@ class Fake(nn.Module):
 def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Have every run train a fake network."""
 
-    def put(fade: float = 0.9, growing: bool = False, base: type[Fake] = Fake) -> None:
+    def put(fade: float = 0.9, base: type[Fake] = Fake) -> None:
         def build(config: Any, task: Any, seed: int) -> Fake:
             torch.manual_seed(seed)
-            return base(task.l_max, task.vocab_size, fade, growing)
+            return base(task.l_max, task.vocab_size, fade)
 
-        for module in (loop, score):
+        for module in (loop, run):
             monkeypatch.setattr(module, "build_model", build)
 
     return put
@@ -151,7 +149,6 @@ def test_another_text_is_another_run(words: tuple[str, ...], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("task=listops", "data.carry=true"), "data.carry: expected false for task=listops, got true: it is no text"),
         (("task=shakespeare", "model.causal=false"), "model.causal: expected true for task=shakespeare, got false"),
         (("task=corpus", "data.carry=true", "trainer.devices=2"), "data.carry: expected one process, got 2"),
     ],
@@ -169,11 +166,6 @@ def test_a_network_that_cannot_carry_is_refused(
         fake()
         expected = "data.carry=true: expected a network with prefill(inputs, state), Fake has none"
         assert expected in launch(*words, "data.carry=true").error
-    fake(growing=True)
-    expected = (
-        "data.carry=true: expected a system whose state does not grow with the text, that of SimpleNamespace does"
-    )
-    assert expected in launch(*words, "data.carry=true").error
     assert not list((tmp_path / "runs").rglob("config.yaml"))
 
 
@@ -184,15 +176,15 @@ def test_without_memory_windows_that_overlap_score_what_the_run_says(
     """Also where they do not divide the text, and are longer than the network was built for."""
     fake(fade=0.0)
     assert launch(*words).status == 0
-    run = only_run(tmp_path / "runs")
-    assert evaluate([f"run={run}", f"out={run / 'score.json'}"]) == 0
-    found, result = (json.loads((run / name).read_text()) for name in ("score.json", "result.json"))
+    folder = only_run(tmp_path / "runs")
+    assert evaluate([f"run={folder}", f"out={folder / 'score.json'}"]) == 0
+    found, result = (json.loads((folder / name).read_text()) for name in ("score.json", "result.json"))
     assert (found["loss"], found["count"]) == (result["test"]["loss"], result["test"]["count"])
     assert found["context"] == result["context"] and found["perplexity"] == math.exp(found["loss"])
-    config = resolve([f"resume={run}"])
-    data, network = score.data_of(config), score.build_model(config.model, score.data_of(config).task, 0)
+    config = resolve([f"resume={folder}"])
+    data = score.data_of(config)
     data.prepare_data()
-    score.RunFolder(run).load_into(network, config, "best")
+    network = run.RunFolder(folder).network(config, data.task, "best")
     objective, batches = score.objective_of(data.task), score.overlapping(data, network, "test", window)
     nats, _, count = score.total(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
     assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)

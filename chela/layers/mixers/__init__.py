@@ -72,10 +72,7 @@ def mixer_options(name: str) -> Any:
     >>> mixer_options("linear")(heads=2)
     LinearAttentionOptions(name='linear', heads=2, d_value=None)
     """
-    try:
-        return options_of(name, mixer_class(name), CONTEXT)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return options_of(name, mixer_class(name), CONTEXT)
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:

@@ -6,8 +6,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from chela.config.compose import resolve
-from chela.config.groups import names
+from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer, mixer_class, systems
 
