@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
-from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
+from chela.layers.long_kernel import ALL, DampedEMAKernel, ExponentialKernel, Keeping, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
 from chela.layers.stages import Piece, by_hand, convolved
 from chela.layers.state import State, expect_causal, nested, part, settled
@@ -93,6 +92,7 @@ class LongConv(Keeping):
     def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = (), *, deviation: float = 1.0) -> None:
         super().__init__()
         self.kernel, self.causal, self.deviation = kernel, kernel.directions == 1, deviation
+        self.heard = max((taps - 1 for taps in branches), default=0)  # inputs back that the short branches hear
         for taps in branches:
             _expect_odd(taps, self.causal)
         self.skip = nn.Parameter(torch.empty(kernel.d_model))
@@ -103,7 +103,6 @@ class LongConv(Keeping):
         gain_of, lags_of = _placed(branches, self.causal, kernel)
         self.register_buffer("gain_of", gain_of, persistent=False)
         self.register_buffer("lags_of", lags_of, persistent=False)
-        self._kept = Kept()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -114,8 +113,9 @@ class LongConv(Keeping):
         for taps in self.branches:
             draw_taps_(taps)
         self.gain.zero_()[0] = 1
-        forward, back = self.sum(self.kernel.l_max)
-        long = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
+        length = self.kernel.l_max
+        back, forward = torch.tensor_split(self.lags(length), (-length,), dim=1)
+        long = forward.square().sum(1) + back.flip(1).square().sum(1)
         energies = [long, *(taps.square().sum(1) for taps in self.branches)]
         self.gain.copy_(torch.stack(energies).rsqrt() / self.deviation)
 
@@ -128,11 +128,6 @@ class LongConv(Keeping):
         else:
             y = convolve_in_order(u, self.lags(length, channels, learned))
         return y.add_(self.bias.to(u.dtype))
-
-    def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
-        lags = self.lags(length, channels)
-        return lags[:, -length:], None if self.causal else lags[:, : length - 1].flip(1)
 
     def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
@@ -151,7 +146,6 @@ class LongConv(Keeping):
 
     def pieces(self, length: int) -> list[Piece]:
         """Return which of ``learned`` make which lags, in order, by what matrices; all of it those near 0."""
-        self.kernel.expect_length(length)
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
         pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
@@ -178,48 +172,37 @@ class LongConv(Keeping):
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
         if isinstance(self.kernel, ExponentialKernel):
-            return self.kernel.start(batch, self._heard())
-        like = self.bias[:, None]
-        return FFTConvState.start(like, batch)._asdict()
+            return self.kernel.start(batch, self.heard)
+        return FFTConvState.start(self.bias[:, None], batch)._asdict()
 
     def prefill(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve the tokens ``u: (B, L, C)``; beyond l_max of them a filter of l_max taps drops the oldest."""
         if isinstance(self.kernel, ExponentialKernel):
-            y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
+            y, state = self.kernel.prefill(u, state, self.lags, self.gain[0])
         else:
             past, taps = FFTConvState(**state), self.kernel.l_max
-            kernel, _ = self.sum(min(taps, int(past.position[0]) + u.shape[1]))
+            kernel = self.lags(min(taps, int(past.position[0]) + u.shape[1]))
             y, after = fft_conv_prefill(u, past, kernel, taps=taps)
             state = after._asdict()
         return y + self.bias.to(y.dtype), state
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
-        ready = self._kept.of(self, self._ready)
-        if isinstance(ready, Tensor):
-            assert isinstance(self.kernel, ExponentialKernel)
-            y, state = self.kernel.prefill(u[:, None], state, lambda lags: ready, self.gain[0])
+        if isinstance(self.kernel, ExponentialKernel):
+            first = self.keep("first lags", lambda: self.lags(self.heard + 1))
+            y, state = self.kernel.prefill(u[:, None], state, lambda _: first, self.gain[0])
             y = y[:, 0]
         else:
-            y, after = fft_conv_step(u, FFTConvState(**state), ready)
+            kernel = self.keep("kernel", lambda: StepKernel(self.lags(self.kernel.l_max)))
+            y, after = fft_conv_step(u, FFTConvState(**state), kernel)
             state = after._asdict()
         return y + self.bias.to(y.dtype), state
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
         if isinstance(self.kernel, ExponentialKernel):
-            return sum(tensor.numel() for tensor in self.kernel.start(1, self._heard()).values())
+            return sum(tensor.numel() for tensor in self.start(1).values())
         return 2 * self.kernel.d_model * room(length, self.kernel.l_max)
-
-    def _ready(self) -> StepKernel | Tensor:
-        """Return what a step needs: the whole kernel, or beside a sum of exponentials the first lags."""
-        if isinstance(self.kernel, ExponentialKernel):
-            return self.sum(self._heard() + 1)[0]
-        return StepKernel(self.sum(self.kernel.l_max)[0])
-
-    def _heard(self) -> int:
-        """Return how many inputs back the short branches hear."""
-        return max((taps.shape[1] - 1 for taps in self.branches), default=0)
 
 
 def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,8 @@ def test_is_the_sum_of_its_branches(length, causal, branches):
     layer = _trained(causal=causal, branches=branches)
     x, mask = torch.randn(3, length, C), _mask(3, length)
     absent, long = ~mask[..., None], layer.long
-    forward, back = long.kernel(length)
+    whole = (long.kernel.scaled().flatten(2) @ long.kernel.near(length)).unbind()
+    forward, back = whole[0], None if causal else whole[1][:, :-1]
     short = short_conv(x.masked_fill(absent, 0), layer.short.weight, causal=causal, backend="reference")
     u = F.silu(short).masked_fill(absent, 0)
     y = long.gain[0] * (fft_conv(u, forward, kernel_back=back, backend="reference") + long.skip * u) + long.bias
@@ -58,8 +59,7 @@ def test_every_branch_starts_with_unit_scale(causal, kernel):
     for j in range(len(gains)):
         layer.long.gain.zero_()
         layer.long.gain[j] = gains[j]
-        forward, back = layer.long.sum(L_MAX)
-        energy = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
+        energy = layer.long.lags(L_MAX).square().sum(1)
         torch.testing.assert_close(energy * SHORT_DEVIATION**2, torch.ones(C))  # the variance, for white inputs
 
 
@@ -72,9 +72,9 @@ def test_the_short_stage_has_the_deviation_that_the_gains_expect():
 def test_a_module_drawn_anew_has_the_scale_of_its_new_taps():
     layer = ShortLongConv(C, l_max=L_MAX)
     initialise(layer, seed=3)
-    forward, back = layer.long.kernel(L_MAX)
+    forward, back = layer.long.kernel.scaled().flatten(2) @ layer.long.kernel.near(L_MAX)
     energy = forward.square().sum(1) - forward[:, 0] ** 2 + (forward[:, 0] + layer.long.skip) ** 2
-    want = (energy + back.square().sum(1)).rsqrt() / SHORT_DEVIATION
+    want = (energy + back[:, :-1].square().sum(1)).rsqrt() / SHORT_DEVIATION
     torch.testing.assert_close(layer.long.gain[0], want)
 
 
@@ -113,7 +113,7 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     for t in range(5 * L_MAX + 3, 9 * L_MAX):
         y, state = layer.step(x[:, t], state)
         outputs.append(y[:, None])
-    taps = layer.long.sum(x.shape[1] if kernel == "ema" else L_MAX)[0]
+    taps = layer.long.lags(x.shape[1] if kernel == "ema" else L_MAX)
     u = F.silu(short_conv(x, layer.short.weight, causal=True, backend="reference"))
     want = F.conv1d(F.pad(u.mT, (taps.shape[1] - 1, 0)), taps.flip(1)[:, None], groups=C).mT
     torch.testing.assert_close(torch.cat(outputs, 1), F.silu(want + layer.long.bias), atol=1e-10, rtol=0)
@@ -125,9 +125,9 @@ def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
     layer = _trained(causal=True, long_kernel=kernel).eval()
     x, state = torch.randn(1, C), layer.start(1)
     layer.step(x, state)
-    ready = layer.long._kept.value
+    kept = dict(layer.long._kept)
     layer.step(x, state)
-    assert ready is not None and layer.long._kept.value is ready
+    assert kept and all(layer.long._kept[key] is value for key, value in kept.items())
 
     def tune(y):  # in eval mode
         y.sum().backward()
@@ -176,7 +176,7 @@ def test_errors_say_what_was_expected(options, message):
     ("l_max", "length", "compiled"),
     [(1, 1, False), (16, 3, False), (100, 100, True), (128, 17, False), (129, 129, False), (500, 170, True)],
 )
-def test_the_sum_is_the_kernel_as_one_would_write_it(l_max, length, compiled, branches, causal):
+def test_its_lags_are_the_kernel_as_one_would_write_it(l_max, length, compiled, branches, causal):
     """Values and gradients of all parameters, against pieces by PyTorch's interpolation in float64."""
     long = ShortLongConv(C, l_max=l_max, causal=causal, branches=branches).double().long
     scales = long.kernel.weight.shape[2]
@@ -197,11 +197,16 @@ def test_the_sum_is_the_kernel_as_one_would_write_it(l_max, length, compiled, br
         if not causal:
             want[1] = want[1] + scaled[:, length + left + 1 : 2 * length + left]
     torch._dynamo.reset()
-    build = torch.compile(long.sum, fullgraph=True, backend="aot_eager") if compiled else long.sum
-    got = [kernel for kernel in build(length) if kernel is not None]
-    torch.testing.assert_close(got, want)
+    got = (torch.compile(long.lags, fullgraph=True, backend="aot_eager") if compiled else long.lags)(length)
+    lags = torch.cat([*(back.flip(1) for back in want[1:]), want[0]], dim=1)
+    torch.testing.assert_close(got, lags)
     parameters = [p for name, p in long.named_parameters() if name != "bias"]
-    weights = [torch.randn_like(kernel) for kernel in want]
-    sums = [sum((k * w).sum() for k, w in zip(kernels, weights, strict=True)) for kernels in (got, want)]
-    for a, b in zip(*(torch.autograd.grad(total, parameters) for total in sums), strict=True):
+    weights = torch.randn_like(lags)
+    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), parameters) for x in (got, lags)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_beyond_l_max_is_an_error_or_the_declared_extension():
+    with pytest.raises(ValueError, match=r"expected a length up to l_max=20, got 21; build the layer with a larger"):
+        ShortLongConv(4, l_max=20)(torch.zeros(1, 21, 4))
+    assert ShortLongConv(4, l_max=20, long_kernel="ema")(torch.zeros(1, 21, 4)).shape == (1, 21, 4)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
-from chela.layers.exponential_kernel import DampedEMAKernel
+from chela.layers.long_kernel import DampedEMAKernel
 from chela.layers.state import State, expect_causal, settled
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
