@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.layers.attention import MultiHead
+from chela.layers.multi_head import MultiHead
 from chela.layers.state import State, expect_causal, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step

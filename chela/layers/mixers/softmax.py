@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import MultiHead
-from chela.layers.state import State, expect_causal, settled
+from chela.layers.multi_head import MultiHead
+from chela.layers.state import State, Stepwise, expect_causal, settled
 from chela.ops.padding import zero_padding
 
 
-class SoftmaxAttention(MultiHead):
+class SoftmaxAttention(Stepwise, MultiHead):
     """Multi-head softmax attention (arXiv 1706.03762, section 3.2), rotary positions (2104.09864) on queries and keys.
 
     Per head::
