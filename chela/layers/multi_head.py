@@ -1,4 +1,4 @@
-"""Attention by heads: queries, keys and values of each, and rotary positions.
+"""What systems of attention by heads share.
 
 Shapes: B batch, L length, D model width, V width over all heads, H heads, Z width of a head.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import first_position
 
 
 class MultiHead(nn.Module):
@@ -29,8 +27,6 @@ class MultiHead(nn.Module):
     Raises:
         ValueError: V is no multiple of H.
     """
-
-    rotary = False
 
     @checked
     def __init__(
@@ -51,38 +47,11 @@ class MultiHead(nn.Module):
         self.out = nn.Linear(d_value, d_model)
         self.attended = Attended()
 
-    def set_rotary(self, rotary: bool) -> None:
-        """Say whether ``split`` turns queries and keys by their position, which needs an even width of a head."""
-        width = self.head_width
-        if rotary and width % 2:
-            raise ValueError(f"rotary: expected an even width of a head, got {width}; change d_value or heads")
-        self.rotary = rotary
-
-    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, turned by position if ``rotary``.
-
-        ``start`` is the position of the first token; x is ``(B, L, D)`` if it is turned.
-        """
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``."""
         q, k, v = (rearrange(t, "... (h z) -> ... h z", h=self.heads) for t in columns(self.qkv(x), self.d_value))
-        start += first_position()
-        return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
+        return q, k, v
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding; a system may gate it by the input ``x: (..., D)``."""
         return zero_padding(self.out(o.flatten(-2)), mask)
-
-
-def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
-
-    ``x: (B, L, H, Z)`` has an even Z, its first token the position ``start``; the slowest pair turns by about 1/base a
-    position. Angles are computed in at least float32.
-    """
-    length, heads, width = x.shape[1:]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
-    angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
-    # One factor for each number of a record, so that a product is one long loop.
-    cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
-    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
-    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)

@@ -61,9 +61,9 @@ class LightningAttention(LinearAttention):
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
         )
 
-    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, SiLU on each."""
-        q, k, v = self.split(x, start)
+        q, k, v = self.split(x)
         return F.silu(q), F.silu(k), F.silu(v)
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -46,7 +46,15 @@ class SoftmaxAttention(Stepwise, MultiHead):
         causal: bool = False,
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
-        self.set_rotary(rotary)
+        if rotary and self.head_width % 2:
+            what = f"expected an even width of a head, got {self.head_width}; change d_value or heads"
+            raise ValueError(f"rotary: {what}")
+        self.rotary = rotary
+
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (B, L, D)``, whose first token has the position ``start``, to ``(B, L, H, Z)`` each."""
+        q, k, v = super().split(x)
+        return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
@@ -87,6 +95,22 @@ class SoftmaxAttention(Stepwise, MultiHead):
     def state_size(self, length: int) -> int:
         """Count the keys and values."""
         return 2 * self.d_value * length
+
+
+def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
+
+    ``x: (B, L, H, Z)`` has an even Z, its first token the position ``start``; the slowest pair turns by about 1/base a
+    position. Angles are computed in at least float32.
+    """
+    length, heads, width = x.shape[1:]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
+    angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
+    # One factor for each number of a record, so that a product is one long loop.
+    cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
 
 
 MIXER = SoftmaxAttention
