@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.param_groups import mark
+from chela.layers.stages import Piece
 from chela.layers.state import State, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import fft_conv
@@ -80,10 +81,6 @@ class LongKernel(Keeping):
     def _parameter(self, *shape: int) -> nn.Parameter:
         return nn.Parameter(torch.empty(self.directions, self.d_model, *shape))
 
-    def extra_repr(self) -> str:
-        """Show the sizes."""
-        return f"{self.d_model}, l_max={self.l_max}, directions={self.directions}"
-
 
 class MultiscaleKernel(LongKernel):
     """SGConv's kernel: few parameters near, the same number stretched over twice the length further out, and weaker.
@@ -93,10 +90,7 @@ class MultiscaleKernel(LongKernel):
     uncropped kernel had at construction: a buffer, saved with the weights, not a function of them.
 
     Args:
-        d_model: Number of channels C.
-        l_max: Length the kernel is built for.
-        causal: Without the back kernel.
-        scale_size: Parameters k of a piece.
+        scale_size: Parameters k of a piece; what comes before it is as in ``LongKernel``.
         initial_scale: Stretch all pieces 2^n times more, and have n fewer.
         decay_min: A piece is so many times weaker than the one before it, in the first channel.
         decay_max: The same in the last channel; between them evenly spaced.
@@ -161,10 +155,10 @@ class MultiscaleKernel(LongKernel):
         matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
         return F.pad(matrix, (0, lags - matrix.shape[1]))
 
-    def far(self, direction: int, length: int, beyond: int) -> Iterator[tuple[slice, Tensor, int]]:
+    def far(self, direction: int, length: int, beyond: int) -> Iterator[Piece]:
         """Yield what makes the lags of a direction from ``beyond`` on, below ``length``, in the order of lags.
 
-        Columns of all parameters ``(C, D·S·k)``, the matrix that makes lags of them, and the first of these.
+        Columns of all parameters ``(C, D·S·k)``, the matrix that makes lags of them, and where these are, of all lags.
 
         Raises:
             ValueError: ``length`` is more than ``l_max``.
@@ -175,13 +169,15 @@ class MultiscaleKernel(LongKernel):
                 "build the layer with a larger l_max or cut the sequence"
             )
         scales, size = self.weight.shape[2:]
+        zero = 0 if self.directions == 1 else length - 1
         for i in reversed(range(scales)) if direction else range(scales):
             start = max(self.ends[i - 1] if i else 0, beyond - direction)
             stop = min(self.ends[i], length - direction)
             if start < stop:
                 first = (direction * scales + i) * size
                 matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
-                yield slice(first, first + size), matrix, -stop if direction else start
+                lags = slice(zero - stop, zero - start) if direction else slice(zero + start, zero + stop)
+                yield slice(first, first + size), matrix, lags
 
 
 class ExponentialKernel(LongKernel):

@@ -5,6 +5,7 @@ Shapes: B batch, L length, C channels, J branches.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -42,14 +43,13 @@ class ShortConv(nn.Module):
 
     def __init__(self, d_model: int, taps: int, *, causal: bool = False) -> None:
         super().__init__()
-        _expect_odd(taps, causal)
         self.weight = nn.Parameter(torch.empty(d_model, taps))
         self.causal = causal
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the taps from U(−1/√K, 1/√K), as PyTorch's own convolutions do."""
-        draw_taps_(self.weight)
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x ``(B, L, C)``."""
@@ -93,8 +93,6 @@ class LongConv(Keeping):
         super().__init__()
         self.kernel, self.causal, self.deviation = kernel, kernel.directions == 1, deviation
         self.heard = max((taps - 1 for taps in branches), default=0)  # inputs back that the short branches hear
-        for taps in branches:
-            _expect_odd(taps, self.causal)
         self.skip = nn.Parameter(torch.empty(kernel.d_model))
         self.branches = nn.ParameterList(nn.Parameter(torch.empty(kernel.d_model, taps)) for taps in branches)
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
@@ -111,7 +109,7 @@ class LongConv(Keeping):
         nn.init.normal_(self.skip)
         nn.init.zeros_(self.bias)
         for taps in self.branches:
-            draw_taps_(taps)
+            nn.init.kaiming_uniform_(taps, a=math.sqrt(5))
         self.gain.zero_()[0] = 1
         length = self.kernel.l_max
         back, forward = torch.tensor_split(self.lags(length), (-length,), dim=1)
@@ -122,19 +120,18 @@ class LongConv(Keeping):
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
         length, channels = extent(u)
-        learned = self.learned(channels)
-        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, learned) and current() is None:
-            y = convolved(u, learned, self.pieces(length))
+        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, self.skip) and current() is None:
+            y = convolved(u, self.learned(), self.pieces(length))
         else:
-            y = convolve_in_order(u, self.lags(length, channels, learned))
+            y = convolve_in_order(u, self.lags(length, channels))
         return y.add_(self.bias.to(u.dtype))
 
-    def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
+    def lags(self, length: int, channels: slice = ALL) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
 
-        Of the ``channels`` alone, if not of all; of ``learned``, or what that is now.
+        Of the ``channels`` alone, if not of all.
         """
-        learned = self.learned(channels) if learned is None else learned
+        learned = self.learned(channels)
         with torch.autocast(self.skip.device.type, enabled=False):
             lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
@@ -150,12 +147,8 @@ class LongConv(Keeping):
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
         pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
         if isinstance(self.kernel, MultiscaleKernel):
-            for direction in range(self.kernel.directions):
-                far = [
-                    (of, matrix, slice(zero + lag, zero + lag + matrix.shape[1]))
-                    for of, matrix, lag in self.kernel.far(direction, length, NEAR)
-                ]
-                pieces = [*far, *pieces] if direction else [*pieces, *far]
+            back = [] if self.causal else self.kernel.far(1, length, NEAR)
+            pieces = [*back, *pieces, *self.kernel.far(0, length, NEAR)]
         return pieces
 
     def learned(self, channels: slice = ALL) -> Tensor:
@@ -226,17 +219,6 @@ def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tupl
     return torch.eye(1 + len(branches))[gains].T, torch.cat(lags_of)
 
 
-def draw_taps_(taps: Tensor) -> None:
-    """Draw ``(C, K)`` from U(−1/√K, 1/√K)."""
-    bound = taps.shape[1] ** -0.5
-    nn.init.uniform_(taps, -bound, bound)
-
-
-def _expect_odd(taps: int, causal: bool) -> None:
-    if not causal and taps % 2 == 0:
-        raise ValueError(f"ShortLongConv: expected an odd number of taps when not causal, got {taps}")
-
-
 class ShortLongConv(nn.Module):
     """``u = SiLU(short * x)``, ``c = SiLU(long * u + b)``, depthwise; see ``LongConv`` for what is in the long kernel.
 
@@ -276,6 +258,9 @@ class ShortLongConv(nn.Module):
         branches: tuple[int, ...] = (5, 31),
     ) -> None:
         super().__init__()
+        even = [taps for taps in (short_kernel, *branches) if taps % 2 == 0]
+        if even and not causal:
+            raise ValueError(f"ShortLongConv: expected odd numbers of taps when not causal, got {even[0]}")
         self.d_model, self.causal = d_model, causal
         self.short = ShortConv(d_model, short_kernel, causal=causal) if "short" in mode else None
         self.long = None
@@ -302,19 +287,11 @@ class ShortLongConv(nn.Module):
         short = {} if self.short is None else nested("short", self.short.start(batch))
         return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
-    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, C)``."""
-        _, c, state = self.stages_on("prefill", x, state)
-        return c, state
+    def go_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Map the tokens ``x: (B, L, C)`` after those of ``state``, or one token ``(B, C)``, to u, c and the new state.
 
-    @torch.no_grad()
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, C)``: O(C·log² K) on average for a long kernel of K taps."""
-        _, c, state = self.stages_on("step", x, state)
-        return c, state
-
-    def stages_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return u and c of ``prefill`` or ``step``, and the new state."""
+        A step takes O(C·log² K) time on average for a long kernel of K taps.
+        """
         u, after = x, State()
         if self.short is not None:
             u, end = getattr(self.short, form)(x, part("short", state))

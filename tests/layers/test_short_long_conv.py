@@ -1,5 +1,7 @@
 """ShortLongConv: its equations, scale, padding, branches and steps. Shapes: x (B, L, C), mask (B, L)."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -98,7 +100,7 @@ def test_steps_equal_the_whole(mode, branches):
     x = torch.randn(2, L_MAX, C)
     state, outputs = layer.eval().start(2), []
     for t in range(L_MAX):
-        y, state = layer.step(x[:, t], state)
+        _, y, state = layer.go_on("step", x[:, t], state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), layer(x), atol=1e-5, rtol=0)
 
@@ -108,10 +110,10 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     """In prefill and in steps, over several pages; "ema" has no last tap."""
     layer = _trained(causal=True, long_kernel=kernel).double().eval().requires_grad_(False)
     x = torch.randn(2, 9 * L_MAX, C, dtype=torch.float64)
-    y, state = layer.prefill(x[:, : 5 * L_MAX + 3], layer.start(2))
+    _, y, state = layer.go_on("prefill", x[:, : 5 * L_MAX + 3], layer.start(2))
     size, outputs = sum(tensor.numel() for tensor in state.values()), [y]
     for t in range(5 * L_MAX + 3, 9 * L_MAX):
-        y, state = layer.step(x[:, t], state)
+        _, y, state = layer.go_on("step", x[:, t], state)
         outputs.append(y[:, None])
     taps = layer.long.lags(x.shape[1] if kernel == "ema" else L_MAX)
     u = F.silu(short_conv(x, layer.short.weight, causal=True, backend="reference"))
@@ -123,10 +125,11 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
 @pytest.mark.parametrize("kernel", ["multiscale", "ema"])
 def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
     layer = _trained(causal=True, long_kernel=kernel).eval()
+    step = torch.no_grad()(functools.partial(layer.go_on, "step"))
     x, state = torch.randn(1, C), layer.start(1)
-    layer.step(x, state)
+    step(x, state)
     kept = dict(layer.long._kept)
-    layer.step(x, state)
+    step(x, state)
     assert kept and all(layer.long._kept[key] is value for key, value in kept.items())
 
     def tune(y):  # in eval mode
@@ -135,14 +138,14 @@ def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
 
     for write in (
         lambda: tune(layer(torch.randn(1, 5, C))),
-        lambda: tune(layer.prefill(torch.randn(1, 5, C), layer.start(1))[0]),
+        lambda: tune(layer.go_on("prefill", torch.randn(1, 5, C), layer.start(1))[1]),
         lambda: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
         lambda: (layer.long.gain.data.mul_(2), layer.eval()),
         lambda: layer.double(),
     ):
         write()
         x = x.to(layer.long.gain)
-        torch.testing.assert_close(layer.step(x, layer.start(1))[0], layer(x[:, None])[:, 0])
+        torch.testing.assert_close(step(x, layer.start(1))[1], layer(x[:, None])[:, 0])
 
 
 def test_bfloat16_input_and_autocast():
@@ -161,8 +164,8 @@ def test_bfloat16_input_and_autocast():
     [
         ({"mode": "both"}, "mode: expected one of short-long, short, long, none, got 'both'"),
         ({"long_kernel": "s4"}, "long_kernel: expected one of multiscale, ema, got 's4'"),
-        ({"short_kernel": 4}, "expected an odd number of taps when not causal, got 4"),
-        ({"branches": (4,)}, "expected an odd number of taps when not causal, got 4"),
+        ({"short_kernel": 4}, "expected odd numbers of taps when not causal, got 4"),
+        ({"branches": (4,)}, "expected odd numbers of taps when not causal, got 4"),
     ],
 )
 def test_errors_say_what_was_expected(options, message):

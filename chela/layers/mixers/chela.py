@@ -183,7 +183,7 @@ class ChelaLayer(nn.Module):
     def _go_on(
         self, form: Literal["prefill", "step"], x: Tensor, state: State, stream: Tensor | None
     ) -> tuple[Tensor, State]:
-        u, c, end = self.conv.stages_on(form, x, part("conv", state))
+        u, c, end = self.conv.go_on(form, x, part("conv", state))
         parts: list[Tensor] = []
         after = nested("conv", end)
         for i, (core, z, v) in enumerate(self._inputs(x, u, c)):
