@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.layers.param_groups import mark
-from chela.layers.stages import add, blocks, by_hand, cut, gradients, is_small, recomputed, untouched
+from chela.layers.stages import add, blocks, by_hand, gradients, is_small, recomputed, untouched
 from chela.layers.state import State, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -209,7 +209,8 @@ class _Attend(torch.autograd.Function):
             if held:
                 y, values, *_ = held
             else:
-                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
+                keys = _masked(features(z[at], gamma[1:], beta[1:], positive=positive), mask, at)
+                y = _apart(keys, heads)
                 values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
             torch.bmm(values, dS_b.mT, out=d[-1])
             d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
@@ -227,7 +228,7 @@ class _Attend(torch.autograd.Function):
             else:
                 d_y = _together(d, heads)
                 if side.stop == 2:
-                    _masked(d_y, mask if held else cut(mask, at))
+                    _masked(d_y, mask, at)
                 torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
             if first == 0:
                 torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
@@ -248,9 +249,9 @@ EPS = 1e-6
 """Added to the sum of the weights, as by ``linear_attention``."""
 
 
-def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place."""
-    zero_padding_(y[-1], mask)
+def _masked(y: Tensor, mask: Tensor | None, at: Any = ...) -> Tensor:
+    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place; ``at`` is their block of the mask."""
+    zero_padding_(y[-1], None if mask is None else mask[at])
     return y
 
 

@@ -106,7 +106,6 @@ class MultiscaleKernel(LongKernel):
     norm: Tensor
     weaker: Tensor
     stretch: Tensor
-    mirrored: Tensor
 
     def __init__(
         self,
@@ -130,7 +129,6 @@ class MultiscaleKernel(LongKernel):
         factors = [first, *(first << i for i in range(scales - 1))]
         stretch = [F.interpolate(unit, scale_factor=float(factor), mode="linear")[0] for factor in factors]
         self.register_buffer("stretch", torch.cat(stretch, dim=1), persistent=False)  # (k, L): lags side by side
-        self.register_buffer("mirrored", self.stretch.flip(1), persistent=False)
         self.ends = [scale_size * total for total in itertools.accumulate(factors)]
         self.reset_parameters()
 
@@ -175,8 +173,9 @@ class MultiscaleKernel(LongKernel):
             stop = min(self.ends[i], length - direction)
             if start < stop:
                 first = (direction * scales + i) * size
-                matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
-                lags = slice(zero - stop, zero - start) if direction else slice(zero + start, zero + stop)
+                matrix, lags = self.stretch[:, start:stop], slice(zero + start, zero + stop)
+                if direction:
+                    matrix, lags = matrix.flip(1), slice(zero - stop, zero - start)
                 yield slice(first, first + size), matrix, lags
 
 

@@ -237,7 +237,7 @@ class ShortLongConv(nn.Module):
     Raises:
         ValueError: An unknown mode or kernel, or a short kernel or branch that is even without being causal.
 
-    Source: arXiv 2406.08128; the kernels are SGConv's, Long Convs' and MEGA's (see ``chela.layers.long_kernel``).
+    Source: arXiv 2406.08128; the kernels are SGConv's and MEGA's (see ``chela.layers.long_kernel``).
 
     >>> c = ShortLongConv(8, l_max=100)(torch.randn(2, 50, 8), torch.arange(50) < torch.tensor([[50], [30]]))
     >>> tuple(c.shape), c[1, 30:].abs().max().item()

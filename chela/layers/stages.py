@@ -195,11 +195,6 @@ def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]
     return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, batch, rows) for t in range(0, length, tokens)]
 
 
-def cut(mask: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
-    """Return a block's part of a mask."""
-    return None if mask is None else mask[at]
-
-
 def add(total: list[Tensor], *parts: Tensor) -> None:
     """Add the parts to the total in place; the first ones become it."""
     for sum_so_far, part in zip(total, parts, strict=False):

@@ -151,11 +151,7 @@ class ChelaLayer(nn.Module):
         return gate(o, c, x, mask, (self.gate_in, self.out, self.skip, self.highway), self.dropout)
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
-
-        Raises:
-            RuntimeError: The layer looks ahead.
-        """
+        """Return the state before the first token, ``conv.…`` and ``cores.0.…``; a RuntimeError if it looks ahead."""
         expect_causal(self)
         state = nested("conv", self.conv.start(batch))
         for i, core in enumerate(self.cores):

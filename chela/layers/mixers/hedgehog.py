@@ -20,13 +20,7 @@ class HedgehogAttention(LinearAttention):
         φ(x) = softmax([W x + b, −W x − b])            W = 1 and b = 0 at the start
         o_i = Σ_j (φ_q(q_i)·φ_k(k_j)) v_j / Σ_j φ_q(q_i)·φ_k(k_j)
 
-    O(L·V·(D + Z)) time, O(L·V) memory.
-
-    Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
-        causal: No position sees a later one.
+    O(L·V·(D + Z)) time, O(L·V) memory; see ``MultiHead`` for the arguments.
 
     >>> HedgehogAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])

@@ -26,9 +26,7 @@ class LightningAttention(LinearAttention):
     pass through the width of one head. O(L·V·(D + Z)) time, O(L·V) memory, a state of about V·Z numbers.
 
     Args:
-        d_model: Width D.
         heads: Attention heads H, each with its own decay.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
         layer: Index of the layer, from 0.
         depth: Number of layers.
         causal: Must be True: the definition has no other form.

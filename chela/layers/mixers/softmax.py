@@ -21,15 +21,12 @@ class SoftmaxAttention(Stepwise, MultiHead):
 
         o_i = Σ_j softmax_j(q_i·k_j / √Z) v_j
 
-    O(L²·V) time, O(L·V) memory through the fused kernel (O(B·L²) when causal with a mask).
+    O(L²·V) time, O(L·V) memory through the fused kernel (O(B·L²) when causal with a mask); see ``MultiHead`` for the
+    other arguments.
 
     Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
         rotary: Turn queries and keys by their position; the width of a head must then be even. False with
             ``model.positions=learned``.
-        causal: No position sees a later one.
 
     >>> SoftmaxAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
@@ -60,20 +57,11 @@ class SoftmaxAttention(Stepwise, MultiHead):
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
         q, k, v = (t.transpose(1, 2) for t in self.split(x))
-        seen = None if mask is None else self._seen(mask)
+        seen = None if mask is None else mask[:, None, None, :]
+        if seen is not None and self.causal:
+            seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=self.causal and mask is None)
         return self.merge(self.attended(o.transpose(1, 2)), x, mask)
-
-    def _seen(self, mask: Tensor) -> Tensor:
-        """Return which keys each query sees.
-
-        A query that would see none gets some all the same, since softmax over none is NaN; its output is never read.
-        """
-        if not self.causal:
-            return (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
-        before = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-        itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-        return (mask[:, None, :] & before | itself)[:, None]
 
     def start(self, batch: int) -> State:
         """Return no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``."""
