@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.padding import zero_padding, zero_padding_
-from chela.ops.sequence_parallel import current
+from chela.ops.sequence_parallel import current, within
 
 SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
@@ -244,14 +244,20 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
-@contextlib.contextmanager
-def whole_block(number: int) -> Iterator[None]:
-    """Take what runs inside as a block that autograd computes twice, the first (1) or the second time (2)."""
-    before, _pass.number = _pass.number, number
-    try:
-        yield
-    finally:
-        _pass.number = before
+def both_times() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Return what a block is run in the first and the second time, for ``checkpoint``."""
+    piece = current()  # of sequences that processes share; by the second time it has been left
+
+    @contextlib.contextmanager
+    def run(number: int) -> Iterator[None]:
+        before, _pass.number = _pass.number, number
+        try:
+            with within(piece):
+                yield
+        finally:
+            _pass.number = before
+
+    return run(1), run(2)
 
 
 def is_recomputed() -> bool:
