@@ -25,7 +25,7 @@ class Attended(nn.Identity):
     """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
 
 
-def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
+def columns(x: Tensor, sizes: list[int]) -> list[Tensor]:
     """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies.
 
     SiLU of 20 columns out of 72 takes seven times as long as of rows that follow one another.
@@ -35,9 +35,7 @@ def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
     """
     if x.device.type != "cpu":
         return list(torch.split(x, sizes, dim=-1))
-    sizes = [sizes] * (x.shape[-1] // sizes) if isinstance(sizes, int) else sizes
-    copies: Any = torch.ops.aten.split_with_sizes_copy.default(x, sizes, -1)
-    return list(copies)
+    return list(torch.ops.aten.split_with_sizes_copy.default(x, sizes, -1))
 
 
 class Core(nn.Module):

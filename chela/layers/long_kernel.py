@@ -258,10 +258,9 @@ class ExponentialKernel(LongKernel):
                     modes = _advanced(modes, log_base, known[:, :length])
                 outputs.append(near + far * gain)
                 recent = known[:, length:]
-        modes = torch.view_as_real(modes) if modes.is_complex() else modes
-        return torch.cat(outputs, dim=1).to(u.dtype), settled(
-            modes=modes, **{name: recent for name in state if name == "recent"}
-        )
+        after = {"modes": torch.view_as_real(modes) if modes.is_complex() else modes}
+        after |= {"recent": recent} if "recent" in state else {}
+        return torch.cat(outputs, dim=1).to(u.dtype), settled(**after)
 
     def _powers(self, lag: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return log_base, its exponential, and what a mode adds to the output ``lag`` tokens later: ``(C, N)``."""

@@ -49,7 +49,7 @@ class MultiHead(nn.Module):
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``."""
-        q, k, v = (rearrange(t, "... (h z) -> ... h z", h=self.heads) for t in columns(self.qkv(x), self.d_value))
+        q, k, v = (rearrange(t, "... (h z) -> ... h z", h=self.heads) for t in columns(self.qkv(x), [self.d_value] * 3))
         return q, k, v
 
     def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:

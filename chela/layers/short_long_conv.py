@@ -111,8 +111,7 @@ class LongConv(Keeping):
         for taps in self.branches:
             nn.init.kaiming_uniform_(taps, a=math.sqrt(5))
         self.gain.zero_()[0] = 1
-        length = self.kernel.l_max
-        back, forward = torch.tensor_split(self.lags(length), (-length,), dim=1)
+        back, forward = self.lags(self.kernel.l_max).tensor_split([-self.kernel.l_max], dim=1)
         long = forward.square().sum(1) + back.flip(1).square().sum(1)
         energies = [long, *(taps.square().sum(1) for taps in self.branches)]
         self.gain.copy_(torch.stack(energies).rsqrt() / self.deviation)

@@ -97,10 +97,8 @@ class _Gate(torch.autograd.Function):
         return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
 
     @staticmethod
-    def made(
-        o: Tensor, c: Tensor, W_r: Tensor, b_r: Tensor, W_o: Tensor, b_o: Tensor, W_h: Tensor, b_h: Tensor,
-        W_u: Tensor, b_u: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def made(o: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
         r, u = F.linear(c, W_r, b_r), F.linear(c, W_u, b_u)
         h = F.linear(F.silu(r).mul_(o), W_o, b_o + b_h)
         h.view(-1, h.shape[-1]).addmm_(c.flatten(0, -2), W_h.mT)
@@ -135,18 +133,12 @@ class _Gate(torch.autograd.Function):
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
-def convolved(u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
-    """Return the convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned``.
-
-    Args:
-        u: ``(B, L, C)``.
-        learned: ``(C, P)``.
-        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
-    """
-    return _Convolved.apply(u, learned, pieces)  # type: ignore[no-any-return, no-untyped-call]
-
-
 class _Convolved(torch.autograd.Function):
+    """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``.
+
+    A piece is columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
+    """
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
         ctx.pieces = pieces
@@ -175,6 +167,9 @@ class _Convolved(torch.autograd.Function):
             else:
                 d_learned[:, of].add_(part)
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
+
+
+convolved: Callable[[Tensor, Tensor, list[Piece]], Tensor] = _Convolved.apply
 
 
 ROWS = 1024

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.norm import LayerNorm
 
 
 class LightningAttention(LinearAttention):
@@ -54,7 +53,7 @@ class LightningAttention(LinearAttention):
         super().__init__(d_model, heads=heads, d_value=d_value, causal=True)
         factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
         self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
-        self.norm = LayerNorm(self.d_value)
+        self.norm = nn.LayerNorm(self.d_value)
         self.gate = nn.Sequential(
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
         )
