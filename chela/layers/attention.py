@@ -226,7 +226,7 @@ class _Attend(torch.autograd.Function):
             else:
                 d_y = _together(d, heads)
                 if side.stop == 2:
-                    _masked(d_y, mask, at)
+                    _masked(d_y, mask, None if held else at)
                 torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
             if first == 0:
                 torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
@@ -247,9 +247,9 @@ EPS = 1e-6
 """Added to the sum of the weights, as by ``linear_attention``."""
 
 
-def _masked(y: Tensor, mask: Tensor | None, at: Any = ...) -> Tensor:
-    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place; ``at`` is their block of the mask."""
-    zero_padding_(y[-1], None if mask is None else mask[at])
+def _masked(y: Tensor, mask: Tensor | None, at: Any = None) -> Tensor:
+    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place; all of them, or those of a block."""
+    zero_padding_(y[-1], mask if mask is None or at is None else mask[at])
     return y
 
 

@@ -106,6 +106,7 @@ class MultiscaleKernel(LongKernel):
     norm: Tensor
     weaker: Tensor
     stretch: Tensor
+    mirrored: Tensor
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class MultiscaleKernel(LongKernel):
         factors = [first, *(first << i for i in range(scales - 1))]
         stretch = [F.interpolate(unit, scale_factor=float(factor), mode="linear")[0] for factor in factors]
         self.register_buffer("stretch", torch.cat(stretch, dim=1), persistent=False)  # (k, L): lags side by side
+        self.register_buffer("mirrored", self.stretch.flip(1), persistent=False)
         self.ends = [scale_size * total for total in itertools.accumulate(factors)]
         self.reset_parameters()
 
@@ -157,9 +159,7 @@ class MultiscaleKernel(LongKernel):
         """Yield what makes the lags of a direction from ``beyond`` on, below ``length``, in the order of lags.
 
         Columns of all parameters ``(C, D·S·k)``, the matrix that makes lags of them, and where these are, of all lags.
-
-        Raises:
-            ValueError: ``length`` is more than ``l_max``.
+        A length beyond ``l_max`` is a ValueError.
         """
         if length > self.l_max:
             raise ValueError(
@@ -173,9 +173,8 @@ class MultiscaleKernel(LongKernel):
             stop = min(self.ends[i], length - direction)
             if start < stop:
                 first = (direction * scales + i) * size
-                matrix, lags = self.stretch[:, start:stop], slice(zero + start, zero + stop)
-                if direction:
-                    matrix, lags = matrix.flip(1), slice(zero - stop, zero - start)
+                matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
+                lags = slice(zero - stop, zero - start) if direction else slice(zero + start, zero + stop)
                 yield slice(first, first + size), matrix, lags
 
 
