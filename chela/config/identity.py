@@ -32,6 +32,7 @@ RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("chela", "model.mixer.feature_map"): {"value": "silu"},
     ("chela", "model.mixer.normalize"): {"value": False},
     ("chela", "model.mixer.decay"): {"value": "none"},
+    ("hedgehog", "model.mixer.rotary"): {"value": False},
     ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
 }
 """By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and

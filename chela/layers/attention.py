@@ -1,85 +1,31 @@
-"""What the attention layers share: heads, rotary positions, and attention without decay as one stage.
+"""CHELA's linear attention: a core of heads, and its bidirectional form as one autograd function.
 
 Shapes: B batch, L length, D model width, V width over all heads, H heads, Z and E width of a head of keys and values.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from chela.core.options import checked
-from chela.layers.stages import add, blocks, by_hand, cut, gradients, is_small, untouched
-from chela.layers.state import Stepwise
-from chela.ops.padding import zero_padding, zero_padding_
-from chela.ops.sequence_parallel import first_position
+from chela.layers.param_groups import mark
+from chela.layers.stages import add, blocks, by_hand, gradients, is_small, recomputed, untouched
+from chela.layers.state import State, settled
+from chela.ops.backend import accumulation_dtype
+from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from chela.ops.padding import zero_padding_
+from chela.ops.sequence_parallel import current
 
 
 class Attended(nn.Identity):
     """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
 
 
-class MultiHead(Stepwise):
-    """``[q, k, v] = W x`` per head, and ``h = W_o o``.
-
-    Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
-        causal: No position sees a later one.
-
-    Raises:
-        ValueError: V is no multiple of H.
-    """
-
-    rotary = False
-
-    @checked
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        causal: bool = False,
-    ) -> None:
-        super().__init__()
-        d_value = d_model if d_value is None else d_value
-        if d_value % heads:
-            raise ValueError(f"d_value: expected a multiple of heads={heads}, got {d_value}")
-        self.heads, self.d_value, self.causal = heads, d_value, causal
-        self.head_width = d_value // heads
-        self.qkv = nn.Linear(d_model, 3 * d_value)
-        self.out = nn.Linear(d_value, d_model)
-        self.attended = Attended()
-
-    def set_rotary(self, rotary: bool) -> None:
-        """Say whether ``split`` turns queries and keys by their position, which needs an even width of a head."""
-        width = self.head_width
-        if rotary and width % 2:
-            raise ValueError(f"rotary: expected an even width of a head, got {width}; change d_value or heads")
-        self.rotary = rotary
-
-    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, turned by position if ``rotary``.
-
-        ``start`` is the position of the first token; x is ``(B, L, D)`` if it is turned.
-        """
-        q, k, v = (rearrange(t, "... (h z) -> ... h z", h=self.heads) for t in columns(self.qkv(x), self.d_value))
-        start += first_position()
-        return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
-
-    def merge(self, o: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map ``o: (..., H, Z)`` to ``(..., D)``, 0 at padding; a system may gate it by the input ``x: (..., D)``."""
-        return zero_padding(self.out(o.flatten(-2)), mask)
-
-
-def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
+def columns(x: Tensor, sizes: list[int]) -> list[Tensor]:
     """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies.
 
     SiLU of 20 columns out of 72 takes seven times as long as of rows that follow one another.
@@ -89,25 +35,83 @@ def columns(x: Tensor, sizes: int | list[int]) -> list[Tensor]:
     """
     if x.device.type != "cpu":
         return list(torch.split(x, sizes, dim=-1))
-    sizes = [sizes] * (x.shape[-1] // sizes) if isinstance(sizes, int) else sizes
-    copies: Any = torch.ops.aten.split_with_sizes_copy.default(x, sizes, -1)
-    return list(copies)
+    return list(torch.ops.aten.split_with_sizes_copy.default(x, sizes, -1))
 
 
-def rotate(x: Tensor, start: int = 0, base: float = 10_000.0) -> Tensor:
-    """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
+class Core(nn.Module):
+    """Linear attention over values ``SiLU(v: (B, L, W))``, with queries and keys of c, then a norm.
 
-    ``x: (B, L, H, Z)`` has an even Z, its first token the position ``start``; the slowest pair turns by about 1/base a
-    position. Angles are computed in at least float32.
+    Queries and keys of a head are one projection, each with its own scale and shift (arXiv 2209.10655, section 3.2): at
+    the start equal tokens match, which is what recall is learned from (docs/attention.md). A core that ``pools`` has
+    positive weights, divided by their sum; one that does not has signed ones.
     """
-    length, heads, width = x.shape[1:]
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
-    angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
-    # One factor for each number of a record, so that a product is one long loop.
-    cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
-    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
-    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
+
+    def __init__(self, d_model: int, width: int, heads: int, d_qk: int, *, pools: bool, causal: bool) -> None:
+        super().__init__()
+        self.width, self.heads, self.d_qk, self.pools, self.causal = width, heads, d_qk, pools, causal
+        self.project = nn.Linear(d_model, heads * d_qk)
+        self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
+        self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
+        mark(self, "gamma", "beta", weight_decay=0.0)
+        self.norm = nn.LayerNorm(width)
+        self.attended = Attended()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start with queries and keys equal to the projection."""
+        nn.init.ones_(self.gamma)
+        nn.init.zeros_(self.beta)
+
+    def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
+        o, _ = self._attend(c, v, mask)
+        return self.attended(o)  # type: ignore[no-any-return]
+
+    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Any]:
+        """Return the norm of what the attention gives, ``(B, L, W)``, and the new state if the op's options ask for it.
+
+        Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
+        them to bf16 takes a quarter of what tells positions apart.
+        """
+        if self.pools and torch.is_autocast_enabled(c.device.type):
+            with torch.autocast(c.device.type, enabled=False):
+                return self._attend(c.float(), v.float(), mask, **options)
+        gamma, beta, norm = self.gamma, self.beta, self.norm
+        if not self.causal and current() is None and untouched(self.project, norm):
+            tensors = (c, v, self.project.weight, self.project.bias, gamma, beta, norm.weight, norm.bias)
+            if by_hand(*tensors) and c.dtype in (torch.float32, torch.float64):
+                return _Attend.apply(*tensors, norm.eps, mask, self.pools), None  # type: ignore[no-untyped-call]
+
+        def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
+            qkv = self._parts(z, v, gamma, beta)
+            return linear_attention(*qkv, causal=self.causal, normalize=self.pools, mask=mask, **options)
+
+        found = recomputed(op, self.project(c), v, gamma, beta)
+        o, sums = found if options else (found, None)
+        return norm(o.flatten(2)), sums
+
+    def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
+        q, k, v = *features(z, gamma, beta, positive=self.pools), F.silu(v)
+        q, k, v = (x.view(*x.shape[:-1], self.heads, -1) for x in (q, k, v))
+        return q, k, v
+
+    def start(self, batch: int) -> State:
+        """Return the state before the first token: the sums S and z."""
+        like, dtype = self.norm.weight, accumulation_dtype(self.norm.weight.dtype)
+        sizes = batch, self.heads, self.d_qk, self.width // self.heads
+        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
+
+    def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
+        o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
+        return self.attended(o), settled(**sums._asdict())
+
+    def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
+        """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
+        q, k, v = self._parts(self.project(c), v, self.gamma, self.beta)
+        o, sums = linear_attention_step(q, k, v, LinearAttentionState(**state), normalize=self.pools)
+        return self.norm(o.flatten(-2)), sums._asdict()
 
 
 def features(z: Tensor, gamma: Tensor, beta: Tensor, *, positive: bool) -> Tensor:
@@ -127,39 +131,6 @@ def scaled(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
     """Return ``γ ⊙ z + β``, as in ``features``; of queries or keys alone by one γ and β, ``(1, H, Z)``."""
     gamma, beta = (x.view(len(x), *[1] * (z.ndim - 1), -1) for x in (gamma, beta))
     return torch.addcmul(beta, z, gamma)
-
-
-def attend(
-    c: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    project: nn.Linear,
-    gamma: Tensor,
-    beta: Tensor,
-    norm: nn.LayerNorm,
-    positive: bool,
-) -> Tensor | None:
-    """Return the norm of bidirectional linear attention of the features of ``project(c)`` over values ``SiLU(v)``.
-
-    It is ``linear_attention`` without decay, normalised if ``positive``; what it gives at padding means nothing. None
-    where a stage does not take its own backward pass.
-
-    Args:
-        c: ``(B, L, D)``.
-        v: ``(B, L, H·E)``.
-        mask: True = real token.
-        project: D → H·Z.
-        gamma: As in ``features``.
-        beta: As in ``features``.
-        norm: Of all heads together.
-        positive: As in ``features``.
-    """
-    if not untouched(project, norm):
-        return None
-    tensors = (c, v, project.weight, project.bias, gamma, beta, norm.weight, norm.bias)
-    if not by_hand(*tensors) or c.dtype not in (torch.float32, torch.float64):
-        return None
-    return _Attend.apply(*tensors, norm.eps, mask, positive)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Attend(torch.autograd.Function):
@@ -236,7 +207,8 @@ class _Attend(torch.autograd.Function):
             if held:
                 y, values, *_ = held
             else:
-                y = _apart(_masked(features(z[at], gamma[1:], beta[1:], positive=positive), cut(mask, at)), heads)
+                keys = _masked(features(z[at], gamma[1:], beta[1:], positive=positive), mask, at)
+                y = _apart(keys, heads)
                 values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
             torch.bmm(values, dS_b.mT, out=d[-1])
             d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
@@ -254,7 +226,7 @@ class _Attend(torch.autograd.Function):
             else:
                 d_y = _together(d, heads)
                 if side.stop == 2:
-                    _masked(d_y, mask if held else cut(mask, at))
+                    _masked(d_y, mask, None if held else at)
                 torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
             if first == 0:
                 torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
@@ -275,9 +247,9 @@ EPS = 1e-6
 """Added to the sum of the weights, as by ``linear_attention``."""
 
 
-def _masked(y: Tensor, mask: Tensor | None) -> Tensor:
-    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place."""
-    zero_padding_(y[-1], mask)
+def _masked(y: Tensor, mask: Tensor | None, at: Any = None) -> Tensor:
+    """Set the keys, the last of ``y: (·, B, L, H·Z)``, to 0 at padding, in place; all of them, or those of a block."""
+    zero_padding_(y[-1], mask if mask is None or at is None else mask[at])
     return y
 
 

@@ -5,6 +5,7 @@ Shapes: B batch, L length, C channels, J branches.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.exponential_kernel import DampedEMAKernel, ExponentialKernel
-from chela.layers.long_kernel import ALL, Keeping, Kept, LongKernel, MultiscaleKernel
+from chela.layers.long_kernel import ALL, DampedEMAKernel, ExponentialKernel, Keeping, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
 from chela.layers.stages import Piece, by_hand, convolved
 from chela.layers.state import State, expect_causal, nested, part, settled
@@ -43,14 +43,13 @@ class ShortConv(nn.Module):
 
     def __init__(self, d_model: int, taps: int, *, causal: bool = False) -> None:
         super().__init__()
-        _expect_odd(taps, causal)
         self.weight = nn.Parameter(torch.empty(d_model, taps))
         self.causal = causal
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the taps from U(−1/√K, 1/√K), as PyTorch's own convolutions do."""
-        draw_taps_(self.weight)
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x ``(B, L, C)``."""
@@ -93,8 +92,7 @@ class LongConv(Keeping):
     def __init__(self, kernel: LongKernel, branches: tuple[int, ...] = (), *, deviation: float = 1.0) -> None:
         super().__init__()
         self.kernel, self.causal, self.deviation = kernel, kernel.directions == 1, deviation
-        for taps in branches:
-            _expect_odd(taps, self.causal)
+        self.heard = max((taps - 1 for taps in branches), default=0)  # inputs back that the short branches hear
         self.skip = nn.Parameter(torch.empty(kernel.d_model))
         self.branches = nn.ParameterList(nn.Parameter(torch.empty(kernel.d_model, taps)) for taps in branches)
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
@@ -103,7 +101,6 @@ class LongConv(Keeping):
         gain_of, lags_of = _placed(branches, self.causal, kernel)
         self.register_buffer("gain_of", gain_of, persistent=False)
         self.register_buffer("lags_of", lags_of, persistent=False)
-        self._kept = Kept()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -112,34 +109,28 @@ class LongConv(Keeping):
         nn.init.normal_(self.skip)
         nn.init.zeros_(self.bias)
         for taps in self.branches:
-            draw_taps_(taps)
+            nn.init.kaiming_uniform_(taps, a=math.sqrt(5))
         self.gain.zero_()[0] = 1
-        forward, back = self.sum(self.kernel.l_max)
-        long = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
+        back, forward = self.lags(self.kernel.l_max).tensor_split([-self.kernel.l_max], dim=1)
+        long = forward.square().sum(1) + back.flip(1).square().sum(1)
         energies = [long, *(taps.square().sum(1) for taps in self.branches)]
         self.gain.copy_(torch.stack(energies).rsqrt() / self.deviation)
 
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
         length, channels = extent(u)
-        learned = self.learned(channels)
-        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, learned) and current() is None:
-            y = convolved(u, learned, self.pieces(length))
+        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, self.skip) and current() is None:
+            y = convolved(u, self.learned(), self.pieces(length))
         else:
-            y = convolve_in_order(u, self.lags(length, channels, learned))
+            y = convolve_in_order(u, self.lags(length, channels))
         return y.add_(self.bias.to(u.dtype))
 
-    def sum(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
-        """Return the one kernel: forward ``(C, length)``, lags from 0 on, and back ``(C, length − 1)`` or None."""
-        lags = self.lags(length, channels)
-        return lags[:, -length:], None if self.causal else lags[:, : length - 1].flip(1)
-
-    def lags(self, length: int, channels: slice = ALL, learned: Tensor | None = None) -> Tensor:
+    def lags(self, length: int, channels: slice = ALL) -> Tensor:
         """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
 
-        Of the ``channels`` alone, if not of all; of ``learned``, or what that is now.
+        Of the ``channels`` alone, if not of all.
         """
-        learned = self.learned(channels) if learned is None else learned
+        learned = self.learned(channels)
         with torch.autocast(self.skip.device.type, enabled=False):
             lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
@@ -151,17 +142,12 @@ class LongConv(Keeping):
 
     def pieces(self, length: int) -> list[Piece]:
         """Return which of ``learned`` make which lags, in order, by what matrices; all of it those near 0."""
-        self.kernel.expect_length(length)
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
         pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
         if isinstance(self.kernel, MultiscaleKernel):
-            for direction in range(self.kernel.directions):
-                far = [
-                    (of, matrix, slice(zero + lag, zero + lag + matrix.shape[1]))
-                    for of, matrix, lag in self.kernel.far(direction, length, NEAR)
-                ]
-                pieces = [*far, *pieces] if direction else [*pieces, *far]
+            back = [] if self.causal else self.kernel.far(1, length, NEAR)
+            pieces = [*back, *pieces, *self.kernel.far(0, length, NEAR)]
         return pieces
 
     def learned(self, channels: slice = ALL) -> Tensor:
@@ -178,48 +164,37 @@ class LongConv(Keeping):
     def start(self, batch: int) -> State:
         """Return the state before the first token: of a sum of exponentials, or of a filter of l_max taps."""
         if isinstance(self.kernel, ExponentialKernel):
-            return self.kernel.start(batch, self._heard())
-        like = self.bias[:, None]
-        return FFTConvState.start(like, batch)._asdict()
+            return self.kernel.start(batch, self.heard)
+        return FFTConvState.start(self.bias[:, None], batch)._asdict()
 
     def prefill(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve the tokens ``u: (B, L, C)``; beyond l_max of them a filter of l_max taps drops the oldest."""
         if isinstance(self.kernel, ExponentialKernel):
-            y, state = self.kernel.prefill(u, state, lambda length: self.sum(length)[0], self.gain[0])
+            y, state = self.kernel.prefill(u, state, self.lags, self.gain[0])
         else:
             past, taps = FFTConvState(**state), self.kernel.l_max
-            kernel, _ = self.sum(min(taps, int(past.position[0]) + u.shape[1]))
+            kernel = self.lags(min(taps, int(past.position[0]) + u.shape[1]))
             y, after = fft_conv_prefill(u, past, kernel, taps=taps)
             state = after._asdict()
         return y + self.bias.to(y.dtype), state
 
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
-        ready = self._kept.of(self, self._ready)
-        if isinstance(ready, Tensor):
-            assert isinstance(self.kernel, ExponentialKernel)
-            y, state = self.kernel.prefill(u[:, None], state, lambda lags: ready, self.gain[0])
+        if isinstance(self.kernel, ExponentialKernel):
+            first = self.keep("first lags", lambda: self.lags(self.heard + 1))
+            y, state = self.kernel.prefill(u[:, None], state, lambda _: first, self.gain[0])
             y = y[:, 0]
         else:
-            y, after = fft_conv_step(u, FFTConvState(**state), ready)
+            kernel = self.keep("kernel", lambda: StepKernel(self.lags(self.kernel.l_max)))
+            y, after = fft_conv_step(u, FFTConvState(**state), kernel)
             state = after._asdict()
         return y + self.bias.to(y.dtype), state
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that the state of ``length`` tokens holds, beside its position, at most."""
         if isinstance(self.kernel, ExponentialKernel):
-            return sum(tensor.numel() for tensor in self.kernel.start(1, self._heard()).values())
+            return sum(tensor.numel() for tensor in self.start(1).values())
         return 2 * self.kernel.d_model * room(length, self.kernel.l_max)
-
-    def _ready(self) -> StepKernel | Tensor:
-        """Return what a step needs: the whole kernel, or beside a sum of exponentials the first lags."""
-        if isinstance(self.kernel, ExponentialKernel):
-            return self.sum(self._heard() + 1)[0]
-        return StepKernel(self.sum(self.kernel.l_max)[0])
-
-    def _heard(self) -> int:
-        """Return how many inputs back the short branches hear."""
-        return max((taps.shape[1] - 1 for taps in self.branches), default=0)
 
 
 def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
@@ -243,17 +218,6 @@ def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tupl
     return torch.eye(1 + len(branches))[gains].T, torch.cat(lags_of)
 
 
-def draw_taps_(taps: Tensor) -> None:
-    """Draw ``(C, K)`` from U(−1/√K, 1/√K)."""
-    bound = taps.shape[1] ** -0.5
-    nn.init.uniform_(taps, -bound, bound)
-
-
-def _expect_odd(taps: int, causal: bool) -> None:
-    if not causal and taps % 2 == 0:
-        raise ValueError(f"ShortLongConv: expected an odd number of taps when not causal, got {taps}")
-
-
 class ShortLongConv(nn.Module):
     """``u = SiLU(short * x)``, ``c = SiLU(long * u + b)``, depthwise; see ``LongConv`` for what is in the long kernel.
 
@@ -272,7 +236,7 @@ class ShortLongConv(nn.Module):
     Raises:
         ValueError: An unknown mode or kernel, or a short kernel or branch that is even without being causal.
 
-    Source: arXiv 2406.08128; the kernels are SGConv's, Long Convs' and MEGA's (see ``chela.layers.long_kernel``).
+    Source: arXiv 2406.08128; the kernels are SGConv's and MEGA's (see ``chela.layers.long_kernel``).
 
     >>> c = ShortLongConv(8, l_max=100)(torch.randn(2, 50, 8), torch.arange(50) < torch.tensor([[50], [30]]))
     >>> tuple(c.shape), c[1, 30:].abs().max().item()
@@ -293,6 +257,9 @@ class ShortLongConv(nn.Module):
         branches: tuple[int, ...] = (5, 31),
     ) -> None:
         super().__init__()
+        even = [taps for taps in (short_kernel, *branches) if taps % 2 == 0]
+        if even and not causal:
+            raise ValueError(f"ShortLongConv: expected odd numbers of taps when not causal, got {even[0]}")
         self.d_model, self.causal = d_model, causal
         self.short = ShortConv(d_model, short_kernel, causal=causal) if "short" in mode else None
         self.long = None
@@ -319,19 +286,11 @@ class ShortLongConv(nn.Module):
         short = {} if self.short is None else nested("short", self.short.start(batch))
         return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
-    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed the tokens ``x: (B, L, C)``."""
-        _, c, state = self.stages_on("prefill", x, state)
-        return c, state
+    def go_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        """Map the tokens ``x: (B, L, C)`` after those of ``state``, or one token ``(B, C)``, to u, c and the new state.
 
-    @torch.no_grad()
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, C)``: O(C·log² K) on average for a long kernel of K taps."""
-        _, c, state = self.stages_on("step", x, state)
-        return c, state
-
-    def stages_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Return u and c of ``prefill`` or ``step``, and the new state."""
+        A step takes O(C·log² K) time on average for a long kernel of K taps.
+        """
         u, after = x, State()
         if self.short is not None:
             u, end = getattr(self.short, form)(x, part("short", state))

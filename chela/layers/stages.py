@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from chela.ops.fft_conv.cpu import convolve, convolve_backward
 from chela.ops.padding import zero_padding, zero_padding_
-from chela.ops.sequence_parallel import current
+from chela.ops.sequence_parallel import current, within
 
 SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
@@ -97,10 +97,8 @@ class _Gate(torch.autograd.Function):
         return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
 
     @staticmethod
-    def made(
-        o: Tensor, c: Tensor, W_r: Tensor, b_r: Tensor, W_o: Tensor, b_o: Tensor, W_h: Tensor, b_h: Tensor,
-        W_u: Tensor, b_u: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def made(o: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
         r, u = F.linear(c, W_r, b_r), F.linear(c, W_u, b_u)
         h = F.linear(F.silu(r).mul_(o), W_o, b_o + b_h)
         h.view(-1, h.shape[-1]).addmm_(c.flatten(0, -2), W_h.mT)
@@ -135,18 +133,12 @@ class _Gate(torch.autograd.Function):
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
 
-def convolved(u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
-    """Return the convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned``.
-
-    Args:
-        u: ``(B, L, C)``.
-        learned: ``(C, P)``.
-        pieces: Columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
-    """
-    return _Convolved.apply(u, learned, pieces)  # type: ignore[no-any-return, no-untyped-call]
-
-
 class _Convolved(torch.autograd.Function):
+    """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``.
+
+    A piece is columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
+    """
+
     @staticmethod
     def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
         ctx.pieces = pieces
@@ -177,6 +169,9 @@ class _Convolved(torch.autograd.Function):
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 
+convolved: Callable[[Tensor, Tensor, list[Piece]], Tensor] = _Convolved.apply
+
+
 ROWS = 1024
 """Tokens of a block, at least, where inputs are not small; else a quarter of all."""
 
@@ -193,11 +188,6 @@ def blocks(batch: int, length: int, *, small: bool) -> list[tuple[slice, slice]]
     size = max(ROWS, batch * length // 4)
     rows, tokens = max(1, size // length), min(length, size)
     return [(slice(b, b + rows), slice(t, t + tokens)) for b in range(0, batch, rows) for t in range(0, length, tokens)]
-
-
-def cut(mask: Tensor | None, at: tuple[slice, slice]) -> Tensor | None:
-    """Return a block's part of a mask."""
-    return None if mask is None else mask[at]
 
 
 def add(total: list[Tensor], *parts: Tensor) -> None:
@@ -249,14 +239,20 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
-@contextlib.contextmanager
-def whole_block(number: int) -> Iterator[None]:
-    """Take what runs inside as a block that autograd computes twice, the first (1) or the second time (2)."""
-    before, _pass.number = _pass.number, number
-    try:
-        yield
-    finally:
-        _pass.number = before
+def both_times() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Return what a block is run in the first and the second time, for ``checkpoint``."""
+    piece = current()  # of sequences that processes share; by the second time it has been left
+
+    @contextlib.contextmanager
+    def run(number: int) -> Iterator[None]:
+        before, _pass.number = _pass.number, number
+        try:
+            with within(piece):
+                yield
+        finally:
+            _pass.number = before
+
+    return run(1), run(2)
 
 
 def is_recomputed() -> bool:

@@ -14,7 +14,7 @@ state_size(length)  counts the numbers of a sequence that ``length`` tokens leav
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,12 @@ State: TypeAlias = dict[str, Tensor]
 class Stepwise(nn.Module):
     """A layer whose ``step`` is ``prefill`` of one token."""
 
-    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed ``x: (B, L, D)``."""
-        raise NotImplementedError
+    prefill: Any
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``."""
-        update, state = self.prefill(x[:, None], state)
+    def step(self, x: Tensor, state: State, **context: Tensor) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)``; of ``stream`` too, if the layer asks for it."""
+        update, state = self.prefill(x[:, None], state, **{name: y[:, None] for name, y in context.items()})
         return update[:, 0], state
 
 

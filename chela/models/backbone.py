@@ -17,10 +17,10 @@ from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.param_groups import seeded
-from chela.layers.stages import feed_forward, whole_block
+from chela.layers.stages import both_times, feed_forward
 from chela.layers.state import State, nested, part
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import current, first_position, within
+from chela.ops.sequence_parallel import current, first_position
 
 if TYPE_CHECKING:
     from chela.config.schema import ModelConfig
@@ -36,7 +36,7 @@ class Residual(nn.Module):
 
     def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer: Any = layer
         self.norm = make_norm(config.norm, config.d_model)
         self.dropout = nn.Dropout(0.0 if "dropout" in inspect.signature(type(layer)).parameters else config.dropout)
         self.prenorm = config.prenorm
@@ -54,18 +54,16 @@ class Residual(nn.Module):
 
     def start(self, batch: int) -> State:
         """Return the layer's state before the first token; a layer without states is a UsageError."""
-        layer: Any = self.layer
         for method in ("start", "prefill", "step"):
-            if not hasattr(layer, method):
+            if not hasattr(self.layer, method):
                 what = f"expected a method {method}, to go on token by token (docs/extend.md)"
-                raise UsageError(f"{type(layer).__name__}: {what}, got none")
-        return layer.start(batch)  # type: ignore[no-any-return]
+                raise UsageError(f"{type(self.layer).__name__}: {what}, got none")
+        return self.layer.start(batch)  # type: ignore[no-any-return]
 
     def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Update the tokens ``x: (B, L, D)`` that follow those of ``state``, or one token ``(B, D)``."""
         y = self.norm(x) if self.prenorm else x
-        layer: Any = self.layer
-        feed = layer.prefill if x.ndim == 3 else layer.step
+        feed = self.layer.prefill if x.ndim == 3 else self.layer.step
         update, state = feed(y, state, **({"stream": x} if "stream" in self.context else {}))
         return self._sum(x, update), state
 
@@ -140,10 +138,8 @@ class Backbone(nn.Module):
     def _expect_no_look_ahead(self, length: int, d_model: int) -> None:
         """Change the last of some tokens: a causal system of somebody's own must say the same of those before it."""
         own = self.blocks[0].get_submodule("mixer").eval()
-        like = self.embedding.weight
-        x = torch.randn(1, length, d_model, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
-        changed = torch.cat([x[:, :-1], -x[:, -1:]], dim=1)
-        before, after = own(x)[:, :-1], own(changed)[:, :-1]
+        x = torch.randn(1, length, d_model, generator=torch.Generator().manual_seed(0)).to(self.embedding.weight)
+        before, after = (own(torch.cat([x[:, :-1], last], dim=1))[:, :-1] for last in (x[:, -1:], -x[:, -1:]))
         own.train()
         known = type(before) is Tensor and not before.is_meta  # else only shapes are asked for
         if known and not torch.allclose(before, after, rtol=1e-3, atol=1e-4):
@@ -191,22 +187,13 @@ class Backbone(nn.Module):
             x = x + self.positions.weight[start : start + x.shape[1]]
         x = zero_padding(x, mask)
         for block in self.blocks:
-            recompute = self.checkpoint_blocks and torch.is_grad_enabled()
-            x = self._recomputed(block, x, mask) if recompute else block(x, mask)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                x = checkpoint(block, x, mask, use_reentrant=False, context_fn=both_times)
+            else:
+                x = block(x, mask)
         if self.norm is not None:
             x = self.norm(x, mask)
         return zero_padding(x, mask)
-
-    @staticmethod
-    def _recomputed(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Run a block of which autograd keeps the input alone; dropout and batch statistics are the same both times."""
-        piece = current()  # by the backward pass it has been left
-
-        def run(x: Tensor) -> Any:
-            with within(piece):
-                return block(x, mask)
-
-        return checkpoint(run, x, use_reentrant=False, context_fn=lambda: (whole_block(1), whole_block(2)))  # type: ignore[no-any-return]
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: ``position``, and ``blocks.0.…`` of each mixer."""

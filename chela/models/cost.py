@@ -1,19 +1,33 @@
-"""What a network costs before it is run: parameters, floating-point operations, state.
+"""List the systems with their size and cost on a task.
 
-Nothing is allocated: networks are built and run with fake tensors, which have a shape and no values.
+chela models                             on ListOps, at the preset of this machine
+chela models task=listops preset=full    at another preset
+chela models model=./mine.yaml           with a system of your own
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
+import textwrap
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from chela.config.compose import is_file, names, resolve
 from chela.config.schema import ModelConfig
+from chela.config.words import command
+from chela.core.errors import UsageError
 from chela.models import build_model
+from lra.tasks import get_task
+
+ROW = "{:<20} {:>12} {:>12} {:>9} {:>12}\n"
+NOTE = (
+    "MFLOPs: forward, a token, at the longest sequence; matrix products, attention, convolutions and FFTs. "
+    "state: numbers that the causal form remembers of the longest sequence."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +43,10 @@ class Cost:
 
 
 def cost(config: ModelConfig, task: Any) -> Cost:
-    """Work out the cost of the network that ``config`` describes; ``task`` as for ``build_model``."""
+    """Work out the cost of the network that ``config`` describes; ``task`` as for ``build_model``.
+
+    Nothing is allocated: it is built and run with fake tensors, which have a shape and no values.
+    """
     rows = 2 if task.pair else 1
     with FakeTensorMode():
         model = build_model(config, task, seed=0).eval()
@@ -40,12 +57,36 @@ def cost(config: ModelConfig, task: Any) -> Cost:
     mixers: list[Any] = model.backbone.mixers()
     remembered = [mixer.state_size(task.l_max) for mixer in mixers if hasattr(mixer, "state_size")]
     return Cost(
-        parameters=_count(model),
-        mixer_parameters=sum(map(_count, mixers)),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        mixer_parameters=sum(parameter.numel() for mixer in mixers for parameter in mixer.parameters()),
         flops_per_token=counter.get_total_flops() / (rows * task.l_max),
         state_size=sum(remembered) if remembered else None,
     )
 
 
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+@command(None, f"{(__doc__ or '').strip()}\n\n{NOTE}", others=True, sections=("task", "model"))
+def main(words: list[str]) -> int:
+    """Print a line for each system of ``configs/model``, and for a file of one's own; return the exit status."""
+    own = [word.partition("=")[2] for word in words if word.startswith("model=")]
+    if not all(map(is_file, own)):
+        raise UsageError("model: expected the YAML file of a system of your own, since all others are listed anyway")
+    words = [word for word in words if not word.startswith("model=")]
+    config = resolve(words)
+    task = get_task(config.task)
+    sys.stdout.write(f"task={config.task.name} preset={config.preset}: sequences up to {task.l_max}\n\n")
+    sys.stdout.write(ROW.format("model", "parameters", "in mixers", "MFLOPs", "state"))
+    for name in [*names("model"), *own]:
+        chosen = resolve([*words, f"model={name}", f"preset={config.preset}"])
+        found = cost(chosen.model, task)
+        flops, state = (
+            f"{found.flops_per_token / 1e6:.2f}",
+            "–" if found.state_size is None else f"{found.state_size:,}",
+        )
+        sizes = f"{found.parameters:,}", f"{found.mixer_parameters:,}"
+        sys.stdout.write(ROW.format(chosen.model.name, *sizes, flops, state))
+    sys.stdout.write(f"\n{textwrap.fill(NOTE, 80)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

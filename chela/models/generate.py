@@ -127,12 +127,9 @@ def encode(text: str | bytes, alphabet: str) -> Tensor:
     ids = {ord(character): id for id, character in enumerate(alphabet, 1)}
     for place, byte in enumerate(data):
         if byte not in ids:
-            while place and data[place] & 0xC0 == 0x80:  # within a character of several bytes
-                place -= 1
-            raise ValueError(
-                f"prompt: expected the {len(alphabet)} characters that the network knows, got "
-                f"{data[place : place + 4].decode(errors='replace')[0]!r} at {place}"
-            )
+            at = len(data[:place].decode(errors="ignore"))  # the byte may be one of several of a character
+            got = f"{data.decode(errors='replace')[at]!r} at {at}"
+            raise ValueError(f"prompt: expected the {len(alphabet)} characters that the network knows, got {got}")
     return torch.tensor([[ids[byte] for byte in data]], dtype=torch.long)
 
 

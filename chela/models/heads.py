@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chela.core.options import check_value
 from chela.layers.state import State, expect_causal
@@ -36,19 +36,6 @@ def read_out(x: Tensor, mask: Tensor | None, readout: str) -> Tensor:
     return total / count.clamp(min=1)
 
 
-class ClassifierHead(nn.Module):
-    """``(B, D)`` to class scores ``(B, classes)``, through one hidden layer (none when ``d_head`` is 0)."""
-
-    def __init__(self, d_in: int, d_head: int, num_classes: int) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(d_in, d_head) if d_head else None
-        self.out = nn.Linear(d_head or d_in, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Score ``x: (B, D)``."""
-        return self.out(x if self.hidden is None else F.silu(self.hidden(x)))  # type: ignore[no-any-return]
-
-
 class Network(nn.Module):
     """What all networks share: ``network(inputs, mask)``, mask ``(B, L)`` bool being True on real tokens, or None.
 
@@ -70,7 +57,7 @@ class Network(nn.Module):
 
 
 class Classifier(Network):
-    """One vector of each sequence, then a head: to scores ``(B, classes)``.
+    """One vector of each sequence, a hidden layer unless ``d_head`` is 0, then scores ``(B, classes)``.
 
     A task of pairs gives 2B sequences, first all the first ones. Then the head reads [a, b, a−b, a⊙b] (S4's,
     ``pair_features="nli"``) or [a, b] (MEGA's, "concat").
@@ -80,8 +67,9 @@ class Classifier(Network):
         check_value("pair_features", config.pair_features, {"choices": ("nli", "concat")})
         super().__init__(config, task)
         self.pair_features = config.pair_features if task.pair else None
-        vectors = {None: 1, "nli": 4, "concat": 2}[self.pair_features]
-        self.head = ClassifierHead(vectors * config.d_model, config.d_head, task.num_classes)
+        width = {None: 1, "nli": 4, "concat": 2}[self.pair_features] * config.d_model
+        hidden = {"hidden": nn.Linear(width, config.d_head), "silu": nn.SiLU()} if config.d_head else {}
+        self.head = nn.Sequential(OrderedDict(**hidden, out=nn.Linear(config.d_head or width, task.num_classes)))
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each sequence, or each pair."""

@@ -1,5 +1,7 @@
 """ShortLongConv: its equations, scale, padding, branches and steps. Shapes: x (B, L, C), mask (B, L)."""
 
+import functools
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -40,7 +42,8 @@ def test_is_the_sum_of_its_branches(length, causal, branches):
     layer = _trained(causal=causal, branches=branches)
     x, mask = torch.randn(3, length, C), _mask(3, length)
     absent, long = ~mask[..., None], layer.long
-    forward, back = long.kernel(length)
+    whole = (long.kernel.scaled().flatten(2) @ long.kernel.near(length)).unbind()
+    forward, back = whole[0], None if causal else whole[1][:, :-1]
     short = short_conv(x.masked_fill(absent, 0), layer.short.weight, causal=causal, backend="reference")
     u = F.silu(short).masked_fill(absent, 0)
     y = long.gain[0] * (fft_conv(u, forward, kernel_back=back, backend="reference") + long.skip * u) + long.bias
@@ -58,8 +61,7 @@ def test_every_branch_starts_with_unit_scale(causal, kernel):
     for j in range(len(gains)):
         layer.long.gain.zero_()
         layer.long.gain[j] = gains[j]
-        forward, back = layer.long.sum(L_MAX)
-        energy = forward.square().sum(1) + (0 if back is None else back.square().sum(1))
+        energy = layer.long.lags(L_MAX).square().sum(1)
         torch.testing.assert_close(energy * SHORT_DEVIATION**2, torch.ones(C))  # the variance, for white inputs
 
 
@@ -72,9 +74,9 @@ def test_the_short_stage_has_the_deviation_that_the_gains_expect():
 def test_a_module_drawn_anew_has_the_scale_of_its_new_taps():
     layer = ShortLongConv(C, l_max=L_MAX)
     initialise(layer, seed=3)
-    forward, back = layer.long.kernel(L_MAX)
+    forward, back = layer.long.kernel.scaled().flatten(2) @ layer.long.kernel.near(L_MAX)
     energy = forward.square().sum(1) - forward[:, 0] ** 2 + (forward[:, 0] + layer.long.skip) ** 2
-    want = (energy + back.square().sum(1)).rsqrt() / SHORT_DEVIATION
+    want = (energy + back[:, :-1].square().sum(1)).rsqrt() / SHORT_DEVIATION
     torch.testing.assert_close(layer.long.gain[0], want)
 
 
@@ -98,7 +100,7 @@ def test_steps_equal_the_whole(mode, branches):
     x = torch.randn(2, L_MAX, C)
     state, outputs = layer.eval().start(2), []
     for t in range(L_MAX):
-        y, state = layer.step(x[:, t], state)
+        _, y, state = layer.go_on("step", x[:, t], state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), layer(x), atol=1e-5, rtol=0)
 
@@ -108,12 +110,12 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     """In prefill and in steps, over several pages; "ema" has no last tap."""
     layer = _trained(causal=True, long_kernel=kernel).double().eval().requires_grad_(False)
     x = torch.randn(2, 9 * L_MAX, C, dtype=torch.float64)
-    y, state = layer.prefill(x[:, : 5 * L_MAX + 3], layer.start(2))
+    _, y, state = layer.go_on("prefill", x[:, : 5 * L_MAX + 3], layer.start(2))
     size, outputs = sum(tensor.numel() for tensor in state.values()), [y]
     for t in range(5 * L_MAX + 3, 9 * L_MAX):
-        y, state = layer.step(x[:, t], state)
+        _, y, state = layer.go_on("step", x[:, t], state)
         outputs.append(y[:, None])
-    taps = layer.long.sum(x.shape[1] if kernel == "ema" else L_MAX)[0]
+    taps = layer.long.lags(x.shape[1] if kernel == "ema" else L_MAX)
     u = F.silu(short_conv(x, layer.short.weight, causal=True, backend="reference"))
     want = F.conv1d(F.pad(u.mT, (taps.shape[1] - 1, 0)), taps.flip(1)[:, None], groups=C).mT
     torch.testing.assert_close(torch.cat(outputs, 1), F.silu(want + layer.long.bias), atol=1e-10, rtol=0)
@@ -123,11 +125,12 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
 @pytest.mark.parametrize("kernel", ["multiscale", "ema"])
 def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
     layer = _trained(causal=True, long_kernel=kernel).eval()
+    step = torch.no_grad()(functools.partial(layer.go_on, "step"))
     x, state = torch.randn(1, C), layer.start(1)
-    layer.step(x, state)
-    ready = layer.long._kept.value
-    layer.step(x, state)
-    assert ready is not None and layer.long._kept.value is ready
+    step(x, state)
+    kept = dict(layer.long._kept)
+    step(x, state)
+    assert kept and all(layer.long._kept[key] is value for key, value in kept.items())
 
     def tune(y):  # in eval mode
         y.sum().backward()
@@ -135,14 +138,14 @@ def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
 
     for write in (
         lambda: tune(layer(torch.randn(1, 5, C))),
-        lambda: tune(layer.prefill(torch.randn(1, 5, C), layer.start(1))[0]),
+        lambda: tune(layer.go_on("prefill", torch.randn(1, 5, C), layer.start(1))[1]),
         lambda: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
         lambda: (layer.long.gain.data.mul_(2), layer.eval()),
         lambda: layer.double(),
     ):
         write()
         x = x.to(layer.long.gain)
-        torch.testing.assert_close(layer.step(x, layer.start(1))[0], layer(x[:, None])[:, 0])
+        torch.testing.assert_close(step(x, layer.start(1))[1], layer(x[:, None])[:, 0])
 
 
 def test_bfloat16_input_and_autocast():
@@ -161,8 +164,8 @@ def test_bfloat16_input_and_autocast():
     [
         ({"mode": "both"}, "mode: expected one of short-long, short, long, none, got 'both'"),
         ({"long_kernel": "s4"}, "long_kernel: expected one of multiscale, ema, got 's4'"),
-        ({"short_kernel": 4}, "expected an odd number of taps when not causal, got 4"),
-        ({"branches": (4,)}, "expected an odd number of taps when not causal, got 4"),
+        ({"short_kernel": 4}, "expected odd numbers of taps when not causal, got 4"),
+        ({"branches": (4,)}, "expected odd numbers of taps when not causal, got 4"),
     ],
 )
 def test_errors_say_what_was_expected(options, message):
@@ -176,7 +179,7 @@ def test_errors_say_what_was_expected(options, message):
     ("l_max", "length", "compiled"),
     [(1, 1, False), (16, 3, False), (100, 100, True), (128, 17, False), (129, 129, False), (500, 170, True)],
 )
-def test_the_sum_is_the_kernel_as_one_would_write_it(l_max, length, compiled, branches, causal):
+def test_its_lags_are_the_kernel_as_one_would_write_it(l_max, length, compiled, branches, causal):
     """Values and gradients of all parameters, against pieces by PyTorch's interpolation in float64."""
     long = ShortLongConv(C, l_max=l_max, causal=causal, branches=branches).double().long
     scales = long.kernel.weight.shape[2]
@@ -197,11 +200,16 @@ def test_the_sum_is_the_kernel_as_one_would_write_it(l_max, length, compiled, br
         if not causal:
             want[1] = want[1] + scaled[:, length + left + 1 : 2 * length + left]
     torch._dynamo.reset()
-    build = torch.compile(long.sum, fullgraph=True, backend="aot_eager") if compiled else long.sum
-    got = [kernel for kernel in build(length) if kernel is not None]
-    torch.testing.assert_close(got, want)
+    got = (torch.compile(long.lags, fullgraph=True, backend="aot_eager") if compiled else long.lags)(length)
+    lags = torch.cat([*(back.flip(1) for back in want[1:]), want[0]], dim=1)
+    torch.testing.assert_close(got, lags)
     parameters = [p for name, p in long.named_parameters() if name != "bias"]
-    weights = [torch.randn_like(kernel) for kernel in want]
-    sums = [sum((k * w).sum() for k, w in zip(kernels, weights, strict=True)) for kernels in (got, want)]
-    for a, b in zip(*(torch.autograd.grad(total, parameters) for total in sums), strict=True):
+    weights = torch.randn_like(lags)
+    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), parameters) for x in (got, lags)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_beyond_l_max_is_an_error_or_the_declared_extension():
+    with pytest.raises(ValueError, match=r"expected a length up to l_max=20, got 21; build the layer with a larger"):
+        ShortLongConv(4, l_max=20)(torch.zeros(1, 21, 4))
+    assert ShortLongConv(4, l_max=20, long_kernel="ema")(torch.zeros(1, 21, 4)).shape == (1, 21, 4)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from chela import ChelaLayer
 from chela.layers import attention, short_long_conv, stages
-from chela.ops import linear_attention
 from chela.ops.fft_conv import convolve_in_order
 from chela.ops.padding import zero_padding
 from experiments.bench.timing import peak_memory
@@ -30,18 +29,13 @@ def leaf(*shape: int) -> Tensor:
 
 def attended(*x: Tensor, mask: Tensor | None, positive: bool) -> Tensor:
     """Attend and normalise, and set to 0 what means nothing."""
-    z, v, gamma, beta = x
-    project = nn.Linear(6, gamma[0].numel()).double()
+    c, v, gamma, beta = x
+    core = attention.Core(6, 4, gamma.shape[1], 3, pools=positive, causal=False).double()
+    core.norm = NORM
     with torch.no_grad():
-        for i, parameter in enumerate(project.parameters()):
+        for i, parameter in enumerate(core.project.parameters()):
             parameter.copy_(torch.linspace(-1, 1 + i, parameter.numel()).view_as(parameter))
-    o = attention.attend(z, v, mask, project, gamma, beta, NORM, positive)
-    if o is None:
-        features = attention.features(project(z), gamma, beta, positive=positive)
-        q, k, values = (x.unflatten(-1, (gamma.shape[1], -1)) for x in (*features, F.silu(v)))
-        o = linear_attention(q, k, values, causal=False, normalize=positive, mask=mask, backend="reference")
-        o = NORM(o.flatten(2))
-    return zero_padding(o, mask)
+    return zero_padding(torch.func.functional_call(core, {"gamma": gamma, "beta": beta}, (c, v, mask)), mask)
 
 
 def convolved(u: Tensor, learned: Tensor) -> Tensor:

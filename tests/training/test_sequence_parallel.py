@@ -38,7 +38,7 @@ NETWORKS: list[Network_] = [
     ("lion", {"decay": "token"}, {"norm": "batch"}, "classification"),
     ("lion", {"decay": "token"}, {"causal": True}, "tokens"),
     ("lion", {"decay": "head"}, {}, "tokens"),
-    ("hedgehog", {"rotary": True}, {}, "classification"),
+    ("hedgehog", {}, {}, "classification"),
     ("s4d", {}, {}, "tokens"),
 ]  # fmt: skip
 LENGTH = 23

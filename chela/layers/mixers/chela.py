@@ -12,15 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import Attended, attend, columns, features
-from chela.layers.param_groups import mark
+from chela.layers.attention import Core, columns
 from chela.layers.short_long_conv import ShortLongConv
-from chela.layers.stages import gate, recomputed
-from chela.layers.state import State, expect_causal, nested, part, settled
-from chela.ops.backend import accumulation_dtype
-from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
+from chela.layers.stages import gate
+from chela.layers.state import State, expect_causal, nested, part
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import current
 
 
 class ChelaLayer(nn.Module):
@@ -135,8 +131,8 @@ class ChelaLayer(nn.Module):
             raise ValueError(f"expected x of shape (B, L, {width}) with L of at least 1, got {tuple(x.shape)}")
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
-        o = self._joined([core(z, v, mask) for core, z, v in self._inputs(x, u, c)], c)
-        return self._gated(o, x, c, stream, mask)
+        parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
+        return self._gated(parts, x, c, stream, mask)
 
     def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
         """Return each core with what it makes queries and keys of, and its values W_v x before SiLU."""
@@ -144,25 +140,18 @@ class ChelaLayer(nn.Module):
         of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
         return list(zip(self.cores, of, values, strict=True))
 
-    def _joined(self, parts: list[Tensor], c: Tensor) -> Tensor:
-        """Join what the cores gave; without one, take it of c."""
+    def _gated(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Join what the cores gave, or take it of c where there are none, and gate it by c."""
         if self.norm is not None:
-            return self.norm(F.silu(self.value(c)))  # type: ignore[no-any-return]
-        return torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-
-    def _gated(self, o: Tensor, x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Gate o by c."""
+            parts = [self.norm(F.silu(self.value(c)))]
+        o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
         x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
         return gate(o, c, x, mask, (self.gate_in, self.out, self.skip, self.highway), self.dropout)
 
     def start(self, batch: int) -> State:
-        """Return the state before the first token, ``conv.…`` and ``cores.0.…``.
-
-        Raises:
-            RuntimeError: The layer looks ahead.
-        """
+        """Return the state before the first token, ``conv.…`` and ``cores.0.…``; a RuntimeError if it looks ahead."""
         expect_causal(self)
         state = nested("conv", self.conv.start(batch))
         for i, core in enumerate(self.cores):
@@ -190,14 +179,14 @@ class ChelaLayer(nn.Module):
     def _go_on(
         self, form: Literal["prefill", "step"], x: Tensor, state: State, stream: Tensor | None
     ) -> tuple[Tensor, State]:
-        u, c, end = self.conv.stages_on(form, x, part("conv", state))
+        u, c, end = self.conv.go_on(form, x, part("conv", state))
         parts: list[Tensor] = []
         after = nested("conv", end)
         for i, (core, z, v) in enumerate(self._inputs(x, u, c)):
             o, end = getattr(core, form)(z, v, part(f"cores.{i}", state))
             parts.append(o)
             after |= nested(f"cores.{i}", end)
-        return self._gated(self._joined(parts, c), x, c, stream, None), after
+        return self._gated(parts, x, c, stream, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.
@@ -206,81 +195,6 @@ class ChelaLayer(nn.Module):
         """
         sums: int = sum(core.heads * core.d_qk * (core.width // core.heads + 1) for core in self.cores)
         return sums + self.conv.state_size(length)
-
-
-class Core(nn.Module):
-    """Linear attention over values ``SiLU(v: (B, L, W))``, with queries and keys of c, then a norm.
-
-    Queries and keys of a head are one projection, each with its own scale and shift (arXiv 2209.10655, section 3.2): at
-    the start equal tokens match, which is what recall is learned from (docs/attention.md). A core that ``pools`` has
-    positive weights, divided by their sum; one that does not has signed ones.
-    """
-
-    def __init__(self, d_model: int, width: int, heads: int, d_qk: int, *, pools: bool, causal: bool) -> None:
-        super().__init__()
-        self.width, self.heads, self.d_qk, self.pools, self.causal = width, heads, d_qk, pools, causal
-        self.project = nn.Linear(d_model, heads * d_qk)
-        self.gamma = nn.Parameter(torch.empty(2, heads, d_qk))
-        self.beta = nn.Parameter(torch.empty(2, heads, d_qk))
-        mark(self, "gamma", "beta", weight_decay=0.0)
-        self.norm = nn.LayerNorm(width)
-        self.attended = Attended()
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Start with queries and keys equal to the projection."""
-        nn.init.ones_(self.gamma)
-        nn.init.zeros_(self.beta)
-
-    def forward(self, c: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend with all of ``c: (B, L, D)``; return ``(B, L, W)``."""
-        o, _ = self._attend(c, v, mask)
-        return self.attended(o)  # type: ignore[no-any-return]
-
-    def _attend(self, c: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> tuple[Tensor, Any]:
-        """Return the norm of what the attention gives, ``(B, L, W)``, and the new state if the op's options ask for it.
-
-        Weights that are divided by their sum are kept in float32 under autocast: they are nearly equal, and rounding
-        them to bf16 takes a quarter of what tells positions apart.
-        """
-        if self.pools and torch.is_autocast_enabled(c.device.type):
-            with torch.autocast(c.device.type, enabled=False):
-                return self._attend(c.float(), v.float(), mask, **options)
-        if not self.causal and current() is None:
-            o = attend(c, v, mask, self.project, self.gamma, self.beta, self.norm, self.pools)
-            if o is not None:
-                return o, None
-
-        def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-            qkv = self._parts(z, v, gamma, beta)
-            return linear_attention(*qkv, causal=self.causal, normalize=self.pools, mask=mask, **options)
-
-        found = recomputed(op, self.project(c), v, self.gamma, self.beta)
-        o, sums = found if options else (found, None)
-        return self.norm(o.flatten(2)), sums
-
-    def _parts(self, z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map the projection ``(…, H·Z)`` and values ``(…, W)`` to q, k ``(…, H, Z)`` and v ``(…, H, W / H)``."""
-        q, k, v = *features(z, gamma, beta, positive=self.pools), F.silu(v)
-        q, k, v = (x.view(*x.shape[:-1], self.heads, -1) for x in (q, k, v))
-        return q, k, v
-
-    def start(self, batch: int) -> State:
-        """Return the state before the first token: the sums S and z."""
-        like, dtype = self.norm.weight, accumulation_dtype(self.norm.weight.dtype)
-        sizes = batch, self.heads, self.d_qk, self.width // self.heads
-        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
-
-    def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
-        o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
-        return self.attended(o), settled(**sums._asdict())
-
-    def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
-        """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
-        q, k, v = self._parts(self.project(c), v, self.gamma, self.beta)
-        o, sums = linear_attention_step(q, k, v, LinearAttentionState(**state), normalize=self.pools)
-        return self.norm(o.flatten(-2)), sums._asdict()
 
 
 MIXER = ChelaLayer

@@ -20,14 +20,7 @@ class HedgehogAttention(LinearAttention):
         φ(x) = softmax([W x + b, −W x − b])            W = 1 and b = 0 at the start
         o_i = Σ_j (φ_q(q_i)·φ_k(k_j)) v_j / Σ_j φ_q(q_i)·φ_k(k_j)
 
-    O(L·V·(D + Z)) time, O(L·V) memory.
-
-    Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
-        rotary: Turn queries and keys by their position before the feature map, as converted transformers need.
-        causal: No position sees a later one.
+    O(L·V·(D + Z)) time, O(L·V) memory; see ``MultiHead`` for the arguments.
 
     >>> HedgehogAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
@@ -42,28 +35,22 @@ class HedgehogAttention(LinearAttention):
         *,
         heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        rotary: bool = False,
         causal: bool = False,
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
-        self.set_rotary(rotary)
         self.query_map = HedgehogFeatureMap(heads, self.head_width)
         self.key_map = HedgehogFeatureMap(heads, self.head_width)
 
-    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to φ(q), φ(k) ``(..., H, 2Z)`` and v ``(..., H, Z)``."""
-        q, k, v = self.split(x, start)
+        q, k, v = self.split(x)
         return self.query_map(q), self.key_map(k), v
 
 
 class HedgehogFeatureMap(nn.Module):
     """Hedgehog's learned map, φ(x) = softmax([W x + b, −W x − b]) per head (arXiv 2402.04347, section 4.1).
 
-    It starts at W = 1, b = 0. There is no weight decay: it would pull all tokens to the same features.
-
-    Args:
-        heads: Attention heads H.
-        width: Width Z of one head.
+    There is no weight decay: it would pull all tokens to the same features.
 
     >>> phi = HedgehogFeatureMap(2, 4)(torch.randn(3, 10, 2, 4))
     >>> tuple(phi.shape), bool((phi > 0).all())

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.norm import LayerNorm
 
 
 class LightningAttention(LinearAttention):
@@ -26,9 +25,7 @@ class LightningAttention(LinearAttention):
     pass through the width of one head. O(L·V·(D + Z)) time, O(L·V) memory, a state of about V·Z numbers.
 
     Args:
-        d_model: Width D.
         heads: Attention heads H, each with its own decay.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
         layer: Index of the layer, from 0.
         depth: Number of layers.
         causal: Must be True: the definition has no other form.
@@ -56,14 +53,14 @@ class LightningAttention(LinearAttention):
         super().__init__(d_model, heads=heads, d_value=d_value, causal=True)
         factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
         self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
-        self.norm = LayerNorm(self.d_value)
+        self.norm = nn.LayerNorm(self.d_value)
         self.gate = nn.Sequential(
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
         )
 
-    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, SiLU on each."""
-        q, k, v = self.split(x, start)
+        q, k, v = self.split(x)
         return F.silu(q), F.silu(k), F.silu(v)
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

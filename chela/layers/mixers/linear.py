@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from chela.layers.attention import MultiHead
+from chela.layers.multi_head import MultiHead
 from chela.layers.state import State, expect_causal, settled
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
@@ -37,9 +37,9 @@ class LinearAttention(MultiHead):
         """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
         return F.elu(x) + 1
 
-    def features(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``; ``start`` is as in ``split``."""
-        q, k, v = self.split(x, start)
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``."""
+        q, k, v = self.split(x)
         return self.feature_map(q), self.feature_map(k), v
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -56,12 +56,12 @@ class LinearAttention(MultiHead):
         return self.merge(self.attended(o), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return the sums S and z, and the position if it turns by that."""
+        """Return the sums S and z."""
         expect_causal(self)
         like, width = self.out.weight, self.head_width
         sizes = batch, self.heads, self.features_per_width * width, width
-        sums = LinearAttentionState.zeros(*sizes, device=like.device, dtype=accumulation_dtype(like.dtype))
-        return sums._asdict() | ({"position": torch.zeros(batch, dtype=torch.int64)} if self.rotary else {})
+        dtype = accumulation_dtype(like.dtype)
+        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
 
     def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
         """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""
@@ -69,7 +69,8 @@ class LinearAttention(MultiHead):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed ``x: (B, L, D)``."""
-        (q, k, v), edges, after = self._read(x, state)
+        q, k, v = self.features(x)
+        edges, after = self.onward(x, state)
         past = LinearAttentionState(state["S"], state["z"])
         options: dict[str, Any] = {"normalize": self.normalize, "initial_state": past, "return_state": True}
         o, sums = linear_attention(q, k, v, causal=True, log_decay=edges, **options)
@@ -78,19 +79,12 @@ class LinearAttention(MultiHead):
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)``."""
-        parts, edges, after = self._read(x[:, None], state)
+        q, k, v = self.features(x)
+        edges, after = self.onward(x[:, None], state)
         edges = edges[:, 0] if edges is not None and edges.ndim == 3 else edges
         past = LinearAttentionState(state["S"], state["z"])
-        q, k, v = (features[:, 0] for features in parts)
         o, sums = linear_attention_step(q, k, v, past, log_decay=edges, normalize=self.normalize)
         return self.merge(o, x, None), after | sums._asdict()
-
-    def _read(self, x: Tensor, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None, State]:
-        edges, after = self.onward(x, state)
-        if not self.rotary:
-            return self.features(x), edges, after
-        position = state["position"]
-        return self.features(x, int(position[0])), edges, after | {"position": position + x.shape[1]}
 
     def state_size(self, length: int) -> int:
         """Count the sums S and z."""

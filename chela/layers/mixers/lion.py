@@ -25,14 +25,11 @@ class LION(LinearAttention):
         S    M_ij = λ_j ⋯ λ_{i−1} for j < i,  λ_{i+1} ⋯ λ_j for j > i,     λ_t = σ(W x_t + b) per head
 
     ``forward`` takes the chunked form, O(L·V·(D + Z)) time and O(L·V) memory; the full form is ``backend="reference"``
-    of the op. With ``causal=True`` M_ij = 0 for j > i, and ``step`` is the recurrence.
+    of the op. With ``causal=True`` M_ij = 0 for j > i, and ``step`` is the recurrence. See ``MultiHead`` for the other
+    arguments.
 
     Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
         decay: Of the attention weights: "none" is LION-LIT, "head" LION-D, "token" LION-S.
-        causal: No position sees a later one.
 
     >>> LION(16, decay="token")(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])

@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
-from chela.layers.exponential_kernel import DampedEMAKernel
-from chela.layers.state import State, expect_causal, settled
+from chela.layers.long_kernel import DampedEMAKernel
+from chela.layers.state import State, Stepwise, expect_causal, settled
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
 
 
-class MEGA(nn.Module):
+class MEGA(Stepwise):
     """Moving-average equipped gated attention (arXiv 2209.10655, sections 3.1–3.4), x being the normed input.
 
     ::
@@ -182,12 +182,6 @@ class MEGA(nn.Module):
             self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None
         )
         return update, modes | settled(keys=k[:, last:], values=v[:, last:])
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``."""
-        update, state = self.prefill(x[:, None], state, None if stream is None else stream[:, None])
-        return update[:, 0], state
 
     def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with the last L tokens; ``k`` and ``v`` begin with the tokens of the chunk that came before them."""

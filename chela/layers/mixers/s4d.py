@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.exponential_kernel import ExponentialKernel
-from chela.layers.long_kernel import KERNEL_LR
+from chela.layers.long_kernel import KERNEL_LR, ExponentialKernel
 from chela.layers.param_groups import mark
 from chela.layers.state import State, Stepwise, expect_causal
 from chela.ops.fft_conv import fft_conv

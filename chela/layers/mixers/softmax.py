@@ -9,27 +9,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.attention import MultiHead
-from chela.layers.state import State, expect_causal, settled
+from chela.layers.multi_head import MultiHead
+from chela.layers.state import State, Stepwise, expect_causal, settled
 from chela.ops.padding import zero_padding
 
 
-class SoftmaxAttention(MultiHead):
+class SoftmaxAttention(Stepwise, MultiHead):
     """Multi-head softmax attention (arXiv 1706.03762, section 3.2), rotary positions (2104.09864) on queries and keys.
 
     Per head::
 
         o_i = Σ_j softmax_j(q_i·k_j / √Z) v_j
 
-    O(L²·V) time, O(L·V) memory through the fused kernel (O(B·L²) when causal with a mask).
+    O(L²·V) time, O(L·V) memory through the fused kernel (O(B·L²) when causal with a mask); see ``MultiHead`` for the
+    other arguments.
 
     Args:
-        d_model: Width D.
-        heads: Attention heads H.
-        d_value: Width V of queries, keys and values, all heads together; None is D.
         rotary: Turn queries and keys by their position; the width of a head must then be even. False with
             ``model.positions=learned``.
-        causal: No position sees a later one.
 
     >>> SoftmaxAttention(16)(torch.randn(2, 10, 16)).shape
     torch.Size([2, 10, 16])
@@ -46,26 +43,25 @@ class SoftmaxAttention(MultiHead):
         causal: bool = False,
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
-        self.set_rotary(rotary)
+        if rotary and self.head_width % 2:
+            what = f"expected an even width of a head, got {self.head_width}; change d_value or heads"
+            raise ValueError(f"rotary: {what}")
+        self.rotary = rotary
+
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Map ``x: (B, L, D)``, whose first token has the position ``start``, to ``(B, L, H, Z)`` each."""
+        q, k, v = super().split(x)
+        return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
         q, k, v = (t.transpose(1, 2) for t in self.split(x))
-        seen = None if mask is None else self._seen(mask)
+        seen = None if mask is None else mask[:, None, None, :]
+        if seen is not None and self.causal:
+            seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=self.causal and mask is None)
         return self.merge(self.attended(o.transpose(1, 2)), x, mask)
-
-    def _seen(self, mask: Tensor) -> Tensor:
-        """Return which keys each query sees.
-
-        A query that would see none gets some all the same, since softmax over none is NaN; its output is never read.
-        """
-        if not self.causal:
-            return (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
-        before = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-        itself = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
-        return (mask[:, None, :] & before | itself)[:, None]
 
     def start(self, batch: int) -> State:
         """Return no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``."""
@@ -87,6 +83,22 @@ class SoftmaxAttention(MultiHead):
     def state_size(self, length: int) -> int:
         """Count the keys and values."""
         return 2 * self.d_value * length
+
+
+def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:
+    """Turn each pair of features, i and i + Z/2, by an angle that grows with the position (arXiv 2104.09864).
+
+    ``x: (B, L, H, Z)`` has an even Z, its first token the position ``start``; the slowest pair turns by about 1/base a
+    position. Angles are computed in at least float32.
+    """
+    length, heads, width = x.shape[1:]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    rates = base ** (-torch.arange(0, width, 2, device=x.device, dtype=dtype) / width)
+    angles = torch.arange(start, start + length, device=x.device, dtype=dtype)[:, None, None] * rates
+    # One factor for each number of a record, so that a product is one long loop.
+    cos = torch.cat([angles.cos()] * 2, dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).expand(-1, heads, -1).contiguous().to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(width // 2, dims=-1), sin)
 
 
 MIXER = SoftmaxAttention

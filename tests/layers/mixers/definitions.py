@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from chela.layers.long_kernel import MultiscaleKernel
+
 EPS = 1e-6
 
 
@@ -82,8 +84,6 @@ def softmax(layer, x: Tensor, real: Tensor) -> Tensor:
 
 def hedgehog(layer, x: Tensor, real: Tensor) -> Tensor:
     q, k, v = heads(layer, x)
-    if layer.rotary:
-        q, k = rotated(q), rotated(k)
 
     def phi(y: Tensor, learned) -> Tensor:
         y = torch.stack([y[:, h] @ learned.weight[h].T + learned.bias[h] for h in range(layer.heads)], dim=1)
@@ -213,7 +213,11 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor | None = None) -> Tenso
     u = c
     if layer.conv.long is not None:
         long, c = layer.conv.long, c * present
-        forward, back = long.kernel(x.shape[1])
+        if isinstance(long.kernel, MultiscaleKernel):
+            kernels = long.kernel.scaled().flatten(2) @ long.kernel.near(x.shape[1])
+            forward, back = kernels[0], None if layer.causal else kernels[1]
+        else:
+            forward, back = long.kernel(x.shape[1])
         y = long.bias + long.gain[0] * (toeplitz(forward, back, c) + long.skip * c)
         for gain, taps in zip(long.gain[1:], long.branches, strict=True):
             size = taps.shape[1]

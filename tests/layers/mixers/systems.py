@@ -80,7 +80,6 @@ SYSTEMS: dict[str, System] = {
     "softmax": System("softmax", {"heads": 2, "d_value": 24}, definitions.softmax),
     "softmax-learned": System("softmax", {"heads": 2, "rotary": False}, definitions.softmax),
     "hedgehog": System("hedgehog", {"heads": 2, "d_value": 12}, definitions.hedgehog),
-    "hedgehog-rotary": System("hedgehog", {"heads": 2, "rotary": True}, definitions.hedgehog),
     "lightning": System("lightning", {"d_value": 24}, _lightning(0, 1), bidirectional=False),
     "lightning-deep": System("lightning", {}, _lightning(1, 3), bidirectional=False, layer=1, depth=3),
     "lightning-last": System("lightning", {}, _lightning(2, 3), bidirectional=False, layer=2, depth=3),
