@@ -1,4 +1,4 @@
-"""What all ops share: which implementations run here, the dtype of sums, what they count as FLOPs.
+"""What all ops share: which implementations run here, and the dtype of sums.
 
 Every op registers its backends by name. ``backend="auto"`` takes the first one that is meant for the device and can do
 what is asked.
@@ -10,13 +10,12 @@ import functools
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry, register_flop_formula, sdpa_flop_count
 
 
 class Problem(NamedTuple):
@@ -139,17 +138,3 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return functools.reduce(torch.promote_types, dtypes, torch.float32)
-
-
-Shape = Sequence[int]
-
-
-def count_flops(operator: Any, formula: Callable[..., int]) -> None:
-    """Count an operator by a formula of its arguments, tensors given as shapes, unless it is counted already."""
-    if operator not in flop_registry:
-        register_flop_formula(operator)(formula)
-
-
-# Of the forms that ``scaled_dot_product_attention`` takes, torch counts those on a GPU.
-_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-count_flops(_ON_CPU, lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v))  # type: ignore[no-untyped-call]

@@ -8,14 +8,13 @@ Shapes: B batch, L length, C channels, N FFT length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Shape, accumulation_dtype, count_flops
+from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv.plain import fft_length, in_order
 from chela.ops.memory import in_huge_pages
 
@@ -150,28 +149,3 @@ def _spread(x: Tensor) -> Tensor:
         return x
     batch, channels, length = x.shape
     return x.new_empty(batch, channels, length + LINE)[..., :length].copy_(x)
-
-
-def forward_flops(u: Shape, lags: Shape, **_: Any) -> int:
-    """Return the FLOPs of ``chela::fft_conv``: every channel of every sequence there and back, every kernel once.
-
-    >>> forward_flops((1, 4, 1), (1, 4))
-    204
-    """
-    return _flops(u, 2 * u[0] + 1, u[0])
-
-
-def backward_flops(grad: Shape, u: Shape, lags: Shape, *_: Any, **__: Any) -> int:
-    """Return the FLOPs of ``chela::fft_conv_backward``: there for the gradient, u and the lags, back for two."""
-    return _flops(u, 3 * u[0] + 2, 2 * u[0])
-
-
-def _flops(u: Shape, transforms: int, products: int) -> int:
-    """Return the FLOPs of real transforms of n = 2·L, 2.5·n·log2 n each, and products of spectra."""
-    _, length, channels = u
-    n = 2 * length
-    return int(channels * (transforms * 2.5 * n * math.log2(n) + 3 * n * products))
-
-
-count_flops(torch.ops.chela.fft_conv, forward_flops)
-count_flops(torch.ops.chela.fft_conv_backward, backward_flops)

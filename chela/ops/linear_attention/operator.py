@@ -1,15 +1,14 @@
-"""What the fast backends share: the torch operator with fake tensors, autograd and FLOP counts; the edges' gradient."""
+"""What the fast backends share: the torch operator with fake tensors, autograd; the edges' gradient."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from chela.ops.backend import Shape, accumulation_dtype, count_flops
+from chela.ops.backend import accumulation_dtype
 
 
 class Call(NamedTuple):
@@ -127,8 +126,6 @@ def define(
         return dq, dk, dv, *decays, None, d_state if call.state is not None else None, *(None for _ in ctx.options)
 
     operator.register_autograd(differentiate, setup_context=_save)
-    count_flops(getattr(torch.ops.chela, name), call_flops)
-    count_flops(getattr(torch.ops.chela, f"{name}_backward"), functools.partial(call_flops, backward=True))
 
     def run(call: Call) -> tuple[Tensor, Tensor]:
         out, _, end, _ = operator(*call)
@@ -143,24 +140,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     ctx.options = inputs[_TENSORS:]
     ctx.mark_non_differentiable(total, saved)
     ctx.set_materialize_grads(False)
-
-
-def call_flops(
-    q: Shape, k: Shape, v: Shape, log_decay: Shape | None, *rest: Any, backward: bool = False, **_: Any
-) -> int:
-    """Return the FLOPs of the chunked algorithm, two per multiply-add, from a call's shapes and options.
-
-    A product inside chunks costs C multiply-adds per token and column, one with a state D E per token. C is what was
-    asked for, else 64, so that backends that choose their own are compared by one measure.
-    """
-    B, L, H, D = q
-    causal, chunk = rest[3], rest[7]
-    E, C = v[-1], min(chunk or 64, L)
-    if backward:
-        inside, states = C * (3 * D + 2 * E), 5 if causal else 11
-    else:
-        inside, states = C * (D + E), 2 if causal else 5
-    return 2 * B * L * H * (inside + states * D * E)
 
 
 def edge_gradient(inside: Tensor, entering: Tensor, leaving: Tensor, through: Tensor) -> Tensor:

@@ -1,10 +1,9 @@
-"""What torch expects of an operator: exact gradients, opcheck, whole graphs, autocast, FLOP counts."""
+"""What torch expects of an operator: exact gradients, opcheck, whole graphs, autocast."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from chela.ops import LinearAttentionState, linear_attention
 from experiments.bench.timing import peak_memory
@@ -89,15 +88,6 @@ def test_autocast() -> None:
         mixed = linear_attention(q, k, v.bfloat16(), causal=True)
     assert mixed.dtype == torch.bfloat16
     assert torch.equal(mixed, linear_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), causal=True))
-
-
-@pytest.mark.parametrize("causal", (True, False))
-def test_flops_are_counted(causal: bool) -> None:
-    q, k, v = torch.randn(3, 1, 256, 2, 16, requires_grad=True).unbind()
-    with FlopCounterMode(display=False) as counter:
-        linear_attention(q, k, v, causal=causal).sum().backward()
-    inside, states = (5 + 2, 2 + 5) if causal else (0, 2 + 4)  # products C × 16 and 16 × 16 per token
-    assert counter.get_total_flops() == 2 * 256 * 2 * (inside * 64 * 16 + states * 16 * 16)
 
 
 @pytest.mark.parametrize("causal", (True, False))
