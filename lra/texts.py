@@ -119,17 +119,6 @@ class Windows(Records):
         return float(self._span.counts().max() / len(self._span))
 
 
-def in_words(window: int, stride: int) -> str:
-    """Say what a symbol is predicted from where a text is read in windows.
-
-    >>> in_words(64, 16)
-    'windows of 64, each 16 on: after the first at least 48 symbols before'
-    """
-    if stride == window:
-        return f"windows of {window:,}, each alone: 1 to {window:,} symbols before"
-    return f"windows of {window:,}, each {stride:,} on: after the first at least {window - stride:,} symbols before"
-
-
 def check_utf8(name: str, path: Path) -> None:
     """Raise ``DataError`` where a file is no UTF-8, naming the line."""
     with open(path, "rb") as file:

@@ -17,7 +17,7 @@ from chela.core.files import sha256
 from chela.core.options import option, shown
 from lra.source import DataConfig, Layout, Remote, given_root, locate, verify
 from lra.tasks.base import SPLITS, Encoded, Task
-from lra.texts import PACKED, Span, Windows, check_utf8, in_words, unpacked
+from lra.texts import PACKED, Span, Windows, check_utf8, unpacked
 
 BYTES = "".join(map(chr, range(256)))
 """All bytes, each as the character of its number, as in Latin-1; so are other alphabets written."""
@@ -58,7 +58,8 @@ class Corpus(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.l_max, self.context = self.window, in_words(self.window, self.window)
+        self.l_max = self.window
+        self.context = f"windows of {self.window:,}, each alone: 1 to {self.window:,} symbols before"
         self.vocab_size = self.num_classes = len(self.alphabet) + 1
         self.table = np.zeros(256, np.uint16)
         self.table[[ord(symbol) for symbol in self.alphabet]] = np.arange(1, len(self.alphabet) + 1)
