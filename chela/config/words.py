@@ -68,8 +68,8 @@ def command(
 def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple[Any, list[str]]:
     """Read a command's own options from its ``key=value`` words; return them and the words of other keys.
 
-    A bare word goes to the positional option. A list is ``key=a,b``, ``key=[a,b]``, or several words. UsageError for
-    what cannot be read, and where there may be no ``others`` for them.
+    Bare words go to the positional option. A list is ``key=a,b``, or ``key=[a,b]``. UsageError for what cannot be read,
+    and for words of other keys unless there may be ``others``.
     """
     known = _by_key(options)
     bare = next((key for key, field in known.items() if field.metadata.get("positional")), "")
@@ -77,7 +77,7 @@ def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple
     rest: list[str] = []
     for key, value in split_words(words, bare):
         if key in known:
-            given.setdefault(key, []).append(value)
+            given[key] = [*given.get(key, []), value] if key == bare else [value]  # the last word wins
         elif others:
             rest.append(f"{key}={value}")
         else:
