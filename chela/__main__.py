@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": ("chela.evaluate", "score a run again, from its checkpoint"),
     "predict": ("chela.predict", "label sequences of your own with a run"),
     "generate": ("chela.generate", "write on after a prompt, with a language model"),
-    "models": ("chela.models.cost", "list the systems with their size and cost on a task"),
+    "models": ("chela.models.__main__", "list the systems with their size on a task"),
     "prepare": ("chela.prepare", "make or check the data of a task"),
     "sweep": ("experiments.sweep", "run a grid of tasks, systems and seeds"),
     "runs": ("experiments.runs", "collect the results of runs into three files"),

@@ -6,7 +6,7 @@ import torch
 
 from chela.config.compose import names, resolve
 from chela.models import build_model
-from chela.models.cost import cost, main
+from chela.models.__main__ import cost, main
 
 TASK = SimpleNamespace(num_classes=10, l_max=200, vocab_size=17, input_dim=1, pair=False)
 
