@@ -172,6 +172,8 @@ def _build(folder: Path, spec: RecordSpec, splits: Splits) -> None:
         write_whole(made / MANIFEST, json.dumps(manifest, indent=2).encode())
         os.rename(made, folder)
         sync(folder.parent)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: {error.strerror}, while {folder} is built") from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

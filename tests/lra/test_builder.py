@@ -60,7 +60,7 @@ def raising(error: BaseException) -> Iterator[Example]:
 @pytest.mark.parametrize(
     ("broken", "error", "message"),
     [
-        (lambda: Path("/no/where").read_bytes(), FileNotFoundError, "/no/where"),
+        (lambda: Path("/no/where").read_bytes(), DataError, "/no/where: No such file or directory, while .* is built"),
         (lambda: {"train": list(splits()["train"])[:29]}, DataError, "train has 29 records, expected 30"),
         (lambda: {"train": raising(RuntimeError("odd"))}, RuntimeError, "odd"),
         (lambda: {"train": raising(KeyboardInterrupt())}, KeyboardInterrupt, None),
