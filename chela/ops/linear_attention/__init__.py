@@ -115,7 +115,21 @@ def linear_attention(
 def attend_undecayed(c: Call) -> tuple[Tensor, None]:
     """Return the output ``(B, L, H, E)`` of a bidirectional call without decay: two products, as all see one state."""
     q, k, v = heads_first(c, factor_dtype(c))
-    return divided((q @ (k.mT @ v)).to(c.sum_dtype), c), None
+    return divided((q @ _State.apply(k, v)).to(c.sum_dtype), c), None  # type: ignore[no-untyped-call]
+
+
+class _State(torch.autograd.Function):
+    """kᵀ v, with gradients that lie as k and v do: of a transposed one what made the keys pays ten times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(k, v)
+        return k.mT @ v
+
+    @staticmethod
+    def backward(ctx: Any, d_state: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = ctx.saved_tensors
+        return v @ d_state.mT, k @ d_state
 
 
 def factor_dtype(c: Call) -> torch.dtype:
