@@ -180,7 +180,9 @@ def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = ()
     try:
         file = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepFile), OmegaConf.load(path)))
     except UNREADABLE as error:
-        raise UsageError(f"expected a sweep file at {path} (see docs/sweeps.md), {first_line(error)}") from None
+        key = getattr(error, "full_key", None)  # OmegaConf's say which
+        where = f"{path}{f', {key}' if key else ''}"
+        raise UsageError(f"expected a sweep file at {where} (see docs/sweeps.md), {first_line(error)}") from None
     assert isinstance(file, SweepFile)
     file.preset = preset or file.preset
     file.tasks = _listed(path, "task", file.tasks, file.per_task, tasks)

@@ -2,7 +2,7 @@
 
 chela table runs/lra_mini                                          Markdown
 chela table experiments/results/recall compact=true                without the tasks that were not run
-chela table runs/lra_mini bench=experiments/results/bench/train.json  speed and memory of one session of the benchmark
+chela table runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json   speed and memory of one session
 chela table experiments/results/recall probe=true                  with what the attention adds: see chela probe
 chela table runs/lra_mini format=csv > table.csv                   one line for each task and system
 

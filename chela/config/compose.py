@@ -60,9 +60,11 @@ def resolve(words: list[str]) -> Config:
         mixer = [str(section["name"]) for section in mixers if "name" in section][-1]
         layers = [(group, flat(layer)) for group, layer in _layers(files, preset, mixer, label(chosen["model"]))]
     except (AttributeError, IndexError, TypeError):  # a file of one's own
+        found = [f"{key}:" for group, layers in files.items() if is_file(chosen[group]) for key in layers[0]]
         raise UsageError(
             f"expected task: {{name: …}} and sections such as trainer: {{…}} in the file of task={chosen['task']}, "
-            f"model: {{mixer: {{name: …}}}} in that of model={chosen['model']}; see docs/extend.md"
+            f"model: {{mixer: {{name: …}}}} in that of model={chosen['model']}, got {', '.join(found)}; see "
+            "docs/extend.md"
         ) from None
     config = defaults(task, mixer)
     known = values(config)
@@ -148,6 +150,10 @@ def check(config: Config) -> Config:
         raise UsageError(str(error)) from None
     seconds(config.trainer.max_time)
     trainer = config.trainer
+    if not config.runs:
+        raise UsageError("runs: expected a folder, got nothing")
+    if config.data.carry and not task.in_order:
+        raise UsageError(f"data.carry: expected false for task={config.task.name}, got true: it is no text to go on in")
     if task.objective == "tokens" and task.in_order and not config.model.causal:
         what = f"expected true for task={config.task.name}, got false: each target is the next input"
         raise UsageError(f"model.causal: {what}")

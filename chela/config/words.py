@@ -91,7 +91,8 @@ def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple
                 raise UsageError(f"{key}: expected one value, got {' '.join(said)}")
             values[field.name] = read_value(key, kind, said if len(said) > 1 else said[0])
         elif field.default is field.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{key}: expected {key}=…, {field.metadata['help']}; see --help")
+            place = "" if field.metadata.get("positional") else f"{key}=…, "
+            raise UsageError(f"{key}: expected {place}{field.metadata['help']}; see --help")
     made = options(**values)
     check_options(made)
     return made, rest

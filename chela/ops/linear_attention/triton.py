@@ -31,10 +31,11 @@ def triton_version() -> tuple[int, ...]:
 
 def why_not(problem: Problem) -> str | None:
     """Return why the kernels cannot run a problem, or None when they can."""
-    reason = why_no_triton(problem)
-    if reason is not None:
+    if reason := why_no_triton(problem):
         return reason
     if problem.device.type == "cuda" and not interpreted():
+        if not torch.cuda.is_available():
+            return "PyTorch sees no CUDA device here"
         major, minor = torch.cuda.get_device_capability(problem.device)
         if major < 8 and torch.version.hip is None:
             return f"the kernels need compute capability 8.0 or later, this device has {major}.{minor}"

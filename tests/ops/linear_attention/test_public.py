@@ -58,6 +58,12 @@ def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> No
     assert "not installed" in backends("cuda")["linear_attention"]["triton"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+def test_where_there_is_no_card_that_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "no CUDA device" in str(backends("cuda")["linear_attention"]["triton"])
+
+
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float64, 8), (torch.float32, 257)])
 def test_auto_passes_over_a_backend_with_limits_without_a_warning(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int
