@@ -201,6 +201,7 @@ def test_hopper_needs_a_triton_that_compiles_it_right(
     version: str, major: int, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
     monkeypatch.setattr("importlib.metadata.version", lambda name: version)
     monkeypatch.setattr(triton_backend, "triton_version", triton_backend.triton_version.__wrapped__)  # no cache
