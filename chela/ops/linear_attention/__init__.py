@@ -114,7 +114,7 @@ def linear_attention(
 
 def attend_undecayed(c: Call) -> tuple[Tensor, None]:
     """Return the output ``(B, L, H, E)`` of a bidirectional call without decay: two products, as all see one state."""
-    q, k, v = heads_first(c, factor_dtype(c))
+    q, k, v = (x.contiguous() for x in heads_first(c, factor_dtype(c)))  # else each product copies them anew
     return divided((q @ _State.apply(k, v)).to(c.sum_dtype), c), None  # type: ignore[no-untyped-call]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from chela.ops.linear_attention.operator import Call
+from chela.ops.padding import zero_padding
 
 
 def lowest_log_decay(dtype: torch.dtype) -> float:
@@ -44,11 +45,9 @@ def heads_first(c: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tens
     ``dtype`` is that of sums unless given.
     """
     tensors = (c.q, c.k, torch.cat([c.v, torch.ones_like(c.v[..., :1])], -1) if c.ones else c.v)
-    q, k, v = (x.to(dtype or c.sum_dtype).transpose(1, 2) for x in tensors)
-    if c.mask is None:
-        return q, k, v
-    absent = ~c.mask[:, None, :, None]
-    return q.masked_fill(absent, 0), k.masked_fill(absent, 0), v.masked_fill(absent, 0)
+    rows = (zero_padding(x.to(dtype or c.sum_dtype).flatten(2), c.mask).view(x.shape) for x in tensors)
+    q, k, v = (x.transpose(1, 2) for x in rows)
+    return q, k, v
 
 
 def divided(sums: Tensor, c: Call) -> Tensor:
