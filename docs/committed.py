@@ -39,15 +39,16 @@ def of_today(record: Record) -> bool:
 
 def shown(records: list[Record]) -> list[Record]:
     """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
-    new = {_what(record) for record in records if is_of(record, "chela_conv_only") and of_today(record)}
+    new = {what(record) for record in records if is_of(record, "chela_conv_only") and of_today(record)}
     return [
         record
         for record in records
-        if of_today(record) or (is_of(record, "chela_conv_only") and _what(record) not in new)
+        if of_today(record) or (is_of(record, "chela_conv_only") and what(record) not in new)
     ]
 
 
-def _what(record: Record) -> tuple[str, str]:
+def what(record: Record) -> tuple[str, str]:
+    """Return the task and the preset of a run."""
     return record["result"]["task"], record["result"]["preset"]
 
 
