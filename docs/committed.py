@@ -39,16 +39,15 @@ def of_today(record: Record) -> bool:
 
 def shown(records: list[Record]) -> list[Record]:
     """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
-    new = {what(record) for record in records if is_of(record, "chela_conv_only") and of_today(record)}
+    new = {_what(record) for record in records if is_of(record, "chela_conv_only") and of_today(record)}
     return [
         record
         for record in records
-        if of_today(record) or (is_of(record, "chela_conv_only") and what(record) not in new)
+        if of_today(record) or (is_of(record, "chela_conv_only") and _what(record) not in new)
     ]
 
 
-def what(record: Record) -> tuple[str, str]:
-    """Return the task and the preset of a run."""
+def _what(record: Record) -> tuple[str, str]:
     return record["result"]["task"], record["result"]["preset"]
 
 
@@ -57,12 +56,17 @@ def is_of(record: Record, model: str) -> bool:
     return bool(record["result"]["model"] == model)
 
 
+def of(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[Record]:
+    """Return a system's runs of today, or all."""
+    read = runs(*(f"experiments/results/{name}" for name in folders))
+    kept = [record for record in (read if old else shown(read)) if is_of(record, model)]
+    return [record for record in kept if _what(record) == (task, preset)]
+
+
 def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:
     """Return the test scores of a system's runs of today, or of all, in % where they are accuracies."""
-    read = runs(*(f"experiments/results/{name}" for name in folders))
-    results = [record["result"] for record in (read if old else shown(read)) if is_of(record, model)]
-    found = [result for result in results if (result["task"], result["preset"]) == (task, preset)]
-    return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in found]
+    results = [record["result"] for record in of(model, task, preset, *folders, old=old)]
+    return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in results]
 
 
 def bench(name: str) -> dict[int, dict[str, float]]:

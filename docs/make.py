@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]  # the files beside this one, wherever it is loaded from
-from committed import ROOT, bench, cells_of, full, is_of, mean_of, number_of, runs, scores, shown, size_text, title_of, what  # noqa: E402
+from committed import ROOT, bench, cells_of, full, mean_of, number_of, of, runs, scores, shown, size_text, title_of  # noqa: E402
 from drawings import figures  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
@@ -216,15 +216,14 @@ def grid(head: list[str], rows: list[list[str]], left: int = 1) -> str:
 
 
 def commands() -> str:
-    """Return the mini tasks' table: what seed 0 of each command gave on one thread, and the fewest minutes of a seed."""
+    """Return the mini tasks' table: what seed 0 of each command gave on one thread, and the fastest seed's minutes."""
     from chela.config.compose import resolve
 
-    committed = [record for record in shown(runs("experiments/results/core")) if is_of(record, "chela")]
     rows = []
     for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "select", "recall"):
-        of_task = [record for record in committed if what(record) == (task, "mini")]
         rate = resolve([f"task={task}", "preset=mini"]).optimizer.lr
-        same = [record for record in of_task if record["config"]["optimizer"]["lr"] == rate]
+        committed = of("chela", task, "mini", "core")
+        same = [record for record in committed if record["config"]["optimizer"]["lr"] == rate]
         minutes = min(record["result"]["wall_seconds"] for record in same) / 60
         first = next(record["result"] for record in same if record["config"]["seed"] == 0)
         parts = (100 * first["test"]["accuracy"], 100 * first["majority_accuracy"])
@@ -271,7 +270,7 @@ def probes(*folders: str) -> str:
     """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
     found: dict[str, list[list[float]]] = {}
     for record in shown(runs(*folders)):
-        if record.get("probe") and is_of(record, "chela"):
+        if record.get("probe") and record["result"]["model"] == "chela":
             probe, unit = record["probe"], record["result"]["score"]["scale"]
             title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
             told = [unit * probe["scores"][name] for name in ("as it is", "mean", "zeros")]
