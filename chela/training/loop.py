@@ -53,13 +53,13 @@ def fit(config: Config, console: Console, started: float) -> int:
     with Signals() as signals:
         try:
             data = data_of(config)
+            module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
+            if config.trainer.sequence_parallel > 1:
+                module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
+            if config.data.carry:
+                expect_prefill(module.model, "data.carry=true")
             data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
             with claimed(config, console, leads) as (run, goes_on):
-                module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
-                if config.trainer.sequence_parallel > 1:
-                    module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
-                if config.data.carry:
-                    expect_prefill(module.model, "data.carry=true")
                 fabric.launch()  # from here on there are all processes, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
                 assert run is not None

@@ -40,7 +40,7 @@ def test_a_signal_before_the_first_step(
     tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "build_model", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(fitting, "Launch", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         ended = launch(*tiny)
     assert ended.status == 128 + signal.SIGTERM
     assert "stopped (SIGTERM); nothing new to save. To go on: chela train resume=" in ended.out
