@@ -114,8 +114,9 @@ def linear_attention(
 
 def attend_undecayed(c: Call) -> tuple[Tensor, None]:
     """Return the output ``(B, L, H, E)`` of a bidirectional call without decay: two products, as all see one state."""
-    q, k, v = (x.contiguous() for x in heads_first(c, factor_dtype(c)))  # else each product copies them anew
-    return divided((q @ _State.apply(k, v)).to(c.sum_dtype), c), None  # type: ignore[no-untyped-call]
+    q, k, v = (x.flatten(0, 1) for x in heads_first(c, factor_dtype(c)))  # here, or each product copies them anew
+    sums = (q @ _State.apply(k, v)).unflatten(0, c.state_shape[:2])  # type: ignore[no-untyped-call]
+    return divided(sums.to(c.sum_dtype), c), None
 
 
 class _State(torch.autograd.Function):

@@ -44,9 +44,10 @@ def heads_first(c: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tens
 
     ``dtype`` is that of sums unless given.
     """
-    tensors = (c.q, c.k, torch.cat([c.v, torch.ones_like(c.v[..., :1])], -1) if c.ones else c.v)
-    rows = (zero_padding(x.to(dtype or c.sum_dtype).flatten(2), c.mask).view(x.shape) for x in tensors)
-    q, k, v = (x.transpose(1, 2) for x in rows)
+    tensors = [c.q, c.k, torch.cat([c.v, torch.ones_like(c.v[..., :1])], -1) if c.ones else c.v]
+    if c.mask is not None:
+        tensors = [zero_padding(x.flatten(2), c.mask).view(x.shape) for x in tensors]
+    q, k, v = (x.to(dtype or c.sum_dtype).transpose(1, 2) for x in tensors)
     return q, k, v
 
 
