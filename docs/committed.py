@@ -38,13 +38,8 @@ def of_today(record: Record) -> bool:
 
 
 def shown(records: list[Record]) -> list[Record]:
-    """Drop CHELA's runs that are not of today; its convolution alone keeps those of before until it is run again."""
-    new = {_what(record) for record in records if is_of(record, "chela_conv_only") and of_today(record)}
-    return [
-        record
-        for record in records
-        if of_today(record) or (is_of(record, "chela_conv_only") and _what(record) not in new)
-    ]
+    """Drop CHELA's runs, and those of its convolution alone, that are not of today."""
+    return [record for record in records if of_today(record)]
 
 
 def _what(record: Record) -> tuple[str, str]:
@@ -103,25 +98,13 @@ def table(*words: str) -> str:
 
 
 def full(*words: str) -> str:
-    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another.
-
-    A dagger marks a convolution alone with the options of before.
-    """
+    """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another."""
     folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
     with tempfile.TemporaryDirectory() as made:
         found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
         (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
-        grid = table(made, "compact=true", *options)
-    before = {title_of(record["result"]["task_title"]) for record in found if not of_today(record)}
-    head, line, *rows = cells_of(grid)
-    for row in rows:
-        if row[0] == "chela_conv_only":
-            row[:] = [
-                f"{cell}†" if title_of(name) in before and cell != "–" else cell
-                for name, cell in zip(head, row, strict=True)
-            ]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, line, *rows))
+        return table(made, "compact=true", *options)
 
 
 def title_of(head: str) -> str:
@@ -136,4 +119,4 @@ def cells_of(text: str) -> list[list[str]]:
 
 def number_of(cell: str) -> float:
     """Return the number in a cell."""
-    return float(cell.strip("*†×"))
+    return float(cell.strip("*×"))

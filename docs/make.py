@@ -57,7 +57,7 @@ def _place(name: str) -> tuple[int, str]:
 def _mean(cell: str, heading: str) -> str:
     """Cut a cell to its mean with one decimal; a loss has three, a ratio two."""
     digits = 3 if "nats" in heading else 2 if "×" in heading else 1
-    cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=[*†]|$)", "", cell)
+    cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=[*]|$)", "", cell)
     return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}", cell) if cell != heading else cell
 
 
@@ -86,8 +86,6 @@ def reading(*words: str) -> str:
             f"CHELA's is {chela[speed].rstrip('×')} times as fast as softmax attention's."
         )
     said.append(f"Seeds: {_seeds(full(*words))}.")
-    if any("†" in cell for cell in alone.values()):
-        said.append("†: with the earlier gate.")
     if any("×" not in task and chela[task] == "–" for task in head[1:]):
         said.append("–: not run with this version.")
     return " ".join(said) + "\n"
@@ -140,7 +138,7 @@ def beside(task: str, *words: str) -> str:
     """Return every system's mean on one task, the best first."""
     rows, unit = _ranked(task, *words)
     said = ", ".join(f"{name} {value}" for name, value in rows)
-    return f"{task}, {unit}: {said}.{' †: with the earlier gate.' if '†' in said else ''}\n"
+    return f"{task}, {unit}: {said}.\n"
 
 
 def _ranked(task: str, *words: str) -> tuple[list[tuple[str, str]], str]:
@@ -199,8 +197,7 @@ def limits() -> str:
     faster, memory = row["softmax [ms]"] / row["CHELA [ms]"], row["CHELA [MiB]"] / row["softmax [MiB]"]
     said = [
         f"Its convolution alone, without attention, scores as well, to two standard errors, on {_listed(level)}; on "
-        f"Path-X its mean is higher, {number_of(alone['Path-X'])} against {number_of(chela['Path-X'])}"
-        f"{' (with the earlier gate)' if '†' in alone['Path-X'] else ''}.",
+        f"Path-X its mean is higher, {number_of(alone['Path-X'])} against {number_of(chela['Path-X'])}.",
         f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
         f"{memory:.1f} times its memory, on a CPU.",
         "No run on a GPU is committed, and on the Long Range Arena (LRA) itself only a small network was trained, "
