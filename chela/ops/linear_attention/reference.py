@@ -40,10 +40,7 @@ def weights(
 
 
 def heads_first(c: Call, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k, v as ``(B, H, L, ·)``, v with its column of ones; masked tokens are 0.
-
-    ``dtype`` is that of sums unless given.
-    """
+    """Return q, k, v ``(B, H, L, ·)`` in the dtype of sums unless given, v with its column of ones; padding is 0."""
     tensors = [c.q, c.k, torch.cat([c.v, torch.ones_like(c.v[..., :1])], -1) if c.ones else c.v]
     if c.mask is not None:
         tensors = [zero_padding(x.flatten(2), c.mask).view(x.shape) for x in tensors]
