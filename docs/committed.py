@@ -42,20 +42,11 @@ def shown(records: list[Record]) -> list[Record]:
     return [record for record in records if of_today(record)]
 
 
-def _what(record: Record) -> tuple[str, str]:
-    return record["result"]["task"], record["result"]["preset"]
-
-
-def is_of(record: Record, model: str) -> bool:
-    """Whether a run is of a system."""
-    return bool(record["result"]["model"] == model)
-
-
 def of(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[Record]:
     """Return a system's runs of today, or all."""
     read = runs(*(f"experiments/results/{name}" for name in folders))
-    kept = [record for record in (read if old else shown(read)) if is_of(record, model)]
-    return [record for record in kept if _what(record) == (task, preset)]
+    kept, wanted = read if old else shown(read), [model, task, preset]
+    return [record for record in kept if [record["result"][key] for key in ("model", "task", "preset")] == wanted]
 
 
 def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:

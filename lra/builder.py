@@ -61,15 +61,15 @@ class RecordSpec:
         return root / self.name / self.config / self.version
 
 
-_said = time.monotonic()
+log, _said = logging.getLogger(__name__), 0.0
 
 
 def say_progress(what: str, done: int, total: int) -> None:
-    """Print, every five seconds, how far the making of records is."""
+    """Log, every five seconds of a build, how far it is."""
     global _said
     if time.monotonic() - _said > 5:
         _said = time.monotonic()
-        print(f"{what}: {done:,} of {total:,}", flush=True)
+        log.warning("%s: %s of %s", what, f"{done:,}", f"{total:,}")
 
 
 def prepare(root: Path, spec: RecordSpec, splits: Splits) -> Path:
@@ -160,6 +160,8 @@ def quiet_tfds() -> Any:
 
 
 def _build(folder: Path, spec: RecordSpec, splits: Splits) -> None:
+    global _said
+    _said = time.monotonic()
     building = folder.parent / f".{spec.version}.building"
     shutil.rmtree(building, ignore_errors=True)  # of a build that was killed: nobody else holds the lock
     try:

@@ -20,6 +20,9 @@ from chela.ops.linear_attention import LinearAttentionState, linear_attention, l
 from chela.ops.padding import zero_padding_
 from chela.ops.sequence_parallel import current
 
+EPS = 1e-6
+"""Added to the sum of the weights, as by ``linear_attention``."""
+
 
 class Attended(nn.Identity):
     """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
@@ -241,10 +244,6 @@ class _Attend(torch.autograd.Function):
             of_keys(at, d)
         of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
         return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
-
-
-EPS = 1e-6
-"""Added to the sum of the weights, as by ``linear_attention``."""
 
 
 def _masked(y: Tensor, mask: Tensor | None, at: Any = None) -> Tensor:

@@ -28,6 +28,8 @@ SMALL_ELEMENTS = 2**21
 """Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
 MANY_LAGS = 2**19
 """From so many lags on, of all channels, 2 MiB of float32, they are made again."""
+ROWS = 1024
+"""Tokens of a block, at least, where inputs are not small; else a quarter of all."""
 
 Piece: TypeAlias = tuple[slice, Tensor, slice]
 """Which numbers make which lags, by what matrix; see ``convolved``."""
@@ -170,10 +172,6 @@ class _Convolved(torch.autograd.Function):
 
 
 convolved: Callable[[Tensor, Tensor, list[Piece]], Tensor] = _Convolved.apply
-
-
-ROWS = 1024
-"""Tokens of a block, at least, where inputs are not small; else a quarter of all."""
 
 
 def is_small(*inputs: Tensor) -> bool:
