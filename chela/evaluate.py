@@ -31,7 +31,7 @@ class RunWords:
     data_root: str = option("", "where your own data lies, in the same case; null: the records do", key="data.root")
 
     def load_config(self) -> Config:
-        """Read the run's configuration, with the data where these words say it lies."""
+        """Read the run's configuration, with the data folders that these words give."""
         folder = run_folder(self.run)
         if self.run == "last":
             self.run = str(folder)
@@ -54,7 +54,7 @@ def main(words: Words) -> int:
     """Score a run, print one line, return the exit status."""
     config = words.load_config()
     out = Path(words.out).expanduser()
-    make_folder(out.parent, "out")  # not only after hours of scoring
+    make_folder(out.parent, "out")  # now, not after hours of scoring
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
     from chela.training.score import evaluate

@@ -60,7 +60,7 @@ class Words(NetworkWords):
 
 
 def about() -> str:
-    """Return what the command says of itself, with each task's lines."""
+    """Return the docstring, with what a line is for each task."""
     return f"{__doc__}" + "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
 
 

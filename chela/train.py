@@ -20,7 +20,7 @@ STARTED = time.monotonic()  # before the heavy imports: trainer.max_time counts 
 
 @command(None, __doc__, sections=SECTIONS)
 def main(config: Config) -> int:
-    """Train as the words say; return the exit status."""
+    """Train what the words configure; return the exit status."""
     from chela.training import machine  # torch and lightning load here, after every check of the words
 
     if config.allocator and config.trainer.accelerator != "gpu":

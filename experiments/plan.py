@@ -1,6 +1,6 @@
 """From a sweep file (docs/sweeps.md says what may stand in one) to runs: task × model × variant × seed.
 
-A file of one's own goes by its name without folder and ending wherever else a task or model is named.
+A user's own task or model file is called by its stem everywhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chela.config.words import plain
 from chela.core.errors import UsageError, first_line
 from experiments.runs import FILES, RATE, TUNE, UNREADABLE, read_result, write
 
-OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # what no override may say
+OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # keys that no override may set
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Job:
 
     words: tuple[str, ...]  # what chela.train is told
     folder: Path  # of its run
-    tunes: bool  # whether it belongs to the search for a learning rate
+    tunes: bool  # whether it is one of the search for a learning rate
     config: Config = field(repr=False, compare=False)
 
     @property
@@ -107,7 +107,7 @@ class Job:
         return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
 
     def record_failure(self, status: int | None, error: str) -> None:
-        """Write down that it failed, and how, so that the table can count it."""
+        """Record that it failed, and how, so that the table can count it."""
         if not (config := self.folder / "config.yaml").exists():
             write(config, to_yaml(self.config))
         told = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
@@ -119,8 +119,8 @@ class Pair:
     """A task with a system: what shares one learning rate."""
 
     name: str  # fit for a file's name
-    words: tuple[str, ...]  # what every run of it is told, but for rate and seed
-    config: Config  # what they resolve to
+    words: tuple[str, ...]  # the words of its runs, but for rate and seed
+    config: Config  # the configuration that they make
     seeds: tuple[int, ...]
     tuning: Tune | None  # the grid of rates, if there is one
     folder: Path  # the sweep's
@@ -191,7 +191,7 @@ def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = ()
 
 
 def _listed(path: Path, group: str, listed: Sequence[str], special: Collection[str], asked: Sequence[str]) -> list[str]:
-    """Return what is asked for of what a file lists; files of one's own lie beside it."""
+    """Return those that are asked for of a file's list; a user's own files lie beside the sweep file."""
     called = [label(name) for name in listed]
     if unknown := set(special) - {*names(group), *called}:
         raise UsageError(f"{path}: per_{group}: expected names of files in configs/{group}, got {', '.join(unknown)}")

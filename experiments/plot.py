@@ -90,8 +90,7 @@ def _band(
 def mean_curve(metrics: Sequence[pd.DataFrame], column: str, window: int) -> pd.DataFrame | None:
     """Return mean, min and max by step of each seed's trailing mean over ``window`` lines; None without a step.
 
-    At each step they are of the seeds that have reached it. One that is only begun takes nothing from the others, but
-    the mean may jump where it ends.
+    Each step counts the seeds that have reached it, so the mean may jump where an unfinished one ends.
     """
     seeds = [one.set_index("step")[column].rolling(window, min_periods=1).mean() for one in metrics if column in one]
     return pd.concat(seeds).groupby(level=0).agg(["mean", "min", "max"]) if seeds else None

@@ -114,12 +114,12 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
 
 
 def _instead(mean: bool, causal: bool, mask: Tensor | None, module: nn.Module, args: object, output: Tensor) -> Tensor:
-    """Return what stands for an attention's output: its mean over the real positions, or zeros."""
+    """Return the replacement of an attention's output: its mean over the real positions, or zeros."""
     if not mean:
         return torch.zeros_like(output)
     o = output.flatten(2).double()
     real = (o.new_ones(o.shape[:2]) if mask is None else mask.double())[..., None]
-    if causal:  # the mean of what there is so far: that of the whole would tell of the future
+    if causal:  # the mean so far: that of the whole would leak the future
         means = (o * real).cumsum(1) / real.cumsum(1).clamp(min=1)
     else:
         means = (o * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)

@@ -28,7 +28,7 @@ from experiments.runs import Run, read_runs, write
 from experiments.summary import ARENA, BASELINE, ResultTable, result_tables
 from experiments.table import from_papers, measured, render, score_heading, to_csv
 
-ABLATIONS = {"chela": "chela_conv_only"}  # what a system is set against: itself, less what is its own
+ABLATIONS = {"chela": "chela_conv_only"}  # each system's ablation, to which it is compared
 SHOWN = {"chela": "CHELA", "chela_conv_only": "its convolution alone"}
 LEFT, RIGHT, WIDTH, TOP, LINE = 124, 226, 268, 30, 16.4  # of a panel, in its own units
 
@@ -41,7 +41,7 @@ def simple_rules(tables: Sequence[ResultTable]) -> Rules:
 
     found = {}
     for task, run in {run.task: run for table in reversed(tables) for run in reversed(table.runs)}.items():
-        if ":" in run.record["config"]["task"]["name"]:  # somebody's own code, which nobody has said to trust
+        if ":" in run.record["config"]["task"]["name"]:  # a user's own code, which was not trusted
             continue
         config = from_saved(run.record["config"], run.path)
         made = get_task(config.task)
@@ -55,7 +55,7 @@ def simple_rules(tables: Sequence[ResultTable]) -> Rules:
 
 
 class FirstScreen:
-    """Title, sentence, boxes and panels about one table, each left out where the results do not tell it."""
+    """Title, sentence, boxes and panels about one table; what the results do not show is left out."""
 
     def __init__(self, table: ResultTable, beat: Rules) -> None:
         self.table, self.beat = table, beat
@@ -73,7 +73,7 @@ class FirstScreen:
         self.most = max(points, key=points.__getitem__, default="")
 
     def gap(self, task: str) -> float:
-        """Return how far the system is ahead of its ablation; 0 where two standard errors do not tell."""
+        """Return how far the system is ahead of its ablation; 0 within two standard errors."""
         mean, errors = self.cells["mean"].xs(task, level="task"), self.table.errors(task)
         gap, error = float(mean[self.lead] - mean[self.other]), 2 * np.sqrt(errors[self.lead] + errors[self.other])
         better = gap if self.table.score(task)["best"] == "max" else -gap
@@ -107,7 +107,7 @@ class FirstScreen:
         return {} if self.lead == BASELINE and "×" in key else dict(known.items())
 
     def boxes(self) -> Iterator[tuple[str, str]]:
-        """Yield a few words and what they mean, four at the most."""
+        """Yield up to four boxes: a few words, and what they mean."""
         if self.most:
             mean = self.cells["mean"].xs(self.most, level="task")
             against = f"({mean[self.lead]:.1f} against {mean[self.other]:.1f})"
@@ -158,7 +158,7 @@ def _count(number: int, what: str) -> str:
 def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, rules: Mapping[str, float]) -> str:
     """Return SVG: for each row (name, class, values) a dot a value, and their mean written.
 
-    Classes: "c" the system that the page is about, "k" what it is set against, "g" any other. ``rules``, by class, are
+    Classes: "c" the system that the page is about, "k" what it is compared to, "g" any other. ``rules``, by class, are
     lines across all rows; NaN draws none.
     """
     rules = {kind: at for kind, at in rules.items() if not np.isnan(at)}
@@ -209,7 +209,7 @@ def first_screen(tables: Sequence[ResultTable], title: str, beat: Rules) -> str:
 
 
 def curves(tables: Sequence[ResultTable]) -> Iterator[str]:
-    """Yield the learning curves of each table, or what stands in their way."""
+    """Yield the learning curves of each table, or why there are none."""
     for table in tables:
         yield f"<h2>Preset {escape(table.name)}</h2>"
         try:

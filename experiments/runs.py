@@ -41,12 +41,12 @@ RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results
 FILES = {"result": "result.json", "failed": "failed.json", "probe": "probe.json", "length": "length.json"}
-UNREADABLE = (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException)  # what a damaged file raises
+UNREADABLE = (OSError, ValueError, TypeError, YAMLError, OmegaConfBaseException)  # raised by a damaged file
 _FINGERPRINT = re.compile(r"-([0-9a-f]{8})(?:-\d+)?$")
 _RANK = ("unfinished", "failed", "untested", "finished")  # of two folders of one run the later state counts
 
 Record = dict[str, Any]
-"""What is told of a run: its ``config`` (nested, as in config.yaml), and of ``FILES`` the content of those it has."""
+"""A run's ``config`` (nested, as in config.yaml), and the content of each of ``FILES`` that it has."""
 
 
 class Run:
@@ -65,7 +65,7 @@ class Run:
         self.config = identity_of(flat(record.get("config", {})), neutral=True)
         if missing := sorted({"task.name", "model.name", "preset", "data.validation", "seed"} - set(self.config)):
             raise UsageError(f"expected a run's config.yaml in {path}, it lacks {', '.join(missing)}")
-        if "own_code" in self.result:  # edited code is another row
+        if "own_code" in self.result:  # edited code makes another row
             self.config["own_code"] = ",".join(self.result["own_code"].values())
         ended = "finished" if self.result.get("test") else "untested" if self.result else "unfinished"
         self.state = "failed" if "failed" in record and not self.result else ended
@@ -140,7 +140,7 @@ def _collected(file: Path) -> list[Run]:
 
 
 def read_records(file: Path) -> dict[str, Record]:
-    """Read ``runs.jsonl``: what is told of each run, by its name; nothing where there is no file."""
+    """Read ``runs.jsonl``: the record of each run, by its name; empty where there is no file."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     try:
         return {record["run"]: record for record in map(json.loads, lines)}
@@ -222,7 +222,7 @@ def main(options: Options) -> int:
     records, curves = {}, {}
     for run in [*_collected(into / RUNS), *kept]:  # one that comes again replaces its line
         name = f"{run.task}-{run.preset}/{run.model}-seed{run.seed}-{run.fingerprint}"
-        # of the machine's folders stays that data was no generated one, and which text it was
+        # instead of this machine's folder: released data or not, and the name of a text
         root = run.config.get("data.text", "released" if run.config.get("data.released") else None)
         told = run.record["config"]
         told = {**told, "runs": "runs", "resume": "none", "data": {**told["data"], "dir": "", "root": root}}

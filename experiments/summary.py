@@ -36,12 +36,11 @@ def row_order(name: str) -> tuple[bool, str]:
 
 
 def row_names(runs: Sequence[Run]) -> dict[Path, str]:
-    """Name each run's row in a table: its model, and where one was run in several ways, what sets this way apart.
+    """Name each run's row in a table: its model and, where that was run in several ways, what differs.
 
-    What the configuration files say for the task and the model goes without saying, so that in an ablation the full
-    system is called by its name alone, and a name means the same on every task. The learning rate (the one that was
-    chosen for a way is a part of it) and where it ran are named only where nothing else tells two ways apart. Runs are
-    never joined under one name unless they differ by their seed alone (or by the task).
+    Values of the configuration files are left out, so that in an ablation the full system has its plain name, and a
+    name means the same on every task. A learning rate (unless a grid chose it) and the device are named only where
+    nothing else tells two ways apart. Runs share a name only if they differ by nothing but their seed, or the task.
     """
     named = {}
     for model in {run.model for run in runs}:
@@ -69,7 +68,7 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
 
 @cache
 def _usual(task: str, model: str, preset: str) -> dict[str, Any]:
-    """Return what the configuration files say; nothing for what is not here."""
+    """Return the values of the configuration files; nothing for a task or model that is not here."""
     try:
         return flat(asdict(resolve([f"task={task}", f"model={model}", f"preset={preset}"])))
     except UsageError:
@@ -79,8 +78,8 @@ def _usual(task: str, model: str, preset: str) -> dict[str, Any]:
 def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Return the line of runs that differ by their seed alone; NaN where nothing is known.
 
-    Scores are over every finished seed, the unlucky ones too. Costs are means over the seeds that tell them, but
-    tokens/s are those of the median logged step, which leaves out what a pause or a busy neighbour did.
+    Scores are over every finished seed, the unlucky ones too. Costs are means over the seeds that have them; tokens/s
+    are those of the median logged step, which a pause or a busy neighbour does not change.
     """
     done = [run for run in runs if run.state == "finished"]
     values = pd.Series([run.value for run in done], dtype=float)
@@ -102,7 +101,7 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """What may stand side by side: the runs of one preset, one validation policy and one edition of the mini tasks."""
+    """Runs that may stand side by side: of one preset, one validation policy and one edition of the mini tasks."""
 
     preset: str
     policy: str
@@ -113,7 +112,7 @@ class ResultTable:
 
     @property
     def name(self) -> str:
-        """Return what tells it from other tables: ``mini, validation holdout``."""
+        """Return its name among other tables: ``mini, validation holdout``."""
         edition = f", edition {self.edition}" if self.edition > 1 else ""
         return f"{self.preset}, validation {self.policy}{edition}"
 
@@ -176,7 +175,7 @@ class ResultTable:
         return [str(row) for row in column.index[level | (column.index == best)]]
 
     def notes(self) -> list[str]:
-        """Say everything that a reader needs in order not to take the table for more than it is."""
+        """Return what a reader must know so as not to take the table for more than it is."""
         finished = [run for run in self.runs if run.state == "finished"]
         commits = {str(run.result.get("git_commit") or "unknown") for run in finished} or {"unknown"}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
@@ -224,7 +223,7 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
     for (_, preset, policy, edition), members in groupby(sorted(runs, key=kind), kind):
         group = list(members)
         cells = _cells(group)
-        if bench or edition < -1:  # runs share their machine with whatever else goes on: one session of the benchmark
+        if bench or edition < -1:  # not from runs, which share their machine: from one session of the benchmark
             itself = dict.fromkeys((f"speed, {BASELINE} / {BASELINE}", f"memory, {BASELINE} / {BASELINE}"), 1.0)
             here = [row for row in session if row["key"]["preset"] == preset]
             speeds = {row["key"]["task"]: itself | row["values"] for row in here}
@@ -244,7 +243,7 @@ def _cells(runs: Sequence[Run]) -> pd.DataFrame:
     cells = pd.DataFrame([cell_of(lines[place]) for place in order], index=index)
     softmax = cells.reindex(pd.MultiIndex.from_tuples([(BASELINE, task) for _, task in order])).set_axis(index)
     alike = cells["machines"] == softmax["machines"]
-    for key in COSTS:  # beside another machine's only the number of parameters, which is the same everywhere
+    for key in COSTS:  # beside another machine's runs only the number of parameters
         cells[f"{key} ×"] = (cells[key] / softmax[key]).where(alike | (key == "parameters"))
     return cells
 

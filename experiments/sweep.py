@@ -1,4 +1,4 @@
-"""Run a grid of task × model × seed; finished runs are skipped, begun ones go on, a failed one stops nobody.
+"""Run a grid of task × model × seed; finished runs are skipped, begun ones go on, others go on after a failed one.
 
 chela sweep configs/sweep/lra_mini.yaml dry_run=true       what is done, what there is to do
 chela sweep configs/sweep/lra_mini.yaml                    as many at once as there are cores or GPUs
@@ -48,7 +48,7 @@ def say(name: str, line: str) -> None:
 
 @dataclass
 class Training:
-    """A run's process, ``chela.train``; called, what a node of a cluster runs."""
+    """A run's process, ``chela.train``. A node of a cluster calls it."""
 
     command: tuple[str, ...]  # with the run's words
     threads: int
@@ -59,9 +59,9 @@ class Training:
         """Start the process, its threads pinned and its GPUs chosen; None when another one has the log's lock.
 
         The lock belongs to the open file, which the process inherits: it is free when the last of them is dead,
-        whatever killed it. A second launcher, or the one that follows a killed one, therefore never doubles a run.
+        whatever killed it. So a second launcher, or the one that follows a killed one, never doubles a run.
         """
-        # without Slurm's variables, by which Lightning would think that Slurm starts its processes
+        # without Slurm's variables, or Lightning would expect Slurm to start its processes
         env = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM", "SUBMITIT_"))}
         env |= dict.fromkeys(THREAD_VARIABLES, str(self.threads))
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
@@ -75,7 +75,7 @@ class Training:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
 
     def __call__(self) -> int:
-        """Train; return the exit status (0, with nothing done, when somebody else works on this run)."""
+        """Train; return the exit status (0, with nothing done, where another launcher works on this run)."""
         # The signal that announces the time limit goes to every process of the job; it is only for this one.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
         process = self.start()
@@ -103,8 +103,8 @@ class Sweep:
     command: Sequence[str]  # what is called with a run's words
     asked: int = field(default=0, init=False)  # the signal that asked to stop
     known: set[Job] = field(default_factory=set, init=False)
-    done: set[Job] = field(default_factory=set, init=False)  # of these; a run that diverged in a grid is an answer too
-    failed: dict[str, str] = field(default_factory=dict, init=False)  # why, by the name of a run or a pair
+    done: set[Job] = field(default_factory=set, init=False)  # of these; in a grid, diverging counts as finished
+    failed: dict[str, str] = field(default_factory=dict, init=False)  # reasons, by the name of a run or a pair
 
     @property
     def trainer(self) -> TrainerConfig:
@@ -269,7 +269,7 @@ class Options:
 
 @command(Options, __doc__, others=True)
 def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> int:
-    """Read the file, then do the work or say what there is; ``command`` is what is called with each run's words."""
+    """Read the file, then run it or list what there is; ``command`` is called with each run's words."""
     file = read_sweep(options.file, options.task, options.model, options.preset)
     folder = options.runs or Path("runs") / options.file.stem
     pairs = list(file.pairs(folder, words, options.seed))

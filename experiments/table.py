@@ -81,7 +81,7 @@ def _html(frame: pd.DataFrame) -> str:
 def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool = False) -> list[Block]:
     """Return what was measured here as headings, paragraphs and grids.
 
-    ``compact`` leaves out columns without a run, ``probe`` adds what the attention adds to the score.
+    ``compact`` leaves out columns without a run; ``probe`` adds a row with what the attention adds to the score.
     """
     out: list[Block] = []
     if len(tables) > 1:
@@ -97,7 +97,7 @@ def measured(tables: Sequence[ResultTable], compact: bool = False, probe: bool =
 
 
 def from_papers(tables: Sequence[ResultTable]) -> list[Block]:
-    """Return the rows of papers, under a heading that tells them from ours; nothing without a task of LRA's."""
+    """Return the rows of papers under a heading of their own; nothing without a task of LRA's."""
     if not any(run.task in TITLES for table in tables for run in table.runs):
         return []
     presets = {table.preset for table in tables}
@@ -141,7 +141,7 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     """
     columns, below = [], [*(ADDS.format(row) for row in table.rows), MAJORITY]
     of = {task: name for name, tasks in GROUPS.items() for task in tasks}
-    for group in (*GROUPS, ""):  # those of nobody's group come last
+    for group in (*GROUPS, ""):  # tasks without a group come last
         tasks = [task for task in table.tasks if of.get(task, "") == group]
         for task in tasks:
             column, digits = table.column(task), table.score(task)["digits"]

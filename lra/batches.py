@@ -1,10 +1,10 @@
-"""The order of the data: which records make a batch, a pure function of (seed, step), so that nothing need be kept.
+"""The order of the data: which records make a batch is a pure function of (seed, step); nothing has to be saved.
 
 The training stream is one epoch's permutation after another. It is cut into batches of exactly ``batch_size`` records;
 where the number of records is no multiple of that, the last batch of an epoch is filled up by the first records of the
 next epoch's permutation, which are then not drawn again: every record comes once an epoch, no batch is ragged, none
 is dropped. Within an epoch, each pool of ``pool`` batches is sorted by length (equal lengths in random order), cut into
-batches, and these are shuffled: records of like length meet, and padding stays small.
+batches, and these are shuffled: records of similar length share a batch, and padding stays small.
 
 The random numbers are splitmix64's (Steele, Lea and Flood 2014). numpy does not promise equal streams from one version
 to the next, but the order must survive an upgrade. ``lra.generators`` compiles the same ``mix``.

@@ -84,9 +84,9 @@ def prepare(root: Path, spec: RecordSpec, splits: Splits) -> Path:
     folder = spec.folder(root)
     if not folder.exists():
         make_folder(folder.parent, "data.dir")
-        from filelock import FileLock  # here, as few build
+        from filelock import FileLock  # imported here: few runs build
 
-        with FileLock(folder.parent / f".{folder.name}.lock"):  # it falls with the process, however that ends
+        with FileLock(folder.parent / f".{folder.name}.lock"):  # the lock ends with the process
             if not folder.exists():  # else it was built by the process that held the lock
                 _build(folder, spec, splits)
     check(folder, spec.counts)

@@ -23,7 +23,7 @@ from lra.tasks import get_task
 from lra.tasks.base import InMemory, Records
 
 Picked = np.ndarray | tuple[np.ndarray, bool]
-"""The records of a batch; with ``data.carry`` also whether they begin anew."""
+"""The records of a batch; with ``data.carry`` also whether they start a new text."""
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class _Batches(Dataset[Batch | DataError]):
 
     Item P·t + p is what process r would get of the global batch of step t as process r + p·``world_size`` of P times as
     many. So fewer processes in more parts see the same records together as more processes in fewer. An item that cannot
-    be read is the ``DataError`` itself: thus it crosses from a loader worker as it is.
+    be read is the ``DataError`` itself, so that it crosses from a loader worker as it is.
     """
 
     records: Records

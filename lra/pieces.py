@@ -1,6 +1,6 @@
-"""Records made of pieces of movie reviews, each drawn from its number alone: no two epochs have the same.
+"""Records made of pieces of movie reviews, each drawn from its number alone; every epoch has new ones.
 
-Reviews are apart in training, validation and test, and so are the pieces. Shape legend: N records, P pieces of each.
+Training, validation and test share no review, and so no piece. Shape legend: N records, P pieces of each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lra.tasks.text import Text
 IDS = 2048  # of hashed words, padding 0 included
 WORD = re.compile(rb"[a-z0-9']+")
 BYTES_OF_A_WORD = 4  # at least, in the mean of a piece, with the space behind it: further words are cut off
-_WHOLE = 1_000_000  # bytes, more than any review has
+_WHOLE = 1_000_000  # bytes: more than any review has
 
 
 def reviews_of(data: DataConfig) -> Text:

@@ -46,7 +46,7 @@ class DataConfig:
     pool: int = option(8, "batches per bucketing pool: larger pools pad less and shuffle less", ge=1, le=100_000)
 
     def split(self, name: str) -> str:
-        """Return the split that is read where ``name`` is asked for: ``validation`` says what validates."""
+        """Return the split that is read as ``name``: the option ``validation`` says which one validates."""
         return "test" if (name, self.validation) == ("validation", "test") else name
 
     def folder(self) -> Path:
@@ -92,7 +92,7 @@ def digest(source: Path) -> str:
 def locate(task: str, data: DataConfig, layouts: Sequence[Layout]) -> tuple[Layout, Path]:
     """Return the first layout that is there, and its file; or fetch one that can be.
 
-    They are looked for in their order, under ``data.root`` if it is set, else in the data folder's ``downloads``.
+    Layouts are tried in order, under ``data.root`` if it is set, else in the data folder's ``downloads``.
 
     Raises:
         DataError: Naming what is missing, where it was looked for, and what to do.
@@ -160,7 +160,7 @@ def fetch(task: str, remote: Remote, folder: Path, *, allowed: bool = True) -> P
     )
     if not allowed:
         raise DataError(f"{task}: {remote.file} is not at {target} and data.download is false: {by_hand}")
-    import pooch  # here, as few fetch: --help need not wait for it
+    import pooch  # imported here: few runs fetch, and --help must not wait
     import requests
 
     log.warning("fetching %s (%.0f MB) from %s to %s", remote.file, remote.size / 1e6, remote.url, folder)

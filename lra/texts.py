@@ -111,7 +111,7 @@ class Windows(Records):
         return starts // self._stride, step % steps == 0
 
     def epochs(self, records: int) -> float:
-        """Return how often so many windows read as many symbols as the text has: random windows overlap."""
+        """Return how many times the text's number of symbols these windows read: random windows overlap."""
         return records * self._window / len(self._span)
 
     def majority_accuracy(self) -> float:
@@ -141,7 +141,7 @@ def unpacked(source: Path, names: Sequence[str], data: DataConfig, check: Callab
     folder = data.folder() / "texts" / f"{source.name}-{mark}"
     paths = [folder / name for name in names]
     make_folder(folder, "data.dir")
-    from filelock import FileLock  # here, as few unpack
+    from filelock import FileLock  # imported here: few runs unpack
 
     with FileLock(folder.parent / f".{folder.name}.lock"):
         for path in paths:

@@ -5,10 +5,9 @@ Then values are set by dotted key, later ones win: ``configs/preset``, ``configs
 preset), ``configs/model`` (the same), what the task's file says of this model, and last the words. A group (``task``,
 ``model``, ``preset``) is chosen by name or by a YAML file of one's own: ``model=softmax model.depth=2``.
 
-A file of a task or a model holds sections of the configuration, and under ``presets`` what is added for one preset
-(there, ``mixers`` holds what is added for one system only, ``models`` of a task's file for one row of the table, on top
-of the model's own file). A file may hold ``variants``, each of which says what differs: of a model the system
-``<file>_<variant>``, of a task the task of that name.
+The file of a task or a model holds sections of the configuration. Under ``presets`` it adds to one preset: for all
+systems, for one system (``mixers``) or, in a task's file, for one row of the table (``models``, on top of the model's
+own file). Under ``variants`` it defines further tasks of the given names, or systems called ``<file>_<variant>``.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ PRESETS = ("auto", "full", "mini", "tiny")
 """Sizes of task and network that every task has; ``auto`` is full with a CUDA GPU, mini without."""
 
 GROUPS = {"task": "listops", "model": "chela", "preset": "auto"}
-"""What is chosen by name, and what is chosen when nothing is said."""
+"""What is chosen by name, and the default choice."""
 
 OTHER_NAMES = {"epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_steps", "learning_rate": "lr"}
-"""What other programs call an option of ours."""
+"""Names that other programs have for our options."""
 
 
 def resolve(words: list[str]) -> Config:
@@ -82,7 +81,7 @@ def resolve(words: list[str]) -> Config:
 
 
 def _layers(files: dict[str, list[Layer]], preset: str, mixer: str, model: str) -> Iterator[tuple[str, Layer]]:
-    """Name the group of each section, and the section, in the order in which they are set."""
+    """Yield (group, section) in the order in which they are set."""
     shared = read_group("preset", preset) if preset in names("preset") else []
     for group, layers in {"preset": shared, **files}.items():
         for layer in layers:
@@ -95,14 +94,14 @@ def _layers(files: dict[str, list[Layer]], preset: str, mixer: str, model: str) 
 
 
 def defaults(task: str, mixer: str) -> Config:
-    """Return the configuration of a task and a system in which nothing was said."""
+    """Return the default configuration of a task and a system."""
     from chela.layers.mixers import mixer_options  # loads torch
 
     return Config(task=task_options(task)(), model=ModelConfig(mixer=mixer_options(mixer)()))
 
 
 def _sizes() -> set[str]:
-    """Return the keys of the options of all systems, each of which is loaded for it."""
+    """Return the option keys of all systems; this loads every one."""
     from chela.layers.mixers import mixer_options, systems
 
     return {f"model.mixer.{item.name}" for name in systems() for item in dataclasses.fields(mixer_options(name))}
@@ -141,7 +140,7 @@ def resolve_preset(asked: str, accelerator: str = "auto", task_layers: list[Laye
 
 
 def check(config: Config) -> Config:
-    """Return a configuration whose values are all within their bounds and go together; UsageError where not."""
+    """Return the configuration if its values are within bounds and fit together; else raise a UsageError."""
     try:
         for key, value, item in fields(config):
             check_value(key, value, item.metadata)
@@ -164,7 +163,7 @@ def check(config: Config) -> Config:
         raise UsageError("trainer.compile: expected false with checkpoint_activations or sequence_parallel, got true")
     if processes % pieces:
         raise UsageError(f"trainer.sequence_parallel: expected a divisor of the {processes} processes, got {pieces}")
-    shares = processes // pieces * trainer.accumulate  # those of different records
+    shares = processes // pieces * trainer.accumulate  # parts of a batch with different records
     if trainer.batch_size % shares:
         what = f"the {shares} processes" if trainer.accumulate == 1 else f"{shares}, processes times trainer.accumulate"
         raise UsageError(f"trainer.batch_size: expected a multiple of {what}, got {trainer.batch_size}")
@@ -226,7 +225,7 @@ def flat(nested: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def _shipped(group: str) -> dict[str, list[Layer]]:
-    """Return the layers of each name of this package, whose files are read once; callers change none."""
+    """Return the layers of each file in ``configs``, by name. Files are read once: do not change what is returned."""
     found: dict[str, list[Layer]] = {}
     for path in (configs_folder() / group).glob("*.yaml"):
         base = _read(path)
@@ -241,7 +240,7 @@ def _shipped(group: str) -> dict[str, list[Layer]]:
 def _read(path: Path) -> Layer:
     try:
         found: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # what is no YAML can make the reader raise anything
+    except Exception as error:  # the parser may raise anything on a file that is no YAML
         raise UsageError(f"{path}: expected YAML, could not read it ({first_line(error)})") from None
     if not isinstance(found, dict | None):
         raise UsageError(f"{path}: expected sections such as model: {{…}}, got a {type(found).__name__}")
@@ -259,8 +258,8 @@ def to_yaml(config: Config) -> str:
 def load(path: Path | str, trust: str = "") -> Config:
     """Read the configuration of a run: its folder, its ``config.yaml``, or ``runs.jsonl:RUN`` of collected results.
 
-    ``trust`` has the names of modules, separated by commas, that it may name; a module is code that will be run.
-    UsageError where it is none of this version.
+    ``trust`` lists the modules, separated by commas, that the file may name: their code will be run. UsageError if it
+    cannot be read or is of another version.
     """
     file, collected, run = str(path).partition(".jsonl:")
     where = Path(os.path.expanduser(f"{file}.jsonl" if collected else file))
@@ -275,7 +274,7 @@ def load(path: Path | str, trust: str = "") -> Config:
             saved = OmegaConf.load(where / "config.yaml" if where.is_dir() else where)
         str(saved.task.name), str(saved.model.mixer.name)  # or an error that says which is not there
         saved = OmegaConf.to_container(saved)
-    except Exception as error:  # a foreign file can make the reader raise anything
+    except Exception as error:  # the parser may raise anything on a foreign file
         raise UsageError(f"expected a run's config.yaml at {path}, could not read it ({first_line(error)})") from None
     return from_saved(saved, path, trust)
 
@@ -296,9 +295,9 @@ def from_saved(saved: dict[str, Any], path: Path | str, trust: str = "") -> Conf
 
 
 def _resolve_begun(key: str, name: str, trust: str, said: list[tuple[str, str]]) -> Config:
-    """Take the configuration of ``name``, and what is said besides.
+    """Return the configuration of the run ``name``, with the other words applied.
 
-    With ``resume`` that may change no number, with ``config`` anything but the task, the model and the preset.
+    With ``resume`` they may not change the run's numbers, with ``config`` not its task, model or preset.
     """
     folder = run_folder(name, key) if key == "resume" else None
     config = load(folder or name, trust)
@@ -327,7 +326,7 @@ def _resolve_begun(key: str, name: str, trust: str, said: list[tuple[str, str]])
 
 
 def run_folder(path: Path | str, key: str = "run") -> Path:
-    """Return the folder of a run; UsageError where it is not there or holds none. ``last`` is the newest under runs."""
+    """Return the folder of a run (``last``: the newest under ``runs``); UsageError if there is no run in it."""
     if str(path) == "last":
         begun = [found.parent for found in Path("runs").rglob("checkpoints")]
         begun = [folder / "config.yaml" for folder in begun if (folder / "config.yaml").is_file()]

@@ -1,9 +1,9 @@
-"""Which options make a run's numbers, and the fingerprint of those; and options that came or went since it was made.
+"""A run's fingerprint: a hash of the options that change its numbers; and how it outlives a change of the options.
 
 Where a run lies, how it is watched and how it is cut into launches changes no number: such an option is declared with
-``identity=False``. A newer option is declared with ``neutral=VALUE``, the value at which it changes nothing: there it
-is left out, and runs of before keep their fingerprint. An option that is no more stands in ``RETIRED``, or in the
-attribute ``retired`` of its task.
+``identity=False``. An option added later is declared with ``neutral=VALUE``, the value at which it changes nothing and
+is not hashed, so that older runs keep their fingerprint. A removed option stands in ``RETIRED``, or in the attribute
+``retired`` of its task.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("hedgehog", "model.mixer.rotary"): {"value": False},
     ("lion", "model.mixer.feature_map"): {"value": "shifted_silu"},
 }
-"""By system (or task, or "" for any run) and key: ``value``, the one that all runs have which can still be read, and
-that their fingerprint counts; ``neutral``, one that it does not count; or ``identity=False``: none is counted."""
+"""Removed options by system (or task, or "" for any run) and key. ``value`` is the one value that can still be read; it
+is hashed. ``neutral`` is such a value that is not hashed. With ``identity=False`` any value is read and none is
+hashed."""
 
 
 def fingerprint(config: Config) -> str:
@@ -46,16 +47,16 @@ def fingerprint(config: Config) -> str:
 
 
 def own_code(config: Config) -> dict[str, str]:
-    """Return a hash of the code of a task and a system of somebody's own: edited, it makes another run."""
+    """Return a hash of the code of a user's own task and system: edited code makes another run."""
     return {name: code_of(name) for name in (config.task.name, config.model.mixer.name) if ":" in name}
 
 
 def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, Any]:
-    """Return, of a configuration by dotted key, what makes a run's numbers.
+    """Return the options, by dotted key, that determine a run's numbers.
 
-    Where data lies does not; but data that can be generated or released is other data with a folder of its own, and
-    a text of one's own is told by its file's name. A task's first version, 1.0.0, is left out. With ``neutral`` the
-    newer options are in it, where they change nothing: what a row of a table is named by.
+    Where the data lies does not. But released data differs from what the task would generate, and a user's text is
+    known by the name of its file. A task's first version, 1.0.0, is left out. With ``neutral`` the options added later
+    are there at their neutral values too: by these tables name their rows.
     """
     task, mixer = str(options.get("task.name")), str(options.get("model.mixer.name"))
     declared, rows = _declared(task, mixer), retired(task, mixer)
@@ -77,7 +78,7 @@ def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, 
 
 @functools.cache
 def _declared(task: str, mixer: str) -> dict[str, Any]:
-    """Return what is declared of every option, by dotted key; nothing for a task or system of somebody's own."""
+    """Return the metadata of every option, by dotted key, but those of a user's own task or system."""
     from chela.layers.mixers import mixer_options  # loads torch
 
     declared: dict[str, Any] = {key: item.metadata for key, _, item in fields(Config())}
@@ -95,16 +96,16 @@ def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
 
 
 def _facts(task: str) -> type[Task]:
-    """Return the class of a task; that of all where it is somebody's own, or one of another version."""
+    """Return a task's class; the base class for a user's own, and for one that this version does not have."""
     with contextlib.suppress(OptionError):
         return Task if ":" in task else task_class(task)
     return Task
 
 
 def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any]:
-    """Return what was saved without retired options, and with the neutral values of the newer ones that it lacks.
+    """Return saved options without the removed ones, and with neutral values for those added later.
 
-    Both are by dotted key. OptionError where a retired option has another value than can be read.
+    Both are by dotted key. OptionError if a removed option has a value that can no longer be read.
 
     >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
     {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}

@@ -25,15 +25,16 @@ from chela.core.options import BOUNDS, Field, check_options, closest, read_value
 def command(
     options: type | None, about: str | Callable[[], str] | None, *, others: bool = False, sections: Sequence[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Make ``main(argv)`` of a function: it answers ``--help``, or reads the words and runs.
+    """Turn a function into ``main(argv)``, which prints ``--help``, or reads the words and calls the function.
 
     Args:
         options: A dataclass whose fields are declared with ``chela.core.options.option``: the function's first
             argument; None where it takes none.
-        about: The command's docstring, or what makes it; the first lines of its help.
-        others: Whether the function also takes the ``key=value`` words that are not among them; else one is an error.
-        sections: Its help lists the keys of these sections of the configuration. Unless it takes those words, it gets
-            the configuration that they make, which ``--cfg`` prints.
+        about: The command's docstring, or a function that returns it; ``--help`` begins with it.
+        others: Whether the function also takes the ``key=value`` words that are none of its options; else they are
+            errors.
+        sections: Sections of the configuration whose keys its help lists. Unless ``others``, the function gets the
+            configuration that the other words make, and ``--cfg`` prints it.
     """
 
     def wrapped(run: Callable[..., int]) -> Callable[..., int]:
@@ -68,8 +69,8 @@ def command(
 def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple[Any, list[str]]:
     """Read a command's own options from its ``key=value`` words; return them and the words of other keys.
 
-    Bare words go to the positional option. A list is ``key=a,b``, or ``key=[a,b]``. UsageError for what cannot be read,
-    and for words of other keys unless there may be ``others``.
+    Bare words go to the positional option. A list is ``key=a,b``, or ``key=[a,b]``. UsageError for a value that cannot
+    be read, and for other keys unless there may be ``others``.
     """
     known = _by_key(options)
     bare = next((key for key, field in known.items() if field.metadata.get("positional")), "")
@@ -99,7 +100,7 @@ def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple
 
 
 def _by_key(options: Any) -> dict[str, Field]:
-    """Return the options that are declared in a dataclass, if there is one, by the key that a word gives them."""
+    """Return the fields of a dataclass of options (None has none) by their key on the command line."""
     declared = () if options is None else dataclasses.fields(options)
     return {str(field.metadata.get("key", field.name)): field for field in declared}
 
@@ -110,7 +111,7 @@ SECTIONS = ("run", "task", "model", "optimizer", "trainer", "data")  # of a conf
 def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Sequence[str] = ()) -> str:
     """Return the help of a command, as wide as the terminal: docstring, own options, and the keys of these sections.
 
-    ``words`` choose the groups whose keys are listed; a section among them is listed alone.
+    ``words`` choose the task, model and preset whose keys are listed; a section's name lists that section alone.
     """
     own = _by_key(options)
     alone = [word for word in words if sections and "=" not in word and not word.startswith("-")]
@@ -119,7 +120,7 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
         if word not in sections:
             raise UsageError(f"expected --help of {', '.join(sections)}, got {shown(word)}{closest(word, sections)}")
     if not alone:
-        for paragraph in about.strip().split("\n\n"):  # its lines are one, unless things stand in columns there
+        for paragraph in about.strip().split("\n\n"):  # join its lines unless they are set in columns
             lines += [*(paragraph.split("\n") if "  " in paragraph else [paragraph.replace("\n", " ")]), ""]
         lines.append("Words are key=value:")
         for key, field in own.items():
@@ -131,7 +132,7 @@ def help_text(about: str, options: Any, sections: Sequence[str] = (), words: Seq
             lines += [f"    {group}=  {', '.join(names(group))}" for group in GROUPS if group in sections]
             lines.append(f"    preset=  {', '.join(PRESETS)}; of some tasks also lite, hard, nano")
             lines += ["    --cfg  print the configuration and stop", "    --help SECTION  only the keys of a section"]
-        keys = [leaf for leaf in fields(config) if not leaf[0].endswith(".name")]  # which the group chooses
+        keys = [leaf for leaf in fields(config) if not leaf[0].endswith(".name")]  # set by the choice of the group
         for name, leaves in itertools.groupby(keys, key=lambda leaf: leaf[0].rpartition(".")[0] or "run"):
             if name.partition(".")[0] in (alone or sections):
                 lines += ["", f"{name}, for task={config.task.name} model={config.model.name} preset={config.preset}:"]
@@ -158,7 +159,7 @@ def plain(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-# What a disk, a quota, a path or the memory does to a program that is not at fault; of C++ there are words alone.
+# Errors of disk, quota, path or memory, which are no fault of the program. C++ gives a text alone.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISKS = (*_FULL, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOLCK)
 _PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EMFILE)
@@ -166,19 +167,19 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "st
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Call ``command``; an error that a person can mend is one line on stderr and its exit status.
+    """Call ``command``; print an error that a person can mend as one line on stderr, and return its exit status.
 
     Everything else is a fault of the program and keeps its traceback.
 
-    Threads that wait for each other give up their core soon: libgomp reads this when torch is loaded. By default they
-    spin for longer than the scheduler's slice, and two programs on the same cores come to a halt. This many turns, some
-    tenths of a millisecond, outlast the gap between two operators and no more (docs/runs.md).
+    GOMP_SPINCOUNT says how long a waiting thread spins before it gives up its core; libgomp reads it when torch is
+    loaded. The default is longer than the scheduler's slice, so that two programs on the same cores come to a halt.
+    This count, some tenths of a millisecond, just outlasts the gap between two operators (docs/runs.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only must not end a run
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not end a run
     status = UsageError.status
     try:
         return command()

@@ -15,12 +15,12 @@ from chela.core.errors import UsageError
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or renamed in a folder where the file system can sync folders."""
+    """Flush a file to the disk, or the names in a folder where the file system can flush folders."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some of the network cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some network file systems cannot
             raise
     finally:
         os.close(handle)

@@ -36,7 +36,7 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str, str]] = {
 _TRUE, _FALSE = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
 _WANTED = {"int": "a whole number", "float": "a number", "str": "a text", "Path": "a path"}
 _WANTED |= {f"list[{kind}]": f"a list of {wanted[2:]}s" for kind, wanted in _WANTED.items()} | {"bool": "true or false"}
-"""What an option may be, alone or ``| None``, and what is said where another value comes."""
+"""The types of options, alone or ``| None``, and what an error says was expected."""
 
 
 def option(default: Any, meaning: str, **limits: Any) -> Any:
@@ -47,7 +47,7 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
         meaning: One line for `--help`.
         limits: `ge`, `gt`, `le`, `lt` bound a number, `choices` lists the values.
             `neutral` is the value at which a newer option changes nothing: there it is left out of a run's fingerprint,
-            and a run of before has it. `identity=False` leaves it out of the fingerprint at any value.
+            and older runs are read as having it. `identity=False` leaves it out of the fingerprint at any value.
             `positional=True` and `key="dotted.name"` say how a command line gives it.
     """
     metadata = {"help": meaning, **limits}
@@ -57,9 +57,9 @@ def option(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
-    """Return a dataclass of what a class can be told: `name`, then its fields or the arguments of its constructor.
+    """Return a dataclass of a class's options: `name`, then its fields or the arguments of its constructor.
 
-    Each argument has an annotation and a default, but for those that others give; OptionError says which has not.
+    Each argument needs an annotation and a default, except those in `given`; OptionError names one that lacks them.
 
     >>> class Layer:
     ...     def __init__(self, d_model: int, *, heads: Annotated[int, {"ge": 1}] = 4): ...

@@ -25,13 +25,13 @@ EPS = 1e-6
 
 
 class Attended(nn.Identity):
-    """What attention gave each position, ``(B, L, …)``: where a probe listens, or puts something else."""
+    """The attention's output at each position, ``(B, L, …)``: a module of its own, so that a probe can replace it."""
 
 
 def columns(x: Tensor, sizes: list[int]) -> list[Tensor]:
-    """Cut ``x: (..., W)`` into parts of so many columns each, on a CPU into copies.
+    """Split ``x: (..., W)`` into parts of these widths, on a CPU into contiguous copies.
 
-    SiLU of 20 columns out of 72 takes seven times as long as of rows that follow one another.
+    SiLU of 20 columns out of 72 takes seven times as long as of contiguous rows.
 
     >>> [tuple(part.shape) for part in columns(torch.randn(2, 10, 72), [52, 20])]
     [(2, 10, 52), (2, 10, 20)]
@@ -137,10 +137,11 @@ def scaled(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
 
 
 class _Attend(torch.autograd.Function):
-    """N = B·H heads ``(N, L, ·)`` see one state S = Σ k vᵀ ``(B, H, Z, E)``, which is all that tokens tell each other.
+    """Bidirectional attention: all tokens of a head read one state S = Σ k vᵀ ``(B, H, Z, E)``.
 
-    So the backward pass takes a block of tokens at a time, first the queries of all. Where weights are divided by their
-    sum one more value is −1, so that a token gets minus that sum.
+    Tokens exchange nothing else, so the backward pass goes block by block: first the queries of all blocks, which give
+    the gradient of S, then keys and values. Heads are N = B·H rows ``(N, L, ·)``. Where weights are divided by their
+    sum, values have one more column of −1, which gives minus that sum.
     """
 
     @staticmethod
@@ -167,7 +168,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def read(q: Tensor, S: Tensor, gamma: Tensor, positive: bool) -> tuple[Tensor, Tensor | None]:
-        """Return what tokens get ``(B, L, H·E)``, and the sum of their weights ``(N, L, 1)``."""
+        """Return the outputs ``(B, L, H·E)``, and the sums of the weights ``(N, L, 1)``."""
         o, total = q @ S, None
         if positive:
             total = EPS - o[..., -1:]
@@ -183,7 +184,7 @@ class _Attend(torch.autograd.Function):
         of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
 
         def of_queries(at: tuple[slice, slice]) -> Tensor:
-            """Add what the block's queries give to the gradients of the state, and to those of ``through``."""
+            """Add the part of a block's queries to the gradient of S; return the gradient of its features."""
             S_b, dS_b = (x[at[0]].flatten(0, 1) for x in (S, dS))
             y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
             read: Any = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
@@ -222,7 +223,7 @@ class _Attend(torch.autograd.Function):
             add(of_project, *gradients(rows, c[at].flatten(0, 1)))
 
         def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
-            """Add to the gradients what those of features ``d: (1 | 2, N, L, Z)`` give; it is overwritten."""
+            """Take the gradient of features, ``d: (1 | 2, N, L, Z)``, back to z, γ and β; d is overwritten."""
             side = slice(first, first + len(d))
             if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
                 d_y = _together(d.mul_(y.clamp(max=1)), heads)

@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 
 class Keeping(nn.Module):
-    """A module that keeps what is made of its parameters, in eval mode without gradients, until they are written to.
+    """A module that caches what it computes from its parameters, in eval mode without gradients.
 
-    ``train()`` and ``eval()`` drop it, as after a write to ``data``.
+    The cache is dropped when a parameter is written to. A write to ``data`` is not noticed: call ``eval()`` after it.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Keeping(nn.Module):
         self._made_of: list[tuple[int, int]] = []
 
     def keep(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what ``make`` gives, or gave for this key."""
+        """Return ``make()``, or its cached result for this key."""
         if not self.keeps():
             return make()
         tensors = itertools.chain(self.parameters(), self.buffers())
@@ -54,11 +54,11 @@ class Keeping(nn.Module):
         return self._kept[key]  # type: ignore[no-any-return]
 
     def keeps(self) -> bool:
-        """Whether something made now may be used again."""
+        """Whether results may be cached now."""
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, and forget what is kept."""
+        """Set the mode, and drop the cache."""
         self._kept = {}
         return super().train(mode)
 
@@ -149,17 +149,17 @@ class MultiscaleKernel(LongKernel):
         return self.weight[:, channels] * (self.weaker[channels] / self.norm[:, channels])
 
     def near(self, lags: int) -> Tensor:
-        """Return the constant matrix ``(S·k, lags)`` that makes the first lags of a direction of all its parameters."""
+        """Return the constant matrix ``(S·k, lags)`` that turns all parameters of a direction into its first lags."""
         ends = [min(end, lags) for end in (0, *self.ends)]
         pieces = (self.stretch[:, a:b] for a, b in itertools.pairwise(ends))
         matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
         return F.pad(matrix, (0, lags - matrix.shape[1]))
 
     def far(self, direction: int, length: int, beyond: int) -> Iterator[Piece]:
-        """Yield what makes the lags of a direction from ``beyond`` on, below ``length``, in the order of lags.
+        """Yield what the lags of a direction from ``beyond`` to ``length`` are made of, in the order of lags.
 
-        Columns of all parameters ``(C, D·S·k)``, the matrix that makes lags of them, and where these are, of all lags.
-        A length beyond ``l_max`` is a ValueError.
+        For each scale: its columns of all parameters ``(C, D·S·k)``, the matrix that turns them into lags, and which
+        lags these are. A length beyond ``l_max`` is a ValueError.
         """
         if length > self.l_max:
             raise ValueError(
@@ -191,7 +191,7 @@ class ExponentialKernel(LongKernel):
     def forward(self, length: int, channels: slice = ALL) -> tuple[Tensor, Tensor | None]:
         """Return the forward kernel ``(C, length)`` and the back one ``(C, length - 1)``, or None when causal.
 
-        Of the ``channels`` alone, if not of all: one process's, where a sequence is spread over several.
+        ``channels`` are one process's, where a sequence is spread over several.
         """
         longest = self.l_max + 1  # MEGA leaves out the back kernel's first lag
         if self.keeps() and channels == ALL and length <= longest:

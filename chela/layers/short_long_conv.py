@@ -126,10 +126,7 @@ class LongConv(Keeping):
         return y.add_(self.bias.to(u.dtype))
 
     def lags(self, length: int, channels: slice = ALL) -> Tensor:
-        """Return the one kernel ``(C, 2·length − 1)``, lags in order, from −(length − 1) on; of causal ones from 0 on.
-
-        Of the ``channels`` alone, if not of all.
-        """
+        """Return these channels' one kernel, its lags in order: ``(C, 2·length − 1)``; if causal ``(C, length)``."""
         learned = self.learned(channels)
         with torch.autocast(self.skip.device.type, enabled=False):
             lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
@@ -141,7 +138,7 @@ class LongConv(Keeping):
             return whole * self.gain[0, channels, None] + F.pad(lags, (0 if self.causal else beyond, beyond))
 
     def pieces(self, length: int) -> list[Piece]:
-        """Return which of ``learned`` make which lags, in order, by what matrices; all of it those near 0."""
+        """Return what makes the lags, in order: columns of ``learned`` (near lag 0 all), a matrix, and which lags."""
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
         pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
@@ -151,7 +148,7 @@ class LongConv(Keeping):
         return pieces
 
     def learned(self, channels: slice = ALL) -> Tensor:
-        """Return what is learned times its gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
+        """Return all parameters times their gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
         with torch.autocast(self.skip.device.type, enabled=False):
             gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
             if channels != ALL:
@@ -198,11 +195,11 @@ class LongConv(Keeping):
 
 
 def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
-    """Say where what is learned belongs, P numbers a channel side by side: the pieces of a kernel, skip, and branches.
+    """Return where the P numbers of a channel in ``LongConv.learned`` belong.
 
     Returns:
-        Which gain each has ``(1 + J, P)``, zeros and ones, and which lags it makes: from −(NEAR − 1) to NEAR − 1,
-        ``(P, 2·NEAR − 1)``, or from 0, ``(P, NEAR)``.
+        Constant matrices: to which gain each belongs, ``(1 + J, P)``, and which lags near 0 it makes,
+        ``(P, 2·NEAR − 1)`` with lag 0 in the middle, if causal ``(P, NEAR)`` from lag 0 on.
     """
     lags, gains, before = [0], [0], 0 if causal else NEAR - 1
     for j, size in enumerate(branches):

@@ -1,7 +1,6 @@
-"""Stages of a layer as one autograd function each: it holds its inputs, and computes what lies between once more.
+"""Stages of a layer, each one autograd function that saves its inputs and recomputes the rest in the backward pass.
 
-Beside each stands its plain statement. It runs wherever somebody else decides what to hold or in which dtype: under
-``torch.compile`` and autocast, and without gradients.
+Beside each stands its plain form, which runs under ``torch.compile`` and autocast, and without gradients.
 
 Shapes: B batch, L length, D model width, V inner width, H heads, Z and E width of a head of keys and of values.
 """
@@ -25,14 +24,14 @@ from chela.ops.padding import zero_padding, zero_padding_
 from chela.ops.sequence_parallel import current, within
 
 SMALL_ELEMENTS = 2**21
-"""Of inputs smaller than this, 8 MiB of float32, what is made is held: to make it again costs more than it saves."""
+"""For inputs below this, 8 MiB of float32, all is saved: to recompute it costs more than its memory."""
 MANY_LAGS = 2**19
-"""From so many lags on, of all channels, 2 MiB of float32, they are made again."""
+"""A long kernel of so many numbers, 2 MiB of float32, or more is recomputed."""
 ROWS = 1024
-"""Tokens of a block, at least, where inputs are not small; else a quarter of all."""
+"""The least tokens of a block of the backward pass; a quarter of all tokens if that is more."""
 
 Piece: TypeAlias = tuple[slice, Tensor, slice]
-"""Which numbers make which lags, by what matrix; see ``convolved``."""
+"""Some columns of the parameters, the matrix that turns them into lags, and which lags; see ``convolved``."""
 
 silu_backward = torch.ops.aten.silu_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
@@ -70,9 +69,9 @@ def gate(
     """Return ``σ(W_u c) ⊙ (dropout(SiLU(W_h c + W_o (o ⊙ SiLU(W_r c)))) − x)``, 0 where ``mask: (B, L)`` is False.
 
     Args:
-        o: What the attention gave, ``(…, V)``.
-        c: What the convolution gave, ``(…, D)``.
-        x: What is replaced, ``(…, D)``.
+        o: The attention's output, ``(…, V)``.
+        c: The convolution's output, ``(…, D)``.
+        x: The layer's input, of which the gate replaces a part, ``(…, D)``.
         mask: True = real token.
         linears: W_r, W_o, W_h and W_u.
         dropout: Of h.
@@ -86,9 +85,9 @@ def gate(
 
 
 class _Gate(torch.autograd.Function):
-    """Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, so that little is made at once.
+    """See ``gate``. Tokens are N rows ``(N, ·)``; the backward pass takes a block of them at a time, to save memory.
 
-    Gradients take the place of what was held, of which nobody else knows; a second backward pass makes it once more.
+    Gradients are written over the saved r, h and u; a second backward pass recomputes these.
     """
 
     @staticmethod
@@ -116,7 +115,7 @@ class _Gate(torch.autograd.Function):
         rows = [t.reshape(-1, t.shape[-1]) for t in (zero_padding(d_y, mask), o, c, x, r, h, u)]
 
         def of(at: slice) -> tuple[Tensor, ...]:
-            """Write a block's gradients of o, c and x to r, h and u; return those of the weights."""
+            """Write the gradients of a block's o, c and x over r, h and u; return those of the weights."""
             d_y, o, c, x, r, h, u = (t[at] for t in rows)
             opened = torch.sigmoid(u)
             d_u = sigmoid_backward(F.silu(h).sub_(x).mul_(d_y), opened)
@@ -138,7 +137,7 @@ class _Gate(torch.autograd.Function):
 class _Convolved(torch.autograd.Function):
     """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``.
 
-    A piece is columns of ``learned``, a constant matrix, and the lags that their product makes; one is of all columns.
+    One of the pieces takes all columns of ``learned``; each other one takes some, and adds to their gradient.
     """
 
     @staticmethod
@@ -175,7 +174,7 @@ convolved: Callable[[Tensor, Tensor, list[Piece]], Tensor] = _Convolved.apply
 
 
 def is_small(*inputs: Tensor) -> bool:
-    """Whether what is made of the inputs of a stage is held."""
+    """Whether a stage saves its intermediate results."""
     return sum(x.numel() for x in inputs) < SMALL_ELEMENTS
 
 
@@ -201,10 +200,10 @@ def gradients(d_y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Return ``function(*inputs)``, of which autograd holds the inputs alone and computes the rest once more.
+    """Return ``function(*inputs)``; autograd saves the inputs alone and recomputes the rest.
 
-    Small inputs are not worth it. A block that is computed twice as a whole, a compiler, and processes that share a
-    sequence must see what the function does.
+    Small inputs are not worth it. Within a block that is recomputed as a whole, under a compiler, and where processes
+    share a sequence, it is called as it is.
     """
     seen = torch.compiler.is_compiling() or _pass.number > 0 or current() is not None
     if is_small(*inputs) or seen or not torch.is_grad_enabled():
@@ -213,7 +212,7 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
 
 
 def untouched(*layers: nn.Module) -> bool:
-    """Whether the weights of these layers say all: no adapter is in their place, no hook on them."""
+    """Whether these layers are plain ones: no adapter is in their place, no hook on them."""
     plain = nn.Linear, nn.LayerNorm
     return all(type(m) in plain and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
 
@@ -229,7 +228,7 @@ def by_hand(*tensors: Tensor) -> bool:
 
 
 class _Pass(threading.local):
-    """Which time a block that is computed twice runs in this thread: 0 is outside of one."""
+    """In this thread: 1 in the first run of a block that will be recomputed, 2 in its recomputation, else 0."""
 
     number = 0
 
@@ -238,8 +237,8 @@ _pass = _Pass()
 
 
 def both_times() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-    """Return what a block is run in the first and the second time, for ``checkpoint``."""
-    piece = current()  # of sequences that processes share; by the second time it has been left
+    """Return the contexts of a block's first run and of its recomputation, for ``checkpoint``."""
+    piece = current()  # the piece of a sequence; by the recomputation its context has been left
 
     @contextlib.contextmanager
     def run(number: int) -> Iterator[None]:
@@ -254,5 +253,5 @@ def both_times() -> tuple[contextlib.AbstractContextManager[None], contextlib.Ab
 
 
 def is_recomputed() -> bool:
-    """Return whether this is a block's second time, which running statistics do not count."""
+    """Return whether a block is being recomputed: running statistics must not count it twice."""
     return _pass.number == 2

@@ -55,7 +55,7 @@ def part(name: str, state: Mapping[str, Tensor]) -> State:
 
 
 def settled(**tensors: Tensor) -> State:
-    """Cut tensors from the graph, and from larger ones that they are a view of, so that they can be kept and saved."""
+    """Detach tensors, and copy those that are views of larger ones, so that they can be kept and saved."""
 
     def own(tensor: Tensor) -> Tensor:
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes

@@ -32,7 +32,7 @@ class Cost(NamedTuple):
 
 
 def cost(config: ModelConfig, task: Any) -> Cost:
-    """Count what the network that ``config`` describes has; ``task`` as for ``build_model``.
+    """Return the cost of the network that ``config`` describes; ``task`` as for ``build_model``.
 
     Nothing is allocated: it is built of fake tensors, which have a shape and no values.
     """

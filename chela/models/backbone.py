@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Residual(nn.Module):
     """``x + dropout(layer(norm(x)))``: a layer with its norm, dropout and residual sum.
 
-    The layer is ``forward(x, mask=None, stream=None)``, or names fewer of these: it gets those that it names. One whose
-    constructor takes ``dropout`` applies that itself. Without ``config.prenorm`` the norm comes after the sum.
+    Of ``forward(x, mask=None, stream=None)`` the layer gets those that it names. If its constructor takes ``dropout``,
+    it applies that itself. Without ``config.prenorm`` the norm comes after the sum.
     """
 
     def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _expect_no_look_ahead(self, length: int, d_model: int) -> None:
-        """Change the last of some tokens: a causal system of somebody's own must say the same of those before it."""
+        """Check a user's causal system: a change of the last token must not change what it gives the others."""
         own = self.blocks[0].get_submodule("mixer").eval()
         x = torch.randn(1, length, d_model, generator=torch.Generator().manual_seed(0)).to(self.embedding.weight)
         before, after = (own(torch.cat([x[:, :-1], last], dim=1))[:, :-1] for last in (x[:, -1:], -x[:, -1:]))
@@ -153,13 +153,13 @@ class Backbone(nn.Module):
         return [block.mixer.layer for block in self.blocks]
 
     def ends(self) -> str:
-        """Say what ends at ``l_max``, piece by piece too: learned positions, or a system; empty where nothing does."""
+        """Name what cannot go beyond ``l_max``, even token by token: learned positions, or a system; else empty."""
         if self.positions is not None:
             return "learned positions"
         return next((type(mixer).__name__ for mixer in self.mixers() if getattr(mixer, "ends", False)), "")
 
     def expect_pieces(self) -> None:
-        """Expect a system that mixes positions by the ops alone, so that processes can hold pieces of a sequence."""
+        """Refuse a system that mixes positions by more than the ops: only these work on pieces of a sequence."""
         for mixer in self.mixers():
             if not getattr(mixer, "in_pieces", False):
                 raise UsageError(

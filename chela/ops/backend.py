@@ -61,8 +61,8 @@ _warn_once = functools.cache(warnings.warn)
 def choose(op: str, name: str, problem: Problem) -> Backend:
     """Return the backend of ``op`` called ``name``, or the best for ``problem`` when it is "auto".
 
-    Where "auto" has to pass over a backend because of the machine, it warns once. A limit of the backend, such as a
-    width, is no reason to warn.
+    "auto" warns once where it passes over a backend because of the machine, but not because of the backend's own
+    limits, such as a width.
 
     Raises:
         ValueError: An unknown name, or a backend that cannot run the problem.
@@ -106,7 +106,7 @@ def interpreted() -> bool:
 
 
 def check_tensors(op: str, tensors: dict[str, tuple[Tensor | None, str]]) -> None:
-    """Refuse tensors that do not fit together in shape or device, or have no real floating dtype.
+    """Refuse tensors whose shapes or devices do not fit together, or whose dtype is no real floating one.
 
     Args:
         op: Whose they are.

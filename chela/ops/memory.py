@@ -1,7 +1,7 @@
 """Memory for the CPU backends: fresh memory costs a page fault per 4 KiB, often more than the arithmetic on it.
 
-glibc hands whatever is large back to the kernel as soon as it is freed. Hence scratch is kept from call to call
-(``Workspace``), and large results are asked for in huge pages (``in_huge_pages``).
+glibc returns large memory to the kernel as soon as it is freed. So scratch is kept from call to call (``Workspace``),
+and large results lie in huge pages (``in_huge_pages``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _library = functools.cache(ctypes.CDLL)
 KEPT_BYTES = 1 << 24
 """At most this much scratch is kept by a thread."""
 HUGE_BYTES = 1 << 23
-"""Results of this size on go into huge pages; smaller ones come from memory that glibc has at hand."""
+"""Results of this size or more go into huge pages; glibc has memory at hand for smaller ones."""
 
 
 class Workspace:
@@ -42,7 +42,7 @@ class Workspace:
         self._named: dict[str, Tensor] = {}
 
     def __enter__(self) -> Workspace:
-        if self.device.type == "cpu":  # taken, so that a workspace inside this one has memory of its own
+        if self.device.type == "cpu":  # taken out: a workspace inside this one gets its own memory
             self._named, self._thread.named = getattr(self._thread, "named", {}), {}
         return self
 

@@ -1,12 +1,11 @@
-"""One sequence over many processes: which piece this one holds, and what the pieces tell each other.
+"""One sequence over many processes: which piece this one holds, and what the pieces exchange.
 
 Inside ``sequence_parallel(length)`` the tensors ``(B, L, …)`` of each process are its piece of sequences of ``length``
 tokens, one piece after another by rank. The ops of this package, and what is built on them, then give each piece what
-one process would give it. Outside, nothing is different. Here are the collectives; the gradient of each is its
-transpose, so every process must run the same operations in the same order, forward and backward.
+one process would give it. Outside, nothing changes. The collectives are here; the gradient of each is its transpose, so
+every process must run the same operations in the same order, forward and backward.
 
-A gradient that comes out is that of the sum of all processes' losses. Shapes: P pieces, B batch, L tokens of a piece,
-C channels.
+Gradients are those of the sum of all processes' losses. Shapes: P pieces, B batch, L tokens of a piece, C channels.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _piece: Piece | None = None
 
 @contextlib.contextmanager
 def sequence_parallel(length: int, group: Any = None) -> Iterator[Piece]:
-    """Take what runs inside as the work on this process's piece of sequences of ``length`` tokens.
+    """Let what runs inside work on this process's piece of sequences of ``length`` tokens.
 
     Only the forward pass must be inside. Pieces differ by at most one token, also empty ones are allowed.
 
@@ -50,7 +49,7 @@ def sequence_parallel(length: int, group: Any = None) -> Iterator[Piece]:
 
 @contextlib.contextmanager
 def within(piece: Piece | None) -> Iterator[None]:
-    """Work on a piece again, as where a forward pass is computed once more."""
+    """Work on a piece again, for the recomputation of a forward pass."""
     global _piece
     outer, _piece = _piece, piece
     try:
@@ -110,7 +109,7 @@ class Piece:
     def with_neighbours(self, x: Tensor, before: int, after: int) -> Tensor:
         """Return ``x: (B, L, C)`` with so many tokens more at each end, fewer where the sequence ends.
 
-        They are of several pieces, where pieces are short. A process sends B·C numbers for each, both ways.
+        Where pieces are short, they come from several. A process sends B·C numbers for each, both ways.
         """
         lent = [self.overlap(self.rank, p, before, after) for p in range(self.count)]
         borrowed = [len(self.overlap(p, self.rank, before, after)) for p in range(self.count)]

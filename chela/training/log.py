@@ -1,4 +1,4 @@
-"""What is told of a run while it goes on: ``metrics.csv``, TensorBoard, Weights & Biases, the terminal."""
+"""The logs of a run: ``metrics.csv``, TensorBoard, Weights & Biases, the terminal."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from chela.training.run import RunFolder
 
 
 class Log:
-    """Writes and shows a line for each logged step and each evaluation; what process 0 cannot write ends them all.
+    """Writes and shows a line for each logged step and evaluation; a line that cannot be written ends all processes.
 
-    In a terminal the lines of training take one place, elsewhere some of them are printed. When a run goes on from
+    In a terminal each line of training replaces the last, elsewhere some of them are printed. When a run goes on from
     ``step``, ``metrics.csv`` is cut to that step, so that no line is lost or doubled.
     """
 
-    LINES = 20  # that are printed of the training
+    LINES = 20  # of training that are printed
 
     def __init__(
         self, fabric: Fabric, run: RunFolder, config: Config, objective: Objective, step: int, console: Console
@@ -57,7 +57,7 @@ class Log:
             self._loggers.append(TensorBoardLogger(self._run.path, "tensorboard", "", purge_step=step + 1))
 
     def line(self, step: int, split: str, values: dict[str, float], seconds: float, took: float | None = None) -> None:
-        """Tell of a batch ("train") or an evaluation ("validation") after so many steps.
+        """Log a batch ("train") or an evaluation ("validation") after so many steps.
 
         ``values`` are the objective's columns, in training also ``lr`` and ``tokens_per_second`` since the last line;
         ``seconds`` those of training so far, ``took`` those of the evaluation.
@@ -94,7 +94,7 @@ class Log:
                 self._status.update(text)
 
     def close(self) -> None:
-        """Close what was opened, so that what was logged is there."""
+        """Close what was opened, and write out what was logged."""
         if self._status is not None:
             self._status.stop()
         for logger in self._loggers:
@@ -112,7 +112,7 @@ def open_wandb(folder: Path, config: Config) -> WandbLogger:
     if not mark.exists():
         mark.parent.mkdir(exist_ok=True)
         write_whole(mark, uuid.uuid4().hex.encode())
-    settings = Settings(console="off")  # the display of this run is not theirs to catch
+    settings = Settings(console="off")  # leave this run's terminal alone
     name = f"{folder.parent.name}/{folder.name}"
     logger = WandbLogger(name, folder, id=mark.read_text(), project="chela", settings=settings)
     try:

@@ -58,9 +58,9 @@ def fit(config: Config, console: Console, started: float) -> int:
                 module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
             if config.data.carry:
                 expect_prefill(module.model, "data.carry=true")
-            data.prepare_data()  # before there is a folder, which data that cannot be had would leave behind
+            data.prepare_data()  # before there is a folder: missing data must not leave one behind
             with claimed(config, console, leads) as (run, goes_on):
-                fabric.launch()  # from here on there are all processes, each with its part of every batch
+                fabric.launch()  # from here on all processes run, each with its part of every batch
                 run, goes_on = fabric.broadcast((run, goes_on))
                 assert run is not None
                 Launch(fabric, module, data, run, signals, started, console).run_to_the_end(goes_on)
@@ -73,12 +73,12 @@ def fit(config: Config, console: Console, started: float) -> int:
         except UsageError:
             if leads:
                 raise
-            return 0  # every process comes to it at the same step; the first one says it
+            return 0  # all processes raise it at the same step; the first one reports it
 
 
 @dataclasses.dataclass
 class Launch:
-    """The steps that one launch takes of a run."""
+    """One launch of a run: its part of the steps, and at the last one the test."""
 
     fabric: Fabric
     module: LitModel
@@ -149,7 +149,7 @@ class Launch:
             self.log.close()
 
     def log_step(self) -> None:
-        """Make a line of the step's batch; a value that has no name in ``Log.columns`` is not written."""
+        """Log the step's batch; a value that has no column in ``Log.columns`` is not written."""
         self.module.expect_finite()
         counts = summed(self.fabric, self.module.of_step)
         (_, _, tokens), seconds = self.totals(), self.state.seconds
@@ -184,7 +184,7 @@ class Launch:
             in_first(self.fabric, self._save_best)
 
     def save_or_stop(self) -> None:
-        """End a step: everything that belongs to it has been done."""
+        """Save a checkpoint or stop the run after a step, where either is due."""
         config, step, now = self.config.trainer, self.state.step, time.monotonic()
         limit = seconds(config.max_time)
         asked = self.signals.asked or (TIME_IS_UP if limit is not None and now - self.started > limit else 0)
@@ -224,7 +224,7 @@ class Launch:
         resume.save(self.run.last, saved, previous=self.run.previous)
 
     def _save_best(self) -> None:
-        """Write the best weights on their own. Killed before the next checkpoint, the run comes to them again."""
+        """Write the best weights to a file of their own. A run killed before the next checkpoint finds them again."""
         best = {"fingerprint": fingerprint(self.config), **self.state.last, "model": self.module.model.state_dict()}
         resume.save(self.run.best, best)
 
@@ -252,7 +252,7 @@ class Launch:
         best = in_first(self.fabric, lambda: self.run.load_weights(self.config, "best"))
         assert best is not None
         module.model.load_state_dict(best["model"])
-        # as the file says: a launch that was killed may have saved it, and on a GPU its steps may come out otherwise
+        # the file decides: a launch that was killed may have saved it, and on a GPU repeated steps may differ
         state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
         splits = (*data.task.further, "test") if self.config.trainer.test else ()
         tests = {split: scored(module, data, split, self.fabric) for split in splits}

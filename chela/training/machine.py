@@ -75,7 +75,7 @@ def stdout_console() -> Console:
 
 
 def quiet_lightning() -> None:
-    """Keep back Lightning's advertisements and the hints that do not hold here."""
+    """Silence Lightning's advertisements and hints that do not apply here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*srun. command is available.*")

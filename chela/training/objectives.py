@@ -52,7 +52,7 @@ SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss
 class Objective:
     """Cross-entropy over the targets that count: one a sequence, or one a position.
 
-    ``columns`` are what is told of it; ``score``, of ``SCORES``, is the one that picks the best checkpoint.
+    ``columns`` are logged; ``score``, one of ``SCORES``, picks the best checkpoint.
     """
 
     def __init__(self, columns: tuple[str, ...], score: str) -> None:
@@ -122,7 +122,7 @@ def above_majority(values: dict[str, float], majority: float) -> bool:
 
 
 def _targets_of_share(labels: Tensor) -> Tensor:
-    """Return the targets of ``labels``; where they are a piece of sequences, a piece's equal share of all targets."""
+    """Count the targets of ``labels``; of a piece of sequences, an equal share of all the pieces' targets."""
     piece, targets = current(), (labels != IGNORED).sum().double()
     return targets if piece is None or labels.ndim == 1 else piece.gather(targets).sum() / piece.count
 

@@ -116,7 +116,7 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
         version, missing = state["format_version"], [key for key in (*keys, "fingerprint") if key not in state]
         if missing and version == FORMAT_VERSION:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except Exception as error:  # a foreign file can make the reader raise anything
+    except Exception as error:  # torch may raise anything on a foreign file
         reason = first_line(error)[:120]
         raise TornError(f"expected a whole checkpoint at {path}, it is torn or foreign ({reason})") from None
     if version != FORMAT_VERSION:

@@ -1,4 +1,4 @@
-"""The run folder: where everything that a run leaves behind lies; and what it tells at its end.
+"""The run folder, which holds everything that a run leaves behind; and the report at its end.
 
 ::
 
@@ -7,7 +7,7 @@
         metrics.csv       a line for each logged step and validation
         result.json       written at the end, once the test set has been seen
         checkpoints/      last.ckpt, previous.ckpt (in case last is torn), best.ckpt (best on validation)
-        .lock, .holder    held by the launch that works here, and which that is
+        .lock, .holder    held by the launch that works here, and its process
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def find_run(config: Config) -> RunFolder | None:
 
 @contextlib.contextmanager
 def claimed(config: Config, console: Console, leads: bool) -> Iterator[tuple[RunFolder | None, bool]]:
-    """Hold the run's folder; take a new one back when the launch fails before there is anything in it."""
+    """Hold the run's folder; remove a new one if the launch fails before anything is in it."""
     if not leads:
         yield None, False
         return
@@ -192,7 +192,7 @@ def lock_run(folder: Path) -> FileLock:
 
 
 def _folders(config: Config) -> Iterator[Path]:
-    """Name the folders that runs of this configuration get, in order; a file may be in the way."""
+    """Yield the folders that runs of this configuration get, in order; a name that a file has is left out."""
     parent = Path(os.path.expanduser(config.runs)) / f"{label(config.task.name)}-{config.preset}"
     stem = f"{config.model.name}-seed{config.seed}-{fingerprint(config)}"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
@@ -200,7 +200,7 @@ def _folders(config: Config) -> Iterator[Path]:
 
 
 def trusted(config: Config) -> str:
-    """Return the word that lets a run folder name the modules that this run's words named."""
+    """Return the word ``trust=MODULES`` that commands on this run need, if it has a user's own task or system."""
     modules = {name.partition(":")[0] for name in (config.task.name, config.model.mixer.name) if ":" in name}
     return f" trust={','.join(sorted(modules))}" if modules else ""
 
@@ -255,10 +255,10 @@ def result_of(
 
 
 def sample(model: nn.Module, task: Any) -> str:
-    """Return a text that the network writes; empty where it is no model of text, or has no states."""
+    """Return a text that a model of text writes; empty for other networks, and for those without states."""
     if not getattr(task, "alphabet", "") or not isinstance(model, TokenModel):
         return ""
-    from chela.models.generate import generate  # of no use to other tasks
+    from chela.models.generate import generate  # imported here: other tasks do not need it
 
     symbols = min(SAMPLE, task.l_max) if model.backbone.ends() else SAMPLE
     with contextlib.suppress(UsageError):  # a system of somebody's own without states

@@ -43,7 +43,7 @@ def each(
                 made = step(fabric.to_device(batch))
             yield made
     finally:
-        for module, mode in modes.items():  # one that somebody froze stays so
+        for module, mode in modes.items():  # a frozen one stays frozen
             module.training = mode
 
 
@@ -130,7 +130,7 @@ def overlapping(data: LRADataModule, model: nn.Module, split: str, window: int) 
 
 
 def expect_prefill(model: nn.Module, key: str) -> None:
-    """Expect a network that reads on from a state, for longer than it was built for; UsageError where it does not."""
+    """Refuse a network that cannot read on from a state for longer than it was built for, by a UsageError."""
     if not hasattr(model, "prefill"):
         raise UsageError(f"{key}: expected a network with prefill(inputs, state), {type(model).__name__} has none")
     if ends := getattr(getattr(model, "backbone", None), "ends", str)():  # "learned positions", or a system

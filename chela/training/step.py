@@ -32,8 +32,8 @@ class LitModel(L.LightningModule):
         model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
         self.step = 0  # steps of the whole run that are done
         self.of_step = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
-        self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; whoever reads it sets it to 0
-        self.groups: Sequence[int] = ()  # the numbers that tell records apart, where each group is counted
+        self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; the reader sets it to 0
+        self.groups: Sequence[int] = ()  # values of ``Records.groups``, each of which is counted on its own
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite
         self._sharers: Any = None  # the processes that have a piece each of this one's sequences
@@ -158,7 +158,7 @@ class LitModel(L.LightningModule):
 def scores_of(model: nn.Module, batch: Batch) -> Tensor:
     """Score a batch: ``(B, K)``, or ``(B, L, K)`` where each position has a label.
 
-    A text that is longer than the network was built for ("beyond") is read from no state.
+    A text longer than the network was built for ("beyond") is read by ``prefill``.
     """
     inputs = batch["inputs"]
     if inputs.is_floating_point():

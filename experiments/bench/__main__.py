@@ -33,8 +33,8 @@ def main(options: Options) -> int:
     path = options.out or RESULTS / f"{options.name}.json"
     folder = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"out: expected a JSON file that can be written, got {path}")  # before minutes of measuring
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own lines stay away
+        raise UsageError(f"out: expected a JSON file that can be written, got {path}")  # before measuring
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silence the profiler
     run = getattr(importlib.import_module(f"experiments.bench.{BENCHMARKS[options.name]}"), options.name)
     from experiments.bench import timing
 

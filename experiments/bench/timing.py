@@ -1,4 +1,4 @@
-"""How things are timed here: all candidates in one process, taking turns, so that a busy machine slows each alike."""
+"""Timing: all candidates take turns in one process, so that a busy machine slows each alike."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def peak_memory(run: Step) -> int:
 
 
 def allocator(keep: bool) -> str:
-    """Have freed memory kept if ``keep``, unless the environment sets the allocator; name the one in use."""
+    """Tune the allocator to keep freed memory if ``keep``, unless the environment sets it; return its name."""
     if any(name in os.environ for name in ALLOCATOR):
         return "as set"
     return "keeping" if keep and tune_allocator() else "default"

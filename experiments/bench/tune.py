@@ -40,7 +40,7 @@ def tune(options: Options) -> list[Row]:
 
 
 def tuned(dtype: torch.dtype, width: int, length: int, seconds: float) -> Row:
-    """Return the best launch that was found in so many seconds; those of at least one field are tried."""
+    """Return the best launch found in so many seconds; at least one field is tried."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     heads = 2048 // width if device == "cuda" else 2
     inputs = torch.randn(4, 1, length, heads, width, device=device, dtype=dtype).unbind()

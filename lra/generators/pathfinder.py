@@ -74,10 +74,10 @@ def generate(options: PathfinderOptions, seed: int, start: int, count: int) -> P
 
 
 def apart(options: PathfinderOptions, made: Pictures) -> np.ndarray:
-    """Return of each image whether its label can be read one way only, bool ``(N,)``.
+    """Return for each image whether its label is unambiguous, bool ``(N,)``.
 
-    It can where the two long paths stay further apart, from any end of a dash to any of the other path's, than the gap
-    between a path's own dashes is wide: who links each dash to the nearest never comes from one path to the other.
+    It is where the two long paths stay further apart, from any end of a dash to any of the other path's, than the gap
+    between a path's own dashes: linking each dash to the nearest then never leads from one path to the other.
     """
     used = np.arange(made.paddles.shape[1]) < made.counts[:, :1]
     row, column, direction, path = np.moveaxis(made.paddles, -1, 0)

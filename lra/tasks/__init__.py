@@ -1,4 +1,4 @@
-"""Tasks by name: what there is, what each can be told, and a task made from its options.
+"""Tasks by name: which there are, their options, and a task made from options.
 
 A task is a class in one of the modules here, or one of your own, named ``module:Class``.
 """

@@ -62,7 +62,7 @@ class Records(ABC):
         return batch_indices(self.lengths(), size, pool, seed, step)
 
     def ordered(self, size: int, step: int) -> tuple[np.ndarray, bool]:
-        """Return the records of a step where row b goes on from the step before, and whether all begin anew."""
+        """Return the records of a step where row b goes on from the step before, and whether all start a new text."""
         raise DataError("data.carry: expected records that go on from each other, as those of one text do")
 
     def epochs(self, records: int) -> float:
@@ -93,19 +93,19 @@ class Task:
     vocab_size: int | None = None  # number of token ids, padding 0 included; None for continuous input
     input_dim: int = 1  # values per position for continuous input, 1 for tokens
     pair: bool = False  # whether a record is two sequences
-    note: str = ""  # what every result on this data must say, after ``prepare``: why it is not the benchmark's
+    note: str = ""  # printed with every result, after ``prepare``: why the data is not the benchmark's
     sources: tuple[str, ...] = ("auto",)  # values of ``data.source`` that the task knows
     generated: bool = False  # whether its data is generated unless ``data.root`` names a release of it
     grouped_by: str = ""  # what ``Records.groups`` tells of a record, such as "pairs"
     further: tuple[str, ...] = ()  # names of splits beside the three on which a trained network is tested too
-    own_text: bool = False  # ``data.root`` is what is learned, and its file's name is of a run's fingerprint
+    own_text: bool = False  # ``data.root`` is the text; its file's name is a part of a run's fingerprint
     in_order: bool = False  # the records are of one text, each target the next input: ``data.carry`` reads in order
     context: str = ""  # from how much of a text a target is predicted in validation and test; empty where it is none
     input_help: str = "numbers with spaces or commas between: token ids, or the values of all positions"  # of a line
     classes: tuple[str, ...] = ()  # their names, for people
     encoding: dict[str, Any]  # the name and the options by which ``get_task`` made it
     retired: ClassVar[dict[str, Any]] = {}
-    """Options that went, with the one value that is left: it still counts in the fingerprint of a run."""
+    """Removed options, each with its one value that is still read and still hashed for the fingerprint."""
 
     def __init_subclass__(cls) -> None:
         cls.name = vars(cls).get("name", cls.__name__.lower())
@@ -139,7 +139,7 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} must define dataset(split)")
 
     def baseline(self) -> str:
-        """Return what a simple rule scores on the test set, in words, after ``prepare``; empty where none is known."""
+        """Return, in words, what a simple rule scores on the test set, after ``prepare``; empty if none is known."""
         return ""
 
     def check(self, encoded: Encoded, label: Label | None = None) -> None:

@@ -89,7 +89,7 @@ class Corpus(Task):
         self.note = "; ".join(filter(None, notes))
 
     def _files(self, data: DataConfig) -> list[Path]:
-        """Return where the text lies, or its three parts, each what it should be."""
+        """Return the file of the text, or those of its three parts, each checked."""
 
         def check(path: Path) -> None:
             if not path.is_file():

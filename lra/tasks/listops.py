@@ -80,9 +80,9 @@ def evaluate(expression: str) -> int:
 
 
 _LONGER = 2_000  # trees of the further test set, longer than any to learn from
-_DEEPER = 4  # levels that they may have more: six levels of up to five arguments seldom make 150 tokens
+_DEEPER = 4  # further levels: six of up to five arguments seldom make 150 tokens
 _FILES = {"train": "train", "validation": "val", "test": "test"}
-_EVALUATED = 50  # of the released rows, one in so many is evaluated against its label
+_EVALUATED = 50  # one released row in so many is evaluated and compared to its label
 
 
 def _read_tsv(path: Path, longest: int) -> Iterator[Example]:
@@ -180,7 +180,7 @@ class ListOps(StoredTask):
         return tokens
 
     def baseline(self) -> str:
-        """Return what the outermost operator scores alone, answered by its most frequent value in training."""
+        """Return the score of the outermost operator alone: its most frequent value in training is the answer."""
         train, test = (self._values_of_roots(split) for split in ("train", "test"))
         hits = (test[np.arange(len(test)), train.argmax(1)] * train.any(1)).sum()
         return f"{int(hits) / int(test.sum()):.2%} by the outermost operator alone"

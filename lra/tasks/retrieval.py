@@ -76,7 +76,7 @@ class Retrieval(TextTask):
             self.note = "a stand-in: are two pieces of one IMDb review? Not LRA's pairs of papers"
             return self._reviews.folder
 
-        # nothing tells one user's pairs from another's but where they lie
+        # only its folder tells one user's pairs from another's
         given = None if data.root is None else locate(self.name, data, [AAN])[1].parent
         spec = self.spec(f"aan_{digest(given)}" if given else "aan", COUNTS)
 

@@ -1,8 +1,8 @@
-"""Select: four movie reviews told by turns; at each turn, does its teller say a certain word anywhere? Not of LRA's.
+"""Select: four movie reviews told by turns; at each turn, does its teller say a certain word anywhere? Not in LRA.
 
 Each piece is the end of a review of IMDb, 100 to 300 bytes of it. It is cut into six turns, the turns of all four are
-mixed, and each has the name of its piece in front, one of 256 symbols. There is asked whether the piece has the word
-"this", as nearly half of them do. It may be in any turn of that name, and in those of others too. Names, order and
+mixed, and each has the name of its piece in front, one of 256 symbols. The question is whether the piece has the word
+"this", as nearly half of them do. It may be in any turn of that name, and in other pieces' turns too. Names, order and
 lengths are drawn anew, so neither a fixed distance nor a symbol tells which turns count: names must be compared. A
 training record is drawn from (seed, step), one to validate or test on from its number (``lra.pieces``).
 """
@@ -70,7 +70,7 @@ class Select(Task):
         return Selections(self, self._reviews.dataset(split), split)
 
     def baseline(self) -> str:
-        """Return what the best answer scores that looks at no name: to the turn at hand, and how many have the word."""
+        """Return the score of the best rule without names: by the turn at hand, and how many turns have the word."""
         if not self.words:
             return ""
         votes = Counter[tuple[bool, int]]()
@@ -80,7 +80,7 @@ class Select(Task):
         return f"{np.mean(hits):.2%} by whether the turn at hand has the word, and how many turns have it"
 
     def _turns(self, split: str) -> Iterator[tuple[tuple[bool, int], int]]:
-        """Yield of each turn whether it has the word, how many turns of its record have, and the target."""
+        """Yield for each turn whether it has the word, how many turns of its record have it, and the target."""
         (word,), records = hashed(self.word.encode()), self.dataset(split)
         for ids, targets in records.read(range(min(5_000, len(records)))):
             places = np.flatnonzero(np.asarray(targets) != IGNORED)

@@ -16,7 +16,7 @@ from lra.tasks.base import Encoded, Label, Records, Task, majority
 
 
 class StoredTask(Task, ABC):
-    """A task with records on disk: say how they are built, how one becomes model input, and how long that is."""
+    """A task with records on disk. A subclass builds them, encodes one as model input, and says how long that is."""
 
     folder: Path  # where the records lie, once prepared
     _data: DataConfig
@@ -40,7 +40,7 @@ class StoredTask(Task, ABC):
     def prepare(self, data: DataConfig) -> None:
         """Make the records on first use; cheap when they are there. Raises ``DataError``."""
         super().prepare(data)
-        given_root(self.name, data)  # a folder that is not there is said even where records were made from it
+        given_root(self.name, data)  # an error even where records were already made from a folder that is gone
         self.folder, self._data = self.build(data), data
         self._sets: dict[str, RecordSet] = {}
 

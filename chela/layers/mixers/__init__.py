@@ -76,7 +76,7 @@ def mixer_options(name: str) -> Any:
 
 
 def build_mixer(name: str, d_model: int, options: dict[str, Any], **context: Any) -> nn.Module:
-    """Build a mixer of width D by its own ``options``, and by what its constructor names of the ``context``."""
+    """Build a mixer of width D from its own ``options`` and what its constructor names of the ``context``."""
     cls = mixer_class(name)
     wanted = inspect.signature(cls).parameters
     return cls(d_model, **{**options, **{key: value for key, value in context.items() if key in wanted}})

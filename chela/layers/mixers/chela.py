@@ -135,13 +135,13 @@ class ChelaLayer(nn.Module):
         return self._gated(parts, x, c, stream, mask)
 
     def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
-        """Return each core with what it makes queries and keys of, and its values W_v x before SiLU."""
+        """Return each core with the stage that its queries and keys read, and its values W_v x before SiLU."""
         values = columns(self.value(x), [core.width for core in self.cores]) if self.cores else []
         of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
         return list(zip(self.cores, of, values, strict=True))
 
     def _gated(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Join what the cores gave, or take it of c where there are none, and gate it by c."""
+        """Join the outputs of the cores (without cores: values of c), and gate them by c."""
         if self.norm is not None:
             parts = [self.norm(F.silu(self.value(c)))]
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]

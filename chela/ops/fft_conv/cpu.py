@@ -1,7 +1,7 @@
 """The long convolution made fast on a CPU; it runs on any device. Called ``backend="fft"``.
 
-It has a backward of its own and runs in blocks of channels. So the padded copies and the spectra of one block stay in
-the cache, and the memory needed beside inputs and outputs is that of one block. Complex tensors never leave this file.
+It has its own backward pass and takes a block of channels at a time: the padded copies and spectra of one block stay in
+the cache, and are all the memory needed beside inputs and outputs. Complex tensors never leave this file.
 
 Shapes: B batch, L length, C channels, N FFT length.
 """
@@ -21,8 +21,8 @@ from chela.ops.memory import in_huge_pages
 LINE = 16
 """Channels in a block, on a CPU: 64 bytes of float32, so that a block reads and writes whole cache lines."""
 BLOCK_BYTES, OF_FEW_TOKENS = 2 << 20, 7 << 20
-"""Where the padded input of one block is smaller than this, more lines are taken at once; below 256 tokens the cache
-saves less than the operators of more blocks cost."""
+"""Where the padded input of one block is smaller than this, a block has more channels: below 256 tokens the calls of
+more blocks cost more than the cache saves."""
 SHORT = 1024
 """Tokens of a block of a sequence that stay in the cache until they are transposed."""
 
@@ -111,9 +111,9 @@ convolve.register_autograd(_differentiate, setup_context=lambda ctx, inputs, out
 
 
 def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, list[slice]]]:
-    """Cut the channels into blocks, and give those of one width a buffer ``(count, c, N)``.
+    """Cut the channels into blocks; blocks of one width share a buffer ``(count, c, N)``.
 
-    The buffer is zero at first. As each block fills the same places, all others stay zero.
+    The buffer starts as zeros. Each block fills the same places, so the padding stays zero.
     """
     n = fft_length(u.shape[1])
     channels = width = u.shape[2]
@@ -121,7 +121,7 @@ def _spans(u: Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[Tensor, 
         size = BLOCK_BYTES if u.shape[1] >= 256 else OF_FEW_TOKENS
         most = max(size // (LINE * count * n * dtype.itemsize), 1)
         lines = -(-channels // LINE)
-        width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, but of like widths
+        width = min(LINE * -(-lines // -(-lines // most)), channels)  # as many blocks, of nearly equal widths
     whole = channels - channels % width
     spans = [(width, range(0, whole, width)), (channels - whole, range(whole, channels, width))]
     for width, starts in spans:

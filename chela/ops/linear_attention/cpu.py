@@ -1,9 +1,9 @@
 """The chunked algorithm made fast on a CPU; it runs on any device. Called ``backend="chunked"``.
 
 It is the algorithm of ``plain.py``, for causal attention and for bidirectional attention with decay; without, see
-``attend_undecayed``. Some batch rows at a time are walked segment by segment, each short enough that all that is
-computed from it stays in the cache: it lies in buffers that serve the next one too. The forward pass saves the states
-at the borders of segments; the backward pass walks the other way and computes all others again.
+``attend_undecayed``. It takes some batch rows at a time, segment by segment, each short enough that everything computed
+from it stays in the cache, in buffers that the next one uses again. The forward pass saves the states at the borders of
+segments; the backward pass goes the other way and recomputes all others.
 
 Shapes: n chunks of C tokens, ``(n, B, H, C, ·)``, so that all products are batched products over contiguous memory;
 states ``(n, B, H, D, E)``, the one that reaches each chunk. Way 0 is rightward, way 1 leftward.

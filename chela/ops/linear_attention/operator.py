@@ -1,4 +1,4 @@
-"""What the fast backends share: the torch operator with fake tensors, autograd; the edges' gradient."""
+"""What the fast backends share: the torch operator with its fake form and autograd, and the gradient of the decays."""
 
 from __future__ import annotations
 

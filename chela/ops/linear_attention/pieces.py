@@ -1,9 +1,9 @@
-"""Linear attention where each process has a piece of the sequence: what the pieces tell each other is their states.
+"""Linear attention where each process has a piece of the sequence: pieces exchange their states and nothing else.
 
-Each works out the state that its own tokens send to the border, ``Σ_j w_j k_j [v_j, 1]ᵀ`` ``(B, H, D, E + 1)`` with w_j
-the decay on the way, and the decay over the whole piece. One all-gather makes both known, whatever the length; what
-arrives at a piece is then the decayed sum of the states on that side of it. The sums over tokens are made again in the
-backward pass, so that nothing but their inputs is kept.
+Each computes the state that its own tokens send to the border, ``Σ_j w_j k_j [v_j, 1]ᵀ`` ``(B, H, D, E + 1)`` with w_j
+the decay on the way, and the decay over the whole piece. One all-gather shares both, whatever the length; the state
+that arrives at a piece is the decayed sum of the states on that side of it. Sums over tokens are recomputed in the
+backward pass.
 """
 
 from __future__ import annotations
