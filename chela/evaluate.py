@@ -21,7 +21,7 @@ from chela.core.options import option
 
 
 @dataclass
-class RunWords:
+class RunOptions:
     """What names the weights of a run."""
 
     run: str = option("last", "the folder that a training run printed; last: the newest under runs/", positional=True)
@@ -37,44 +37,44 @@ class RunWords:
             self.run = str(folder)
             sys.stderr.write(f"run {folder}\n")
         moved = {"data.dir": self.data_dir, "data.root": self.data_root}
-        said = [f"{key}={value}" for key, value in moved.items() if value]
-        return resolve([f"resume={folder}", f"trust={self.trust}", *said])  # refuses other data
+        words = [f"{key}={value}" for key, value in moved.items() if value]
+        return resolve([f"resume={folder}", f"trust={self.trust}", *words])  # refuses other data
 
 
 @dataclass
-class Words(RunWords):
+class Options(RunOptions):
     """The words of the command."""
 
     split: str = option("test", "what is scored: test, validation, or a task's further test set (ListOps: longer)")
     out: str = option("", "a JSON file to write the scores to, with all their digits")
 
 
-@command(Words, __doc__)
-def main(words: Words) -> int:
+@command(Options, __doc__)
+def main(options: Options) -> int:
     """Score a run, print one line, return the exit status."""
-    config = words.load_config()
-    out = Path(words.out).expanduser()
+    config = options.load_config()
+    out = Path(options.out).expanduser()
     make_folder(out.parent, "out")  # now, not after hours of scoring
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
     from chela.training.score import evaluate
 
-    score, found = evaluate(config, RunFolder(run_folder(words.run)), words.checkpoint, words.split)
+    score, found = evaluate(config, RunFolder(run_folder(options.run)), options.checkpoint, options.split)
     found["count"] = int(found["count"])
     numbers = {name: value for name, value in found.items() if isinstance(value, float) and name != score.name}
     about = {"task": config.task.name, "preset": config.preset, "model": config.model.name, "seed": config.seed}
-    about |= {"split": words.split, "checkpoint": words.checkpoint}
+    about |= {"split": options.split, "checkpoint": options.checkpoint}
     say = stdout_console().print
-    say(f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}, {words.checkpoint} weights")
+    say(f"{config.task.name} {config.preset} {config.model.name} seed {config.seed}, {options.checkpoint} weights")
     columns = "".join(f", {name} {value:.4f}" for name, value in numbers.items())
-    say(f"{words.split}: {score.text(found)} of {found['count']:,}{columns}")
+    say(f"{options.split}: {score.text(found)} of {found['count']:,}{columns}")
     for name, by in found.items():
         if isinstance(by, dict):
             for number, part in by.items():
                 say(f"{name.replace('_', ' ')} {number}: {score.text(part)} of {part['count']:,.0f}")
     if "context" in found:
         say(f"context: {found['context']}" + (f"; {found['words']:,} words" if "words" in found else ""))
-    if words.out:
+    if options.out:
         write_whole(out, (json.dumps(about | found, indent=2) + "\n").encode())
     return 0
 

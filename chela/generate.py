@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
-from chela.predict import NetworkWords
+from chela.predict import NetworkOptions
 
 
 @dataclass
-class Words(NetworkWords):
+class Options(NetworkOptions):
     """The words of the command."""
 
     prompt: str = option("", "what the text begins with; \\n is a new line")
@@ -29,22 +29,22 @@ class Words(NetworkWords):
     seed: int = option(0, "the same seed, the same text", ge=0, le=2**63 - 1)
 
 
-@command(Words, __doc__)
-def main(words: Words) -> int:
+@command(Options, __doc__)
+def main(options: Options) -> int:
     """Write on with a run, print the text, return the exit status."""
-    prompt = words.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
+    prompt = options.prompt.replace("\\n", "\n").encode(errors="surrogateescape")
     from chela.models.generate import Continuation, decode, encode
     from chela.models.heads import TokenModel
 
-    model = words.network()
+    model = options.network()
     alphabet = model.built_from[1].alphabet
     if not alphabet or not isinstance(model, TokenModel):
         got = model.encoding.get("name", "another task")
         raise UsageError(f"run: expected a language model, such as one of task=shakespeare, got one of {got}")
     prompt = prompt or ("\n" if "\n" in alphabet else " ").encode()
-    how = {name: getattr(words, name) for name in ("temperature", "top_k", "seed")}
+    how = {name: getattr(options, name) for name in ("temperature", "top_k", "seed")}
     try:
-        symbols = Continuation(model, encode(prompt, alphabet), words.tokens, **how)
+        symbols = Continuation(model, encode(prompt, alphabet), options.tokens, **how)
     except ValueError as error:
         raise UsageError(str(error)) from None
     status, begun = 0, time.monotonic()  # the prompt has been read

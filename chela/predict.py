@@ -23,7 +23,7 @@ from chela.config.words import command
 from chela.core.errors import DataError, UsageError
 from chela.core.files import expect_trusted
 from chela.core.options import option
-from chela.evaluate import RunWords
+from chela.evaluate import RunOptions
 from lra.tasks import get_task, task_class, task_options
 from lra.tasks.base import sequences
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class NetworkWords(RunWords):
+class NetworkOptions(RunOptions):
     """What names a network: a run, or weights."""
 
     weights: str = option(
@@ -52,7 +52,7 @@ class NetworkWords(RunWords):
 
 
 @dataclass(kw_only=True)
-class Words(NetworkWords):
+class Options(NetworkOptions):
     """The words of the command."""
 
     input: str = option(MISSING, "a file with one sequence a line, or - for standard input")
@@ -64,44 +64,44 @@ def about() -> str:
     return f"{__doc__}" + "".join(f"    {name}: {task_class(name).input_help}\n" for name in names("task"))
 
 
-@command(Words, about)
-def main(words: Words) -> int:
+@command(Options, about)
+def main(options: Options) -> int:
     """Label the sequences that the words name; return the exit status."""
     from chela.models.pretrained import read_options
 
-    model, where = words.network(), words.weights or words.run
+    model, where = options.network(), options.weights or options.run
     if not model.encoding:
         raise UsageError(f"weights: expected an encoding in {where}/config.json, by which a line is read, got none")
     name = str(model.encoding.get("name"))
-    expect_trusted([name], words.trust.split(","), where)
+    expect_trusted([name], options.trust.split(","), where)
     try:
         task = get_task(read_options(task_options(name), model.encoding, where, "task."))
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from None
     try:
-        file = sys.stdin.buffer if words.input == "-" else open(os.path.expanduser(words.input), "rb")  # noqa: SIM115
+        file = sys.stdin.buffer if options.input == "-" else open(os.path.expanduser(options.input), "rb")  # noqa: SIM115
     except OSError as error:
-        raise UsageError(f"input: expected a file to read, got {words.input} ({error.strerror})") from None
+        raise UsageError(f"input: expected a file to read, got {options.input} ({error.strerror})") from None
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape")  # bytes that are no UTF-8 pass through unchanged
-    for label, probabilities in label_sequences(model, task, lines, batch=words.batch):
+    for label, probabilities in label_sequences(model, task, lines, batch=options.batch):
         named = {"name": model.labels[label]} if model.labels and isinstance(label, int) else {}
         sys.stdout.write(json.dumps({"label": label, **named, "probabilities": probabilities}) + "\n")
     sys.stdout.flush()
     return 0
 
 
-def load_run(words: RunWords | str) -> tuple[Network, Task]:
-    """Return the network of a run, on the CPU in eval mode, and its task; ``words`` may be the run's folder alone.
+def load_run(options: RunOptions | str) -> tuple[Network, Task]:
+    """Return the network of a run, on the CPU in eval mode, and its task; ``options`` may be the run's folder alone.
 
     UsageError where there is no run, or its weights are torn or of another network.
     """
     from chela.training.run import RunFolder
 
-    words = RunWords(words) if isinstance(words, str) else words
-    run = RunFolder(run_folder(words.run))
-    config = words.load_config()
+    options = RunOptions(options) if isinstance(options, str) else options
+    run = RunFolder(run_folder(options.run))
+    config = options.load_config()
     task = get_task(config.task)
-    return run.network(config, task, words.checkpoint).eval(), task
+    return run.network(config, task, options.checkpoint).eval(), task
 
 
 def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch: int = 64) -> Iterator[tuple[Any, Any]]:

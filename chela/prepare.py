@@ -53,8 +53,8 @@ def _summary(task: Task, data: DataConfig, full_check: bool) -> Iterator[str]:
             f"{split}: {len(records):,} records, length {lengths.min():,} … {lengths.max():,}, "
             f"mean {lengths.mean():,.0f}, most frequent class {records.majority_accuracy():.2%}{policy}"
         )
-    if told := task.baseline():
-        yield f"to beat: {told}"
+    if rule := task.baseline():
+        yield f"to beat: {rule}"
     yield f"classes: {task.num_classes}; ids: {task.vocab_size or 'none, values'}; l_max: {task.l_max:,}"
 
 

@@ -72,15 +72,15 @@ class SweepFile(Section):
             for variant in (variants or [[{}]])[-1] if seeds else []:
                 layers = (*(section.overrides for section in sections), variant)
                 merged = {key: value for layer in layers for key, value in layer.items()}
-                said = {*merged, *(text.partition("=")[0] for text in words)}
-                if own := said & OWN:
+                keys = {*merged, *(text.partition("=")[0] for text in words)}
+                if own := keys & OWN:
                     raise UsageError(f"overrides: expected keys of a run, {', '.join(sorted(own))} is the sweep's own")
                 chosen = {"task": task, "model": model, "preset": self.preset, "trainer.threads": self.threads}
                 name = "-".join([label(task), self.preset, label(model), *_words(variant)])
-                if self.tune and RATE in said:
+                if self.tune and RATE in keys:
                     raise UsageError(f"{RATE}: expected none where rates are tuned ({name}); leave it or tune out")
-                told = (*_words(chosen | merged), *words)
-                yield Pair(name, told, resolve(list(told)), tuple(seeds), self.tune, folder)
+                run_words = (*_words(chosen | merged), *words)
+                yield Pair(name, run_words, resolve(list(run_words)), tuple(seeds), self.tune, folder)
 
 
 def _words(options: dict[str, Any]) -> list[str]:
@@ -110,8 +110,8 @@ class Job:
         """Record that it failed, and how, so that the table can count it."""
         if not (config := self.folder / "config.yaml").exists():
             write(config, to_yaml(self.config))
-        told = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
-        write(self.folder / FILES["failed"], json.dumps(told, indent=2) + "\n")
+        record = {"fingerprint": fingerprint(self.config), "status": status, "error": error}
+        write(self.folder / FILES["failed"], json.dumps(record, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

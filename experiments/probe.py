@@ -31,7 +31,7 @@ from chela.config.compose import run_folder
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
-from chela.evaluate import RunWords
+from chela.evaluate import RunOptions
 from chela.layers.attention import Attended
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
@@ -46,7 +46,7 @@ TOKENS = 16384  # of a text, scored at once
 
 
 @dataclass
-class Words(RunWords):
+class Options(RunOptions):
     """The words of the command."""
 
     records: int = option(0, "records of the test set, from the first on; 0: all", ge=0, le=1_000_000_000)
@@ -54,28 +54,28 @@ class Words(RunWords):
     times: list[int] = option([], "score a text in windows of so many training windows instead")
 
 
-@command(Words, __doc__)
-def main(words: Words) -> int:
+@command(Options, __doc__)
+def main(options: Options) -> int:
     """Probe a run; return the exit status."""
-    if not all(factor > 0 for factor in words.times):
-        raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, words.times))}")
-    model, task = load_run(words)
-    if words.times and not task.in_order:
-        raise UsageError(f"times: expected a run on a text, {words.run} is one of {task.name}")
-    if not (words.times or any(isinstance(module, Attended) for module in model.modules())):
-        raise UsageError(f"expected a run with attention, that of {words.run} has none")
-    task.prepare(words.load_config().data)
-    if words.times:
-        found = by_length(model, task, words.times)
-        told = [f"window {row['window']:,}: {row['bits']:.4f} bits a symbol" for row in found["windows"]]
-        told += found["not_scored"]
+    if not all(factor > 0 for factor in options.times):
+        raise UsageError(f"times: expected numbers from 1, got {', '.join(map(str, options.times))}")
+    model, task = load_run(options)
+    if options.times and not task.in_order:
+        raise UsageError(f"times: expected a run on a text, {options.run} is one of {task.name}")
+    if not (options.times or any(isinstance(module, Attended) for module in model.modules())):
+        raise UsageError(f"expected a run with attention, that of {options.run} has none")
+    task.prepare(options.load_config().data)
+    if options.times:
+        found = by_length(model, task, options.times)
+        lines = [f"window {row['window']:,}: {row['bits']:.4f} bits a symbol" for row in found["windows"]]
+        lines += found["not_scored"]
     else:
-        found = attention_adds(model, task, records=words.records, batch=words.batch)
+        found = attention_adds(model, task, records=options.records, batch=options.batch)
         score = Score(**found["score"])
-        told = [f"{way}: {score.text({score.name: value})}" for way, value in found["scores"].items()]
-        told.append(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
-    write(run_folder(words.run) / FILES["length" if words.times else "probe"], json.dumps(found, indent=2) + "\n")
-    print(*told, sep="\n")
+        lines = [f"{way}: {score.text({score.name: value})}" for way, value in found["scores"].items()]
+        lines.append(f"attention adds {found['adds']:.{score.digits}f} {score.unit}")
+    write(run_folder(options.run) / FILES["length" if options.times else "probe"], json.dumps(found, indent=2) + "\n")
+    print(*lines, sep="\n")
     return 0
 
 

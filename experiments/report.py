@@ -93,12 +93,12 @@ class FirstScreen:
         """Return who is ahead where."""
         if not self.gaps:
             return ""
-        told: dict[str, list[str]] = {"ahead": [], "behind": [], "not told apart": []}
+        tasks_by: dict[str, list[str]] = {"ahead": [], "behind": [], "not told apart": []}
         for task, gap in self.gaps.items():
             unit = self.table.score(task)["unit"].replace("%", "points")
             size = f" ({abs(gap):.{self.digits[task]}f} {unit})" if gap else ""
-            told["ahead" if gap > 0 else "behind" if gap else "not told apart"].append(self.titles[task] + size)
-        parts = [f"{how} on {', '.join(tasks)}" for how, tasks in told.items() if tasks]
+            tasks_by["ahead" if gap > 0 else "behind" if gap else "not told apart"].append(self.titles[task] + size)
+        parts = [f"{how} on {', '.join(tasks)}" for how, tasks in tasks_by.items() if tasks]
         return f"{_shown(self.lead)} against {_shown(self.other)}: {'; '.join(parts)}."
 
     def beside(self, key: str) -> dict[str, float]:
@@ -115,14 +115,14 @@ class FirstScreen:
             yield f"+{self.gaps[self.most]:.0f} points", over
         if speeds := self.beside("tokens_per_second ×"):
             (fastest, high), *_, (slowest, low) = [*speeds.items()] * 2
-            told = f"training speed; {low:.1f}× on {self.titles[slowest]}, {high:.1f}× on {self.titles[fastest]}"
-            yield f"{np.exp(np.mean(np.log([*speeds.values()]))):.1f}× {BASELINE}", told
+            meaning = f"training speed; {low:.1f}× on {self.titles[slowest]}, {high:.1f}× on {self.titles[fastest]}"
+            yield f"{np.exp(np.mean(np.log([*speeds.values()]))):.1f}× {BASELINE}", meaning
         few, many = self.cells["seeds"].min(), self.cells["seeds"].max()
         seeds = _count(few, "seed") if few == many else f"{few}–{many} seeds"
         sizes = self.cells["parameters"].groupby("task")
         wide = 100 * ((sizes.max() / sizes.min()).max() - 1)
-        told = f"finished; {seeds}" + (f"; sizes within {wide:.0f} %" if wide >= 0 else "")
-        yield f"{self.cells['seeds'].sum()} of {len(self.table.runs)} runs", told
+        meaning = f"finished; {seeds}" + (f"; sizes within {wide:.0f} %" if wide >= 0 else "")
+        yield f"{self.cells['seeds'].sum()} of {len(self.table.runs)} runs", meaning
         if self.table.preset not in ARENA and any(task in TITLES for task in self.tasks):
             yield "Not LRA numbers", f"{self.table.preset} tasks, made small"
 
@@ -194,14 +194,14 @@ def first_screen(tables: Sequence[ResultTable], title: str, beat: Rules) -> str:
     found = FirstScreen(table, beat)
     csv = f"data:text/csv;base64,{base64.b64encode(to_csv(tables).encode()).decode()}"
     rules = "; ".join(f"{title} {beat[task][1]}" for task, title in found.titles.items() if task in beat)
-    told = [f"Dashed: what a simple rule scores ({rules})."] * bool(rules) + ["; ".join(table.notes()[3:])]
+    notes = [f"Dashed: what a simple rule scores ({rules})."] * bool(rules) + ["; ".join(table.notes()[3:])]
     cards = [f'<div class="card"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in found.boxes()]
     return f"""<h1>{escape(title or found.title())}</h1>
 <p>{escape(found.sentence())}</p>
 <div class="cards">{"".join(cards)}</div>
 <div class="grid">{"".join(found.panels())}</div>
 <p class="soft">Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference.
-{escape(" ".join(told))} ·
+{escape(" ".join(notes))} ·
 <a download="cells.csv" href="{csv}">CSV of all cells</a> · <a href="#table">table</a></p>"""
 
 

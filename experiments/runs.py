@@ -70,8 +70,8 @@ class Run:
         ended = "finished" if self.result.get("test") else "untested" if self.result else "unfinished"
         self.state = "failed" if "failed" in record and not self.result else ended
         named = _FINGERPRINT.findall(path.name) or [path]
-        told = self.result or record.get("failed", {})
-        self.fingerprint = str(told.get("fingerprint") or named[0])  # equal for runs that must give equal numbers
+        outcome = self.result or record.get("failed", {})
+        self.fingerprint = str(outcome.get("fingerprint") or named[0])  # equal for runs that must give equal numbers
         self.task = label(str(self.config["task.name"]))
         self.title = str(self.result.get("task_title") or TITLES.get(self.task, self.task))
         self.model = label(str(self.config["model.name"]))
@@ -224,9 +224,9 @@ def main(options: Options) -> int:
         name = f"{run.task}-{run.preset}/{run.model}-seed{run.seed}-{run.fingerprint}"
         # instead of this machine's folder: released data or not, and the name of a text
         root = run.config.get("data.text", "released" if run.config.get("data.released") else None)
-        told = run.record["config"]
-        told = {**told, "runs": "runs", "resume": "none", "data": {**told["data"], "dir": "", "root": root}}
-        records[name] = {"run": name} | run.record | {"run": name, "config": told}
+        config = run.record["config"]
+        config = {**config, "runs": "runs", "resume": "none", "data": {**config["data"], "dir": "", "root": root}}
+        records[name] = {"run": name} | run.record | {"run": name, "config": config}
         if len(run.curves):
             curves[name] = run.curves.assign(run=name)
     lines = [json.dumps(records[name], ensure_ascii=False) for name in sorted(records)]

@@ -56,8 +56,8 @@ def row_names(runs: Sequence[Run]) -> dict[Path, str]:
 def _telling_apart(runs: Sequence[Run]) -> list[str]:
     """Return the options that differ between runs of one system on one task."""
     options = dict.fromkeys(key for run in runs for key in run.config if key not in _SAME_CELL)
-    told = pd.DataFrame([{key: repr(run.config.get(key)) for key in options} for run in runs])
-    tasks = [ways.drop_duplicates() for _, ways in told.groupby([run.task for run in runs])]
+    frame = pd.DataFrame([{key: repr(run.config.get(key)) for key in options} for run in runs])
+    tasks = [ways.drop_duplicates() for _, ways in frame.groupby([run.task for run in runs])]
     keys = [key for key in options if any(ways[key].nunique() > 1 for ways in tasks)]
     for last in _SAID_LAST:
         fewer = [key for key in keys if key != last]
@@ -83,11 +83,11 @@ def cell_of(runs: Sequence[Run]) -> dict[str, Any]:
     """
     done = [run for run in runs if run.state == "finished"]
     values = pd.Series([run.value for run in done], dtype=float)
-    told = pd.DataFrame([run.result for run in done])
+    results = pd.DataFrame([run.result for run in done])
     line = {"runs": list(runs), "mean": values.mean(), "sd": values.std(), "seeds": len(done)}
     line |= {state: sum(run.state == state for run in runs) for state in STATES}
     line["at chance"] = sum(run.result.get("learned") is False for run in done)
-    costs = told.reindex(columns=[*COSTS, "wall_seconds", "epochs"]).astype(float)
+    costs = results.reindex(columns=[*COSTS, "wall_seconds", "epochs"]).astype(float)
     line |= dict(costs.where(costs > 0).mean())
     speeds = [run.metrics("train").get("tokens_per_second", pd.Series(dtype=float)) for run in done]
     if not np.isnan(median := pd.concat(speeds).median() if speeds else np.nan):

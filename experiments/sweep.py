@@ -172,11 +172,11 @@ class Local(Sweep):
 
     def launch(self, jobs: Sequence[Job]) -> Iterator[Ended]:
         """Run a process for each, and yield how it ended; those that another launcher has come last."""
-        waiting, free, told = deque(jobs), deque(slots(self.trainer, self.jobs)), False
+        waiting, free, announced = deque(jobs), deque(slots(self.trainer, self.jobs)), False
         going: dict[subprocess.Popen[bytes], tuple[Job, list[str]]] = {}
         while going or (waiting and not self.asked):
-            if self.asked and not told:
-                told = True
+            if self.asked and not announced:
+                announced = True
                 for process in going:
                     process.terminate()  # nothing happens to one that has ended
             elif waiting and free and not self.asked:
@@ -277,8 +277,8 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
         return _dry_run(pairs, read_rates(folder))
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
-    told = (pairs, folder, options.jobs, command)
-    return (Slurm(*told, file.slurm) if options.launcher == "slurm" else Local(*told)).run()
+    arguments = (pairs, folder, options.jobs, command)
+    return (Slurm(*arguments, file.slurm) if options.launcher == "slurm" else Local(*arguments)).run()
 
 
 def _dry_run(pairs: list[Pair], rates: dict[str, Any]) -> int:

@@ -183,16 +183,16 @@ def detail_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     rows = []
     for task in table.tasks:
         for row, cell in table.column(task).iterrows():
-            told = {"task": task_heading(table, task), "system": row, score: cell_text(table, task, str(row))}
-            told |= {"rate": f"{cell['lr']:g}", "steps": str(cell["steps"])}
+            line = {"task": task_heading(table, task), "system": row, score: cell_text(table, task, str(row))}
+            line |= {"rate": f"{cell['lr']:g}", "steps": str(cell["steps"])}
             for key, title in (COSTS | {"peak_memory_bytes": "memory, MiB"}).items():
                 value, beside = cell[key] / (2**20 if title == "memory, MiB" else 1), cell[f"{key} ×"]
                 text = NONE if pd.isna(value) else f"{value:,.0f}"
-                told[title] = text if pd.isna(beside) else f"{text} ({number(beside, '×')})"
-            told["minutes a run"] = number(cell["wall_seconds"] / 60, digits=1)
-            told |= {"epochs": number(cell["epochs"])} if table.preset in ARENA else {}
-            told |= {"attention adds": number(cell["adds"], digits=table.score(task)["digits"])} if probe else {}
-            rows.append(told)
+                line[title] = text if pd.isna(beside) else f"{text} ({number(beside, '×')})"
+            line["minutes a run"] = number(cell["wall_seconds"] / 60, digits=1)
+            line |= {"epochs": number(cell["epochs"])} if table.preset in ARENA else {}
+            line |= {"attention adds": number(cell["adds"], digits=table.score(task)["digits"])} if probe else {}
+            rows.append(line)
     return pd.DataFrame(rows)
 
 

@@ -169,8 +169,8 @@ def _build(folder: Path, spec: RecordSpec, splits: Splits) -> None:
         files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(made.iterdir())}
         for name in files:
             sync(made / name)
-        told = {name: getattr(spec, name) for name in ("name", "config", "version", "counts", "sizes", "about")}
-        manifest = {"format_version": FORMAT, **told, "files": files}
+        facts = {name: getattr(spec, name) for name in ("name", "config", "version", "counts", "sizes", "about")}
+        manifest = {"format_version": FORMAT, **facts, "files": files}
         write_whole(made / MANIFEST, json.dumps(manifest, indent=2).encode())
         os.rename(made, folder)
         sync(folder.parent)

@@ -42,18 +42,18 @@ OTHER_NAMES = {"epochs": "max_steps", "max_epochs": "max_steps", "steps": "max_s
 
 def resolve(words: list[str]) -> Config:
     """Build the configuration that ``words`` (``key=value``) ask for; UsageError says what was expected."""
-    said = [*split_words(words)]
-    for key, value in said:
+    pairs = [*split_words(words)]
+    for key, value in pairs:
         if "${" in value or value == "???" or not value.isprintable():
             raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
-    told = {"resume": "none", "config": "", "trust": ""} | dict(said)
+    named = {"resume": "none", "config": "", "trust": ""} | dict(pairs)
     for key in ("resume", "config"):
-        if told[key] not in ("none", "auto", ""):
-            return _resolve_begun(key, told[key], told["trust"], said)
-    chosen = GROUPS | {key: value for key, value in said if key in GROUPS}
+        if named[key] not in ("none", "auto", ""):
+            return _resolve_begun(key, named[key], named["trust"], pairs)
+    chosen = GROUPS | {key: value for key, value in pairs if key in GROUPS}
     files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
     try:
-        preset = resolve_preset(chosen["preset"], dict(said).get("trainer.accelerator", "auto"), files["task"])
+        preset = resolve_preset(chosen["preset"], dict(pairs).get("trainer.accelerator", "auto"), files["task"])
         task = [str(layer["task"]["name"]) for layer in files["task"] if "name" in layer.get("task", {})][-1]
         mixers = [layer.get("model", {}).get("mixer", {}) for layer in files["model"]]
         mixer = [str(section["name"]) for section in mixers if "name" in section][-1]
@@ -74,7 +74,7 @@ def resolve(words: list[str]) -> Config:
             if key in known or group == "model" or not key.startswith("model.mixer.") or (own and key not in _sizes()):
                 _set(config, key, value, f"{group}={chosen[group]}: ")
     config.preset, config.model.name = preset, label(chosen["model"])
-    for key, value in said:
+    for key, value in pairs:
         if key not in GROUPS:
             _set(config, key, value)
     return check(config)
@@ -294,7 +294,7 @@ def from_saved(saved: dict[str, Any], path: Path | str, trust: str = "") -> Conf
     return check(config)
 
 
-def _resolve_begun(key: str, name: str, trust: str, said: list[tuple[str, str]]) -> Config:
+def _resolve_begun(key: str, name: str, trust: str, pairs: list[tuple[str, str]]) -> Config:
     """Return the configuration of the run ``name``, with the other words applied.
 
     With ``resume`` they may not change the run's numbers, with ``config`` not its task, model or preset.
@@ -305,7 +305,7 @@ def _resolve_begun(key: str, name: str, trust: str, said: list[tuple[str, str]])
     have = {"task": label(config.task.name), "model": config.model.name, "preset": config.preset}
     config.trainer.max_time, config.resume, config.again = "", "none", False  # they hold for one launch
     changed = []
-    for word, value in said:
+    for word, value in pairs:
         if word in GROUPS:
             if label(value) != have[word] and (word, value) != ("preset", "auto"):
                 changed.append(f"{word} {have[word]} -> {shown(value)}")

@@ -62,8 +62,8 @@ def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, 
     declared, rows = _declared(task, mixer), retired(task, mixer)
     kept = {key: row["value"] for key, row in rows.items() if "value" in row}
     for key, value in options.items():
-        said = rows.get(key, declared.get(key, {}))
-        if said.get("identity", True) and not ("neutral" in said and said["neutral"] == value):
+        option = rows.get(key, declared.get(key, {}))
+        if option.get("identity", True) and not ("neutral" in option and option["neutral"] == value):
             kept[key] = value
     facts, root = _facts(task), options.get("data.root")
     if root is not None and facts.generated:
@@ -72,7 +72,7 @@ def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, 
         kept["data.text"] = Path(root).name
     if facts.version != Task.version:
         kept["task.version"] = facts.version
-    newer = {key: said["neutral"] for key, said in declared.items() if "neutral" in said}
+    newer = {key: option["neutral"] for key, option in declared.items() if "neutral" in option}
     return newer | kept if neutral else kept
 
 

@@ -87,10 +87,10 @@ def read_words(options: Any, words: Sequence[str], others: bool = True) -> tuple
     values = {}
     for key, field in known.items():
         if key in given:
-            kind, said = str(field.type), given[key]
-            if len(said) > 1 and not kind.startswith("list["):
-                raise UsageError(f"{key}: expected one value, got {' '.join(said)}")
-            values[field.name] = read_value(key, kind, said if len(said) > 1 else said[0])
+            kind, texts = str(field.type), given[key]
+            if len(texts) > 1 and not kind.startswith("list["):
+                raise UsageError(f"{key}: expected one value, got {' '.join(texts)}")
+            values[field.name] = read_value(key, kind, texts if len(texts) > 1 else texts[0])
         elif field.default is field.default_factory is dataclasses.MISSING:
             place = "" if field.metadata.get("positional") else f"{key}=…, "
             raise UsageError(f"{key}: expected {place}{field.metadata['help']}; see --help")
@@ -150,7 +150,7 @@ def _line(key: str, value: str, field: Field) -> str:
     limits = field.metadata
     choices = ", ".join(map(str, limits.get("choices", ())))
     bounds = ", ".join(f"{sign} {limits[name]:g}" for name, (_, _, sign) in BOUNDS.items() if name in limits)
-    meaning = str(limits.get("help", "")) + "".join(f" [{said}]" for said in (choices, bounds) if said)
+    meaning = str(limits.get("help", "")) + "".join(f" [{limit}]" for limit in (choices, bounds) if limit)
     return f"    {key}={value}  {meaning}".rstrip()
 
 
@@ -190,14 +190,14 @@ def guarded(command: Callable[[], int]) -> int:
     except UsageError as error:
         message, status = str(error), error.status
     except Exception as error:
-        told, number = str(error), getattr(error, "errno", None)
+        problem, number = str(error), getattr(error, "errno", None)
         if isinstance(error, OSError):
-            told = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        if number in (*_DISKS, *_PATHS) or any(os.strerror(full) in told for full in _FULL):
-            message = f"expected a disk and folders that can be used, got: {told[:300]}; mend it, then resume"
-        elif isinstance(error, MemoryError) or any(text in told for text in _NO_MEMORY):
+            problem = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        if number in (*_DISKS, *_PATHS) or any(os.strerror(full) in problem for full in _FULL):
+            message = f"expected a disk and folders that can be used, got: {problem[:300]}; mend it, then resume"
+        elif isinstance(error, MemoryError) or any(text in problem for text in _NO_MEMORY):
             message = (
-                f"expected a run that fits into memory, got: {told[:200] or 'out of memory'}; raise "
+                f"expected a run that fits into memory, got: {problem[:200] or 'out of memory'}; raise "
                 "trainer.accumulate (the same batch, in more parts), or lower trainer.batch_size, "
                 "trainer.eval_batch_size, or the sizes of model or task"
             )

@@ -68,7 +68,7 @@ def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
     """
     hints = get_type_hints(made.__init__, include_extras=True)
     docs = [text for base in made.__mro__ for text in (base.__doc__, base.__init__.__doc__) if text]
-    told = "\n".join(map(inspect.cleandoc, docs))
+    text = "\n".join(map(inspect.cleandoc, docs))
     fields: list[Any] = [("name", "str", option(name, "what is built"))]
     for key, parameter in [*inspect.signature(made.__init__).parameters.items()][1:]:
         if key in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -78,7 +78,7 @@ def options_of(name: str, made: Any, given: Collection[str] = ()) -> type:
             copied = {name: getattr(declared, name) for name in ("default", "default_factory", "metadata")}
             field: Any = dataclasses.field(**copied)
         else:
-            meaning = re.search(rf"^    {key}(?: \(.*\))?: (.*(?:\n     +.*)*)", told, re.MULTILINE)
+            meaning = re.search(rf"^    {key}(?: \(.*\))?: (.*(?:\n     +.*)*)", text, re.MULTILINE)
             default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
             field = option(default, " ".join(meaning[1].split()) if meaning else "", **limits)
         if key == "name" or field.default is field.default_factory is dataclasses.MISSING:
@@ -204,8 +204,8 @@ def split_words(words: Sequence[str], bare: str = "") -> Iterator[tuple[str, str
         if word.startswith("-") or not (equals or bare):
             name = key.lstrip("-").replace("-", "_")
             value = value or (after if "=" not in after and after[:1] not in ("", "-") else "…")
-            told = f", say {name}={value}" if name and word.startswith("--") else ""
-            raise OptionError(f"expected key=value, got {shown(word)}{told}; see --help")
+            hint = f", say {name}={value}" if name and word.startswith("--") else ""
+            raise OptionError(f"expected key=value, got {shown(word)}{hint}; see --help")
         yield (key, value) if equals else (bare, word)
 
 

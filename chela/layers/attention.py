@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from chela.layers.param_groups import mark
-from chela.layers.stages import add, blocks, by_hand, gradients, is_small, recomputed, untouched
-from chela.layers.state import State, settled
+from chela.layers.stages import add, blocks, gradients, is_small, own_backward, plain_layers, recomputed
+from chela.layers.state import State, detached
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.padding import zero_padding_
@@ -80,9 +80,9 @@ class Core(nn.Module):
             with torch.autocast(c.device.type, enabled=False):
                 return self._attend(c.float(), v.float(), mask, **options)
         gamma, beta, norm = self.gamma, self.beta, self.norm
-        if not self.causal and current() is None and untouched(self.project, norm):
+        if not self.causal and current() is None and plain_layers(self.project, norm):
             tensors = (c, v, self.project.weight, self.project.bias, gamma, beta, norm.weight, norm.bias)
-            if by_hand(*tensors) and c.dtype in (torch.float32, torch.float64):
+            if own_backward(*tensors) and c.dtype in (torch.float32, torch.float64):
                 return _Attend.apply(*tensors, norm.eps, mask, self.pools), None  # type: ignore[no-untyped-call]
 
         def op(z: Tensor, v: Tensor, gamma: Tensor, beta: Tensor) -> Any:
@@ -108,7 +108,7 @@ class Core(nn.Module):
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""
         o, sums = self._attend(c, v, initial_state=LinearAttentionState(**state), return_state=True)
-        return self.attended(o), settled(**sums._asdict())
+        return self.attended(o), detached(**sums._asdict())
 
     def step(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with one token more, ``c: (B, D)``, ``v: (B, W)``."""
@@ -151,19 +151,19 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         ctx.positive = positive
         z = F.linear(c, W, b)
-        q, k = y = _apart(_masked(features(z, gamma, beta, positive=positive), mask), gamma.shape[1])
+        q, k = y = _by_heads(_masked(features(z, gamma, beta, positive=positive), mask), gamma.shape[1])
         values = _Attend.values(v, gamma, positive)
         S = k.mT @ values
         raw, total = _Attend.read(q, S, gamma, positive)
         S = S.view(len(c), -1, *S.shape[1:])
         o, mean, rstd = torch.native_layer_norm(raw, weight.shape, weight, bias, eps)
-        held = (y, values, raw, total) if is_small(c, v, z) else ()
-        ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held)
+        saved = (y, values, raw, total) if is_small(c, v, z) else ()
+        ctx.save_for_backward(c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *saved)
         return o
 
     @staticmethod
     def values(v: Tensor, gamma: Tensor, positive: bool) -> Tensor:
-        values = _apart(F.silu(v), gamma.shape[1])
+        values = _by_heads(F.silu(v), gamma.shape[1])
         return F.pad(values, (0, 1), value=-1.0) if positive else values
 
     @staticmethod
@@ -173,12 +173,12 @@ class _Attend(torch.autograd.Function):
         if positive:
             total = EPS - o[..., -1:]
             o = o[..., :-1] / total
-        return _together(o, gamma.shape[1]), total
+        return _merged(o, gamma.shape[1]), total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_o: Tensor) -> tuple[Tensor | None, ...]:
-        c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *held = ctx.saved_tensors
+        c, v, z, S, mean, rstd, W, gamma, beta, weight, bias, mask, *saved = ctx.saved_tensors
         (B, L), heads, positive = c.shape[:2], gamma.shape[1], ctx.positive
         d_c, d_v, d_z, dS = (x.new_empty(x.shape) for x in (c, v, z, S))
         of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
@@ -186,38 +186,38 @@ class _Attend(torch.autograd.Function):
         def of_queries(at: tuple[slice, slice]) -> Tensor:
             """Add the part of a block's queries to the gradient of S; return the gradient of its features."""
             S_b, dS_b = (x[at[0]].flatten(0, 1) for x in (S, dS))
-            y = held[0] if held else _apart(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
-            read: Any = held[2:] or _Attend.read(y[0], S_b, gamma, positive)
+            y = saved[0] if saved else _by_heads(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
+            read: Any = saved[2:] or _Attend.read(y[0], S_b, gamma, positive)
             raw, total = read
             backward = torch.ops.aten.native_layer_norm_backward
             g, *d_norm = backward(d_o[at], raw, weight.shape, mean[at], rstd[at], weight, bias, [True] * 3)
             add(of_norm, *d_norm)
-            g = _apart(g, heads)
+            g = _by_heads(g, heads)
             if positive:  # o = sums / total
                 d_sums = g.new_empty(*g.shape[:-1], S.shape[-1])
                 torch.div(g, total, out=d_sums[..., :-1])
-                torch.div((g * _apart(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
+                torch.div((g * _by_heads(raw, heads)).sum(-1, keepdim=True), total, out=d_sums[..., -1:])
                 g = d_sums
             torch.baddbmm(dS_b, y[0].mT, g, beta=float(at[1].start > 0), out=dS_b)
             d = torch.empty_like(y)
             torch.bmm(g, S_b.mT, out=d[0])
-            if not held:
+            if not saved:
                 through(d, y, 0, at)
             return d
 
         def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
             """Write a block's gradients of v and c, once those of the state are known."""
             dS_b = dS[at[0]].flatten(0, 1)
-            if held:
-                y, values, *_ = held
+            if saved:
+                y, values, *_ = saved
             else:
                 keys = _masked(features(z[at], gamma[1:], beta[1:], positive=positive), mask, at)
-                y = _apart(keys, heads)
+                y = _by_heads(keys, heads)
                 values, d = _Attend.values(v[at], gamma, positive), torch.empty_like(y)
             torch.bmm(values, dS_b.mT, out=d[-1])
-            d_values = _together(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
+            d_values = _merged(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
             torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
-            through(d, y, 0 if held else 1, at)
+            through(d, y, 0 if saved else 1, at)
             rows = d_z[at].flatten(0, 1)
             torch.mm(rows, W, out=d_c[at].flatten(0, 1))
             add(of_project, *gradients(rows, c[at].flatten(0, 1)))
@@ -226,11 +226,11 @@ class _Attend(torch.autograd.Function):
             """Take the gradient of features, ``d: (1 | 2, N, L, Z)``, back to z, γ and β; d is overwritten."""
             side = slice(first, first + len(d))
             if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
-                d_y = _together(d.mul_(y.clamp(max=1)), heads)
+                d_y = _merged(d.mul_(y.clamp(max=1)), heads)
             else:
-                d_y = _together(d, heads)
+                d_y = _merged(d, heads)
                 if side.stop == 2:
-                    _masked(d_y, mask, None if held else at)
+                    _masked(d_y, mask, None if saved else at)
                 torch.ops.aten.silu_backward.grad_input(d_y, scaled(z[at], gamma[side], beta[side]), grad_input=d_y)
             if first == 0:
                 torch.mul(d_y[0], gamma[0].flatten(), out=d_z[at])
@@ -238,12 +238,12 @@ class _Attend(torch.autograd.Function):
                 d_z[at].addcmul_(d_y[-1], gamma[1].flatten())
             add(of_features[first], (d_y * z[at]).sum((1, 2)), d_y.sum((1, 2)))
 
-        parts = blocks(B, L, small=bool(held))
+        parts = blocks(B, L, small=bool(saved))
         for at in parts:
             d = of_queries(at)
         for at in parts:
             of_keys(at, d)
-        of_gamma_beta = of_features[0] if held else map(torch.cat, zip(*of_features, strict=True))
+        of_gamma_beta = of_features[0] if saved else map(torch.cat, zip(*of_features, strict=True))
         return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
 
 
@@ -253,11 +253,11 @@ def _masked(y: Tensor, mask: Tensor | None, at: Any = None) -> Tensor:
     return y
 
 
-def _apart(x: Tensor, heads: int) -> Tensor:
+def _by_heads(x: Tensor, heads: int) -> Tensor:
     """Return ``x: (…, B, L, H·E)`` by heads, ``(…, B·H, L, E)``."""
     return x if heads == 1 else x.view(*x.shape[:-1], heads, -1).transpose(-3, -2).flatten(-4, -3)
 
 
-def _together(x: Tensor, heads: int) -> Tensor:
+def _merged(x: Tensor, heads: int) -> Tensor:
     """Return ``x: (…, B·H, L, E)`` as ``(…, B, L, H·E)``."""
     return x if heads == 1 else x.view(*x.shape[:-3], -1, heads, *x.shape[-2:]).transpose(-3, -2).flatten(-2)

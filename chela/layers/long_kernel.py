@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.layers.param_groups import mark
-from chela.layers.stages import Piece
-from chela.layers.state import State, settled
+from chela.layers.stages import Factor
+from chela.layers.state import State, detached
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import fft_conv
 
@@ -30,7 +30,7 @@ PIECE = 1024
 T = TypeVar("T")
 
 
-class Keeping(nn.Module):
+class Cached(nn.Module):
     """A module that caches what it computes from its parameters, in eval mode without gradients.
 
     The cache is dropped when a parameter is written to. A write to ``data`` is not noticed: call ``eval()`` after it.
@@ -38,32 +38,32 @@ class Keeping(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: dict[Hashable, Any] = {}
-        self._made_of: list[tuple[int, int]] = []
+        self._cache: dict[Hashable, Any] = {}
+        self._versions: list[tuple[int, int]] = []
 
-    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return ``make()``, or its cached result for this key."""
-        if not self.keeps():
+        if not self.may_cache():
             return make()
         tensors = itertools.chain(self.parameters(), self.buffers())
-        made_of = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
-        if self._made_of != made_of:
-            self._kept, self._made_of = {}, made_of
-        if key not in self._kept:
-            self._kept[key] = make()
-        return self._kept[key]  # type: ignore[no-any-return]
+        versions = [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+        if self._versions != versions:
+            self._cache, self._versions = {}, versions
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]  # type: ignore[no-any-return]
 
-    def keeps(self) -> bool:
+    def may_cache(self) -> bool:
         """Whether results may be cached now."""
         return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and drop the cache."""
-        self._kept = {}
+        self._cache = {}
         return super().train(mode)
 
 
-class LongKernel(Keeping):
+class LongKernel(Cached):
     """What the variants share: sizes. A variant marks the learning rate of its parameters for ``chela.param_groups``.
 
     Args:
@@ -155,7 +155,7 @@ class MultiscaleKernel(LongKernel):
         matrix: Tensor = torch.block_diag(*pieces)  # type: ignore[no-untyped-call]
         return F.pad(matrix, (0, lags - matrix.shape[1]))
 
-    def far(self, direction: int, length: int, beyond: int) -> Iterator[Piece]:
+    def far(self, direction: int, length: int, beyond: int) -> Iterator[Factor]:
         """Yield what the lags of a direction from ``beyond`` to ``length`` are made of, in the order of lags.
 
         For each scale: its columns of all parameters ``(C, D·S·k)``, the matrix that turns them into lags, and which
@@ -194,8 +194,8 @@ class ExponentialKernel(LongKernel):
         ``channels`` are one process's, where a sequence is spread over several.
         """
         longest = self.l_max + 1  # MEGA leaves out the back kernel's first lag
-        if self.keeps() and channels == ALL and length <= longest:
-            kernels = self.keep("kernels", lambda: self.build(longest))[..., :length]
+        if self.may_cache() and channels == ALL and length <= longest:
+            kernels = self.cached("kernels", lambda: self.build(longest))[..., :length]
         else:
             kernels = self.build(length, channels)
         return kernels[0], kernels[1, :, : length - 1] if self.directions == 2 else None
@@ -243,7 +243,7 @@ class ExponentialKernel(LongKernel):
         modes = torch.view_as_complex(modes) if modes.ndim == 4 else modes
         old = recent.shape[1]
         with torch.autocast(u.device.type, enabled=False):
-            log_base, once, heard = self.keep(("lag", old + 1), lambda: self._powers(old + 1))
+            log_base, once, heard = self.cached(("lag", old + 1), lambda: self._powers(old + 1))
             for new in torch.split(u.to(recent.dtype), PIECE, dim=1):
                 known, length = torch.cat([recent, new], dim=1), new.shape[1]
                 kernel = lags(known.shape[1])
@@ -259,7 +259,7 @@ class ExponentialKernel(LongKernel):
                 recent = known[:, length:]
         after = {"modes": torch.view_as_real(modes) if modes.is_complex() else modes}
         after |= {"recent": recent} if "recent" in state else {}
-        return torch.cat(outputs, dim=1).to(u.dtype), settled(**after)
+        return torch.cat(outputs, dim=1).to(u.dtype), detached(**after)
 
     def _powers(self, lag: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return log_base, its exponential, and what a mode adds to the output ``lag`` tokens later: ``(C, N)``."""

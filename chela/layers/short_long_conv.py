@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.long_kernel import ALL, DampedEMAKernel, ExponentialKernel, Keeping, LongKernel, MultiscaleKernel
+from chela.layers.long_kernel import ALL, Cached, DampedEMAKernel, ExponentialKernel, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
-from chela.layers.stages import Piece, by_hand, convolved
-from chela.layers.state import State, expect_causal, nested, part, settled
+from chela.layers.stages import Factor, convolved, own_backward
+from chela.layers.state import State, detached, expect_causal, nested, part
 from chela.ops.backend import accumulation_dtype
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
@@ -64,7 +64,7 @@ class ShortConv(nn.Module):
         """Convolve the tokens ``x: (B, L, C)`` that follow those of ``state``."""
         taps = self.weight.shape[1]
         known = torch.cat([state["recent"].to(x.dtype), x], dim=1)
-        return self(known[:, 1:])[:, taps - 1 :], settled(recent=known[:, -taps:].to(state["recent"].dtype))
+        return self(known[:, 1:])[:, taps - 1 :], detached(recent=known[:, -taps:].to(state["recent"].dtype))
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``x: (B, C)``."""
@@ -72,7 +72,7 @@ class ShortConv(nn.Module):
         return x, {"recent": recent}
 
 
-class LongConv(Keeping):
+class LongConv(Cached):
     """Parallel convolutions of one input: a long kernel with a skip, and short ones.
 
     ``y = Σ_j g_j ⊙ (w_j * u) + b``, where w_0 is the long kernel with the skip on lag 0. This is structural
@@ -119,8 +119,8 @@ class LongConv(Keeping):
     def forward(self, u: Tensor) -> Tensor:
         """Convolve ``u: (B, L, C)``, 0 at padding; the output there is not 0."""
         length, channels = extent(u)
-        if isinstance(self.kernel, MultiscaleKernel) and by_hand(u, self.skip) and current() is None:
-            y = convolved(u, self.learned(), self.pieces(length))
+        if isinstance(self.kernel, MultiscaleKernel) and own_backward(u, self.skip) and current() is None:
+            y = convolved(u, self.learned(), self.factors(length))
         else:
             y = convolve_in_order(u, self.lags(length, channels))
         return y.add_(self.bias.to(u.dtype))
@@ -129,7 +129,7 @@ class LongConv(Keeping):
         """Return these channels' one kernel, its lags in order: ``(C, 2·length − 1)``; if causal ``(C, length)``."""
         learned = self.learned(channels)
         with torch.autocast(self.skip.device.type, enabled=False):
-            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.pieces(length)], dim=1)
+            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.factors(length)], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
                 return lags
             forward, back = self.kernel(length, channels)
@@ -137,15 +137,15 @@ class LongConv(Keeping):
             beyond = max(length - NEAR, 0)
             return whole * self.gain[0, channels, None] + F.pad(lags, (0 if self.causal else beyond, beyond))
 
-    def pieces(self, length: int) -> list[Piece]:
+    def factors(self, length: int) -> list[Factor]:
         """Return what makes the lags, in order: columns of ``learned`` (near lag 0 all), a matrix, and which lags."""
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
-        pieces = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
+        factors = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
         if isinstance(self.kernel, MultiscaleKernel):
             back = [] if self.causal else self.kernel.far(1, length, NEAR)
-            pieces = [*back, *pieces, *self.kernel.far(0, length, NEAR)]
-        return pieces
+            factors = [*back, *factors, *self.kernel.far(0, length, NEAR)]
+        return factors
 
     def learned(self, channels: slice = ALL) -> Tensor:
         """Return all parameters times their gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
@@ -178,11 +178,11 @@ class LongConv(Keeping):
     def step(self, u: Tensor, state: State) -> tuple[Tensor, State]:
         """Convolve one token ``u: (B, C)``, with the kernel as it is now; in eval mode it is built once."""
         if isinstance(self.kernel, ExponentialKernel):
-            first = self.keep("first lags", lambda: self.lags(self.heard + 1))
+            first = self.cached("first lags", lambda: self.lags(self.heard + 1))
             y, state = self.kernel.prefill(u[:, None], state, lambda _: first, self.gain[0])
             y = y[:, 0]
         else:
-            kernel = self.keep("kernel", lambda: StepKernel(self.lags(self.kernel.l_max)))
+            kernel = self.cached("kernel", lambda: StepKernel(self.lags(self.kernel.l_max)))
             y, after = fft_conv_step(u, FFTConvState(**state), kernel)
             state = after._asdict()
         return y + self.bias.to(y.dtype), state
@@ -283,7 +283,7 @@ class ShortLongConv(nn.Module):
         short = {} if self.short is None else nested("short", self.short.start(batch))
         return short | ({} if self.long is None else nested("long", self.long.start(batch)))
 
-    def go_on(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def advance(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Map the tokens ``x: (B, L, C)`` after those of ``state``, or one token ``(B, C)``, to u, c and the new state.
 
         A step takes O(C·log² K) time on average for a long kernel of K taps.

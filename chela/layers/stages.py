@@ -30,7 +30,7 @@ MANY_LAGS = 2**19
 ROWS = 1024
 """The least tokens of a block of the backward pass; a quarter of all tokens if that is more."""
 
-Piece: TypeAlias = tuple[slice, Tensor, slice]
+Factor: TypeAlias = tuple[slice, Tensor, slice]
 """Some columns of the parameters, the matrix that turns them into lags, and which lags; see ``convolved``."""
 
 silu_backward = torch.ops.aten.silu_backward.default
@@ -39,7 +39,7 @@ sigmoid_backward = torch.ops.aten.sigmoid_backward.default
 
 def feed_forward(down: nn.Linear, inner: Tensor) -> Tensor:
     """Return ``down(SiLU(inner))``, of ``inner: (…, V)``."""
-    if untouched(down) and by_hand(inner, down.weight, down.bias):
+    if plain_layers(down) and own_backward(inner, down.weight, down.bias):
         return _FeedForward.apply(inner, down.weight, down.bias)  # type: ignore[no-any-return, no-untyped-call]
     return down(F.silu(inner))  # type: ignore[no-any-return]
 
@@ -76,8 +76,8 @@ def gate(
         linears: W_r, W_o, W_h and W_u.
         dropout: Of h.
     """
-    weights = [p for linear in linears for p in (linear.weight, linear.bias)] if untouched(*linears) else []
-    if weights and by_hand(o, c, x, *weights) and not (dropout.training and dropout.p):
+    weights = [p for linear in linears for p in (linear.weight, linear.bias)] if plain_layers(*linears) else []
+    if weights and own_backward(o, c, x, *weights) and not (dropout.training and dropout.p):
         return _Gate.apply(o, c, x, mask, *weights)  # type: ignore[no-any-return, no-untyped-call]
     gate_in, out, skip, highway = linears
     h = out(o * F.silu(gate_in(c))) + skip(c)
@@ -92,8 +92,8 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
-        held = _, h, u = _Gate.made(o, c, *weights)
-        ctx.save_for_backward(o, c, x, mask, *weights, *held)
+        saved = _, h, u = _Gate.made(o, c, *weights)
+        ctx.save_for_backward(o, c, x, mask, *weights, *saved)
         ctx.spent = False
         return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
 
@@ -137,20 +137,20 @@ class _Gate(torch.autograd.Function):
 class _Convolved(torch.autograd.Function):
     """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``.
 
-    One of the pieces takes all columns of ``learned``; each other one takes some, and adds to their gradient.
+    One of the factors takes all columns of ``learned``; each other one takes some, and adds to their gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, learned: Tensor, pieces: list[Piece]) -> Tensor:
-        ctx.pieces = pieces
-        lags = _Convolved.made(learned, pieces)
+    def forward(ctx: Any, u: Tensor, learned: Tensor, factors: list[Factor]) -> Tensor:
+        ctx.factors = factors
+        lags = _Convolved.made(learned, factors)
         ctx.save_for_backward(u, learned, lags if lags.numel() < MANY_LAGS else None)
         return convolve(u, lags)  # type: ignore[no-any-return]
 
     @staticmethod
-    def made(learned: Tensor, pieces: list[Piece]) -> Tensor:
-        lags = learned.new_empty(len(learned), pieces[-1][2].stop)
-        for of, matrix, at in pieces:
+    def made(learned: Tensor, factors: list[Factor]) -> Tensor:
+        lags = learned.new_empty(len(learned), factors[-1][2].stop)
+        for of, matrix, at in factors:
             torch.mm(learned[:, of], matrix, out=lags[:, at])
         return lags
 
@@ -158,10 +158,10 @@ class _Convolved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         u, learned, lags = ctx.saved_tensors
-        lags = _Convolved.made(learned, ctx.pieces) if lags is None else lags
+        lags = _Convolved.made(learned, ctx.factors) if lags is None else lags
         d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
         d_learned: Any = None
-        for of, matrix, at in sorted(ctx.pieces, key=lambda piece: piece[0] != slice(None)):
+        for of, matrix, at in sorted(ctx.factors, key=lambda factor: factor[0] != slice(None)):
             part = d_lags[:, at] @ matrix.mT
             if d_learned is None:
                 d_learned = part
@@ -170,7 +170,7 @@ class _Convolved(torch.autograd.Function):
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 
-convolved: Callable[[Tensor, Tensor, list[Piece]], Tensor] = _Convolved.apply
+convolved: Callable[[Tensor, Tensor, list[Factor]], Tensor] = _Convolved.apply
 
 
 def is_small(*inputs: Tensor) -> bool:
@@ -211,13 +211,13 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def untouched(*layers: nn.Module) -> bool:
+def plain_layers(*layers: nn.Module) -> bool:
     """Whether these layers are plain ones: no adapter is in their place, no hook on them."""
     plain = nn.Linear, nn.LayerNorm
     return all(type(m) in plain and not m._forward_hooks and not m._forward_pre_hooks for m in layers)
 
 
-def by_hand(*tensors: Tensor) -> bool:
+def own_backward(*tensors: Tensor) -> bool:
     """Whether a stage takes its own backward pass: for plain or fake tensors of one dtype that need gradients."""
     return (
         torch.is_grad_enabled()
@@ -236,7 +236,7 @@ class _Pass(threading.local):
 _pass = _Pass()
 
 
-def both_times() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+def recompute_contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """Return the contexts of a block's first run and of its recomputation, for ``checkpoint``."""
     piece = current()  # the piece of a sequence; by the recomputation its context has been left
 

@@ -54,7 +54,7 @@ def part(name: str, state: Mapping[str, Tensor]) -> State:
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
 
-def settled(**tensors: Tensor) -> State:
+def detached(**tensors: Tensor) -> State:
     """Detach tensors, and copy those that are views of larger ones, so that they can be kept and saved."""
 
     def own(tensor: Tensor) -> Tensor:

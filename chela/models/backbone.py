@@ -17,7 +17,7 @@ from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer
 from chela.layers.norm import make_norm
 from chela.layers.param_groups import seeded
-from chela.layers.stages import both_times, feed_forward
+from chela.layers.stages import feed_forward, recompute_contexts
 from chela.layers.state import State, nested, part
 from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import current, first_position
@@ -60,7 +60,7 @@ class Residual(nn.Module):
                 raise UsageError(f"{type(self.layer).__name__}: {what}, got none")
         return self.layer.start(batch)  # type: ignore[no-any-return]
 
-    def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Update the tokens ``x: (B, L, D)`` that follow those of ``state``, or one token ``(B, D)``."""
         y = self.norm(x) if self.prenorm else x
         feed = self.layer.prefill if x.ndim == 3 else self.layer.step
@@ -103,9 +103,9 @@ class Block(nn.Module):
         x = self.mixer(x, mask)
         return x if self.feed_forward is None else self.feed_forward(x, mask)  # type: ignore[no-any-return]
 
-    def go_on(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Update the tokens ``x: (B, L, D)`` that follow those of the mixer's ``state``, or one token ``(B, D)``."""
-        x, state = self.mixer.go_on(x, state)
+        x, state = self.mixer.advance(x, state)
         return x if self.feed_forward is None else self.feed_forward(x), state
 
 
@@ -158,7 +158,7 @@ class Backbone(nn.Module):
             return "learned positions"
         return next((type(mixer).__name__ for mixer in self.mixers() if getattr(mixer, "ends", False)), "")
 
-    def expect_pieces(self) -> None:
+    def expect_sequence_parallel(self) -> None:
         """Refuse a system that mixes positions by more than the ops: only these work on pieces of a sequence."""
         for mixer in self.mixers():
             if not getattr(mixer, "in_pieces", False):
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         """Encode ``inputs`` of up to ``l_max`` positions; ``mask: (B, L)`` bool, True = real token."""
         piece = current()
         if piece is not None:
-            self.expect_pieces()
+            self.expect_sequence_parallel()
         length = inputs.shape[1] if piece is None else piece.length
         if length > self.l_max:
             states = all(hasattr(mixer, "prefill") and getattr(mixer, "causal", True) for mixer in self.mixers())
@@ -188,7 +188,7 @@ class Backbone(nn.Module):
         x = zero_padding(x, mask)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False, context_fn=both_times)
+                x = checkpoint(block, x, mask, use_reentrant=False, context_fn=recompute_contexts)
             else:
                 x = block(x, mask)
         if self.norm is not None:
@@ -202,7 +202,7 @@ class Backbone(nn.Module):
             state |= nested(f"blocks.{i}", block.mixer.start(batch))
         return state
 
-    def go_on(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
+    def advance(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Encode the inputs that follow those of ``state``: ``(B, L)`` or ``(B, L, F)``, one token without the L."""
         x: Tensor = self.embedding(inputs)
         new = 1 if x.ndim == 2 else x.shape[1]
@@ -216,7 +216,7 @@ class Backbone(nn.Module):
             x = x + self.positions.weight[start : start + new].view(x.shape[1:])
         after = {"position": state["position"] + new}
         for i, block in enumerate(self.blocks):
-            x, end = block.go_on(x, part(f"blocks.{i}", state))
+            x, end = block.advance(x, part(f"blocks.{i}", state))
             after |= nested(f"blocks.{i}", end)
         return x if self.norm is None else self.norm(x), after
 

@@ -118,7 +118,7 @@ class TokenModel(Network):
         wants it. ``state`` is not changed; None is the start. All tokens are real. More of them than learned positions,
         or the system, can have are a ValueError.
         """
-        x, state = self.backbone.go_on(inputs, self.start(len(inputs)) if state is None else state)
+        x, state = self.backbone.advance(inputs, self.start(len(inputs)) if state is None else state)
         return self.head(x), state
 
     @torch.no_grad()
@@ -127,5 +127,5 @@ class TokenModel(Network):
 
         The tensors of ``state`` may be written to: clone them to branch. In eval mode long kernels are built once.
         """
-        x, state = self.backbone.go_on(tokens, state)
+        x, state = self.backbone.advance(tokens, state)
         return self.head(x), state

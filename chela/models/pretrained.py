@@ -46,7 +46,7 @@ def save_pretrained(model: nn.Module, folder: Path | str, card: str = "") -> Pat
     config, task = model.built_from
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    said = {
+    saved = {
         "format_version": FORMAT_VERSION,
         "chela_version": __version__,
         "model": dataclasses.asdict(config),
@@ -56,10 +56,10 @@ def save_pretrained(model: nn.Module, folder: Path | str, card: str = "") -> Pat
     }
     size = sum(parameter.numel() for parameter in model.parameters())
     labels = ", ".join(model.labels) or f"{task.num_classes} classes"
-    told = f"# {config.name}, {model.encoding.get('name', task.objective)}\n\n{size:,} parameters; {labels}.\n"
+    short = f"# {config.name}, {model.encoding.get('name', task.objective)}\n\n{size:,} parameters; {labels}.\n"
     save_model(model, str(folder / WEIGHTS), metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(said, indent=2) + "\n")
-    (folder / CARD).write_text(card or told, encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(saved, indent=2) + "\n")
+    (folder / CARD).write_text(card or short, encoding="utf-8")
     return folder
 
 
@@ -109,8 +109,8 @@ def from_pretrained(weights: Path | str, trust: str | Collection[str] = ()) -> N
 
     folder = find(weights)
     try:
-        said = json.loads((folder / CONFIG).read_text())
-        version, options = said.get("format_version"), dict(said["model"])
+        saved = json.loads((folder / CONFIG).read_text())
+        version, options = saved.get("format_version"), dict(saved["model"])
         mixer = dict(options.pop("mixer"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"expected {CONFIG} of a network in {folder}, could not read it ({error})") from None
@@ -121,8 +121,8 @@ def from_pretrained(weights: Path | str, trust: str | Collection[str] = ()) -> N
     expect_trusted([name], {trust} if isinstance(trust, str) else trust, str(folder / CONFIG))
     config: ModelConfig = read_options(ModelConfig, options, folder, "model.")
     config.mixer = read_options(mixer_options(name), mixer, folder, "model.mixer.")
-    model = build_model(config, read_options(TaskFacts, said.get("task"), folder), seed=0)
-    model.labels, model.encoding = said.get("labels", []), said.get("encoding", {})
+    model = build_model(config, read_options(TaskFacts, saved.get("task"), folder), seed=0)
+    model.labels, model.encoding = saved.get("labels", []), saved.get("encoding", {})
     where = folder / WEIGHTS
     try:
         load_model(model, where)

@@ -55,7 +55,7 @@ def fit(config: Config, console: Console, started: float) -> int:
             data = data_of(config)
             module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
             if config.trainer.sequence_parallel > 1:
-                module.model.get_submodule("backbone").expect_pieces()  # type: ignore[operator]
+                module.model.get_submodule("backbone").expect_sequence_parallel()  # type: ignore[operator]
             if config.data.carry:
                 expect_prefill(module.model, "data.carry=true")
             data.prepare_data()  # before there is a folder: missing data must not leave one behind
@@ -151,7 +151,7 @@ class Launch:
     def log_step(self) -> None:
         """Log the step's batch; a value that has no column in ``Log.columns`` is not written."""
         self.module.expect_finite()
-        counts = summed(self.fabric, self.module.of_step)
+        counts = summed(self.fabric, self.module.step_counts)
         (_, _, tokens), seconds = self.totals(), self.state.seconds
         values = self.module.objective.values(counts.tolist())
         values["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -161,9 +161,9 @@ class Launch:
 
     def totals(self) -> list[float]:
         """Return targets hit, targets and tokens since the run's first step, of all processes; a GPU is waited for."""
-        new = summed(self.fabric, self.module.of_run).tolist()
+        new = summed(self.fabric, self.module.run_counts).tolist()
         self.state.totals = [old + more for old, more in zip(self.state.totals, new, strict=True)]
-        self.module.of_run.zero_()
+        self.module.run_counts.zero_()
         return self.state.totals
 
     def validate(self) -> None:

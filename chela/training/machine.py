@@ -127,5 +127,5 @@ def describe(device: torch.device) -> dict[str, Any]:
     for name in ("chela", "torch", "lightning", "triton", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version({"chela": "chela-attention"}.get(name, name))
-    told = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions}
-    return {**told, "git_commit": git_commit()}
+    facts = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions}
+    return {**facts, "git_commit": git_commit()}

@@ -156,9 +156,9 @@ def in_first(fabric: Fabric, work: Callable[[], T]) -> T | None:
             result = work()
         except (UsageError, OSError) as problem:
             error = problem
-    result, told = fabric.broadcast((result, None if error is None else str(error)))
-    if told is not None:
-        raise error or UsageError(told)
+    result, message = fabric.broadcast((result, None if error is None else str(error)))
+    if message is not None:
+        raise error or UsageError(message)
     return result
 
 

@@ -104,14 +104,14 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Sc
 
 
 def of_text(task: Any, split: str, values: dict[str, float]) -> dict[str, Any]:
-    """Return what is told of a text beside the columns; nothing for another task."""
+    """Return what is facts of a text beside the columns; nothing for another task."""
     if not task.in_order:
         return {}
-    told: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": task.context}
+    facts: dict[str, Any] = {"perplexity": math.exp(values["loss"]), "context": task.context}
     if words := task.words(split):
         nats = values["loss"] * values["count"]
-        told |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
-    return told
+        facts |= {"words": words, "word_perplexity": math.exp(min(nats / words, 700.0))}
+    return facts
 
 
 def overlapping(data: LRADataModule, model: nn.Module, split: str, window: int) -> Iterable[Batch]:

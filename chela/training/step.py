@@ -31,8 +31,8 @@ class LitModel(L.LightningModule):
         self.model, self.objective, self.config = model, objective, config
         model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
         self.step = 0  # steps of the whole run that are done
-        self.of_step = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
-        self.of_run = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; the reader sets it to 0
+        self.step_counts = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
+        self.run_counts = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; the reader sets it to 0
         self.groups: Sequence[int] = ()  # values of ``Records.groups``, each of which is counted on its own
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite
@@ -59,7 +59,7 @@ class LitModel(L.LightningModule):
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = group["peak_lr"] * factor
         if part == 0:
-            self.of_step = torch.zeros_like(self.of_step)
+            self.step_counts = torch.zeros_like(self.step_counts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a part of the step's batch, and count."""
@@ -69,8 +69,8 @@ class LitModel(L.LightningModule):
             loss = self.objective.loss(scores, labels)
             counts = self.objective.count(scores, labels, loss.detach())
         tokens = counts.new_tensor(batch["inputs"].shape[:2].numel()) if mask is None else mask.sum().double()
-        self.of_step = self.of_step.to(counts) + counts
-        self.of_run = self.of_run.to(counts) + torch.stack([counts[1], counts[2], tokens])
+        self.step_counts = self.step_counts.to(counts) + counts
+        self.run_counts = self.run_counts.to(counts) + torch.stack([counts[1], counts[2], tokens])
         return loss
 
     def configure_gradient_clipping(
@@ -92,7 +92,7 @@ class LitModel(L.LightningModule):
         """End the run by a DivergedError, which names the step, where a gradient was not finite."""
         if (step := int(self._bad_step)) < 0:
             return
-        if not self.of_step.isfinite().all():
+        if not self.step_counts.isfinite().all():
             raise diverged("the loss", step)
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None and not parameter.grad.isfinite().all():

@@ -42,4 +42,5 @@ class Row:
     def timed(cls, key: dict[str, Any], times: pd.DataFrame, values: dict[str, float], note: str = "") -> Row:
         """Return the row of candidates, a column of seconds each: their medians, then the other values; all as raw."""
         medians = {f"{name} [ms]": median for name, median in times.median().items()}
-        return cls(key, medians | values, note, times.to_dict("list"))
+        # groups that were timed one after the other have other numbers of rounds, and NaN is no JSON
+        return cls(key, medians | values, note, {name: rounds.dropna().tolist() for name, rounds in times.items()})

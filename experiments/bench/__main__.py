@@ -43,8 +43,8 @@ def main(options: Options) -> int:
     write(path, json.dumps(result, indent=1) + "\n")
     width = shutil.get_terminal_size().columns
     notes = dict.fromkeys(row.note for row in rows if row.note)
-    told = "; ".join(f"{key} {value}" for key, value in facts.items())
-    for part in (run.__doc__.partition("\n")[0], table(rows, width), *notes, f"machine: {told}", f"written: {path}"):
+    host = "; ".join(f"{key} {value}" for key, value in facts.items())
+    for part in (run.__doc__.partition("\n")[0], table(rows, width), *notes, f"machine: {host}", f"written: {path}"):
         print(part if "\n" in part else textwrap.fill(part, width, break_on_hyphens=False), end="\n\n")
     return 0
 
@@ -57,8 +57,8 @@ def table(rows: Sequence[Row], width: int = 80) -> str:
     ours [ms]      1.024  4.096
     ours / theirs    0.5    0.5
     """
-    told = [row.key | {name: _cell(name, value) for name, value in row.values.items()} for row in rows]
-    return str(pd.DataFrame(told).T.fillna("").to_string(header=False, line_width=width))
+    columns = [row.key | {name: _cell(name, value) for name, value in row.values.items()} for row in rows]
+    return str(pd.DataFrame(columns).T.fillna("").to_string(header=False, line_width=width))
 
 
 def _cell(name: str, value: float) -> str:

@@ -128,8 +128,8 @@ def generate(options: Options) -> list[Row]:
         torch.manual_seed(0)
         symbols = torch.randint(1, 257, (1, length))
         steps, sizes = {}, {}
-        for system, (name, said) in SYSTEMS.items():
-            config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**said))
+        for system, (name, mixer) in SYSTEMS.items():
+            config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**mixer))
             model: Any = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
             state: dict[str, Tensor] = {}
             for start in range(0, length, PIECE):

@@ -54,11 +54,11 @@ class Recall(Task):
     def _mix(self, split: str) -> list[Part]:
         text, found = getattr(self, split), []
         for part in text.split(","):
-            if not (said := re.fullmatch(r"\s*(\d{1,9}) of (\d{1,9}) in (\d{1,9})\s*", part)):
+            if not (match := re.fullmatch(r"\s*(\d{1,9}) of (\d{1,9}) in (\d{1,9})\s*", part)):
                 raise ValueError(
                     f"task.{split}: expected NUMBER of PAIRS in LENGTH, … such as 1000 of 4 in 64, got {text!r}"
                 )
-            found.append((number := int(said[1]), pairs := int(said[2]), length := int(said[3])))
+            found.append((number := int(match[1]), pairs := int(match[2]), length := int(match[3])))
             if not number or not 1 <= pairs <= min(length // 4, self.symbols // 2 - 1):
                 raise ValueError(
                     f"task.{split}: expected at least 1 record, and from 1 pair to a quarter of the length and to one "

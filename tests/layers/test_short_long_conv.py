@@ -100,7 +100,7 @@ def test_steps_equal_the_whole(mode, branches):
     x = torch.randn(2, L_MAX, C)
     state, outputs = layer.eval().start(2), []
     for t in range(L_MAX):
-        _, y, state = layer.go_on("step", x[:, t], state)
+        _, y, state = layer.advance("step", x[:, t], state)
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs, 1), layer(x), atol=1e-5, rtol=0)
 
@@ -110,10 +110,10 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
     """In prefill and in steps, over several pages; "ema" has no last tap."""
     layer = _trained(causal=True, long_kernel=kernel).double().eval().requires_grad_(False)
     x = torch.randn(2, 9 * L_MAX, C, dtype=torch.float64)
-    _, y, state = layer.go_on("prefill", x[:, : 5 * L_MAX + 3], layer.start(2))
+    _, y, state = layer.advance("prefill", x[:, : 5 * L_MAX + 3], layer.start(2))
     size, outputs = sum(tensor.numel() for tensor in state.values()), [y]
     for t in range(5 * L_MAX + 3, 9 * L_MAX):
-        _, y, state = layer.go_on("step", x[:, t], state)
+        _, y, state = layer.advance("step", x[:, t], state)
         outputs.append(y[:, None])
     taps = layer.long.lags(x.shape[1] if kernel == "ema" else L_MAX)
     u = F.silu(short_conv(x, layer.short.weight, causal=True, backend="reference"))
@@ -125,12 +125,12 @@ def test_beyond_l_max_it_is_the_filter_of_its_kernel(kernel):
 @pytest.mark.parametrize("kernel", ["multiscale", "ema"])
 def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
     layer = _trained(causal=True, long_kernel=kernel).eval()
-    step = torch.no_grad()(functools.partial(layer.go_on, "step"))
+    step = torch.no_grad()(functools.partial(layer.advance, "step"))
     x, state = torch.randn(1, C), layer.start(1)
     step(x, state)
-    kept = dict(layer.long._kept)
+    kept = dict(layer.long._cache)
     step(x, state)
-    assert kept and all(layer.long._kept[key] is value for key, value in kept.items())
+    assert kept and all(layer.long._cache[key] is value for key, value in kept.items())
 
     def tune(y):  # in eval mode
         y.sum().backward()
@@ -138,7 +138,7 @@ def test_a_step_has_the_kernel_of_the_parameters_as_they_are(kernel):
 
     for write in (
         lambda: tune(layer(torch.randn(1, 5, C))),
-        lambda: tune(layer.go_on("prefill", torch.randn(1, 5, C), layer.start(1))[1]),
+        lambda: tune(layer.advance("prefill", torch.randn(1, 5, C), layer.start(1))[1]),
         lambda: layer.load_state_dict({name: 2 * value for name, value in layer.state_dict().items()}),
         lambda: (layer.long.gain.data.mul_(2), layer.eval()),
         lambda: layer.double(),

@@ -42,7 +42,7 @@ def convolved(u: Tensor, learned: Tensor) -> Tensor:
     matrices = torch.linspace(-1, 1, 54, dtype=u.dtype).view(6, 9).split([5, 4], dim=1)
     near, far = (slice(None), matrices[0], slice(2, 7)), (slice(2, 4), matrices[1][:2, :2], slice(7, 9))
     pieces = [(slice(0, 2), matrices[1][2:4, 2:], slice(0, 2)), near, far]
-    if stages.by_hand(u, learned):
+    if stages.own_backward(u, learned):
         return stages.convolved(u, learned, pieces)
     lags = sum(F.pad(learned[:, of] @ matrix, (at.start, 9 - at.stop)) for of, matrix, at in pieces)
     assert isinstance(lags, Tensor)
@@ -51,7 +51,7 @@ def convolved(u: Tensor, learned: Tensor) -> Tensor:
 
 def by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (stages, attention, short_long_conv):
-        monkeypatch.setattr(module, "by_hand", lambda *_: False)
+        monkeypatch.setattr(module, "own_backward", lambda *_: False)
 
 
 FEATURES = [(3, 5, 6), (3, 5, 4), (2, 2, 3), (2, 2, 3)]
@@ -86,8 +86,8 @@ def test_a_stage_is_its_plain_statement(name: str, held: bool, rows: int, monkey
             monkeypatch.setattr(stages, limit, 0)
         monkeypatch.setattr(stages, "ROWS", rows)
     found = []
-    for by_hand in (True, False):
-        if not by_hand:
+    for own_backward in (True, False):
+        if not own_backward:
             by_autograd(monkeypatch)
         y = stage(*leaves)
         weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)

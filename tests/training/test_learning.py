@@ -23,7 +23,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, step: int, what: str) -> None:
         out = plain(self, batch, batch_idx)
         if self.step + 1 == step:
             if what == "loss":
-                self.of_step.fill_(float("nan"))
+                self.step_counts.fill_(float("nan"))
                 out = out * float("nan")
             else:
                 bias = self.model.head.out.bias

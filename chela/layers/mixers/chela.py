@@ -164,7 +164,7 @@ class ChelaLayer(nn.Module):
         It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. There may
         be more than l_max tokens in all: a long kernel of l_max taps drops the oldest, "ema" has no end.
         """
-        return self._go_on("prefill", x, state, stream)
+        return self._advance("prefill", x, state, stream)
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
@@ -174,12 +174,12 @@ class ChelaLayer(nn.Module):
         O(D·log² K) on average for a long kernel of K taps, O(Z·V) for the attention. The tensors of ``state`` may be
         written to: clone them to branch. In eval mode the long kernel is built once.
         """
-        return self._go_on("step", x, state, stream)
+        return self._advance("step", x, state, stream)
 
-    def _go_on(
+    def _advance(
         self, form: Literal["prefill", "step"], x: Tensor, state: State, stream: Tensor | None
     ) -> tuple[Tensor, State]:
-        u, c, end = self.conv.go_on(form, x, part("conv", state))
+        u, c, end = self.conv.advance(form, x, part("conv", state))
         parts: list[Tensor] = []
         after = nested("conv", end)
         for i, (core, z, v) in enumerate(self._inputs(x, u, c)):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.layers.multi_head import MultiHead
-from chela.layers.state import State, expect_causal, settled
+from chela.layers.state import State, detached, expect_causal
 from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.padding import zero_padding
@@ -74,7 +74,7 @@ class LinearAttention(MultiHead):
         past = LinearAttentionState(state["S"], state["z"])
         options: dict[str, Any] = {"normalize": self.normalize, "initial_state": past, "return_state": True}
         o, sums = linear_attention(q, k, v, causal=True, log_decay=edges, **options)
-        return self.merge(self.attended(o), x, None), after | settled(**sums._asdict())
+        return self.merge(self.attended(o), x, None), after | detached(**sums._asdict())
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.state import State, settled
+from chela.layers.state import State, detached
 from chela.ops.sequence_parallel import current
 
 
@@ -65,7 +65,7 @@ class LION(LinearAttention):
             return super().onward(x, state)
         log_decay = self.token_decay(x)
         before = state["log_decay"][:, None].to(log_decay.dtype)
-        last = settled(log_decay=log_decay[:, -1].to(state["log_decay"].dtype))
+        last = detached(log_decay=log_decay[:, -1].to(state["log_decay"].dtype))
         return torch.cat([before, log_decay[:, :-1]], dim=1), last
 
     def state_size(self, length: int) -> int:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.layers.long_kernel import DampedEMAKernel
-from chela.layers.state import State, Stepwise, expect_causal, settled
+from chela.layers.state import State, Stepwise, detached, expect_causal
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
 
@@ -181,7 +181,7 @@ class MEGA(Stepwise):
         update = self._combine(
             self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None
         )
-        return update, modes | settled(keys=k[:, last:], values=v[:, last:])
+        return update, modes | detached(keys=k[:, last:], values=v[:, last:])
 
     def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with the last L tokens; ``k`` and ``v`` begin with the tokens of the chunk that came before them."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.multi_head import MultiHead
-from chela.layers.state import State, Stepwise, expect_causal, settled
+from chela.layers.state import State, Stepwise, detached, expect_causal
 from chela.ops.padding import zero_padding
 
 
@@ -78,7 +78,7 @@ class SoftmaxAttention(Stepwise, MultiHead):
         seen = None if alone else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
         q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
         o = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, is_causal=before == 0)
-        return self.merge(self.attended(o.transpose(1, 2)), x, None), settled(keys=k, values=v)
+        return self.merge(self.attended(o.transpose(1, 2)), x, None), detached(keys=k, values=v)
 
     def state_size(self, length: int) -> int:
         """Count the keys and values."""

@@ -96,18 +96,18 @@ class Segment:
     ``gone`` are the indices of the rows of an ``(n, B, H, C, ·)`` that are masked or beyond the end; None if none are.
     """
 
-    def __init__(self, walk: Walk, rows: slice, index: int) -> None:
-        c = self.c = walk.c
-        self.buffer, self.rows, self.index = walk.buffer, rows, index
-        self.tokens = slice(index * walk.tokens, min((index + 1) * walk.tokens, c.q.shape[1]))
+    def __init__(self, segments: Segments, rows: slice, index: int) -> None:
+        c = self.c = segments.c
+        self.buffer, self.rows, self.index = segments.buffer, rows, index
+        self.tokens = slice(index * segments.tokens, min((index + 1) * segments.tokens, c.q.shape[1]))
         B, T = rows.stop - rows.start, self.tokens.stop - self.tokens.start
-        self.shape = n, _, H, C = -(-T // walk.C), B, c.q.shape[2], walk.C
+        self.shape = n, _, H, C = -(-T // segments.C), B, c.q.shape[2], segments.C
         self.gone: Tensor | None = None
         if c.mask is not None or T % C:
             real = torch.zeros(B, n * C, dtype=torch.bool, device=c.q.device)
             real[:, :T] = True if c.mask is None else c.mask[rows, self.tokens]
             self.gone = rows_where(~real.view(B, n, 1, C).transpose(0, 1).expand(-1, -1, H, -1))
-        self.decays = walk.shared or Decays(c, [self.load(x, x.new_empty(*self.shape, 1)) for x in walk.edges])
+        self.decays = segments.shared or Decays(c, [self.load(x, x.new_empty(*self.shape, 1)) for x in segments.edges])
 
     def new(self, name: str, width: int) -> Tensor:
         """Return the buffer of that name as ``(n, B, H, C, width)``."""
@@ -198,7 +198,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-class Walk:
+class Segments:
     """A call's segments, of so many batch rows at a time that a buffer has ``SEGMENT_ELEMENTS``, or of one."""
 
     def __init__(self, c: Call, buffer: Workspace) -> None:
@@ -236,16 +236,16 @@ def forward(c: Call) -> Outputs:
     saved = c.new(*saved_shape(c)).zero_()
     has_states = not is_one_chunk(c) or (c.causal and c.ones)
     with Workspace(c.sum_dtype, c.q.device) as buffer:
-        walk = Walk(c, buffer)
-        for rows in walk.blocks:
+        segments = Segments(c, buffer)
+        for rows in segments.blocks:
             carry = torch.zeros_like(saved[0, 0, rows])
-            for s in walk.over(rows, back=True) if has_states and not c.causal else ():
+            for s in segments.over(rows, back=True) if has_states and not c.causal else ():
                 saved[1, s.index, rows] = carry
                 send, _, over = s.decays.borders[1]
                 k = s.weighted("sent", s.read("k"), send)
                 _, carry = s.states("S", k, s.read("v"), carry, over, leftward=True)
             carry = torch.zeros_like(carry) if c.state is None else c.state[rows].to(carry.dtype)
-            for s in walk.over(rows):
+            for s in segments.over(rows):
                 q, k, v = s.read("q"), s.read("k"), s.read("v")
                 sums = s.product("sums", s.product("P", q, k.mT).mul_(s.decays.within), v)
                 saved[0, s.index, rows] = carry
@@ -272,16 +272,16 @@ def backward(
     in_huge_pages(dq, dk, dv)
     has_states = not is_one_chunk(c) or d_end is not None
     with Workspace(c.sum_dtype, c.q.device) as buffer:
-        walk = Walk(c, buffer)
-        for rows in walk.blocks:
+        segments = Segments(c, buffer)
+        for rows in segments.blocks:
             carry, lefts = torch.zeros_like(saved[0, 0, rows]), []
-            for s in walk.over(rows) if has_states and not c.causal else ():
+            for s in segments.over(rows) if has_states and not c.causal else ():
                 lefts.append(carry)  # the gradient of what came from the right runs to the right
                 _, receive, over = s.decays.borders[1]
                 q, g = s.weighted("received", s.read("q"), receive), s.before_division(d_out, out, total)
                 _, carry = s.states("R", q, g, carry, over, leftward=False)
             carry = torch.zeros_like(carry) if d_end is None else d_end[rows].to(carry.dtype)
-            for s in walk.over(rows, back=True):
+            for s in segments.over(rows, back=True):
                 leaving = [carry, *lefts[s.index : s.index + 1]] if has_states else []
                 g = s.before_division(d_out, out, total)
                 found, carry = _segment_gradients(s, g, saved[:, s.index, rows], leaving, d_decays)
