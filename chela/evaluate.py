@@ -16,6 +16,7 @@ from pathlib import Path
 from chela.config.compose import resolve, run_folder
 from chela.config.schema import Config
 from chela.config.words import command
+from chela.core.errors import UsageError
 from chela.core.files import make_folder, write_whole
 from chela.core.options import option
 
@@ -54,7 +55,10 @@ def main(options: Options) -> int:
     """Score a run, print one line, return the exit status."""
     config = options.load_config()
     out = Path(options.out).expanduser()
-    make_folder(out.parent, "out")  # now, not after hours of scoring
+    if options.out:  # now, not after hours of scoring
+        make_folder(out.parent, "out")
+        if out.is_dir():
+            raise UsageError(f"out: expected a file, got the folder {out}")
     from chela.training.machine import stdout_console
     from chela.training.run import RunFolder
     from chela.training.score import evaluate

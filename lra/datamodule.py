@@ -40,6 +40,7 @@ class _Batches(Dataset[Batch | DataError]):
     rank: int
     world_size: int
     parts: int
+    groups: Any = None  # of every record, where a batch tells them
 
     def __getitem__(self, item: int) -> Batch | DataError:
         step, part = divmod(item, self.parts)
@@ -50,8 +51,7 @@ class _Batches(Dataset[Batch | DataError]):
             records = self.records.read(mine)
         except DataError as error:
             return error
-        groups = self.records.groups()
-        also: Batch = {"part": part, "groups": None if groups is None else groups[mine].tolist()}
+        also: Batch = {"part": part, "groups": None if self.groups is None else self.groups[mine].tolist()}
         also |= {} if fresh is None else {"fresh": fresh}
         return collate(records, self.records.longest(batch), step) | also
 
@@ -140,6 +140,8 @@ class LRADataModule(lightning.LightningDataModule):
         if not isinstance(found, Records):
             got = type(found).__name__
             raise DataError(f"{self.task.name}: expected InMemory(…) from dataset({split!r}), got {got}")
+        if not len(found):
+            raise DataError(f"{self.task.name}: expected records from dataset({split!r}), got none")
         if isinstance(found, InMemory) and split not in self._checked:  # what is stored was checked when it was built
             for i, (encoded, label) in enumerate(found.read(range(len(found)))):
                 try:
@@ -174,11 +176,11 @@ class LRADataModule(lightning.LightningDataModule):
                 f"{len(chosen)} records in batches of {self.eval_batch_size} are too few for {processes} processes: "
                 "expected at least one for each process in every batch"
             )
-        return self._loader(records, batches.__getitem__, range(len(batches)), 1)
+        return self._loader(records, batches.__getitem__, range(len(batches)), 1, records.groups())
 
-    def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, parts: int) -> _Loader:
+    def _loader(self, records: Records, pick: Callable[[int], Picked], items: range, *more: Any) -> _Loader:
         return _Loader(
-            _Batches(records, pick, *self.share(), parts),
+            _Batches(records, pick, *self.share(), *more),
             batch_size=None,  # an item is a batch
             sampler=items,
             num_workers=self.data.workers,

@@ -54,6 +54,7 @@ def test_a_system_and_a_task_of_ones_own(tmp_path, monkeypatch):
     assert train.main([*words, *sizes, f"runs={tmp_path}"]) == 0
     (result,) = tmp_path.rglob("result.json")
     assert json.loads(result.read_text())["test"]["accuracy"] > 0.9
+    assert train.main([words[0], f"resume={result.parent}", "trust=my_task,my_mixer"]) == 0  # the same task again
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)

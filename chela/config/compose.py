@@ -47,14 +47,16 @@ def resolve(words: list[str]) -> Config:
         if "${" in value or value == "???" or not value.isprintable():
             raise UsageError(f"{key}: expected a plain, printable value, got {shown(value)}")
     named = {"resume": "none", "config": "", "trust": ""} | dict(pairs)
-    for key in ("resume", "config"):
-        if named[key] not in ("none", "auto", ""):
-            return _resolve_begun(key, named[key], named["trust"], pairs)
+    begun = [key for key in ("resume", "config") if named[key] not in ("none", "auto", "")]
+    if len(begun) > 1:
+        raise UsageError(f"expected resume=RUN or config=FILE, got both, {named['resume']} and {named['config']}")
+    if begun:
+        return _resolve_begun(begun[0], named[begun[0]], named["trust"], pairs)
     chosen = GROUPS | {key: value for key, value in pairs if key in GROUPS}
     files = {group: read_group(group, chosen[group]) for group in ("task", "model")}
     try:
         preset = resolve_preset(chosen["preset"], dict(pairs).get("trainer.accelerator", "auto"), files["task"])
-        task = [str(layer["task"]["name"]) for layer in files["task"] if "name" in layer.get("task", {})][-1]
+        task = _tasks_named(files["task"])[-1]
         mixers = [layer.get("model", {}).get("mixer", {}) for layer in files["model"]]
         mixer = [str(section["name"]) for section in mixers if "name" in section][-1]
         layers = [(group, flat(layer)) for group, layer in _layers(files, preset, mixer, label(chosen["model"]))]
@@ -91,6 +93,11 @@ def _layers(files: dict[str, list[Layer]], preset: str, mixer: str, model: str) 
             yield group, {"model": {"mixer": special.get("mixers", {}).get(mixer, {})}}
     for layer in files["task"]:
         yield "task", layer.get("presets", {}).get(preset, {}).get("models", {}).get(model, {})
+
+
+def _tasks_named(layers: list[Layer]) -> list[str]:
+    """Return the names of tasks in the layers of a file; the last one holds."""
+    return [str(layer["task"]["name"]) for layer in layers if "name" in layer.get("task", {})]
 
 
 def defaults(task: str, mixer: str) -> Config:
@@ -307,7 +314,8 @@ def _resolve_begun(key: str, name: str, trust: str, pairs: list[tuple[str, str]]
     changed = []
     for word, value in pairs:
         if word in GROUPS:
-            if label(value) != have[word] and (word, value) != ("preset", "auto"):
+            names = _tasks_named(read_group("task", value)) if word == "task" else [value]
+            if label([value, *names][-1]) != have[word] and (word, value) != ("preset", "auto"):
                 changed.append(f"{word} {have[word]} -> {shown(value)}")
         else:
             _set(config, word, value)

@@ -47,6 +47,7 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
         UsageError: Options that do not fit together, such as a width that the heads do not divide.
     """
     from chela.core.errors import UsageError
+    from chela.core.options import check_options
     from chela.layers.param_groups import initialise, seeded
     from chela.models.heads import Classifier, TokenModel
 
@@ -57,6 +58,7 @@ def build_model(config: ModelConfig, task: Any, seed: int) -> Network:
         what = f"{facts.objective!r}{' for pairs' if facts.pair else ''}"
         raise UsageError(f"task: expected the objective classification, or tokens for single sequences, got {what}")
     try:
+        check_options(config)
         with seeded(seed, "build"):
             model = head(config, facts)
     except ValueError as error:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from chela.core.options import check_value
 from chela.layers.state import State, expect_causal
 from chela.models.backbone import Backbone
 from chela.ops.sequence_parallel import current, first_position
@@ -48,7 +47,6 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
-        check_value("readout", config.readout, {"choices": ("mean", "first")})
         if config.readout == "first" and (config.causal or task.objective == "tokens"):
             why = "causal=True: the first token sees no other" if config.causal else "tokens: each of them is scored"
             raise ValueError(f"readout: expected mean, got first, with {why}")
@@ -64,7 +62,6 @@ class Classifier(Network):
     """
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
-        check_value("pair_features", config.pair_features, {"choices": ("nli", "concat")})
         super().__init__(config, task)
         self.pair_features = config.pair_features if task.pair else None
         width = {None: 1, "nli": 4, "concat": 2}[self.pair_features] * config.d_model

@@ -11,7 +11,10 @@ import dataclasses
 import importlib.util
 import math
 import time
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
@@ -29,7 +32,9 @@ from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first,
 from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
 from chela.training.score import data_of, expect_prefill, scored
 from chela.training.step import LitModel, diverged
+from lra.batches import Batch
 from lra.datamodule import LRADataModule
+from lra.tasks.base import IGNORED
 
 
 def fit(config: Config, console: Console, started: float) -> int:
@@ -123,14 +128,15 @@ class Launch:
         try:
             for step in range(state.step, config.max_steps):
                 self.optimizer.zero_grad()
-                for part in range(config.accumulate):
-                    batch = fabric.to_device(next(batches))
+                parts = [next(batches) for _ in range(config.accumulate)]
+                for part, weight in enumerate(self.weights(parts)):
+                    batch = fabric.to_device(parts[part])
                     assert (step, part) == (batch["step"], batch["part"]), "the data module gives the steps in order"
                     module.on_train_batch_start(batch, part)  # seeds the step, sets its learning rate
                     with fabric.no_backward_sync(network, enabled=part + 1 < config.accumulate):
                         with fabric.autocast():
                             loss = network.training_step(batch, part)
-                        fabric.backward(loss / config.accumulate)
+                        fabric.backward(loss * weight)
                 module.configure_gradient_clipping(self.optimizer)
                 self.optimizer.step()
                 state.step = module.step = step + 1
@@ -147,6 +153,16 @@ class Launch:
         finally:
             self.signals.patient = False
             self.log.close()
+
+    def weights(self, parts: list[Batch]) -> Iterable[Any]:
+        """Return the weight of each part's mean loss: its share of the targets of all parts, and of all processes.
+
+        The processes' gradients are averaged after it. Where each sequence has one label, parts weigh alike.
+        """
+        if parts[0]["labels"].ndim == 1:
+            return [1 / len(parts)] * len(parts)
+        targets = torch.stack([(batch["labels"] != IGNORED).sum().float() for batch in parts]).to(self.fabric.device)
+        return targets / summed(self.fabric, targets.sum()).clamp(min=1) * self.fabric.world_size
 
     def log_step(self) -> None:
         """Log the step's batch; a value that has no column in ``Log.columns`` is not written."""

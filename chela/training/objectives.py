@@ -64,10 +64,10 @@ class Objective:
         Where P processes have a piece of each sequence, the average of their P losses is that over all targets, as that
         of their gradients is.
         """
-        if current() is None or labels.ndim == 1:
+        if labels.ndim == 1:
             return F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED)
         total = F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED, reduction="sum")
-        return total / _targets_of_share(labels).to(total.dtype)
+        return total / _targets_of_share(labels).clamp(min=1).to(total.dtype)
 
     @torch.no_grad()
     def count(self, scores: Tensor, labels: Tensor, loss: Tensor | None = None) -> Tensor:

@@ -57,7 +57,7 @@ class Retrieval(TextTask):
     pair = True
     sources = ("auto", "imdb")
     texts: ClassVar[Mapping[str, str]] = {"first": "first", "second": "second"}
-    classes = ("no citation", "the first cites the second")
+    classes = ("unrelated", "related")  # related: the first cites the second; of imdb, of one review
     input_help = "two documents with a tab between"
     retired: ClassVar[dict[str, Any]] = {"encoding": "lra", "min_frequency": 10}
 

@@ -133,6 +133,9 @@ def test_a_record_that_the_network_cannot_take_is_named() -> None:
     batch = next(iter(data.train_dataloader()))
     assert batch["inputs"].shape == (20, 4, 3) and batch["mask"] is None and batch["labels"].sum() == 5
     assert data.records("train").majority_accuracy() == 0.75
+    data.task.dataset = lambda split: InMemory([])  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"^values: expected records from dataset\('test'\), got none$"):
+        data.records("test")
 
 
 @pytest.mark.parametrize(

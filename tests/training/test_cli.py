@@ -126,6 +126,7 @@ def test_a_run_again_from_its_own_configuration(one_step: Path) -> None:
         (["trainer=3"], "trainer: expected one of its keys (trainer.NAME=…), got '3'"),
         (["nonsense"], "expected key=value, got 'nonsense'; see --help"),
         (["=3"], "expected key=value of a run, got ''"),
+        (["resume=a", "config=b"], "expected resume=RUN or config=FILE, got both, a and b"),
         (["--task", "listops"], "expected key=value, got '--task', say task=listops; see --help"),
         (["schlüssel=3"], "expected key=value of a run, got 'schlüssel'"),
         # types

@@ -120,6 +120,18 @@ def test_bad_words(
 
 
 @pytest.mark.parametrize("done", ["32-true"], indirect=True)
+def test_a_folder_that_cannot_be_written_is_no_matter_without_out(
+    done: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert evaluate([str(done.path)]) == 0
+    monkeypatch.undo()
+    assert evaluate([str(done.path), f"out={tmp_path}"]) == 2
+    assert "out: expected a file, got the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("done", ["32-true"], indirect=True)
 @pytest.mark.parametrize("words", [[], ["last"], ["run=last"]])
 def test_the_newest_run(
     words: list[str],

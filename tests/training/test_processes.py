@@ -114,6 +114,18 @@ def test_two_parts_are_two_processes(data: str, tmp_path: Path) -> None:
     assert_close(only_run(tmp_path / "parts"), only_run(tmp_path / "pair"))
 
 
+def test_parts_and_processes_weigh_by_their_targets(data: str, tmp_path: Path) -> None:
+    """Records with one target and with five, which do not fall evenly into parts: as one batch all the same."""
+    mix = "task.train=150 of 1 in 24, 150 of 5 in 24"
+    words = ("task=recall", "preset=tiny", mix, "data.pool=1", "optimizer.eps=1e-4", f"data.dir={data}")
+    words += ("trainer.max_steps=4", "trainer.batch_size=8", "trainer.threads=1")
+    for name, more in {"whole": (), "parts": ("trainer.accumulate=4",)}.items():
+        assert launch(*words, *more, f"runs={tmp_path / name}").status == 0
+    assert finish(start((*words, f"runs={tmp_path / 'pair'}"), tmp_path), tmp_path) == [0, 0], logs(tmp_path)
+    assert_close(only_run(tmp_path / "parts"), only_run(tmp_path / "whole"))
+    assert_close(only_run(tmp_path / "pair"), only_run(tmp_path / "whole"))
+
+
 def join_group_and_get_a_signal(rank: int, port: int) -> None:
     """The second process alone is asked to stop, in step 3."""
     join_group(rank, port)
