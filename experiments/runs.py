@@ -35,7 +35,6 @@ from chela.results import ACCURACY, GROUPS, TITLES
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = tuple(TITLES)  # of the Long Range Arena in the order of its tables
 _ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
@@ -177,14 +176,9 @@ def read_file(path: Path) -> dict[str, Any]:
     return found
 
 
-def read_rates(folder: Path) -> dict[str, Any]:
-    """Read the learning rates that a sweep chose, a record by task and system."""
-    return read_file(folder / RATES)
-
-
 def add_rates(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     """Write further records beside those that are there; return them all."""
-    records = read_rates(folder) | new
+    records = read_file(folder / RATES) | new
     if new:
         write(folder / RATES, OmegaConf.to_yaml(OmegaConf.create(records)))
     return records
@@ -235,7 +229,7 @@ def main(options: Options) -> int:
         columns = dict.fromkeys(["run", *(column for lines in curves.values() for column in lines)])
         whole = pd.concat([curves[name] for name in sorted(curves)])
         write(into / CURVES, whole.to_csv(columns=list(columns), index=False, lineterminator="\n"))
-    add_rates(into, {name: rate for path in paths for name, rate in read_rates(Path(path)).items()})
+    add_rates(into, {name: rate for path in paths for name, rate in read_file(Path(path) / RATES).items()})
     left = f"; {len(runs) - len(kept)} unfinished or untested left out" if len(kept) < len(runs) else ""
     print(f"collected {len(kept)} runs into {into}{left}")
     return 0

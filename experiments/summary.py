@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from chela.config.compose import flat, resolve
+from chela.config.compose import resolve
+from chela.config.schema import values
 from chela.config.words import plain
 from chela.core.errors import UsageError
-from chela.results import ACCURACY
-from experiments.runs import RATE, TASKS, Run, read_file, task_order
+from chela.results import ACCURACY, TITLES
+from experiments.runs import RATE, Run, read_file, task_order
 
 BASELINE = "softmax"  # speed, memory and parameters are given beside it, as papers on the Long Range Arena do
 COSTS = {"parameters": "parameters", "tokens_per_second": "tokens/s", "peak_memory_bytes": "memory"}  # and their titles
@@ -70,7 +71,7 @@ def _telling_apart(runs: Sequence[Run]) -> list[str]:
 def _usual(task: str, model: str, preset: str) -> dict[str, Any]:
     """Return the values of the configuration files; nothing for a task or model that is not here."""
     try:
-        return flat(asdict(resolve([f"task={task}", f"model={model}", f"preset={preset}"])))
+        return values(resolve([f"task={task}", f"model={model}", f"preset={preset}"]))
     except UsageError:
         return {}
 
@@ -119,7 +120,7 @@ class ResultTable:
     @property
     def tasks(self) -> list[str]:
         """Return the six tasks, and others that were run."""
-        return sorted({run.task for run in self.runs} | set(TASKS), key=task_order)
+        return sorted({run.task for run in self.runs} | set(TITLES), key=task_order)
 
     @property
     def rows(self) -> list[str]:
@@ -180,7 +181,7 @@ class ResultTable:
         commits = {str(run.result.get("git_commit") or "unknown") for run in finished} or {"unknown"}
         short = sorted(re.sub("^([0-9a-f]{10})[0-9a-f]*", r"\1", commit) for commit in commits)
         hours = sum(run.result.get("wall_seconds", 0) for run in finished) / 3600
-        smaller = self.preset not in ARENA and any(run.task in TASKS for run in self.runs)
+        smaller = self.preset not in ARENA and any(run.task in TITLES for run in self.runs)
         tested = "the test set chose the checkpoint, as some papers do" if self.policy == "test" else "data kept apart"
         notes = [
             f"preset {self.preset}{': a smaller task, not an LRA number' if smaller else ''}",

@@ -30,7 +30,7 @@ from chela.config.words import command
 from chela.core.errors import DivergedError, UsageError, first_line
 from chela.core.options import option
 from experiments.plan import Job, Pair, read_sweep
-from experiments.runs import add_rates, read_rates
+from experiments.runs import RATES, add_rates, read_file
 
 TRAIN = (sys.executable, "-m", "chela.train")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -125,7 +125,7 @@ class Sweep:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, self._stop))
-            rates = read_rates(self.folder)
+            rates = read_file(self.folder / RATES)
             untuned = [pair for pair in self.pairs if pair.tune and pair.rate(rates) is None]
             self._work(job for pair in untuned for job in pair.tune)
             records = {pair.name: pair.choose_rate() for pair in untuned if self.done.issuperset(pair.tune)}
@@ -274,7 +274,7 @@ def main(options: Options, words: list[str], command: Sequence[str] = TRAIN) -> 
     folder = options.runs or Path("runs") / options.file.stem
     pairs = list(file.pairs(folder, words, options.seed))
     if options.dry_run:
-        return _dry_run(pairs, read_rates(folder))
+        return _dry_run(pairs, read_file(folder / RATES))
     if not pairs:
         raise UsageError("expected at least one run, this part of the grid has none")
     arguments = (pairs, folder, options.jobs, command)

@@ -11,10 +11,10 @@ import pytest
 
 from chela.config.compose import names
 from chela.train import main as train
-from lra.tasks import names as task_names
+from lra.tasks import TASKS
 
 SHARED = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
-ALL = [(task, model) for task in task_names() for model in names("model")]
+ALL = [(task, model) for task in TASKS for model in names("model")]
 TODAY = datetime.date.today().toordinal()
 GENERATED = [(task, model) for task, model in ALL if task == "listops"]
 ROTATING = {GENERATED[(2 * TODAY + i) % len(GENERATED)] for i in range(2)}

@@ -14,6 +14,9 @@ from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.ops.padding import zero_padding
 
+Heads = Annotated[int, {"ge": 1, "le": 256}]
+Width = Annotated[int | None, {"ge": 1, "le": 16384}]
+
 
 class MultiHead(nn.Module):
     """``[q, k, v] = W x`` per head, and ``h = W_o o``.
@@ -29,14 +32,7 @@ class MultiHead(nn.Module):
     """
 
     @checked
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        causal: bool = False,
-    ) -> None:
+    def __init__(self, d_model: int, *, heads: Heads = 4, d_value: Width = None, causal: bool = False) -> None:
         super().__init__()
         d_value = d_model if d_value is None else d_value
         if d_value % heads:

@@ -14,7 +14,7 @@ from chela.core.errors import OptionError
 from chela.core.options import closest, options_of, shown
 from lra.tasks.base import Task
 
-_WHERE = {
+TASKS = {
     "corpus": "corpus:Corpus",
     "enwik8": "corpus:Enwik8",
     "image": "image:Image",
@@ -31,21 +31,16 @@ _WHERE = {
 }
 
 
-def names() -> list[str]:
-    """List the tasks of this package."""
-    return sorted(_WHERE)
-
-
 def task_class(name: str) -> type[Task]:
     """Return a task's class by its name here, or by ``module:Class``; its module is imported.
 
     Raises:
         OptionError: There is no such task.
     """
-    if ":" not in name and name not in _WHERE:
-        listed = f"{', '.join(names())}, or module:Class"
-        raise OptionError(f"task.name: expected one of {listed}, got {shown(name)}{closest(name, names())}")
-    module, _, attribute = (f"{__name__}.{_WHERE[name]}" if name in _WHERE else name).partition(":")
+    if ":" not in name and name not in TASKS:
+        listed = f"{', '.join(TASKS)}, or module:Class"
+        raise OptionError(f"task.name: expected one of {listed}, got {shown(name)}{closest(name, TASKS)}")
+    module, _, attribute = (f"{__name__}.{TASKS[name]}" if name in TASKS else name).partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

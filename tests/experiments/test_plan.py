@@ -15,7 +15,7 @@ import yaml
 from chela.config.compose import configs_folder, names, resolve
 from experiments import plan
 from experiments.plan import read_sweep
-from experiments.runs import add_rates, read_rates
+from experiments.runs import RATES, add_rates, read_file
 from experiments.sweep import slots
 from tests.experiments.conftest import LOSS, SMALL, sweep
 
@@ -55,8 +55,8 @@ def test_the_rate_is_the_best_in_the_direction_of_the_score(tmp_path: Path, fold
         (job.folder / "result.json").write_text(json.dumps(result))
     record = pair.choose_rate()
     assert [row["validation_loss"] for row in record["grid"]] == [0.9, 0.4, 0.4]
-    assert add_rates(folder, {pair.name: record}) == read_rates(folder)
-    assert record["chosen"] == 0.2 == pair.rate(read_rates(folder)) and pair.rate({}) is None
+    assert add_rates(folder, {pair.name: record}) == read_file(folder / RATES)
+    assert record["chosen"] == 0.2 == pair.rate(read_file(folder / RATES)) and pair.rate({}) is None
 
 
 def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

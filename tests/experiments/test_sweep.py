@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.runs import add_rates, read_rates, read_runs
+from experiments.runs import add_rates, read_file, read_runs
 from experiments.runs import main as collect
 from experiments.sweep import main
 from tests.experiments.conftest import FAKE, SMALL, sweep
@@ -102,7 +102,7 @@ def test_slices_go_on_where_they_stopped(tmp_path: Path, folder: Path, capsys: p
 
 def test_the_rate_is_chosen_on_validation_and_written_down(done: Path) -> None:
     for model in ("chela", "softmax"):
-        record = read_rates(done)[f"listops-tiny-{model}"]
+        record = read_file(done / "rates.yaml")[f"listops-tiny-{model}"]
         scores = {row["rate"]: row.get("validation_accuracy") for row in record["grid"]}
         assert scores.pop(0.9) is None and record["grid"][-1]["diverged"]
         assert record["chosen"] == max(scores, key=scores.__getitem__) and record["steps"] == 6
@@ -124,15 +124,15 @@ def test_what_was_collected_is_finished_with_its_rates(
 
 
 def test_a_recorded_rate_stays_until_the_grid_changes(tmp_path: Path, tuned: Path) -> None:
-    records = read_rates(tuned)
+    records = read_file(tuned / "rates.yaml")
     record = records["listops-tiny-chela"]
     record["chosen"] = other = next(rate for rate in RATES if rate != record["chosen"])
     add_rates(tuned, records)
     one = {**TUNED, "models": ["chela"], "seeds": [0]}
     assert sweep(tmp_path, one) == 0
-    assert read_rates(tuned)["listops-tiny-chela"]["chosen"] == other
+    assert read_file(tuned / "rates.yaml")["listops-tiny-chela"]["chosen"] == other
     assert sweep(tmp_path, {**one, "tune": {"rates": [0.001, 0.003], "steps": 0.5}}) == 0
-    after = read_rates(tuned)
+    after = read_file(tuned / "rates.yaml")
     assert {row["rate"] for row in after["listops-tiny-chela"]["grid"]} == {0.001, 0.003}
     assert after["listops-tiny-softmax"] == records["listops-tiny-softmax"]
 
@@ -217,7 +217,7 @@ def test_killed_at_random_and_started_again_the_sweep_ends_the_same(tmp_path: Pa
     killed = tmp_path / "killed"
     kill_at_random(tmp_path, killed, " ".join(FAKE), kills=10, longest=0.7)
     assert accuracies(killed) == undisturbed and len(undisturbed) == 4
-    assert read_rates(killed) == read_rates(done)
+    assert read_file(killed / "rates.yaml") == read_file(done / "rates.yaml")
 
 
 def test_asked_to_stop_it_lets_the_runs_save(tmp_path: Path, folder: Path) -> None:

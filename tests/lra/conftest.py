@@ -3,11 +3,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from lra.source import DataConfig
-from lra.tasks.listops import ListOps
+from lra.tasks.listops import VOCABULARY, ListOps
+
+
+def text(tokens: np.ndarray) -> str:
+    """Return ListOps' ids in words."""
+    return " ".join(VOCABULARY[i] for i in tokens.tolist())
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from chela.core.errors import DataError
 from lra.batches import collate
 from lra.datamodule import LRADataModule
 from lra.source import DataConfig
-from lra.tasks.listops import ListOps, evaluate, text
+from lra.tasks.listops import ListOps, evaluate
+from tests.lra.conftest import text
 
 
 def module(task: ListOps, data: DataConfig, **options: Any) -> LRADataModule:

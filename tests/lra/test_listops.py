@@ -11,7 +11,8 @@ from chela.core.errors import DataError
 from lra.batches import key
 from lra.generators.listops import _block, generate
 from lra.source import DataConfig
-from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, text, tokenize
+from lra.tasks.listops import VOCABULARY, ListOps, depth, evaluate, tokenize
+from tests.lra.conftest import text
 
 
 def test_the_vocabulary_is_fixed() -> None:

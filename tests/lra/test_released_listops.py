@@ -6,7 +6,8 @@ import pytest
 from chela.core.errors import DataError
 from lra.builder import check
 from lra.source import DataConfig
-from lra.tasks.listops import ListOps, evaluate, text
+from lra.tasks.listops import ListOps, evaluate
+from tests.lra.conftest import text
 
 TREES = [("( ( ( [MAX 2 ) 9 ) ] )", "9"), ("( ( ( [SM ( ( ( [MED 4 ) 7 ) ] ) ) 8 ) ] )", "3"), ("5", "5")]
 

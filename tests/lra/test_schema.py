@@ -14,7 +14,7 @@ from chela.config.identity import identity_of
 from chela.core.errors import UsageError
 from chela.core.options import check_options
 from lra.source import DataConfig
-from lra.tasks import get_task, names, task_class, task_options
+from lra.tasks import TASKS, get_task, task_class, task_options
 from lra.tasks.image import Image
 from lra.tasks.listops import ListOps
 from lra.tasks.retrieval import Retrieval
@@ -22,7 +22,7 @@ from lra.tasks.text import Text
 
 
 def test_every_option_is_explained_and_every_default_is_right() -> None:
-    for name in names():
+    for name in TASKS:
         options = task_options(name)()
         assert options.name == get_task(options).name == name
         for field in (*fields(options), *fields(DataConfig)):
@@ -31,7 +31,7 @@ def test_every_option_is_explained_and_every_default_is_right() -> None:
 
 def test_importing_a_task_loads_numpy_at_most() -> None:
     heavy = ("numba", "torch", "lightning", "tensorflow_datasets", "PIL", "filelock", "omegaconf")
-    code = f"import sys, lra.tasks; lra.tasks.names(); print(set({heavy}) & set(sys.modules))"
+    code = f"import sys, lra.tasks; print(set({heavy}) & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

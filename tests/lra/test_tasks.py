@@ -12,7 +12,7 @@ from chela.core.options import option
 from lra.builder import prefetch
 from lra.datamodule import LRADataModule
 from lra.source import DataConfig
-from lra.tasks import get_task, names, task_class, task_options
+from lra.tasks import TASKS, get_task, task_class, task_options
 from lra.tasks.base import IGNORED, InMemory, Task
 from lra.tasks.image import Image
 from lra.tasks.listops import ListOps
@@ -77,8 +77,8 @@ def test_lists_stand_for_arrays() -> None:
 
 def test_the_tasks_and_their_titles() -> None:
     titles = "Corpus enwik8 Image ListOps Pathfinder Path-X Recall Retrieval Select Shakespeare Text text8 WikiText-103"
-    assert [task_class(name).title for name in names()] == titles.split()
-    assert [name for name in names() if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
+    assert [task_class(name).title for name in TASKS] == titles.split()
+    assert [name for name in TASKS if task_class(name).generated] == ["listops", "pathfinder", "pathx"]
 
 
 @pytest.mark.parametrize(

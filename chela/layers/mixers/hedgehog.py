@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor, nn
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
+from chela.layers.multi_head import Heads, Width
 from chela.layers.param_groups import mark
 
 
@@ -29,14 +28,7 @@ class HedgehogAttention(LinearAttention):
     features_per_width = 2
 
     @checked
-    def __init__(
-        self,
-        d_model: int,
-        *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        causal: bool = False,
-    ) -> None:
+    def __init__(self, d_model: int, *, heads: Heads = 4, d_value: Width = None, causal: bool = False) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
         self.query_map = HedgehogFeatureMap(heads, self.head_width)
         self.key_map = HedgehogFeatureMap(heads, self.head_width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
+from chela.layers.multi_head import Heads, Width
 
 
 class LightningAttention(LinearAttention):
@@ -42,8 +42,8 @@ class LightningAttention(LinearAttention):
         self,
         d_model: int,
         *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 8,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
+        heads: Heads = 8,
+        d_value: Width = None,
         layer: int = 0,
         depth: int = 1,
         causal: bool = True,

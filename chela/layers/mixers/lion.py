@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
+from chela.layers.multi_head import Heads, Width
 from chela.layers.state import State, detached
 from chela.ops.sequence_parallel import current
 
@@ -40,8 +41,8 @@ class LION(LinearAttention):
         self,
         d_model: int,
         *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
+        heads: Heads = 4,
+        d_value: Width = None,
         decay: Literal["none", "head", "token"] = "token",
         causal: bool = False,
     ) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.multi_head import MultiHead
+from chela.layers.multi_head import Heads, MultiHead, Width
 from chela.layers.state import State, Stepwise, detached, expect_causal
 from chela.ops.padding import zero_padding
 
@@ -34,13 +32,7 @@ class SoftmaxAttention(Stepwise, MultiHead):
 
     @checked
     def __init__(
-        self,
-        d_model: int,
-        *,
-        heads: Annotated[int, {"ge": 1, "le": 256}] = 4,
-        d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
-        rotary: bool = True,
-        causal: bool = False,
+        self, d_model: int, *, heads: Heads = 4, d_value: Width = None, rotary: bool = True, causal: bool = False
     ) -> None:
         super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
         if rotary and self.head_width % 2:
