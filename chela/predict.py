@@ -110,7 +110,7 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
     Raises:
         DataError: A line that is no sequence of the task, with its number.
     """
-    from chela.training.score import each
+    from chela.training.score import over_batches
     from chela.training.step import scores_of
     from lra.batches import Batch, collate
 
@@ -133,7 +133,7 @@ def label_sequences(model: nn.Module, task: Any, lines: Iterable[str], *, batch:
         rows = scores_of(model, given).float().softmax(-1)
         return [row if row.ndim == 1 else row[:length] for row, length in zip(rows, given["lengths"], strict=True)]
 
-    for rows in each(model, batches(), probabilities):
+    for rows in over_batches(model, batches(), probabilities):
         for row in rows:
             yield row.argmax(-1).tolist(), row.double().round(decimals=6).tolist()
 

@@ -1,6 +1,6 @@
 """From a sweep file (docs/sweeps.md says what may stand in one) to runs: task × model × variant × seed.
 
-A user's own task or model file is called by its stem everywhere else.
+A user's own model file is called by its stem everywhere else, a task's by its class.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from chela.config.identity import fingerprint
 from chela.config.schema import Config
 from chela.config.words import plain
 from chela.core.errors import UsageError, first_line
-from experiments.runs import FILES, RATE, TUNE, UNREADABLE, read_result, write
+from experiments.runs import FILES, RATE, TUNE, UNREADABLE, result_in, write
 
 OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  # keys that no override may set
 
@@ -103,7 +103,7 @@ class Job:
 
     def finished(self) -> bool:
         """Whether its result is there, with a test score if the run is to be tested."""
-        result = read_result(self.folder)
+        result = result_in(self.folder)
         return bool(result) and (result.get("test") is not None or not self.config.trainer.test)
 
     def record_failure(self, status: int | None, error: str) -> None:
@@ -160,7 +160,7 @@ class Pair:
         scores: dict[float, float] = {}  # by rate, more is better
         for job in self.tune:
             row: dict[str, Any] = {"rate": job.config.optimizer.lr, "fingerprint": fingerprint(job.config)}
-            if result := read_result(job.folder):
+            if result := result_in(job.folder):
                 name = result["score"]["name"]
                 row[f"validation_{name}"] = value = float(result["best_validation"][name])
                 scores[row["rate"]] = value if result["score"]["best"] == "max" else -value

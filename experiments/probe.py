@@ -35,7 +35,7 @@ from chela.evaluate import RunOptions
 from chela.layers.attention import Attended
 from chela.predict import load_run
 from chela.training.objectives import Score, objective_of
-from chela.training.score import overlapping, total
+from chela.training.score import overlapping, sum_counts
 from chela.training.step import scores_of
 from experiments.runs import FILES, write
 from lra.batches import Batch
@@ -107,7 +107,7 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
                     hooks.enter_context(module.register_forward_hook(instead))
                 return objective.count(scores_of(model, given), given["labels"])
 
-        scores[way] = objective.values(total(model, data.evaluation(test, chosen), count).tolist())[score.name]
+        scores[way] = objective.values(sum_counts(model, data.evaluation(test, chosen), count).tolist())[score.name]
     sign = 1 if score.best == "max" else -1
     adds = sign * score.scale * (scores["as it is"] - scores["mean"])
     return {"records": len(chosen), "score": asdict(score), "scores": scores, "adds": adds}
@@ -142,7 +142,7 @@ def by_length(model: nn.Module, task: Any, times: Sequence[int]) -> dict[str, An
         except UsageError as error:  # a network that ends at the training window
             not_scored.append(str(error))
             continue
-        counts = total(model, read, lambda batch: objective.count(scores_of(model, batch), batch["labels"]))
+        counts = sum_counts(model, read, lambda batch: objective.count(scores_of(model, batch), batch["labels"]))
         rows.append({"window": window, "context": window // 2, "bits": objective.values(counts.tolist())["bits"]})
     return {"split": "test", "training_window": task.l_max, "windows": rows, "not_scored": not_scored}
 

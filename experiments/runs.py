@@ -156,7 +156,7 @@ def _read_curves(file: Path) -> pd.DataFrame:
     return pd.read_csv(whole, dtype=str, keep_default_na=False)
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def result_in(folder: Path) -> dict[str, Any]:
     """Return the result of the run in a folder, or of the collected run that goes by it; empty where there is none."""
     path, top = folder / FILES["result"], folder.parents[1]
     if path.exists():

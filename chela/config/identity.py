@@ -65,7 +65,7 @@ def identity_of(options: dict[str, Any], *, neutral: bool = False) -> dict[str, 
         option = rows.get(key, declared.get(key, {}))
         if option.get("identity", True) and not ("neutral" in option and option["neutral"] == value):
             kept[key] = value
-    facts, root = _facts(task), options.get("data.root")
+    facts, root = _task_class(task), options.get("data.root")
     if root is not None and facts.generated:
         kept["data.released"] = True
     if root is not None and facts.own_text:
@@ -92,10 +92,10 @@ def _declared(task: str, mixer: str) -> dict[str, Any]:
 def retired(task: str, mixer: str) -> dict[str, dict[str, Any]]:
     """Return the rows of ``RETIRED`` that hold for runs of a task and a system, by key."""
     rows = {key: row for (owner, key), row in RETIRED.items() if owner in (task, mixer, "")}
-    return rows | {f"task.{option}": {"value": value} for option, value in _facts(task).retired.items()}
+    return rows | {f"task.{option}": {"value": value} for option, value in _task_class(task).retired.items()}
 
 
-def _facts(task: str) -> type[Task]:
+def _task_class(task: str) -> type[Task]:
     """Return a task's class; the base class for a user's own, and for one that this version does not have."""
     with contextlib.suppress(OptionError):
         return Task if ":" in task else task_class(task)

@@ -183,7 +183,7 @@ class _Attend(torch.autograd.Function):
         d_c, d_v, d_z, dS = (x.new_empty(x.shape) for x in (c, v, z, S))
         of_project, of_norm, of_features = [], [], ([], [])  # type: ignore[var-annotated]
 
-        def of_queries(at: tuple[slice, slice]) -> Tensor:
+        def queries_backward(at: tuple[slice, slice]) -> Tensor:
             """Add the part of a block's queries to the gradient of S; return the gradient of its features."""
             S_b, dS_b = (x[at[0]].flatten(0, 1) for x in (S, dS))
             y = saved[0] if saved else _by_heads(features(z[at], gamma[:1], beta[:1], positive=positive), heads)
@@ -202,10 +202,10 @@ class _Attend(torch.autograd.Function):
             d = torch.empty_like(y)
             torch.bmm(g, S_b.mT, out=d[0])
             if not saved:
-                through(d, y, 0, at)
+                features_backward(d, y, 0, at)
             return d
 
-        def of_keys(at: tuple[slice, slice], d: Tensor) -> None:
+        def keys_backward(at: tuple[slice, slice], d: Tensor) -> None:
             """Write a block's gradients of v and c, once those of the state are known."""
             dS_b = dS[at[0]].flatten(0, 1)
             if saved:
@@ -217,12 +217,12 @@ class _Attend(torch.autograd.Function):
             torch.bmm(values, dS_b.mT, out=d[-1])
             d_values = _merged(y[-1] @ dS_b[..., : v.shape[-1] // heads], heads)
             torch.ops.aten.silu_backward.grad_input(d_values, v[at], grad_input=d_v[at])
-            through(d, y, 0 if saved else 1, at)
+            features_backward(d, y, 0 if saved else 1, at)
             rows = d_z[at].flatten(0, 1)
             torch.mm(rows, W, out=d_c[at].flatten(0, 1))
             add(of_project, *gradients(rows, c[at].flatten(0, 1)))
 
-        def through(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
+        def features_backward(d: Tensor, y: Tensor, first: int, at: tuple[slice, slice]) -> None:
             """Take the gradient of features, ``d: (1 | 2, N, L, Z)``, back to z, γ and β; d is overwritten."""
             side = slice(first, first + len(d))
             if positive:  # elu + 1 has the slope exp(y) = elu(y) + 1 below 0, and 1 above; keys at padding are 0
@@ -240,9 +240,9 @@ class _Attend(torch.autograd.Function):
 
         parts = blocks(B, L, small=bool(saved))
         for at in parts:
-            d = of_queries(at)
+            d = queries_backward(at)
         for at in parts:
-            of_keys(at, d)
+            keys_backward(at, d)
         of_gamma_beta = of_features[0] if saved else map(torch.cat, zip(*of_features, strict=True))
         return d_c, d_v, *of_project, *(x.view_as(gamma) for x in of_gamma_beta), *of_norm, None, None, None
 

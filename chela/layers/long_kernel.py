@@ -99,7 +99,7 @@ class MultiscaleKernel(LongKernel):
     faster forward and backward than calling the interpolation.
 
     >>> kernel = MultiscaleKernel(8, 100)
-    >>> (kernel.scaled()[0].flatten(1) @ kernel.near(100)).shape
+    >>> (kernel.pieces()[0].flatten(1) @ kernel.near(100)).shape
     torch.Size([8, 100])
     """
 
@@ -142,8 +142,8 @@ class MultiscaleKernel(LongKernel):
         whole = torch.cat([pieces[:, :, i] @ self.stretch[:, a:b] for i, (a, b) in enumerate(spans)], dim=2)
         self.norm.copy_(whole.norm(dim=2)[..., None, None])
 
-    def scaled(self, channels: slice = ALL) -> Tensor:
-        """Return the parameters ``(D, C, S, k)`` of the channels, divided by the norm, each piece as weak as it is."""
+    def pieces(self, channels: slice = ALL) -> Tensor:
+        """Return the parameters ``(D, C, S, k)`` of the channels, divided by the norm, each piece times its decay."""
         if channels == ALL:
             return self.weight * (self.weaker / self.norm)
         return self.weight[:, channels] * (self.weaker[channels] / self.norm[:, channels])
@@ -175,7 +175,7 @@ class MultiscaleKernel(LongKernel):
                 first = (direction * scales + i) * size
                 matrix = self.mirrored[:, -stop : -start or None] if direction else self.stretch[:, start:stop]
                 lags = slice(zero - stop, zero - start) if direction else slice(zero + start, zero + stop)
-                yield slice(first, first + size), matrix, lags
+                yield Factor(slice(first, first + size), matrix, lags)
 
 
 class ExponentialKernel(LongKernel):

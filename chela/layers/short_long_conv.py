@@ -98,7 +98,7 @@ class LongConv(Cached):
         self.gain = nn.Parameter(torch.empty(1 + len(branches), kernel.d_model))
         self.bias = nn.Parameter(torch.empty(kernel.d_model))
         mark(self, "gain", weight_decay=0.0)
-        gain_of, lags_of = _placed(branches, self.causal, kernel)
+        gain_of, lags_of = _gains_and_lags(branches, self.causal, kernel)
         self.register_buffer("gain_of", gain_of, persistent=False)
         self.register_buffer("lags_of", lags_of, persistent=False)
         self.reset_parameters()
@@ -129,7 +129,7 @@ class LongConv(Cached):
         """Return these channels' one kernel, its lags in order: ``(C, 2·length − 1)``; if causal ``(C, length)``."""
         learned = self.learned(channels)
         with torch.autocast(self.skip.device.type, enabled=False):
-            lags = torch.cat([learned[:, of] @ matrix for of, matrix, _ in self.factors(length)], dim=1)
+            lags = torch.cat([learned[:, columns] @ matrix for columns, matrix, _ in self.factors(length)], dim=1)
             if isinstance(self.kernel, MultiscaleKernel):
                 return lags
             forward, back = self.kernel(length, channels)
@@ -141,7 +141,7 @@ class LongConv(Cached):
         """Return what makes the lags, in order: columns of ``learned`` (near lag 0 all), a matrix, and which lags."""
         reach, zero = min(NEAR, length), 0 if self.causal else length - 1
         near, middle = zero if self.causal else reach - 1, self.lags_of.shape[1] - NEAR
-        factors = [(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
+        factors = [Factor(ALL, self.lags_of[:, middle - near : middle + reach], slice(zero - near, zero + reach))]
         if isinstance(self.kernel, MultiscaleKernel):
             back = [] if self.causal else self.kernel.far(1, length, NEAR)
             factors = [*back, *factors, *self.kernel.far(0, length, NEAR)]
@@ -155,7 +155,7 @@ class LongConv(Cached):
                 gains, skip, *branches = (x[channels] for x in (gains, skip, *branches))
             learned = [skip, *branches]
             if isinstance(self.kernel, MultiscaleKernel):
-                learned = [*self.kernel.scaled(channels).flatten(2).unbind(), *learned]
+                learned = [*self.kernel.pieces(channels).flatten(2).unbind(), *learned]
             return torch.cat(learned, dim=1) * (gains @ self.gain_of)
 
     def start(self, batch: int) -> State:
@@ -194,7 +194,7 @@ class LongConv(Cached):
         return 2 * self.kernel.d_model * room(length, self.kernel.l_max)
 
 
-def _placed(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
+def _gains_and_lags(branches: tuple[int, ...], causal: bool, kernel: LongKernel) -> tuple[Tensor, Tensor]:
     """Return where the P numbers of a channel in ``LongConv.learned`` belong.
 
     Returns:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,16 @@ MANY_LAGS = 2**19
 ROWS = 1024
 """The least tokens of a block of the backward pass; a quarter of all tokens if that is more."""
 
-Factor: TypeAlias = tuple[slice, Tensor, slice]
-"""Some columns of the parameters, the matrix that turns them into lags, and which lags; see ``convolved``."""
-
 silu_backward = torch.ops.aten.silu_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+
+
+class Factor(NamedTuple):
+    """Some columns of the parameters, the constant matrix that turns them into lags, and which lags."""
+
+    columns: slice
+    matrix: Tensor
+    lags: slice
 
 
 def feed_forward(down: nn.Linear, inner: Tensor) -> Tensor:
@@ -92,13 +97,13 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, o: Tensor, c: Tensor, x: Tensor, mask: Tensor | None, *weights: Tensor) -> Tensor:
-        saved = _, h, u = _Gate.made(o, c, *weights)
+        saved = _, h, u = _Gate.pre_activations(o, c, *weights)
         ctx.save_for_backward(o, c, x, mask, *weights, *saved)
         ctx.spent = False
         return zero_padding_(F.silu(h).sub_(x).mul_(torch.sigmoid(u)), mask)
 
     @staticmethod
-    def made(o: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pre_activations(o: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         W_r, b_r, W_o, b_o, W_h, b_h, W_u, b_u = weights
         r, u = F.linear(c, W_r, b_r), F.linear(c, W_u, b_u)
         h = F.linear(F.silu(r).mul_(o), W_o, b_o + b_h)
@@ -110,11 +115,11 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         o, c, x, mask, *weights, r, h, u = ctx.saved_tensors
         W_r, _, W_o, _, W_h, _, W_u, _ = weights
-        r, h, u = _Gate.made(o, c, *weights) if ctx.spent else (t.data for t in (r, h, u))
+        r, h, u = _Gate.pre_activations(o, c, *weights) if ctx.spent else (t.data for t in (r, h, u))
         ctx.spent = True
         rows = [t.reshape(-1, t.shape[-1]) for t in (zero_padding(d_y, mask), o, c, x, r, h, u)]
 
-        def of(at: slice) -> tuple[Tensor, ...]:
+        def block_backward(at: slice) -> tuple[Tensor, ...]:
             """Write the gradients of a block's o, c and x over r, h and u; return those of the weights."""
             d_y, o, c, x, r, h, u = (t[at] for t in rows)
             opened = torch.sigmoid(u)
@@ -129,7 +134,7 @@ class _Gate(torch.autograd.Function):
 
         total: list[Tensor] = []
         for _, at in blocks(1, len(rows[0]), small=is_small(o, c, x)):
-            add(total, *of(at))
+            add(total, *block_backward(at))
         d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_W_u, d_b_u = total
         return r, h, u, None, d_W_r, d_b_r, d_W_o, d_b, d_W_h, d_b, d_W_u, d_b_u
 
@@ -143,30 +148,30 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, learned: Tensor, factors: list[Factor]) -> Tensor:
         ctx.factors = factors
-        lags = _Convolved.made(learned, factors)
+        lags = _Convolved.lags(learned, factors)
         ctx.save_for_backward(u, learned, lags if lags.numel() < MANY_LAGS else None)
         return convolve(u, lags)  # type: ignore[no-any-return]
 
     @staticmethod
-    def made(learned: Tensor, factors: list[Factor]) -> Tensor:
-        lags = learned.new_empty(len(learned), factors[-1][2].stop)
-        for of, matrix, at in factors:
-            torch.mm(learned[:, of], matrix, out=lags[:, at])
+    def lags(learned: Tensor, factors: list[Factor]) -> Tensor:
+        lags = learned.new_empty(len(learned), factors[-1].lags.stop)
+        for columns, matrix, at in factors:
+            torch.mm(learned[:, columns], matrix, out=lags[:, at])
         return lags
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         u, learned, lags = ctx.saved_tensors
-        lags = _Convolved.made(learned, ctx.factors) if lags is None else lags
+        lags = _Convolved.lags(learned, ctx.factors) if lags is None else lags
         d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
         d_learned: Any = None
-        for of, matrix, at in sorted(ctx.factors, key=lambda factor: factor[0] != slice(None)):
+        for columns, matrix, at in sorted(ctx.factors, key=lambda factor: factor.columns != slice(None)):
             part = d_lags[:, at] @ matrix.mT
             if d_learned is None:
                 d_learned = part
             else:
-                d_learned[:, of].add_(part)
+                d_learned[:, columns].add_(part)
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 
@@ -205,8 +210,8 @@ def recomputed(function: Callable[..., Any], *inputs: Tensor) -> Any:
     Small inputs are not worth it. Within a block that is recomputed as a whole, under a compiler, and where processes
     share a sequence, it is called as it is.
     """
-    seen = torch.compiler.is_compiling() or _pass.number > 0 or current() is not None
-    if is_small(*inputs) or seen or not torch.is_grad_enabled():
+    plain = torch.compiler.is_compiling() or _pass.number > 0 or current() is not None
+    if is_small(*inputs) or plain or not torch.is_grad_enabled():
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 

@@ -1,4 +1,4 @@
-"""The part that is the same for every system: embedding, blocks, pooling.
+"""The part that is the same for every system: embedding, blocks, norm.
 
 Shapes: B batch, L length, D model width.
 """

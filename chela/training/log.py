@@ -23,7 +23,7 @@ from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.core.files import write_whole
 from chela.training.objectives import Objective
-from chela.training.resume import in_first
+from chela.training.resume import on_rank_zero
 from chela.training.run import RunFolder
 
 
@@ -42,7 +42,7 @@ class Log:
         self._fabric, self._run, self._config, self._console = fabric, run, config, console
         self._score, self._loggers = objective.score, list[TensorBoardLogger | WandbLogger]()
         self.columns = ("step", "split", *objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
-        in_first(fabric, lambda: self._open(step))
+        on_rank_zero(fabric, lambda: self._open(step))
         self._start, self._first, self._said = time.monotonic(), step, step
         live = console.is_terminal and not console.quiet and config.trainer.progress == "auto"
         self._status = Status("", console=console) if live else None
@@ -67,14 +67,14 @@ class Log:
             row["tokens_per_second"] = round(values["tokens_per_second"])
         else:
             row["evaluation"] = round(took, 3)
-        in_first(self._fabric, lambda: self._write(row))
+        on_rank_zero(self._fabric, lambda: self._write(row))
         if self._config.trainer.progress != "none":
             self._show(step, values, took)
 
     def _write(self, row: dict[str, Any]) -> None:
         append(self._run.metrics, row, self.columns)
-        unscored = ("step", "split", "tokens_per_second", "seconds", "evaluation")
-        scalars = {f"{row['split']}/{name}": row[name] for name in self.columns if name in row and name not in unscored}
+        other = ("step", "split", "tokens_per_second", "seconds", "evaluation")
+        scalars = {f"{row['split']}/{name}": row[name] for name in self.columns if name in row and name not in other}
         for logger in self._loggers:
             logger.log_metrics(scalars, row["step"])
 

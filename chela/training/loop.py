@@ -28,9 +28,9 @@ from chela.training import resume
 from chela.training.log import Log
 from chela.training.machine import hardware, processes, quiet_lightning, rank
 from chela.training.objectives import objective_of
-from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, in_first, stopped_by, summed
+from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, on_rank_zero, stopped_by, summed
 from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
-from chela.training.score import data_of, expect_prefill, scored
+from chela.training.score import data_of, expect_prefill, score_split
 from chela.training.step import LitModel, diverged
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
@@ -106,7 +106,7 @@ class Launch:
         """Go on where the last launch stopped, and finish the run."""
         if goes_on:
             self.restore()
-        self.earlier = self.state.wall_seconds
+        self.earlier_seconds = self.state.wall_seconds
         self.log = Log(self.fabric, self.run, self.config, self.module.objective, self.state.step, self.console)
         try:
             self.train()
@@ -188,7 +188,7 @@ class Launch:
         Its time does not count as training.
         """
         began = time.monotonic()
-        values = scored(self.module, self.data, "validation", self.fabric)
+        values = score_split(self.module, self.data, "validation", self.fabric)
         took = time.monotonic() - began
         self.log.line(self.state.step, "validation", values, self.state.seconds, took)
         self.clock = time.monotonic()
@@ -197,7 +197,7 @@ class Launch:
         self.state.last = {"step": self.state.step, **values}
         if self.module.objective.score.better(self.state.last, self.state.best):
             self.state.best = self.state.last
-            in_first(self.fabric, self._save_best)
+            on_rank_zero(self.fabric, self._save_best)
 
     def save_or_stop(self) -> None:
         """Save a checkpoint or stop the run after a step, where either is due."""
@@ -226,8 +226,8 @@ class Launch:
             if not value.isfinite().all():
                 raise diverged(name, self.state.step)
         self.totals()
-        self.state.wall_seconds = self.earlier + time.monotonic() - self.started
-        in_first(self.fabric, self._save_last)
+        self.state.wall_seconds = self.earlier_seconds + time.monotonic() - self.started
+        on_rank_zero(self.fabric, self._save_last)
         self.saved_at = time.monotonic()
 
     def _save_last(self) -> None:
@@ -247,7 +247,8 @@ class Launch:
     def restore(self) -> None:
         """Put weights, optimiser and state where the newest checkpoint has them; UsageError where it does not fit."""
         try:  # in process 0, for all: each must go on from the same one
-            saved = in_first(self.fabric, lambda: self.run.load_last([fingerprint(self.config)], self.console.print))
+            identities, say = [fingerprint(self.config)], self.console.print
+            saved = on_rank_zero(self.fabric, lambda: self.run.load_last(identities, say))
         except UsageError as error:
             raise UsageError(f"resume: {error}") from None
         if saved is None:
@@ -265,15 +266,15 @@ class Launch:
     def finish(self) -> None:
         """Score the best weights on the test set, and write the result."""
         state, module, data = self.state, self.module, self.data
-        best = in_first(self.fabric, lambda: self.run.load_weights(self.config, "best"))
+        best = on_rank_zero(self.fabric, lambda: self.run.load_weights(self.config, "best"))
         assert best is not None
         module.model.load_state_dict(best["model"])
         # the file decides: a launch that was killed may have saved it, and on a GPU repeated steps may differ
         state.best = {key: best[key] for key in ("step", *module.objective.columns, "count")}
         splits = (*data.task.further, "test") if self.config.trainer.test else ()
-        tests = {split: scored(module, data, split, self.fabric) for split in splits}
+        tests = {split: score_split(module, data, split, self.fabric) for split in splits}
         if self.fabric.is_global_zero:
-            wall_seconds = self.earlier + time.monotonic() - self.started
+            wall_seconds = self.earlier_seconds + time.monotonic() - self.started
             result = result_of(self.fabric, module, data, state, tests, wall_seconds)
             self.run.write_result(result)
             report(self.console, self.config, self.run, result)

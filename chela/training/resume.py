@@ -27,7 +27,7 @@ from chela.core.files import write_whole
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-TIME_IS_UP = 1  # beside the numbers of signals, of which SIGHUP, 1, is not caught
+TIME_IS_UP = 1  # stands where a signal's number may stand; 1 is SIGHUP, which is not caught
 FORMAT_VERSION = 2
 
 
@@ -145,7 +145,7 @@ def loading(path: Path) -> Iterator[None]:
 # ---- several processes: torchrun or Fabric started them, and each knows its own part only ----
 
 
-def in_first(fabric: Fabric, work: Callable[[], T]) -> T | None:
+def on_rank_zero(fabric: Fabric, work: Callable[[], T]) -> T | None:
     """Do ``work`` in process 0 and return in every process what it returns.
 
     A UsageError or OSError that it raises is raised in all, which would wait for process 0 for ever.

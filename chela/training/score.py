@@ -1,6 +1,6 @@
 """The one way to score: what a step counts, summed over batches, groups and processes.
 
-Validation and test of a run, ``chela evaluate``, ``predict`` and ``probe`` all go through ``each``.
+Validation and test of a run, ``chela evaluate``, ``predict`` and ``probe`` all go through ``over_batches``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 @torch.no_grad()
-def each(
+def over_batches(
     model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], T], fabric: Fabric | None = None
 ) -> Iterator[T]:
     """Yield what ``step`` makes of each batch, with ``model`` in eval mode and without gradients.
@@ -47,18 +47,18 @@ def each(
             module.training = mode
 
 
-def total(
+def sum_counts(
     model: nn.Module, batches: Iterable[Batch], step: Callable[[Batch], Tensor], fabric: Fabric | None = None
 ) -> Tensor:
     """Return the sum, over batches and processes, of what ``step`` counts in each: float64, on the CPU."""
     counted = Counts()
-    for counts in each(model, batches, step, fabric):
+    for counts in over_batches(model, batches, step, fabric):
         counted.update(counts)
     sums: Tensor = counted.compute()
     return sums.cpu()
 
 
-def scored(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) -> dict[str, Any]:
+def score_split(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) -> dict[str, Any]:
     """Score a network on "validation", "test" or a further test set.
 
     Returns the objective's columns with "count", the number of targets; of a test set whose records are grouped also
@@ -68,7 +68,7 @@ def scored(module: LitModel, data: LRADataModule, split: str, fabric: Fabric) ->
     groups = None if validates else records.groups()
     module.groups = [] if groups is None else sorted(set(groups.tolist()))  # all: every process sums the same
     step = module.validation_step if validates else module.test_step
-    whole, *parts = total(module, data.evaluation(records), lambda batch: step(batch, 0), fabric).tolist()
+    whole, *parts = sum_counts(module, data.evaluation(records), lambda batch: step(batch, 0), fabric).tolist()
     values = module.objective.values
     by = {group: values(part) for group, part in zip(module.groups, parts, strict=True)}
     return values(whole) | ({f"by_{data.task.grouped_by}": by} if by else {})
@@ -85,7 +85,7 @@ def data_of(config: Config) -> LRADataModule:
 def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Score, dict[str, Any]]:
     """Score a run's "best" or "last" weights on "test", "validation" or a further test set: the run's own number.
 
-    With the score that counts come the objective's columns and "count", the targets; of a text also ``of_text``.
+    With the score that counts come the objective's columns and "count", the targets; of a text also ``text_facts``.
     """
     quiet_lightning()
     trained, config = config, copy.deepcopy(config)
@@ -99,11 +99,11 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Sc
     fabric = Fabric(**hardware(config), devices=1)
     module = LitModel(run.network(trained, data.task, which), objective_of(data.task), config)
     fabric.setup_module(module)
-    values = scored(module, data, split, fabric)
-    return module.objective.score, values | of_text(data.task, config.data.split(split), values)
+    values = score_split(module, data, split, fabric)
+    return module.objective.score, values | text_facts(data.task, config.data.split(split), values)
 
 
-def of_text(task: Any, split: str, values: dict[str, float]) -> dict[str, Any]:
+def text_facts(task: Any, split: str, values: dict[str, float]) -> dict[str, Any]:
     """Return what is facts of a text beside the columns; nothing for another task."""
     if not task.in_order:
         return {}
@@ -124,7 +124,7 @@ def overlapping(data: LRADataModule, model: nn.Module, split: str, window: int) 
     if window <= task.l_max:
         return data.evaluation(records)
     expect_prefill(model, f"window {window}")
-    data = copy.copy(data)  # which other windows are read from
+    data = copy.copy(data)  # a copy: the smaller batches are for these windows alone
     data.eval_batch_size = max(1, data.eval_batch_size * task.l_max // window)
     return ({**batch, "beyond": True} for batch in data.evaluation(records))
 

@@ -32,7 +32,7 @@ class LitModel(L.LightningModule):
         model.get_submodule("backbone").checkpoint_blocks = config.trainer.checkpoint_activations  # type: ignore[assignment]
         self.step = 0  # steps of the whole run that are done
         self.step_counts = torch.zeros(3, dtype=torch.float64)  # counted in the present step, as Objective.count
-        self.run_counts = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; the reader sets it to 0
+        self.run_counts = torch.zeros(3, dtype=torch.float64)  # targets hit, targets, tokens; ``totals`` takes them
         self.groups: Sequence[int] = ()  # values of ``Records.groups``, each of which is counted on its own
         self.carried: dict[int, dict[str, Tensor]] = {}  # what each part of a batch left for the next step's
         self._bad_step = torch.tensor(-1)  # the first whose gradients were not finite

@@ -51,7 +51,7 @@ def convolution(options: Options) -> list[Row]:
     return rows
 
 
-def transforms_and_products(batch: int, channels: int, length: int) -> Step:
+def bare_convolution(batch: int, channels: int, length: int) -> Step:
     """Return the transforms and products of forward and backward, and nothing else."""
     n = 2 * length
     rows, kernel = torch.randn(batch, channels, n), torch.randn(channels, n)
@@ -164,7 +164,7 @@ def layers(options: Options) -> list[Row]:
             modules["softmax"] = SoftmaxAttention(WIDTH, rotary=False)
         x, d_out = torch.randn(2, 1, length, WIDTH).unbind()
         steps = {name: training_step(f, x, d_out=d_out, weights=f.parameters()) for name, f in modules.items()}
-        times = interleaved(steps | {WORK: products_and_transforms(chela, length)}, seconds=3.0, least=3)
+        times = interleaved(steps | {WORK: bare_layer(chela, length)}, seconds=3.0, least=3)
         median = times.median()
         values = {f"CHELA / {WORK}": median["CHELA"] / median[WORK]}
         if "softmax" in times:
@@ -174,7 +174,7 @@ def layers(options: Options) -> list[Row]:
     return rows
 
 
-def products_and_transforms(layer: ChelaLayer, length: int) -> Step:
+def bare_layer(layer: ChelaLayer, length: int) -> Step:
     """Return the layer's matrix products and FFTs, forward and backward, and nothing else."""
     weights = [torch.randn(m.in_features, m.out_features) for m in layer.modules() if isinstance(m, nn.Linear)]
     by_width = {width: torch.randn(length, width) for weight in weights for width in weight.shape}
@@ -183,7 +183,7 @@ def products_and_transforms(layer: ChelaLayer, length: int) -> Step:
         for core in layer.cores
         for width in (core.width // core.heads,)
     ]
-    convolution = transforms_and_products(1, WIDTH, length)
+    convolution = bare_convolution(1, WIDTH, length)
 
     def work() -> None:
         convolution()

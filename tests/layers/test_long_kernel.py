@@ -11,7 +11,7 @@ from chela.layers.short_long_conv import LONG_KERNELS
 
 def multiscale(kernel: MultiscaleKernel, length: int) -> torch.Tensor:
     """Return the forward kernel of a multi-scale one."""
-    return kernel.scaled()[0].flatten(1) @ kernel.near(length)
+    return kernel.pieces()[0].flatten(1) @ kernel.near(length)
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["two-sided", "causal"])

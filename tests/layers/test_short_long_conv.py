@@ -42,7 +42,7 @@ def test_is_the_sum_of_its_branches(length, causal, branches):
     layer = _trained(causal=causal, branches=branches)
     x, mask = torch.randn(3, length, C), _mask(3, length)
     absent, long = ~mask[..., None], layer.long
-    whole = (long.kernel.scaled().flatten(2) @ long.kernel.near(length)).unbind()
+    whole = (long.kernel.pieces().flatten(2) @ long.kernel.near(length)).unbind()
     forward, back = whole[0], None if causal else whole[1][:, :-1]
     short = short_conv(x.masked_fill(absent, 0), layer.short.weight, causal=causal, backend="reference")
     u = F.silu(short).masked_fill(absent, 0)
@@ -74,7 +74,7 @@ def test_the_short_stage_has_the_deviation_that_the_gains_expect():
 def test_a_module_drawn_anew_has_the_scale_of_its_new_taps():
     layer = ShortLongConv(C, l_max=L_MAX)
     initialise(layer, seed=3)
-    forward, back = layer.long.kernel.scaled().flatten(2) @ layer.long.kernel.near(L_MAX)
+    forward, back = layer.long.kernel.pieces().flatten(2) @ layer.long.kernel.near(L_MAX)
     energy = forward.square().sum(1) - forward[:, 0] ** 2 + (forward[:, 0] + layer.long.skip) ** 2
     want = (energy + back[:, :-1].square().sum(1)).rsqrt() / SHORT_DEVIATION
     torch.testing.assert_close(layer.long.gain[0], want)

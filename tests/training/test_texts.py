@@ -18,7 +18,7 @@ from chela.config.schema import OptimizerConfig
 from chela.core.errors import UsageError
 from chela.evaluate import main as evaluate
 from chela.training import loop, run, score
-from chela.training.score import of_text
+from chela.training.score import text_facts
 from chela.training.step import scores_of
 from tests.training.launches import assert_equal, launch, left_by, only_run
 from tests.training.test_resume import terminate
@@ -186,7 +186,7 @@ def test_without_memory_windows_that_overlap_score_what_the_run_says(
     data.prepare_data()
     network = run.RunFolder(folder).network(config, data.task, "best")
     objective, batches = score.objective_of(data.task), score.overlapping(data, network, "test", window)
-    nats, _, count = score.total(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
+    nats, _, count = score.sum_counts(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
     assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)
 
 
@@ -208,7 +208,7 @@ def test_the_rate_ends_at_a_tenth() -> None:
 def test_perplexity_by_words() -> None:
     """Two nats a symbol and five symbols a word are ten nats a word."""
     task = SimpleNamespace(in_order=True, words=lambda split: 20, context="windows of 8")
-    told = of_text(task, "test", {"loss": 2.0, "count": 100.0})
+    told = text_facts(task, "test", {"loss": 2.0, "count": 100.0})
     assert told["words"] == 20 and told["word_perplexity"] == pytest.approx(math.exp(10))
     assert told["perplexity"] == math.exp(2) and told["context"] == "windows of 8"
-    assert of_text(SimpleNamespace(in_order=False), "test", {}) == {}
+    assert text_facts(SimpleNamespace(in_order=False), "test", {}) == {}
