@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from chela import ChelaLayer
 from chela.layers import attention, short_long_conv, stages
+from chela.layers.stages import Factor
 from chela.ops.fft_conv import convolve_in_order
 from chela.ops.padding import zero_padding
 from experiments.bench.timing import peak_memory
@@ -40,8 +41,9 @@ def attended(*x: Tensor, mask: Tensor | None, positive: bool) -> Tensor:
 
 def convolved(u: Tensor, learned: Tensor) -> Tensor:
     matrices = torch.linspace(-1, 1, 54, dtype=u.dtype).view(6, 9).split([5, 4], dim=1)
-    near, far = (slice(None), matrices[0], slice(2, 7)), (slice(2, 4), matrices[1][:2, :2], slice(7, 9))
-    pieces = [(slice(0, 2), matrices[1][2:4, 2:], slice(0, 2)), near, far]
+    near = Factor(slice(None), matrices[0], slice(2, 7))
+    far = Factor(slice(2, 4), matrices[1][:2, :2], slice(7, 9))
+    pieces = [Factor(slice(0, 2), matrices[1][2:4, 2:], slice(0, 2)), near, far]
     if stages.own_backward(u, learned):
         return stages.convolved(u, learned, pieces)
     lags = sum(F.pad(learned[:, of] @ matrix, (at.start, 9 - at.stop)) for of, matrix, at in pieces)

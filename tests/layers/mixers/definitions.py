@@ -214,7 +214,7 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor | None = None) -> Tenso
     if layer.conv.long is not None:
         long, c = layer.conv.long, c * present
         if isinstance(long.kernel, MultiscaleKernel):
-            kernels = long.kernel.scaled().flatten(2) @ long.kernel.near(x.shape[1])
+            kernels = long.kernel.pieces().flatten(2) @ long.kernel.near(x.shape[1])
             forward, back = kernels[0], None if layer.causal else kernels[1]
         else:
             forward, back = long.kernel(x.shape[1])
