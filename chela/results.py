@@ -22,7 +22,7 @@ TITLES = {
 }
 """The six tasks of the Long Range Arena in the order of its tables."""
 
-GROUPS = {"LRA": tuple(TITLES), "selection": ("select", "recall"), "language": ("shakespeare",)}
+COLUMN_GROUPS = {"LRA": tuple(TITLES), "selection": ("select", "recall"), "language": ("shakespeare",)}
 """The groups of a table's columns, in order; each has an average of its own."""
 
 ACCURACY = {"name": "accuracy", "unit": "%", "scale": 100, "digits": 2, "best": "max"}

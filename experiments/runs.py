@@ -30,12 +30,12 @@ from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.files import make_folder, write_whole
 from chela.core.options import option
-from chela.results import ACCURACY, GROUPS, TITLES
+from chela.results import ACCURACY, COLUMN_GROUPS, TITLES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ORDER = [task for group in GROUPS.values() for task in group]  # others follow these
+_ORDER = [task for group in COLUMN_GROUPS.values() for task in group]  # others follow these
 RATE = "optimizer.lr"  # what a sweep tunes
 TUNE = "tune"  # folder in which a sweep keeps the short runs that chose its learning rates: they are no results
 RUNS, CURVES, RATES = "runs.jsonl", "curves.csv", "rates.yaml"  # collected results

@@ -221,17 +221,17 @@ def result_tables(runs: Sequence[Run], bench: Path | None = None) -> list[Result
     if session is None:
         raise UsageError(f"bench: expected a file that chela bench train wrote, got {bench}")
     tables = []
-    for (_, preset, policy, edition), members in groupby(sorted(runs, key=kind), kind):
+    for (_, preset, policy, _), members in groupby(sorted(runs, key=kind), kind):
         group = list(members)
         cells = _cells(group)
-        if bench or edition < -1:  # not from runs, which share their machine: from one session of the benchmark
+        if bench or group[0].edition > 1:  # such runs shared their machine: costs are a benchmark's, or none
             itself = dict.fromkeys((f"speed, {BASELINE} / {BASELINE}", f"memory, {BASELINE} / {BASELINE}"), 1.0)
             here = [row for row in session if row["key"]["preset"] == preset]
             speeds = {row["key"]["task"]: itself | row["values"] for row in here}
             for key, what in (("tokens_per_second", "speed"), ("peak_memory_bytes", "memory")):
                 ratios = [speeds.get(task, {}).get(f"{what}, {row} / {BASELINE}", np.nan) for row, task in cells.index]
                 cells[f"{key} ×"] = ratios
-        tables.append(ResultTable(preset, policy, -edition, group, cells))
+        tables.append(ResultTable(preset, policy, group[0].edition, group, cells))
     return tables
 
 

@@ -26,7 +26,7 @@ from rich.markdown import Markdown
 
 from chela.config.words import command
 from chela.core.options import option
-from chela.results import GROUPS, TITLES
+from chela.results import COLUMN_GROUPS, TITLES
 from experiments.runs import Run, read_runs
 from experiments.summary import ARENA, COSTS, STATES, ResultTable, published, result_tables
 
@@ -140,8 +140,8 @@ def main_grid(table: ResultTable, probe: bool = False) -> pd.DataFrame:
     With ``probe``, what the attention adds to the score stands below the systems that were probed.
     """
     columns, below = [], [*(ADDS.format(row) for row in table.rows), MAJORITY]
-    of = {task: name for name, tasks in GROUPS.items() for task in tasks}
-    for group in (*GROUPS, ""):  # tasks without a group come last
+    of = {task: name for name, tasks in COLUMN_GROUPS.items() for task in tasks}
+    for group in (*COLUMN_GROUPS, ""):  # tasks without a group come last
         tasks = [task for task in table.tasks if of.get(task, "") == group]
         for task in tasks:
             column, digits = table.column(task), table.score(task)["digits"]

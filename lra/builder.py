@@ -199,7 +199,7 @@ def _write_records(building: Path, spec: RecordSpec, splits: Mapping[str, Iterab
         if len(labels) != spec.counts[split]:
             raise DataError(f"{spec.name}: {split} has {len(labels):,} records, expected {spec.counts[split]:,}")
 
-    class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore
         name = spec.name
         VERSION = tfds.core.Version(spec.version)
         BUILDER_CONFIGS = (tfds.core.BuilderConfig(name=spec.config, version=spec.version),)
@@ -219,7 +219,7 @@ def _write_records(building: Path, spec: RecordSpec, splits: Mapping[str, Iterab
             raise NotImplementedError
 
     with contextlib.redirect_stdout(io.StringIO()):
-        builder = Records(config=spec.config, data_dir=os.fspath(building), file_format="array_record")
+        builder = Builder(config=spec.config, data_dir=os.fspath(building), file_format="array_record")
         builder.download_and_prepare()
     made = Path(builder.data_dir)
     for name, values in beside.items():
