@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import html.parser
 import io
 import json
 import re
@@ -256,21 +255,6 @@ def test_published_rows_are_marked_and_their_averages_are_right() -> None:
         mean = sum(values) / (6 if "counts Path-X as 0" in row["source"] else len(values))
         noted = re.search(r"its values give ([\d.]+)", row["source"])  # a slip of the source, said beside it
         assert mean == pytest.approx(float(noted.group(1)) if noted else row["average"], abs=0.025), row["name"]
-
-
-def test_html_is_well_formed_and_escaped(make_run: MakeRun, table: Table) -> None:
-    make_run("model.mixer.gate=none"), make_run()
-    open_tags: list[str] = []
-
-    class Check(html.parser.HTMLParser):
-        def handle_starttag(self, tag: str, attrs: object) -> None:
-            open_tags.append(tag)
-
-        def handle_endtag(self, tag: str) -> None:
-            assert open_tags.pop() == tag
-
-    Check().feed(table("format=html"))
-    assert not open_tags
 
 
 def test_a_terminal_is_drawn_on(make_run: MakeRun, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

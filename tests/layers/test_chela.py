@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from chela.layers.mixers.chela import ChelaLayer
 
@@ -13,29 +12,6 @@ D, L_MAX = 6, 24
 
 def layer(dtype: torch.dtype = torch.float64, **options: Any) -> ChelaLayer:
     return ChelaLayer(D, l_max=L_MAX, **{"d_qk": 4, "d_value": 8, "heads": 2, **options}).to(dtype).eval()
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("qk", ["short", "long"])
-@pytest.mark.parametrize("attention", ["select", "pool", "both"])
-def test_is_the_equations(attention: str, qk: str, causal: bool) -> None:
-    """The definition of the docstring, with direct sums in place of the ops; the convolution has its own tests."""
-    m = layer(attention=attention, qk=qk, gate="highway", causal=causal)
-    for parameter in m.parameters():
-        parameter.data.normal_(std=0.5)
-    x = torch.randn(1, 9, D, dtype=torch.float64)
-    u, c, v, parts = m.conv.short(x), m.conv(x), F.silu(m.value(x)), []
-    for core, values in zip(m.cores, v.split([core.width for core in m.cores], -1), strict=True):
-        heads, pools = [], core.heads == 1
-        for h, value in enumerate(values.chunk(core.heads, -1)):
-            z = (c if pools or qk == "long" else u) @ core.project.weight.T + core.project.bias
-            q, k = (z[..., 4 * h : 4 * h + 4] * core.gamma[i, h] + core.beta[i, h] for i in (0, 1))
-            weights = (F.elu(q) + 1) @ (F.elu(k) + 1).mT if pools else F.silu(q) @ F.silu(k).mT
-            weights = weights.tril() if causal else weights
-            heads.append(weights @ value / (weights.sum(-1, keepdim=True) if pools else 1))
-        parts.append(core.norm(torch.cat(heads, -1)))
-    h = F.silu(m.skip(c) + m.out(torch.cat(parts, -1) * F.silu(m.gate_in(c))))
-    torch.testing.assert_close(m(x), torch.sigmoid(m.highway(c)) * (h - x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("option", [{"conv": "wide"}, {"attention": "softmax"}, {"gate": "x"}, {"qk": "both"}])

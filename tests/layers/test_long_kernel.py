@@ -5,8 +5,6 @@ import torch
 from torch.nn import functional as F
 
 from chela.layers.long_kernel import DampedEMAKernel, MultiscaleKernel
-from chela.layers.param_groups import mark, param_groups
-from chela.layers.short_long_conv import LONG_KERNELS
 
 
 def multiscale(kernel: MultiscaleKernel, length: int) -> torch.Tensor:
@@ -98,16 +96,6 @@ def test_eval_renews_what_was_kept_after_another_write():
         kernel.eval()
         torch.testing.assert_close(kernel(50)[0], kernel.build(50)[0])
         assert not torch.equal(kernel(50)[0], before)
-
-
-@pytest.mark.parametrize("name", sorted(LONG_KERNELS))
-def test_parameters_carry_their_own_optimiser_options(name):
-    kernel = LONG_KERNELS[name](4, 50)
-    (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
-    assert (group["lr"], group["weight_decay"]) == (1.0 if name == "ema" else 1e-3, 1.0)
-    mark(kernel, lr=2e-3, weight_decay=0.05)
-    (group,) = param_groups(kernel, lr=1.0, weight_decay=1.0)
-    assert (group["lr"], group["weight_decay"]) == (2e-3, 0.05)
 
 
 def test_float32_under_autocast_and_gradients_reach_every_parameter():

@@ -161,7 +161,9 @@ def test_room_adds_a_test_set_of_longer_trees_and_leaves_the_others(
         ListOps(**options, room=40)
 
 
-def test_the_outermost_operator_alone_is_a_score_to_beat(small_listops: ListOps) -> None:
+def test_the_outermost_operator_alone_is_a_score_to_beat(small_listops: ListOps, data_folder: DataConfig) -> None:
+    small_listops.prepare(data_folder)
+
     def table(split: str) -> np.ndarray:
         """Count the trees of each first token and value."""
         counts = np.zeros((len(VOCABULARY), 10), int)

@@ -88,13 +88,6 @@ def test_released_weights_keep_their_scores_and_say_all_options(name):
     assert all(word in card for word in ("**Data**", "**Size**", "**Score**", "**What it gets wrong**", "confident**"))
 
 
-def test_an_unknown_name_is_answered_with_those_there_are():
-    _refused(
-        "text-light",
-        "weights: expected one of image-lite, listops-lite, shakespeare, text-lite, or a folder .* got text-light",
-    )
-
-
 def test_a_repository_of_the_hub_is_a_name_too(saved, monkeypatch):
     asked = []
 

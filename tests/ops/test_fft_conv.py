@@ -52,14 +52,14 @@ def _assert_close(got, want, tolerance):
 @pytest.mark.parametrize("two_sided", [False, True], ids=["causal", "two-sided"])
 @pytest.mark.parametrize("relation", ["shorter", "equal", "longer"])
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("backend", FAST)
-def test_equals_the_direct_sum(backend, length, relation, two_sided):
+def test_equals_the_direct_sum(length, relation, two_sided):
     taps = _kernel_size(relation, length)
     batch = 3 if length % 2 else 1
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
         inputs = _inputs(batch, length, taps, taps if two_sided else None, dtype)
         want = _run(*(None if x is None else x.double() for x in inputs), "reference")
-        _assert_close(_run(*inputs, backend), want, tolerance)
+        for backend in FAST:
+            _assert_close(_run(*inputs, backend), want, tolerance)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -112,12 +112,13 @@ def test_an_impulse_gives_the_kernel_at_the_right_lags(backend):
     torch.testing.assert_close(causal[:, :at], torch.zeros(CHANNELS, at), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("block_bytes", [1, 1 << 12, 1 << 30])
-def test_blocks_of_channels_do_not_change_the_result(monkeypatch, block_bytes):
-    inputs = _inputs(2, 100, 100, 99, torch.float64)
-    want = _run(*inputs, "fft")
-    monkeypatch.setattr(sys.modules["chela.ops.fft_conv.cpu"], "OF_FEW_TOKENS", block_bytes)
-    _assert_close(_run(*inputs, "fft"), want, 1e-13)
+@pytest.mark.parametrize("of_few_tokens", [1, 1 << 30])
+def test_blocks_of_channels_do_not_change_the_result(monkeypatch, of_few_tokens):
+    """Three blocks, the last one ragged; or one."""
+    monkeypatch.setattr(sys.modules["chela.ops.fft_conv.cpu"], "OF_FEW_TOKENS", of_few_tokens)
+    u, kernel, back, skip = (torch.randn(s, dtype=torch.float64) for s in ((2, 50, 40), (40, 50), (40, 49), (40,)))
+    inputs = (u, kernel, back, skip, torch.randn_like(u))
+    _assert_close(_run(*inputs, "fft"), _run(*inputs, "reference"), 1e-12)
 
 
 def test_fft_length_keeps_wrapped_lags_apart():
@@ -170,23 +171,6 @@ def test_opcheck(two_sided):
     tensors = [x.detach() for x in (grad, u, lags)]
     for flags in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(torch.ops.chela.fft_conv_backward.default, (*tensors, *flags))
-
-
-def test_compiles_as_one_graph():
-    inputs = _inputs(2, 63, 63, 62, torch.float32)
-    want = _run(*inputs, "auto")
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda u, k, b, s: fft_conv(u, k, kernel_back=b, skip=s).sin(), fullgraph=True, backend="aot_eager"
-    )
-    leaves = [x.requires_grad_() for x in inputs[:4]]
-    y = compiled(*leaves)
-    torch.testing.assert_close(y, want["y"].sin())
-    gradients = torch.autograd.grad(y, leaves, inputs[4])
-    eager = torch.autograd.grad(
-        fft_conv(leaves[0], leaves[1], kernel_back=leaves[2], skip=leaves[3]).sin(), leaves, inputs[4]
-    )
-    torch.testing.assert_close(gradients, eager)
 
 
 @pytest.mark.parametrize(

@@ -24,26 +24,11 @@ def nothing_kept():
     Workspace.release()
 
 
-def test_names_do_not_overlap_and_keep_their_memory() -> None:
-    with workspace() as buffer:
-        views = [buffer(str(i), 3, 5).fill_(i) for i in range(9)]
-        assert [set(x.flatten().tolist()) for x in views] == [{float(i)} for i in range(9)]
-        assert buffer("4", 15).data_ptr() == views[4].data_ptr()
-
-
 def test_the_next_call_takes_the_same_memory_whatever_its_dtype() -> None:
     with workspace() as buffer:
         first = buffer("x", 1000).data_ptr()
     with workspace(dtype=torch.float64) as buffer:
         assert buffer("x", 500).data_ptr() == first
-
-
-def test_a_nested_workspace_has_memory_of_its_own() -> None:
-    with workspace() as outer:
-        x = outer("x", 1000).fill_(1)
-        with workspace() as inner:
-            inner("x", 1000).fill_(2)
-        assert x.eq(1).all()
 
 
 def test_another_thread_has_memory_of_its_own() -> None:

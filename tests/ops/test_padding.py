@@ -54,12 +54,6 @@ def test_a_mask_of_another_dtype_or_shape_is_refused(layer: Callable[..., torch.
         layer(torch.randn(2, 3, 4), mask)
 
 
-def test_zero_padding_compiles_as_one_graph() -> None:
-    x, mask = torch.randn(2, 3, 4), MASKS["some"]
-    compiled = torch.compile(zero_padding, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, mask), zero_padding(x, mask))
-
-
 def test_zero_padding_of_tensors_without_values() -> None:
     with FakeTensorMode():
         y = zero_padding(torch.empty(2, 3, 4), torch.empty(2, 3, dtype=torch.bool))

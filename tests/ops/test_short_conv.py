@@ -148,7 +148,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.chela.short_conv_triton_backward.default, (grad, x, weight, 1, True))
 
 
-@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("backend", [name for name in FAST if name != "plain"])
 def test_compiles_as_one_graph(backend):
     x, weight, grad = _inputs(2, 17, 3, 5, torch.float32)
     want = _run(x, weight, grad, backend=backend, silu=True)

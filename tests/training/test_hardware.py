@@ -36,11 +36,6 @@ def test_rank(environment: dict[str, str], expected: int, monkeypatch: pytest.Mo
     assert rank() == expected
 
 
-def test_strategy() -> None:
-    assert processes(config(1), "cpu") == {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    assert processes(config(2), "cpu") == {"devices": 2, "num_nodes": 1, "strategy": "ddp"}
-
-
 def test_torchrun_on_two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(*ELASTIC, "none")
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from chela.training.objectives import above_majority
+from chela.config.compose import resolve
+from chela.models import TaskFacts, build_model
+from chela.training.objectives import above_majority, objective_of
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
+from lra.tasks.listops import ListOps
 from tests.training.launches import launch, metrics_of, only_run
 
 STUCK = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12", "optimizer.warmup_steps=2", "model.norm=layer")
@@ -105,3 +108,18 @@ def test_learned_is_more_than_a_point_above_the_majority_and_than_luck(
     accuracy: float, targets: int, learned: bool
 ) -> None:
     assert above_majority({"accuracy": accuracy, "count": targets}, 0.1) is learned
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_gradients_are_clipped_by_their_total_norm(clip: float) -> None:
+    config = resolve(["preset=tiny", f"optimizer.clip={clip}", "optimizer.kernel_lr=3e-4"])
+    task = TaskFacts(num_classes=3, l_max=20, vocab_size=9)
+    module = LitModel(build_model(config.model, task, 0), objective_of(ListOps()), config)
+    module.model(torch.randint(1, 9, (2, 20)), None).square().sum().backward()
+    before = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    optimizer = module.configure_optimizers()
+    module.configure_gradient_clipping(optimizer)
+    after = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    assert before > 0.01 and after.item() == pytest.approx(clip or before.item(), rel=1e-3)
+    peaks = {group["peak_lr"] for group in optimizer.param_groups}
+    assert peaks == {3e-4, config.optimizer.lr}

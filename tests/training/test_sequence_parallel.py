@@ -40,6 +40,7 @@ NETWORKS: list[Network_] = [
     ("lion", {"decay": "head"}, {}, "tokens"),
     ("hedgehog", {}, {}, "classification"),
     ("s4d", {}, {}, "tokens"),
+    ("chela", {}, {"causal": True}, "tokens"),
 ]  # fmt: skip
 LENGTH = 23
 

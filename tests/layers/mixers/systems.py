@@ -41,31 +41,27 @@ class System:
         """The update by the definition."""
         return self.definition(layer, x, real, **self.context(stream))
 
-    def build_anew(self, causal: bool) -> nn.Module:
-        """A float64 layer whose parameters are all away from special values."""
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
-        try:
-            mixer = build_mixer(
-                self.mixer, D_MODEL, self.options, l_max=L_MAX, causal=causal, layer=self.layer, depth=self.depth
-            )
-            initialise(mixer, 1)
-            generator = torch.Generator().manual_seed(2)
-            with torch.no_grad():
-                for parameter in mixer.parameters():
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-        finally:
-            torch.set_default_dtype(before)
-        return mixer
-
     def build(self, causal: bool) -> nn.Module:
-        """The same, drawn once and copied, which is far quicker."""
+        """A float64 layer whose parameters are all away from special values; drawn once and copied: far quicker."""
         return copy.deepcopy(_built(self, causal))
 
 
 @functools.cache
 def _built(system: System, causal: bool) -> nn.Module:
-    return system.build_anew(causal)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        mixer = build_mixer(
+            system.mixer, D_MODEL, system.options, l_max=L_MAX, causal=causal, layer=system.layer, depth=system.depth
+        )
+        initialise(mixer, 1)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in mixer.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    finally:
+        torch.set_default_dtype(before)
+    return mixer
 
 
 def _lightning(layer: int, depth: int) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""What holds for every mixer: padding is absent, causal sees no future, any length and dtype, seeds decide."""
+"""What holds for every mixer: padding is absent, causal sees no future, any length and dtype."""
 
 import pytest
 import torch
@@ -23,23 +23,11 @@ def test_appended_padding_changes_nothing(name, causal, x):
 
 
 @pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
-def test_the_content_of_padding_changes_nothing(name, causal, x):
-    layer = SYSTEMS[name].build(causal)
-    lengths = torch.tensor([[40], [23], [1]])
-    holes = (torch.arange(40) % 7 != 3).expand(3, 40)
-    for mask in (torch.arange(40) < lengths, torch.arange(40) >= 40 - lengths, holes):
-        other = torch.where(mask[..., None], x, 100 * torch.rand_like(x))
-        a, b = layer(x, mask), layer(other, mask)
-        torch.testing.assert_close(a[mask], b[mask], rtol=0, atol=1e-10)
-        assert torch.isfinite(a).all()
-        assert (a[~mask] == 0).all()
-
-
-@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
 def test_padding_may_hold_anything(name, causal, x):
     """Outputs and all gradients are those with zeros there; no gradient reaches it."""
     layer = SYSTEMS[name].build(causal)
     mask = (torch.arange(40) < torch.tensor([[40], [23], [0]])) & (torch.arange(40) % 7 != 3)
+    mask &= torch.arange(40) >= torch.tensor([[5], [0], [0]])  # on the left too
     results = []
     for filled in (0.0, float("nan"), float("inf")):
         leaves = [t.masked_fill(~mask[..., None], filled).requires_grad_() for t in (x, x.flip(1))]
@@ -70,16 +58,6 @@ def test_causal_sees_no_future(name, x):
     assert not torch.allclose(layer(x)[:, 17:], layer(later)[:, 17:])
 
 
-@pytest.mark.parametrize("name", sorted({name for name, causal in CASES if not causal}))
-def test_both_directions_are_seen(name, x):
-    """A change in the middle is felt before it and after it, unless the convolution is short and alone."""
-    layer = SYSTEMS[name].build(False)
-    changed = x.clone()
-    changed[:, 20] += 1
-    moved = (layer(x) - layer(changed)).abs().amax((0, 2)) > 1e-12
-    assert moved[19] and moved[20] and moved[21]
-
-
 @pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
 @torch.no_grad()
 def test_single_precision_stays_near_double(name, causal):
@@ -102,9 +80,3 @@ def test_bf16_autocast_runs_and_stays_near(name, causal, x):
     out.float().square().sum().backward()
     assert (out.float() - exact)[mask].norm() <= 0.05 * exact[mask].norm()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize(("name", "causal"), CASES, ids=IDS)
-def test_seeds_decide_the_initial_values(name, causal):
-    a, b = (SYSTEMS[name].build_anew(causal).state_dict() for _ in range(2))
-    assert all(torch.equal(a[key], b[key]) for key in a)

@@ -14,8 +14,7 @@ DECAYS = ("none", "head", "token")
 
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("normalize", (True, False))
-@pytest.mark.parametrize("mask", (True, False))
+@pytest.mark.parametrize(("normalize", "mask"), [(True, True), (False, False)])
 @pytest.mark.parametrize("in_chunks", (True, False))
 def test_gradcheck(causal: bool, decay: str, normalize: bool, mask: bool, in_chunks: bool) -> None:
     case = Case(7, 3, 2, causal, decay, mask, normalize)
@@ -53,8 +52,7 @@ def test_opcheck(causal: bool, decay: str, chunk: int) -> None:
     torch.library.opcheck(torch.ops.chela.linear_attention_chunked, args)
 
 
-@pytest.mark.parametrize("causal", (True, False))
-@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize(("causal", "decay"), [(True, "token"), (False, "head"), (False, "none")])
 def test_compiles_to_one_graph(causal: bool, decay: str) -> None:
     x = draw(Case(100, 8, 4, causal, decay, True, True))
     d_out = x.pop("d_out")

@@ -108,10 +108,12 @@ def test_flipping_the_sequence_and_exchanging_the_edges_flips_the_output(backend
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("causal", (True, False))
 @pytest.mark.parametrize("decay", DECAYS)
-def test_masked_is_deleted(backend: str, causal: bool, decay: str) -> None:
-    case = Case(64, 8, 16, causal, decay, True, True)
+@pytest.mark.parametrize("L", (64, 150))
+def test_masked_is_deleted(backend: str, causal: bool, decay: str, L: int) -> None:
+    """One chunk, and a row without any token; or several chunks."""
+    case = Case(L, 8, 16, causal, decay, True, True)
     x = draw_double(case)
-    x["mask"][1] = False  # a row without any token
+    x["mask"][1:] = False
     for name in "qkv":
         x[name][~x["mask"]] = float("nan")  # nothing that is not there may be read
     got = run(case, x, backend)
