@@ -1,9 +1,8 @@
-"""Read committed results: runs of today's layer, their scores, and what a benchmark measured."""
+"""Read committed results: runs, their scores, and what a benchmark measured."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
 import re
@@ -16,7 +15,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
 GRID = re.compile(r"(?:^\|.*\n)+", re.M)
-BEFORE = {"qk": "long", "gate": "mega", "pooled": 0.25}  # what a run that says nothing of these options had
 Record = dict[str, Any]
 
 
@@ -26,32 +24,15 @@ def runs(*folders: str) -> list[Record]:
     return [record for record in map(json.loads, lines) if record.get("result")]
 
 
-def of_today(record: Record) -> bool:
-    """Whether a run's CHELA layer has today's defaults; a run of another system always has."""
-    from chela import ChelaLayer
-
-    mixer = record["config"]["model"]["mixer"]
-    defaults = {name: value.default for name, value in inspect.signature(ChelaLayer).parameters.items()}
-    return mixer["name"] != "chela" or (
-        mixer.get("d_pool") is None and all(mixer.get(name, old) == defaults[name] for name, old in BEFORE.items())
-    )
+def of(model: str, task: str, preset: str, *folders: str) -> list[Record]:
+    """Return a system's runs."""
+    read, wanted = runs(*(f"experiments/results/{name}" for name in folders)), [model, task, preset]
+    return [record for record in read if [record["result"][key] for key in ("model", "task", "preset")] == wanted]
 
 
-def shown(records: list[Record]) -> list[Record]:
-    """Drop CHELA's runs, and those of its convolution alone, that are not of today."""
-    return [record for record in records if of_today(record)]
-
-
-def of(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[Record]:
-    """Return a system's runs of today, or all."""
-    read = runs(*(f"experiments/results/{name}" for name in folders))
-    kept, wanted = read if old else shown(read), [model, task, preset]
-    return [record for record in kept if [record["result"][key] for key in ("model", "task", "preset")] == wanted]
-
-
-def scores(model: str, task: str, preset: str, *folders: str, old: bool = False) -> list[float]:
-    """Return the test scores of a system's runs of today, or of all, in % where they are accuracies."""
-    results = [record["result"] for record in of(model, task, preset, *folders, old=old)]
+def scores(model: str, task: str, preset: str, *folders: str) -> list[float]:
+    """Return the test scores of a system's runs, in % where they are accuracies."""
+    results = [record["result"] for record in of(model, task, preset, *folders)]
     return [result["test"][result["score"]["name"]] * result["score"]["scale"] for result in results]
 
 
@@ -93,7 +74,7 @@ def full(*words: str) -> str:
     folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
     with tempfile.TemporaryDirectory() as made:
-        found = [record for record in shown(runs(*folders)) if record["result"]["preset"] == preset]
+        found = [record for record in runs(*folders) if record["result"]["preset"] == preset]
         (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
         return table(made, "compact=true", *options)
 

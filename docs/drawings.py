@@ -42,13 +42,13 @@ def figures() -> None:
     figure, (left, right) = begun(
         ("Recall hard: 28 pairs, % of values predicted", "Time to generate one token (log scale)")
     )
-    bars = {"CHELA": ("chela", "#0969da"), "Lightning Attention": ("lightning", "#bc6c00")}
-    bars |= {"its convolution alone": ("chela_conv_only", "#8a8f98")}
+    bars = {"CHELA": ("chela", "#0969da"), "MEGA": ("mega", "#8a8f98"), "softmax attention": ("softmax", "#c33")}
+    bars |= {"Lightning Attention": ("lightning", "#bc6c00"), "its convolution alone": ("chela_conv_only", "#8a8f98")}
     for place, (model, fill) in enumerate(bars.values()):
         value = statistics.mean(scores(model, "recall", "hard", "recall", "core") or [0])
         left.barh(-place, value, color=fill, height=0.6)
         left.text(value + 1.5, -place, f"{value:.1f}", va="center")
-    left.set_yticks([0, -1, -2], bars)
+    left.set_yticks(range(0, -len(bars), -1), bars)
     left.set_xlim(0, 115)
     measured = bench("generate")
     at, last = list(measured), measured[max(measured)]

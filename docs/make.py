@@ -3,13 +3,12 @@
 python docs/make.py                    every block of every page, and the two figures; then mkdocs build --strict
 python docs/make.py means FOLDER …     what stands in such a block, to look at
 
-A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``. Only
-runs of CHELA with today's defaults are shown: when a default of ``ChelaLayer`` changes, its cells are empty until it is
-run again.
+A block of a page begins with ``<!-- from: COMMAND -->``, a command of this file, and ends with ``<!-- end -->``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import statistics
@@ -18,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]  # the files beside this one, wherever it is loaded from
-from committed import ROOT, bench, cells_of, full, mean_of, number_of, of, runs, scores, shown, size_text, title_of  # noqa: E402
+from committed import ROOT, bench, cells_of, full, mean_of, number_of, of, runs, scores, size_text, title_of  # noqa: E402
 from drawings import figures  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
+MINI = ("experiments/results/lra_mini", "experiments/results/core")
 NAMES = {
     "chela": "**CHELA**",
     "chela_conv_only": "its convolution alone",
@@ -40,7 +40,8 @@ def means(*words: str) -> str:
     """Return that table's means alone, the best in bold."""
     grid = full(*words)
     rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
-    kept = [place for place, head in enumerate(rows[0]) if not head.startswith(("average", "parameters", "memory"))]
+    others = ("average", "parameters", "memory", *["tokens/s"] * (not any(word.startswith("bench=") for word in words)))
+    kept = [place for place, head in enumerate(rows[0]) if not head.startswith(others)]
     named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
     out = [rows[0], rows[1], *sorted(named, key=lambda row: _place(row[0]))]
     texts = [[_mean(row[place], rows[0][place]) for place in kept] for row in out]
@@ -144,7 +145,7 @@ def beside(task: str, *words: str) -> str:
 def longer(*folders: str) -> str:
     """Return every system's mean on ListOps trees longer than any that it learned from, the best first."""
     found: dict[str, list[float]] = {}
-    for result in (record["result"] for record in shown(runs(*folders))):
+    for result in (record["result"] for record in runs(*folders)):
         if "test_longer" in result:
             found.setdefault(NAMES[result["model"]].strip("*"), []).append(100 * result["test_longer"]["accuracy"])
     rows = sorted(((statistics.mean(values), name) for name, values in found.items()), reverse=True)
@@ -166,14 +167,10 @@ def _listed(names: list[str]) -> str:
 
 def why() -> str:
     """Return what speaks for CHELA, a number each."""
-    hard = {
-        name: mean_of(scores(name, "recall", "hard", "recall", "core"))
-        for name in ("chela", "lightning", "chela_conv_only")
-    }
-    folders = ("experiments/results/lra_mini", "experiments/results/core")
-    easy = [name for name, value in _ranked("Recall", *folders)[0] if name != "CHELA" and number_of(value) > 99]
+    names = ("chela", "mega", "softmax", "lightning", "chela_conv_only")
+    hard = {name: mean_of(scores(name, "recall", "hard", "recall", "core")) for name in names}
     select = scores("chela", "select", "mini", "lra_mini", "core")
-    (name, next_best), *_ = [row for row in _ranked("Select", *folders)[0] if row[0] != "CHELA"]
+    (name, next_best), *_ = [row for row in _ranked("Select", *MINI)[0] if row[0] != "CHELA"]
     measured = bench("generate")
     longest, row = max(measured), measured[max(measured)]
     near = max(length for length, at in measured.items() if at["softmax [ms]"] < at["chela [ms]"])
@@ -182,9 +179,9 @@ def why() -> str:
         return f"{row[f'{system} [ms]'] * 1e3:.1f} ms and a state of {size_text(row[f'{system} [KiB]'])}"
 
     said = [
-        f"**It recalls.** On *Recall hard* (28 pairs among 512 symbols) it predicts {hard['chela']} % of the values, "
-        f"Lightning Attention {hard['lightning']}, its own convolution alone {hard['chela_conv_only']}. On the easier "
-        f"*Recall* (12 pairs among 256) {_listed(easy)} get 100 too.",
+        f"**It recalls.** On *Recall hard* (28 pairs among 512 symbols) it predicts {hard['chela']} % of the values. "
+        f"MEGA and softmax attention, which keep all keys, get {_listed(sorted({hard['mega'], hard['softmax']}))}, "
+        f"Lightning Attention {hard['lightning']}, its own convolution alone {hard['chela_conv_only']}.",
         "**Every seed selects.** *Select* asks of four interleaved reviews whether one of them has a certain word. "
         f"The three seeds reach {_listed([f'{x:.1f}' for x in sorted(select)])} %, the next best, {name}, {next_best}.",
         f"**It generates after long contexts.** After {longest:,} tokens one more takes {told('chela')}, with "
@@ -196,7 +193,7 @@ def why() -> str:
 
 def limits() -> str:
     """Return where CHELA does not help, a number each."""
-    grid = cells_of(means("experiments/results/lra_mini", "experiments/results/core"))
+    grid = cells_of(means(*MINI))
     chela, alone = (
         dict(zip(grid[0], next(row for row in grid if row[0] == NAMES[name]), strict=True))
         for name in ("chela", "chela_conv_only")
@@ -230,11 +227,14 @@ def commands() -> str:
 
     rows = []
     for task in ("listops", "text", "retrieval", "image", "pathfinder", "pathx", "select", "recall"):
-        rate = resolve([f"task={task}", "preset=mini"]).optimizer.lr
-        committed = of("chela", task, "mini", "core")
-        same = [record for record in committed if record["config"]["optimizer"]["lr"] == rate]
-        minutes = min(record["result"]["wall_seconds"] for record in same) / 60
-        first = next(record["result"] for record in same if record["config"]["seed"] == 0)
+        config = resolve([f"task={task}", "preset=mini"])
+        layer, rate = dataclasses.asdict(config.model.mixer).items(), config.optimizer.lr
+        committed = [(run["config"], run["result"]) for run in of("chela", task, "mini", "core")]
+        same = [
+            one for one in committed if layer <= one[0]["model"]["mixer"].items() and one[0]["optimizer"]["lr"] == rate
+        ]
+        minutes = min(result["wall_seconds"] for _, result in same) / 60
+        first = next(result for config, result in same if config["seed"] == 0)
         parts = (100 * first["test"]["accuracy"], 100 * first["majority_accuracy"])
         rows.append([f"`chela train task={task}`", f"{minutes:.0f}", *(f"{part:.1f}" for part in parts)])
     return grid(["command", "minutes", "test accuracy, %", "majority"], rows)
@@ -247,8 +247,8 @@ def lite() -> str:
     papers = yaml.safe_load((ROOT / "experiments" / "published.yaml").read_text())["rows"]
     printed_by = {row["name"]: row["values"] for row in papers}
     tasks = {"listops": 0, "text": 1, "image": 3}
-    found = {task: scores("chela", task, "lite", "lra_lite", old=True) for task in tasks}
-    alone = scores("chela_conv_only", "text", "lite", "lra_lite", old=True)
+    found = {task: scores("chela", task, "lite", "lra_lite") for task in tasks}
+    alone = scores("chela_conv_only", "text", "lite", "lra_lite")
     rows = [
         ["CHELA here, `preset=lite`, earlier core", "4 × 64", "2 or 10", *(mean_of(found[task]) for task in tasks)],
         ["its convolution alone here, `preset=lite`", "4 × 64", "10", "–", mean_of(alone), "–"],
@@ -276,10 +276,10 @@ def layers() -> str:
     )
 
 
-def probes(*folders: str) -> str:
+def probes() -> str:
     """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
     found: dict[str, list[list[float]]] = {}
-    for record in shown(runs(*folders)):
+    for record in runs(*MINI):
         if record.get("probe") and record["result"]["model"] == "chela":
             probe, unit = record["probe"], record["result"]["score"]["scale"]
             title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
@@ -293,8 +293,7 @@ def probes(*folders: str) -> str:
         ]
         for title, told in found.items()
     ]
-    none = "No run of today's default has been probed yet.\n"
-    return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows) if rows else none
+    return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows)
 
 
 def steps() -> str:

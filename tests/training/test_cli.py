@@ -20,8 +20,8 @@ from chela.core.errors import UsageError
 from experiments.sweep import Options as SweepOptions
 from tests.training.launches import TINY, launch, only_run
 
-COLLECTED = Path(__file__).parents[2] / "experiments" / "results" / "lra_mini" / "runs.jsonl"
-RUN = "listops-mini/chela-seed0-5752433d"
+COLLECTED = Path(__file__).parents[2] / "experiments" / "results" / "core" / "runs.jsonl"
+RUN = "listops-mini/chela-seed0-79c992bf"
 AtStep = Callable[[int, Callable[[], None]], None]
 
 
