@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chela.training.step import LitModel
-from tests.training.launches import FORKS, TINY, launch, left_by, only_run
+from tests.training.launches import FORKS, TINY, in_step, launch, left_by, only_run
 
 
 @pytest.fixture(autouse=True)
@@ -44,17 +44,6 @@ def straight(straight_run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
-    """Call something while a step (from 1) is taken, once."""
-
-    def arrange(step: int, action: Callable[[], None]) -> None:
-        plain = LitModel.training_step
-        todo = [action]
-
-        def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-            if self.step + 1 == step and todo:
-                todo.pop()()
-            return plain(self, batch, batch_idx)
-
-        monkeypatch.setattr(LitModel, "training_step", training_step)
-
-    return arrange
+    """``in_step`` for the length of a test."""
+    monkeypatch.setattr(LitModel, "training_step", LitModel.training_step)
+    return in_step

@@ -120,14 +120,14 @@ def _forked(
 
 
 def in_step(step: int, action: Callable[[], object]) -> None:
-    """Call something when a step (from 1) is taken, in this process for good."""
+    """Call something when a step (from 1) is taken, once; the class stays so."""
     from chela.training.step import LitModel
 
-    plain = LitModel.training_step
+    plain, todo = LitModel.training_step, [action]
 
     def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-        if self.step + 1 == step:
-            action()
+        if self.step + 1 == step and todo:
+            todo.pop()()
         return plain(self, batch, batch_idx)
 
     LitModel.training_step = training_step  # type: ignore[method-assign]

@@ -17,7 +17,7 @@ from chela.core.errors import UsageError
 from chela.training import resume as checkpoint
 from chela.training.log import cut_after
 from chela.training.run import LAST_KEYS, RunFolder
-from tests.training.launches import TINY, assert_equal, fork, launch, left_by, only_run
+from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, only_run
 
 STATE = {"fingerprint": "abc", "step": 3, "weights": torch.arange(1000.0)}
 KEYS = ("step", "weights")
@@ -31,14 +31,8 @@ def half_done(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     runs = tmp_path_factory.mktemp("half")
     with pytest.MonkeyPatch.context() as patch:
-        plain = LitModel.training_step
-
-        def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-            if self.step + 1 == 9:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return plain(self, batch, batch_idx)
-
-        patch.setattr(LitModel, "training_step", training_step)
+        patch.setattr(LitModel, "training_step", LitModel.training_step)
+        in_step(9, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert launch(*TINY, f"data.dir={data}", f"runs={runs}").status == 128 + signal.SIGTERM
     return only_run(runs)
 

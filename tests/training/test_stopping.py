@@ -17,7 +17,7 @@ from chela.training import loop as fitting
 from chela.training.resume import SIGNALS, Signals, Stopped, load
 from chela.training.run import LAST_KEYS, RunFolder, lock_run
 from chela.training.step import LitModel
-from tests.training.launches import assert_equal, fork, launch, left_by, only_run
+from tests.training.launches import assert_equal, fork, in_step, launch, left_by, only_run
 
 AtStep = Callable[[int, Callable[[], None]], None]
 
@@ -68,23 +68,16 @@ def test_ctrl_c_before_anything(monkeypatch: pytest.MonkeyPatch, tiny: tuple[str
     assert ended.status == 130 and ended.error == "stopped by Ctrl-C, nothing was saved"
 
 
-def sleep_in_a_step() -> None:
-    plain = LitModel.training_step
-
-    def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
-        if self.step == 2:
-            (Path.cwd() / "asleep").touch()
-            end = time.monotonic() + 60
-            while time.monotonic() < end:
-                time.sleep(0.1)
-        return plain(self, batch, batch_idx)
-
-    LitModel.training_step = training_step  # type: ignore[method-assign]
+def sleep() -> None:
+    (Path.cwd() / "asleep").touch()
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def in_folder(folder: Path) -> None:
     os.chdir(folder)
-    sleep_in_a_step()
+    in_step(3, sleep)
 
 
 def fall_asleep(words: tuple[str, ...], folder: Path) -> Any:
