@@ -160,7 +160,7 @@ def test_a_newer_option_leaves_older_fingerprints() -> None:
 
 
 def test_every_committed_run_is_read_with_its_fingerprint() -> None:
-    """But for five: in three, the width of CHELA's pooling head was another option; two are older than tasks' versions."""
+    """But for five: in three, the width of CHELA's pooling head was another option; two have an older task version."""
     equal = []
     for path in (ROOT / "experiments" / "results").rglob("runs.jsonl"):
         for run in map(json.loads, path.read_text().splitlines()):
