@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         )
     files.append(File.generated(config, "reference/commands.md", content="\n".join(parts)))
     with tempfile.TemporaryDirectory() as folder:
-        chela("report", "experiments/results/lra_mini", "experiments/results/core", f"out={folder}/report.html")
+        chela("report", "experiments/results/lra_mini", f"out={folder}/report.html")
         files.append(File.generated(config, "report.html", content=Path(folder, "report.html").read_text()))
     return files
 

@@ -21,7 +21,7 @@ from committed import ROOT, bench, cells_of, full, mean_of, number_of, of, runs,
 from drawings import figures  # noqa: E402
 
 BLOCK = re.compile(r"(<!-- from: (?P<command>.+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
-MINI = ("experiments/results/lra_mini", "experiments/results/core")
+MINI = "experiments/results/lra_mini"
 NAMES = {
     "chela": "**CHELA**",
     "chela_conv_only": "its convolution alone",
@@ -100,9 +100,8 @@ def _standing(tasks: list[str], rows: dict[str, dict[str, str]]) -> tuple[list[s
         values = [number_of(row[task]) for name, row in rows.items() if row[task] != "–" and name != "majority class"]
         place = sum(value < mine if "nats" in task else value > mine for value in values)
         if place:
-            other.setdefault(["second", "third"][place - 1] if place < 3 else f"{place + 1}th", []).append(
-                title_of(task)
-            )
+            names = ("second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "last")
+            other.setdefault(names[place - 1], []).append(title_of(task))
         else:
             (tie if values.count(mine) > 1 else lead).append(title_of(task))
     return lead, tie, other
@@ -169,8 +168,8 @@ def why() -> str:
     """Return what speaks for CHELA, a number each."""
     names = ("chela", "mega", "softmax", "lightning", "chela_conv_only")
     hard = {name: mean_of(scores(name, "recall", "hard", "recall", "core")) for name in names}
-    select = scores("chela", "select", "mini", "lra_mini", "core")
-    (name, next_best), *_ = [row for row in _ranked("Select", *MINI)[0] if row[0] != "CHELA"]
+    select = scores("chela", "select", "mini", "lra_mini")
+    (name, next_best), *_ = [row for row in _ranked("Select", MINI)[0] if row[0] != "CHELA"]
     measured = bench("generate")
     longest, row = max(measured), measured[max(measured)]
     near = max(length for length, at in measured.items() if at["softmax [ms]"] < at["chela [ms]"])
@@ -193,7 +192,7 @@ def why() -> str:
 
 def limits() -> str:
     """Return where CHELA does not help, a number each."""
-    grid = cells_of(means(*MINI))
+    grid = cells_of(means(MINI))
     chela, alone = (
         dict(zip(grid[0], next(row for row in grid if row[0] == NAMES[name]), strict=True))
         for name in ("chela", "chela_conv_only")
@@ -279,20 +278,17 @@ def layers() -> str:
 def probes() -> str:
     """Return what CHELA's attention adds, means over seeds: scores with it, with its mean, with zeros."""
     found: dict[str, list[list[float]]] = {}
-    for record in runs(*MINI):
+    for record in [*runs(MINI), *of("chela", "recall", "hard", "core")]:
         if record.get("probe") and record["result"]["model"] == "chela":
             probe, unit = record["probe"], record["result"]["score"]["scale"]
             title = record["result"]["task_title"] + (", 28 pairs" if record["result"]["preset"] == "hard" else "")
             told = [unit * probe["scores"][name] for name in ("as it is", "mean", "zeros")]
             found.setdefault(title, []).append([*told, probe["adds"]])
-    rows = [
-        [
-            title,
-            str(len(told)),
-            *(f"{mean:.{1 if told[0][0] > 9 else 3}f}" for mean in map(statistics.mean, zip(*told, strict=True))),
-        ]
-        for title, told in found.items()
-    ]
+    rows = []
+    for title, told in found.items():
+        digits = 1 if told[0][0] > 9 else 3
+        values = (round(statistics.mean(column), digits) + 0.0 for column in zip(*told, strict=True))  # no −0.0
+        rows.append([title, str(len(told)), *(f"{value:.{digits}f}" for value in values)])
     return grid(["task", "seeds", "as it is", "mean", "zeros", "attention adds"], rows)
 
 

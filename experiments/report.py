@@ -1,6 +1,6 @@
 """Write one self-contained HTML page: what was found first, tables and curves below it. It opens without a network.
 
-chela report experiments/results/lra_mini experiments/results/core out=report.html
+chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json     with speed and memory
 chela report runs/listops-mini out=curves.png                                       the learning curves alone
 chela report experiments/results/lra_mini rules=true                                and with what simple rules score

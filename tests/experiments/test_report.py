@@ -132,9 +132,7 @@ addEventListener("load", () => {
 def test_a_browser_shows_the_first_screen_whole(dark: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a desk it is within 1280 × 900, on a telephone it does not scroll sideways; light and dark can be read."""
     monkeypatch.setattr("experiments.report.curves", lambda tables: iter(()))
-    text = page(
-        read_runs([RESULTS / "lra_mini", RESULTS / "core"]), bench=RESULTS / "bench" / "epyc" / "train_mini.json"
-    )
+    text = page(read_runs([RESULTS / "lra_mini"]), bench=RESULTS / "bench" / "epyc" / "train_mini.json")
     frames = tmp_path / "frames.html"
     frames.write_text(FRAMES.replace("PAGE", json.dumps(text).replace("</", "<\\/")))
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync "
