@@ -40,7 +40,6 @@ def convolution(options: Options) -> list[Row]:
     for batch, channels, length in CONVOLUTIONS[: 1 if options.quick else None]:
         u, d_out = torch.randn(2, batch, length, channels).unbind()
         kernel = torch.randn(channels, length) / length**0.5
-        plain = partial(fft_conv, backend="plain")
         ours, theirs = (training_step(f, u, kernel, d_out=d_out) for f in (fft_conv, plain))
         times = interleaved({"fft_conv": ours, "plain": theirs}, seconds=2.0, least=5)
         median = times.median()
@@ -49,6 +48,15 @@ def convolution(options: Options) -> list[Row]:
         key = {"B": batch, "C": channels, "L": length, "allocator": timing.allocator(keep=False)}
         rows.append(Row.timed(key, times, values))
     return rows
+
+
+def plain(u: Tensor, kernel: Tensor) -> Tensor:
+    """Convolve u ``(B, L, C)`` with kernel ``(C, L)`` as one writes it down; faster than the plain backend."""
+    length = u.shape[1]
+    n = 2 * length
+    product: Tensor = torch.fft.rfft(u.transpose(1, 2), n=n) * torch.fft.rfft(kernel, n=n)
+    y: Tensor = torch.fft.irfft(product, n=n)[..., :length]
+    return y.transpose(1, 2)
 
 
 def bare_convolution(batch: int, channels: int, length: int) -> Step:
