@@ -314,8 +314,8 @@ def _resolve_begun(key: str, name: str, trust: str, pairs: list[tuple[str, str]]
     changed = []
     for word, value in pairs:
         if word in GROUPS:
-            names = _tasks_named(read_group("task", value)) if word == "task" else [value]
-            if label([value, *names][-1]) != have[word] and (word, value) != ("preset", "auto"):
+            named = _tasks_named(read_group("task", value)) if word == "task" else []
+            if label([value, *named][-1]) != have[word] and (word, value) != ("preset", "auto"):
                 changed.append(f"{word} {have[word]} -> {shown(value)}")
         else:
             _set(config, word, value)
