@@ -185,6 +185,5 @@ def diverged(tensor: str, step: int) -> DivergedError:
     """Say what is no longer a finite number, and why that may be."""
     return DivergedError(
         f"step {step}: expected finite numbers, {tensor} is not. Usual causes: a learning rate too high, a warm-up too "
-        "short, no gradient clipping, bf16 where fp32 is needed, or attention weights whose sum is not positive "
-        "(normalize with another feature map than elu)"
+        "short, no gradient clipping, or bf16 where fp32 is needed"
     )
