@@ -150,7 +150,7 @@ class LongConv(Cached):
     def learned(self, channels: slice = ALL) -> Tensor:
         """Return all parameters times their gains, ``(C, P)``: a multi-scale kernel's pieces, skip, branches."""
         with torch.autocast(self.skip.device.type, enabled=False):
-            gains, skip, *branches = self.gain.T, self.skip[:, None], *self.branches
+            gains, skip, branches = self.gain.T, self.skip[:, None], list(self.branches)
             if channels != ALL:
                 gains, skip, *branches = (x[channels] for x in (gains, skip, *branches))
             learned = [skip, *branches]

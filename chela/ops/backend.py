@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None  # asked once: torch.compile cannot trace the question
+
 
 class Problem(NamedTuple):
     """What a backend must know to say whether it can run."""
@@ -90,7 +92,7 @@ def choose(op: str, name: str, problem: Problem) -> Backend:
 
 def why_no_triton(problem: Problem) -> str | None:
     """Return why Triton kernels cannot run on the problem's device, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not TRITON_INSTALLED:
         return "triton is not installed (pip install 'chela-attention[triton]', Linux only)"
     if problem.device.type != "cuda" and not interpreted():
         return (

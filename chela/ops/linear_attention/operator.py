@@ -43,7 +43,7 @@ class Call(NamedTuple):
     def state_shape(self) -> tuple[int, int, int, int]:
         """The shape of a state."""
         B, _, H, D = self.q.shape
-        return B, H, D, self.v.shape[-1] + self.ones
+        return B, H, D, self.v.shape[-1] + int(self.ones)  # a bool beside a symbol is an error in torch 2.11
 
     def new(self, *shape: int) -> Tensor:
         """Return an uninitialised tensor in the dtype of sums."""

@@ -29,7 +29,7 @@ def test_options_are_keyword_arguments_with_a_type_and_a_meaning(name):
     hints = get_type_hints(inspect.unwrap(cls.__init__), include_extras=True)
     for key, parameter in options(name).items():
         assert parameter.kind is parameter.KEYWORD_ONLY
-        assert any(f"        {key}: " in (base.__doc__ or "") for base in cls.__mro__)
+        assert any(f"\n    {key}: " in inspect.cleandoc(base.__doc__ or "") for base in cls.__mro__)
         hint = hints[key]
         if get_origin(hint) is Annotated:
             hint, limits = get_args(hint)[:2]
