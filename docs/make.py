@@ -68,17 +68,14 @@ def reading(*words: str) -> str:
     head, rows = grid[0], {row[0]: dict(zip(grid[0], row, strict=True)) for row in grid[2:]}
     chela, alone = rows["**CHELA**"], rows["its convolution alone"]
     tasks = [task for task in head[1:] if "×" not in task and chela[task] != "–"]
-    behind = [task for task in tasks if not chela[task].startswith("**")]
     lead, tie, other = _standing(tasks, rows)
     said = [
         "Bold: the best of a column, and what is within two standard errors of it; with so few seeds that means "
         "*not resolved*, not equal.",
-        f"On these {len(tasks)} tasks nothing is better than CHELA by more than two standard errors."
-        if not behind
-        else f"On {_listed([title_of(task) for task in behind])} another system is better by two standard errors.",
+        f"Better than CHELA by two standard errors: {_ahead(tasks, rows) or 'nothing'}.",
         f"In the mean it leads on {_listed(lead)}" + (f", ties on {_listed(tie)}" if tie else "") + ";",
         f"it is {_listed([f'{place} on {_listed(there)}' for place, there in other.items()])}.",
-        f"Its convolution, trained alone, scores as well on {_listed(_level(tasks, chela, alone))}.",
+        f"Its convolution, trained alone, scores {_level(tasks, chela, alone)}.",
     ]
     speed = next((task for task in head if task.startswith("tokens/s")), None)
     if speed and chela[speed] != "–":
@@ -107,8 +104,20 @@ def _standing(tasks: list[str], rows: dict[str, dict[str, str]]) -> tuple[list[s
     return lead, tie, other
 
 
-def _level(tasks: list[str], chela: dict[str, str], alone: dict[str, str]) -> list[str]:
-    return [title_of(task) for task in tasks if chela[task].startswith("**") and alone[task].startswith("**")]
+def _ahead(tasks: list[str], rows: dict[str, dict[str, str]]) -> str:
+    """Name the best system of each task where CHELA is not among the best."""
+    found = []
+    for task in (task for task in tasks if not rows["**CHELA**"][task].startswith("**")):
+        bold = {name: number_of(row[task]) for name, row in rows.items() if row[task].startswith("**")}
+        found.append(f"{(min if 'nats' in task else max)(bold, key=bold.__getitem__)} on {title_of(task)}")
+    return _listed(found)
+
+
+def _level(tasks: list[str], chela: dict[str, str], alone: dict[str, str]) -> str:
+    """Say where the convolution alone is level with CHELA, and where ahead, to two standard errors."""
+    good = [task for task in tasks if alone[task].startswith("**")]
+    level, ahead = ([title_of(task) for task in good if chela[task].startswith("**") == both] for both in (True, False))
+    return f"as well on {_listed(level)}" + (f", and better on {_listed(ahead)}" if ahead else "")
 
 
 def _seeds(table: str) -> str:
@@ -129,7 +138,7 @@ def _seeds(table: str) -> str:
             others = "; ".join(f"{count} on {_listed(there)}" for count, there in odd.items() if count != usual)
             found.setdefault(f"{usual}" + (f" ({others})" if others else ""), []).append(NAMES[row[0]].strip("*"))
     return ", ".join(
-        f"{names[0] if len(names) == 1 else 'the others'} {told}"
+        told if len(found) == 1 else f"{names[0] if len(names) == 1 else 'the others'} {told}"
         for told, names in sorted(found.items(), key=lambda item: len(item[1]))
     )
 
@@ -203,7 +212,7 @@ def limits() -> str:
     length, row = next(iter(bench("layers").items()))
     faster, memory = row["softmax [ms]"] / row["CHELA [ms]"], row["CHELA [MiB]"] / row["softmax [MiB]"]
     said = [
-        f"Its convolution alone, without attention, scores as well, to two standard errors, on {_listed(level)}; on "
+        f"Its convolution alone, without attention, scores {level}, to two standard errors; on "
         f"Path-X its mean is higher, {number_of(alone['Path-X'])} against {number_of(chela['Path-X'])}, and its loss "
         f"on Shakespeare at `preset=nano` lower, {nano['chela_conv_only']:.3f} against {nano['chela']:.3f} nats.",
         f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
