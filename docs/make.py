@@ -72,7 +72,7 @@ def reading(*words: str) -> str:
     said = [
         "Bold: the best of a column, and what is within two standard errors of it; with so few seeds that means "
         "*not resolved*, not equal.",
-        f"Better than CHELA by two standard errors: {_ahead(tasks, rows) or 'nothing'}.",
+        f"Better than CHELA by two standard errors: {_ahead(tasks, rows)}.",
         f"In the mean it leads on {_listed(lead)}" + (f", ties on {_listed(tie)}" if tie else "") + ";",
         f"it is {_listed([f'{place} on {_listed(there)}' for place, there in other.items()])}.",
         f"Its convolution, trained alone, scores {_level(tasks, chela, alone)}.",
