@@ -63,7 +63,7 @@ _permutation = lru_cache(maxsize=8)(permutation)
 def _stream(n: int, seed: int, start: int, stop: int) -> np.ndarray:
     """Return the records at positions start … stop−1 of the endless stream of epochs."""
     epochs = range(start // n, (stop - 1) // n + 1)
-    orders = np.concatenate([_permutation(n, seed, "epoch", epoch) for epoch in epochs])
+    orders: np.ndarray = np.concatenate([_permutation(n, seed, "epoch", epoch) for epoch in epochs])
     return orders[start - epochs[0] * n : stop - epochs[0] * n]
 
 

@@ -56,7 +56,7 @@ def zero_padding_(x: Tensor, mask: Tensor | None) -> Tensor:
     """Do the same in place."""
     if mask is None:
         return x
-    if not may_look(x):
+    if not (may_look(x) and x.is_contiguous()):
         return x.masked_fill_(~mask.unsqueeze(-1), 0.0)
     rows = padding_rows(mask)
     if len(rows):

@@ -90,7 +90,7 @@ SYSTEMS: dict[str, System] = {
     "chela": System("chela", _CHELA, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
     "chela-mega-gate": System("chela", _CHELA | {"gate": "mega", "qk": "long"}, definitions.chela),
-    "chela-select": System("chela", _CHELA | {"attention": "select"}, definitions.chela),
+    "chela-select": System("chela", _CHELA | {"attention": "select", "d_qk": 1}, definitions.chela),
     "chela-pool": System("chela", _CHELA | {"attention": "pool"}, definitions.chela),
     "chela-no-branches": System("chela", _CHELA | {"reparam": False}, definitions.chela),
     "chela-conv-only": System("chela", _CHELA | {"attention": "none"}, definitions.chela),
