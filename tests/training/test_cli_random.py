@@ -112,7 +112,7 @@ def _try(words: list[str], data: str, folder: Path, seen: dict[int, int]) -> Non
         ended = launch(*base, *words)
     seen[ended.status] = seen.get(ended.status, 0) + 1
     if ended.status == 0:
-        assert "--help" in words or "-h" in words or "--cfg" in words or "test accuracy" in ended.out
+        assert "--help" in words or "-h" in words or "--cfg" in words or "best validation" in ended.out
     else:
         assert ended.status in (2, 3)  # 3: a step with such values may leave the finite numbers
         assert ended.error and "Traceback" not in ended.err
