@@ -53,13 +53,12 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def zero_padding_(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Do the same in place."""
+    """Do the same in place; x may be a view that is not contiguous."""
     if mask is None:
         return x
     if not (may_look(x) and x.is_contiguous()):
         return x.masked_fill_(~mask.unsqueeze(-1), 0.0)
-    rows = padding_rows(mask)
-    if len(rows):
+    if len(rows := padding_rows(mask)):
         x.view(-1, x.shape[-1]).index_fill_(0, rows, 0.0)
     return x
 
