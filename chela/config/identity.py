@@ -25,6 +25,7 @@ from lra.tasks.base import Task
 
 RETIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("", "model.tie"): {"neutral": False},
+    ("", "model.readout"): {"neutral": "mean"},
     ("", "trainer.chance_steps"): {"identity": False},
     ("", "trainer.tenth_every"): {"identity": False},
     ("chela", "model.mixer.d_pool"): {"neutral": None},
@@ -107,12 +108,10 @@ def of_today(saved: dict[str, Any], declared: dict[str, Field]) -> dict[str, Any
 
     Both are by dotted key. OptionError if a removed option has a value that can no longer be read.
 
-    >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": 16, "model.mixer.d_value": 64}, {})
-    {'model.mixer.name': 'chela', 'model.mixer.d_value': 64, 'model.mixer.pooled': 0.25}
+    >>> of_today({"model.mixer.name": "chela", "model.mixer.d_pool": None, "model.mixer.d_value": 64}, {})
+    {'model.mixer.name': 'chela', 'model.mixer.d_value': 64}
     """
     options, mixer = dict(saved), str(saved.get("model.mixer.name"))
-    if width := options.pop("model.mixer.d_pool", None):
-        options["model.mixer.pooled"] = width / options["model.mixer.d_value"]
     for key, row in retired(str(saved.get("task.name", "")), mixer).items():
         value = row.get("value", row.get("neutral"))
         if (got := options.pop(key, value)) != value and row.get("identity", True):

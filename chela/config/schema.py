@@ -41,7 +41,6 @@ class ModelConfig:
     positions: str = option("none", "added to the embedding; rotary needs none", choices=("none", "learned"))
     causal: bool = option(False, "no position sees a later one; LRA's tasks are bidirectional")
     d_head: int = option(128, "hidden width of the classifier; 0 is a linear one", ge=0, le=65536)
-    readout: str = option("mean", "tokens that the classifier reads", choices=("mean", "first"), neutral="mean")
     pair_features: str = option("nli", "of two documents: nli is [a, b, a-b, a*b]", choices=("nli", "concat"))
 
 

@@ -10,20 +10,18 @@ from torch import Tensor, nn
 
 from chela.layers.state import State, expect_causal
 from chela.models.backbone import Backbone
-from chela.ops.sequence_parallel import current, first_position
+from chela.ops.sequence_parallel import current
 
 if TYPE_CHECKING:
     from chela.config.schema import ModelConfig
     from chela.models import TaskFacts
 
 
-def read_out(x: Tensor, mask: Tensor | None, readout: str) -> Tensor:
-    """Make one vector ``(B, D)`` of each sequence ``x: (B, L, D)``: the mean of its real tokens, or its first token.
+def mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean ``(B, D)`` of the real tokens of each sequence ``x: (B, L, D)``.
 
     A row without real tokens gives zeros. Of a piece of the sequence, the mean is over all of it.
     """
-    if readout == "first":
-        mask = (torch.arange(x.shape[1], device=x.device) + first_position() == 0).expand(x.shape[:2])
     piece = current()
     if mask is None and piece is None:
         return x.mean(1)
@@ -47,15 +45,12 @@ class Network(nn.Module):
 
     def __init__(self, config: ModelConfig, task: TaskFacts) -> None:
         super().__init__()
-        if config.readout == "first" and (config.causal or task.objective == "tokens"):
-            why = "causal=True: the first token sees no other" if config.causal else "tokens: each of them is scored"
-            raise ValueError(f"readout: expected mean, got first, with {why}")
-        self.built_from, self.readout = (config, task), config.readout
+        self.built_from = config, task
         self.backbone = Backbone(config, task)
 
 
 class Classifier(Network):
-    """One vector of each sequence, a hidden layer unless ``d_head`` is 0, then scores ``(B, classes)``.
+    """The mean of each sequence, a hidden layer unless ``d_head`` is 0, then scores ``(B, classes)``.
 
     A task of pairs gives 2B sequences, first all the first ones. Then the head reads [a, b, a−b, a⊙b] (S4's,
     ``pair_features="nli"``) or [a, b] (MEGA's, "concat").
@@ -70,7 +65,7 @@ class Classifier(Network):
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Score each sequence, or each pair."""
-        x = read_out(self.backbone(inputs, mask), mask, self.readout)
+        x = mean(self.backbone(inputs, mask), mask)
         if self.pair_features is not None:
             a, b = x.chunk(2)
             x = torch.cat([a, b, a - b, a * b] if self.pair_features == "nli" else [a, b], dim=-1)

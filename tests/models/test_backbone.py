@@ -69,21 +69,7 @@ def test_continuous_input_and_pairs() -> None:
     swapped = net(torch.cat([x[2:], x[:2]]))
     assert not torch.allclose(scores, swapped)  # the order of the documents matters
     assert torch.allclose(scores[:1], net(x[[0, 2]]))  # a row and its partner are B apart
-
-
-def test_the_first_token_can_be_read_instead_of_the_mean() -> None:
-    net = model("chela", "model.readout=first").eval()
-    tokens, seen = torch.randint(1, 9, (2, 11)), []
-    net.backbone.register_forward_hook(lambda _module, _inputs, x: seen.append(x))
-    scores = net(tokens)
-    torch.testing.assert_close(scores, net.head(seen[0][:, 0]))
-    assert not torch.allclose(scores, net(torch.cat([tokens[:, :-1], tokens[:, -1:] % 8 + 1], dim=1)))  # it sees all
-    pair = SimpleNamespace(num_classes=2, l_max=40, vocab_size=9, pair=True)
-    assert model("chela", "model.readout=first", "model.pair_features=concat", task=pair)(tokens).shape == (1, 2)
-    tokenwise = SimpleNamespace(num_classes=5, l_max=40, vocab_size=9, objective="tokens")
-    for name, task, why in (("lightning", None, "causal=True"), ("chela", tokenwise, "each of them is scored")):
-        with pytest.raises(UsageError, match=f"readout: expected mean, got first, with .*{why}"):
-            model(name, "model.readout=first", **({"task": task} if task else {}))
+    assert model("chela", "model.pair_features=concat", task=task)(x).shape == (2, 2)
 
 
 def test_tokens_are_scored_one_by_one() -> None:

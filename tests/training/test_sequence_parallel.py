@@ -32,7 +32,7 @@ NETWORKS: list[Network_] = [
     ("chela", {"long_kernel": "ema"}, {"causal": True, "positions": "learned"}, "tokens"),
     ("chela", {"qk": "short", "gate": "highway"}, {}, "tokens"),
     ("chela", {"attention": "none", "gate": "highway"}, {}, "classification"),
-    ("linear", {}, {"readout": "first"}, "classification"),
+    ("linear", {}, {}, "classification"),
     ("linear", {}, {"causal": True}, "tokens"),
     ("lightning", {}, {"causal": True}, "tokens"),
     ("lion", {"decay": "token"}, {"norm": "batch"}, "classification"),
