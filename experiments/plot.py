@@ -34,7 +34,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
-        raise UsageError("figures need matplotlib: pip install 'chela-attention[plots]'") from None
+        raise UsageError("figures need matplotlib: pip install matplotlib") from None
     runs = [run for run in runs if len(run.metrics("validation")) or len(run.metrics("train"))]
     if not runs:
         raise UsageError("expected a metrics.csv with a line in the runs, there is none yet")

@@ -233,7 +233,7 @@ class Slurm(Sweep):
             self._executor = submitit.SlurmExecutor(self.folder / "slurm", max_num_timeout=words.pop("max_num_timeout"))
             self._executor.update_parameters(**words)
         except ImportError:
-            raise UsageError("launcher=slurm needs submitit: pip install 'chela-attention[slurm]'") from None
+            raise UsageError("launcher=slurm needs submitit: pip install submitit") from None
         except (RuntimeError, ValueError, TypeError) as error:
             raise UsageError(f"slurm: expected Slurm and words of submitit's SlurmExecutor, {error}") from None
 

@@ -93,7 +93,7 @@ def choose(op: str, name: str, problem: Problem) -> Backend:
 def why_no_triton(problem: Problem) -> str | None:
     """Return why Triton kernels cannot run on the problem's device, or None."""
     if not TRITON_INSTALLED:
-        return "triton is not installed (pip install 'chela-attention[triton]', Linux only)"
+        return "triton is not installed (pip install triton, Linux only)"
     if problem.device.type != "cuda" and not interpreted():
         return (
             f"Triton kernels need a CUDA device, got {problem.device.type}; "

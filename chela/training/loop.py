@@ -53,7 +53,7 @@ def fit(config: Config, console: Console, started: float) -> int:
     quiet_lightning()
     leads, platform = rank() == 0, hardware(config)
     if config.wandb and importlib.util.find_spec("wandb") is None:
-        raise UsageError("wandb=true: expected the package wandb: pip install 'chela-attention[wandb]'")
+        raise UsageError("wandb=true: expected the package wandb: pip install wandb")
     fabric = Fabric(**platform, **processes(config, platform["accelerator"]))
     with Signals() as signals:
         try:
