@@ -53,7 +53,7 @@ def test_auto_falls_back_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> No
         warnings.simplefilter("error")
         assert choose("linear_attention", "auto", Problem(torch.device("cuda"))).name == "chunked"
         assert choose("linear_attention", "auto", Problem(torch.device("cpu"))).name == "chunked"
-    with pytest.raises(ValueError, match="pip install 'chela"):
+    with pytest.raises(ValueError, match="pip install triton"):
         choose("linear_attention", "triton", Problem(torch.device("cuda")))
     assert "not installed" in backends("cuda")["linear_attention"]["triton"]
 
