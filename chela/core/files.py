@@ -8,10 +8,14 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
-from chela.core.errors import UsageError
+from chela.core.errors import OptionError, UsageError
+from chela.core.options import closest, shown
+
+T = TypeVar("T")
 
 
 def sync(path: Path) -> None:
@@ -74,6 +78,31 @@ def importable(folder: Path) -> None:
     for path in (os.getcwd(), str(folder.resolve())):
         if path not in sys.path:
             sys.path.insert(0, path)
+
+
+def class_named(key: str, name: str, known: Mapping[str, str], base: type[T]) -> type[T]:
+    """Import a class: one of the ``known`` (name to ``module:Class``), or the user's own by ``module:Class``.
+
+    OptionError where there is none, or it is no subclass of ``base``. What a module imports in vain is its own fault.
+    """
+    if ":" not in name and name not in known:
+        listed = f"{', '.join(known)}, or module:Class"
+        raise OptionError(f"{key}: expected one of {listed}, got {shown(name)}{closest(name, known)}")
+    module, _, attribute = known.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute, None)
+    except (ModuleNotFoundError, ValueError) as error:
+        if module and not module.startswith(str(getattr(error, "name", module))):
+            raise
+        raise OptionError(
+            f"{key}={name}: expected a module {module} in this folder, beside the YAML file or on the Python path, "
+            "there is none; go to its folder or set PYTHONPATH"
+        ) from None
+    except SyntaxError as error:
+        raise OptionError(f"{error.filename} line {error.lineno}: expected Python, got {error.msg}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise OptionError(f"{key}: expected a subclass of {base.__name__}, {shown(name)} is {shown(found)}")
+    return found
 
 
 def expect_trusted(named: list[str], trust: Collection[str], where: str) -> None:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from typing import Any
 
-from chela.core.errors import OptionError
-from chela.core.options import closest, options_of, shown
+from chela.core.files import class_named
+from chela.core.options import options_of
 from lra.tasks.base import Task
 
 TASKS = {
@@ -37,17 +36,7 @@ def task_class(name: str) -> type[Task]:
     Raises:
         OptionError: There is no such task.
     """
-    if ":" not in name and name not in TASKS:
-        listed = f"{', '.join(TASKS)}, or module:Class"
-        raise OptionError(f"task.name: expected one of {listed}, got {shown(name)}{closest(name, TASKS)}")
-    module, _, attribute = (f"{__name__}.{TASKS[name]}" if name in TASKS else name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"task.name: could not import {shown(name)}: {error}; is its folder on PYTHONPATH?") from None
-    if not (isinstance(found, type) and issubclass(found, Task)):
-        raise OptionError(f"task.name: expected a subclass of lra.tasks.base.Task, {shown(name)} is {shown(found)}")
-    return found
+    return class_named("task.name", name, {known: f"{__name__}.{place}" for known, place in TASKS.items()}, Task)
 
 
 @functools.cache

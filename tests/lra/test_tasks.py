@@ -86,15 +86,25 @@ def test_the_tasks_and_their_titles() -> None:
     [
         ("listop", r"expected one of .*, image, listops, .* \(did you mean 'listops'\?\)"),
         ("base", "expected one of"),
-        ("no_such_module:Task", "could not import 'no_such_module:Task'"),
-        (f"{__name__}:Absent", "could not import"),
-        (f"{__name__}:Plain", "expected a subclass of lra.tasks.base.Task"),
+        ("no_such_module:Task", "expected a module no_such_module in this folder"),
+        (f"{__name__}:Absent", "expected a subclass of Task"),
+        (f"{__name__}:Plain", "expected a subclass of Task"),
     ],
 )
 def test_what_is_no_task_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         task_class(name)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_wrong_inside_a_task_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "no_python.py").write_text("class Mine(:")
+    with pytest.raises(ValueError, match=r"no_python.py line 1: expected Python, got invalid syntax"):
+        task_class("no_python:Mine")
+    (tmp_path / "needs_more.py").write_text("import no_such_dependency")
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        task_class("needs_more:Mine")
 
 
 def test_options_of_a_dataclass_and_of_a_constructor() -> None:

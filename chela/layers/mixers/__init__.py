@@ -15,15 +15,14 @@ the backbone hands over: ``l_max``, ``causal``, ``layer``, ``depth`` and ``dropo
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from chela.core.errors import UsageError
-from chela.core.options import closest, options_of, shown
+from chela.core.files import class_named
+from chela.core.options import options_of
 
 CONTEXT = ("d_model", "l_max", "causal", "layer", "depth", "dropout")
 """What the backbone hands to every mixer that asks for it; these are no options."""
@@ -40,26 +39,8 @@ def mixer_class(name: str) -> type[nn.Module]:
     Raises:
         UsageError: There is no such system, or what the name leads to is no ``nn.Module`` class.
     """
-    module, own, attribute = name.partition(":")
-    if not own and name not in systems():
-        raise UsageError(
-            f"model.mixer.name: expected one of {', '.join(systems())} or module:Class, got {name!r}"
-            f"{closest(name, systems())}"
-        )
-    try:
-        found = getattr(importlib.import_module(module if own else f"{__name__}.{name}"), attribute or "MIXER", None)
-    except (ModuleNotFoundError, ValueError) as error:
-        if module and not module.startswith(str(getattr(error, "name", module))):  # an import of the module's own
-            raise
-        raise UsageError(
-            f"model.mixer.name={name}: expected a module {module} in this folder, beside the YAML file or on the "
-            "Python path, there is none; go to its folder or set PYTHONPATH"
-        ) from None
-    except SyntaxError as error:
-        raise UsageError(f"{error.filename} line {error.lineno}: expected Python, got {error.msg}") from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise UsageError(f"mixer: expected {shown(name)} to name a class of torch.nn.Module, got {shown(found)}")
-    return found
+    known = {system: f"{__name__}.{system}:MIXER" for system in systems()}
+    return class_named("model.mixer.name", name, known, nn.Module)
 
 
 @functools.cache
