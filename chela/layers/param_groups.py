@@ -47,7 +47,7 @@ def param_groups(
     >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in groups]
     [('decay', 1, 0.1), ('no_decay', 1, 0.0)]
     """
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     marks: dict[nn.Parameter, dict[str, float]] = {}
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
@@ -66,8 +66,8 @@ def param_groups(
             name, decay = "no_decay", 0.0
         else:
             name = "decay"
-        group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
-        group["params"].append(parameter)
+        made = {"name": name, "params": [], "lr": rate, "weight_decay": decay}
+        groups.setdefault((name, rate, decay), made)["params"].append(parameter)
     return list(groups.values())
 
 
