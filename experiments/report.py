@@ -3,7 +3,6 @@
 chela report experiments/results/lra_mini out=report.html
 chela report runs/lra_mini bench=experiments/results/bench/epyc/train_mini.json     with speed and memory
 chela report runs/listops-mini out=curves.png                                       the learning curves alone
-chela report experiments/results/lra_mini rules=true                                and with what simple rules score
 """
 
 from __future__ import annotations
@@ -11,14 +10,13 @@ from __future__ import annotations
 import base64
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from chela.config.compose import from_saved
 from chela.config.words import command
 from chela.core.errors import UsageError
 from chela.core.options import option
@@ -32,33 +30,14 @@ ABLATIONS = {"chela": "chela_conv_only"}  # each system's ablation, to which it 
 SHOWN = {"chela": "CHELA", "chela_conv_only": "its convolution alone"}
 LEFT, RIGHT, WIDTH, TOP, LINE = 124, 226, 268, 30, 16.4  # of a panel, in its own units
 
-Rules = Mapping[str, tuple[float, str]]  # by task, what a simple rule scores, as a number and in words
-
-
-def simple_rules(tables: Sequence[ResultTable]) -> Rules:
-    """Return what ``Task.baseline`` says of each task; data that is not there is made for it."""
-    from lra.tasks import get_task
-
-    found = {}
-    for task, run in {run.task: run for table in reversed(tables) for run in reversed(table.runs)}.items():
-        if ":" in run.record["config"]["task"]["name"]:  # a user's own code, which was not trusted
-            continue
-        config = from_saved(run.record["config"], run.path)
-        made = get_task(config.task)
-        made.prepare(config.data)
-        if percent := re.match(r"([\d.]+) ?%", words := made.baseline()):
-            found[task] = float(percent[1]), words
-    return found
-
-
 # ---- what is seen first ----
 
 
 class FirstScreen:
     """Title, sentence, boxes and panels about one table; what the results do not show is left out."""
 
-    def __init__(self, table: ResultTable, beat: Rules) -> None:
-        self.table, self.beat = table, beat
+    def __init__(self, table: ResultTable) -> None:
+        self.table = table
         self.cells = table.cells[table.cells["seeds"] > 0]
         self.tasks = [task for task in table.tasks if task in self.cells.index.unique("task")]
         self.titles = {task: table.runs_of(task)[0].title for task in self.tasks}
@@ -133,18 +112,17 @@ class FirstScreen:
             score, column = self.table.score(task), self.cells.xs(task, level="task")
             column = column.sort_values("mean", ascending=score["best"] == "min", kind="stable")
             heading = self.titles[task] + ("" if score["name"] == "accuracy" else f", {score_heading(score)} ←")
-            rules = {"most": self.table.majority(task), "beat": self.beat.get(task, (np.nan, ""))[0]}
             rows = []
             for row, runs in column["runs"].items():
                 values = [run.value for run in runs if run.state == "finished"]
                 rows.append((str(row), kinds.get(str(row), "g"), values))
-            yield panel(heading, rows, self.digits[task], rules)
+            yield panel(heading, rows, self.digits[task], self.table.majority(task))
         speed, memory, adds = (self.beside(key) for key in ("tokens_per_second ×", "peak_memory_bytes ×", "adds"))
         adds = {task: value for task, value in adds.items() if self.table.score(task)["unit"] == "%"}
         costs = [(f"Training speed, × {BASELINE}", speed, 1.0), (f"Memory of a step, × {BASELINE}", memory, 1.0)]
         for heading, known, rule in [*costs, ("Attention adds, points (probe)", adds, 0.0)]:
             if rows := [(self.titles[task], "c", [value]) for task, value in known.items()]:
-                yield panel(heading, rows, 1, {"most": rule})
+                yield panel(heading, rows, 1, rule)
 
 
 def _shown(row: str) -> str:
@@ -155,14 +133,13 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, rules: Mapping[str, float]) -> str:
+def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: int, rule: float) -> str:
     """Return SVG: for each row (name, class, values) a dot a value, and their mean written.
 
-    Classes: "c" the system that the page is about, "k" what it is compared to, "g" any other. ``rules``, by class, are
-    lines across all rows; NaN draws none.
+    Classes: "c" the system that the page is about, "k" what it is compared to, "g" any other. ``rule`` is a line across
+    all rows; NaN draws none.
     """
-    rules = {kind: at for kind, at in rules.items() if not np.isnan(at)}
-    known = [*(value for *_, values in rows for value in values), *rules.values()]
+    known = [*(value for *_, values in rows for value in values), *([] if np.isnan(rule) else [rule])]
     low, high = min(known), max(known)
     pad = 0.04 * (high - low)
     scale = (RIGHT - LEFT) / ((high - low + 2 * pad) or 1)
@@ -173,8 +150,8 @@ def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: 
 
     out = [f'<svg viewBox="0 0 {WIDTH} {bottom - 6:.0f}" role="img" aria-label="{escape(title)}">']
     out.append(f'<text x="0" y="13" class="t">{escape(title)}</text>')
-    for kind, at in rules.items():
-        out.append(f'<line x1="{x(at):.1f}" x2="{x(at):.1f}" y1="22" y2="{bottom - 10:.0f}" class="{kind}"/>')
+    if not np.isnan(rule):
+        out.append(f'<line x1="{x(rule):.1f}" x2="{x(rule):.1f}" y1="22" y2="{bottom - 10:.0f}"/>')
     for place, (name, kind, values) in enumerate(rows):
         y = TOP + LINE * place
         short = re.sub(r"model\.(mixer\.)?", "", _shown(name))
@@ -186,22 +163,20 @@ def panel(title: str, rows: Sequence[tuple[str, str, Sequence[float]]], digits: 
     return "".join([*out, "</svg>"])
 
 
-def first_screen(tables: Sequence[ResultTable], title: str, beat: Rules) -> str:
+def first_screen(tables: Sequence[ResultTable], title: str) -> str:
     """Return the part of the page that is seen first, about the table with most finished runs."""
     table = max(tables, key=lambda table: table.cells["seeds"].sum())
     if not table.cells["seeds"].sum():
         return f"<h1>{escape(title or 'No run is finished yet')}</h1>"
-    found = FirstScreen(table, beat)
+    found = FirstScreen(table)
     csv = f"data:text/csv;base64,{base64.b64encode(to_csv(tables).encode()).decode()}"
-    rules = "; ".join(f"{title} {beat[task][1]}" for task, title in found.titles.items() if task in beat)
-    notes = [f"Dashed: what a simple rule scores ({rules})."] * bool(rules) + ["; ".join(table.notes()[3:])]
     cards = [f'<div class="card"><b>{escape(big)}</b>{escape(small)}</div>' for big, small in found.boxes()]
     return f"""<h1>{escape(title or found.title())}</h1>
 <p>{escape(found.sentence())}</p>
 <div class="cards">{"".join(cards)}</div>
 <div class="grid">{"".join(found.panels())}</div>
 <p class="soft">Test accuracy in % or as said; a dot is a run. Dotted: the majority class, or no difference.
-{escape(" ".join(notes))} ·
+{escape("; ".join(table.notes()[3:]))} ·
 <a download="cells.csv" href="{csv}">CSV of all cells</a> · <a href="#table">table</a></p>"""
 
 
@@ -227,7 +202,7 @@ def samples(tables: Sequence[ResultTable]) -> Iterator[str]:
                 yield f"<h3>{escape(f'{name}, {table.preset}, writes')}</h3><pre>{escape(text)}</pre>"
 
 
-def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules: bool = False) -> str:
+def page(runs: Sequence[Run], title: str = "", bench: Path | None = None) -> str:
     """Return the page; ``title`` and the others are as the command's options."""
     tables = result_tables(runs, bench)
     blocks = measured(tables, compact=not any(run.task in TITLES for run in runs), probe=True)
@@ -237,7 +212,7 @@ def page(runs: Sequence[Run], title: str = "", bench: Path | None = None, rules:
         "What the language models write": "".join(samples(tables)),
         "Rows of papers": render(from_papers(tables), "html"),
     }
-    body = [f"<main>{first_screen(tables, title, simple_rules(tables) if rules else {})}</main>"]
+    body = [f"<main>{first_screen(tables, title)}</main>"]
     body += [f"<details><summary>{name}</summary>{text}</details>" for name, text in folded.items() if text]
     heading, style = escape(title or "CHELA: results"), Path(__file__).with_name("report.css").read_text()
     head = f'<meta charset="utf-8"><title>{heading}</title><style>{style}</style>'
@@ -252,7 +227,6 @@ class Options:
     runs: list[str] = option(MISSING, "run folders, or folders above them", positional=True)
     out: Path = option(Path("report.html"), "the page, or by .png, .pdf or .svg a figure of the learning curves")
     bench: Path | None = option(None, "JSON of one session of chela bench train: speed and memory are taken from it")
-    rules: bool = option(False, "draw what simple rules score too; the data is made where it is not there")
     title: str = option("", "the page's title; without it, what was found")
 
 
@@ -261,7 +235,7 @@ def main(options: Options) -> int:
     """Write the page or the figure; return the exit status."""
     runs, kind = read_runs(options.runs), options.out.suffix.removeprefix(".")
     if kind == "html":
-        data: str | bytes = page(runs, options.title, options.bench, options.rules)
+        data: str | bytes = page(runs, options.title, options.bench)
     else:
         data = plot.drawn(plot.learning_curves(runs), kind)
     write(options.out, data)
