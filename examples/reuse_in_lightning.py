@@ -10,7 +10,7 @@ from torch import nn
 from chela import ChelaLayer, param_groups
 from chela.config.compose import resolve
 from chela.models import build_model
-from chela.training.objectives import objective_of
+from chela.training.objectives import Objective
 from chela.training.score import data_of
 from chela.training.step import LitModel
 
@@ -46,7 +46,7 @@ def task_of_this_package(*words: str) -> tuple[LitModel, lightning.LightningData
     config = resolve(list(words))
     data = data_of(config)
     model = build_model(config.model, data.task, config.seed)
-    return LitModel(model, objective_of(data.task), config), data
+    return LitModel(model, Objective(data.task), config), data
 
 
 if __name__ == "__main__":

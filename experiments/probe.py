@@ -34,7 +34,7 @@ from chela.core.options import option
 from chela.evaluate import RunOptions
 from chela.layers.attention import Attended
 from chela.predict import load_run
-from chela.training.objectives import Score, objective_of
+from chela.training.objectives import Objective, Score
 from chela.training.score import overlapping, sum_counts
 from chela.training.step import scores_of
 from experiments.runs import FILES, write
@@ -91,7 +91,7 @@ def attention_adds(model: nn.Module, task: Any, *, records: int = 0, batch: int 
     Returns:
         "scores" by way, and "adds": what the mean takes away, in the score's unit, positive if attention helps.
     """
-    objective, test = objective_of(task), task.dataset("test")
+    objective, test = Objective(task), task.dataset("test")
     chosen = np.arange(len(test))[: records or None]
     data = LRADataModule(task, DataConfig(), batch_size=batch, seed=0, max_steps=1)
     built_from = getattr(model, "built_from", None)
@@ -133,7 +133,7 @@ def by_length(model: nn.Module, task: Any, times: Sequence[int]) -> dict[str, An
         "windows": of each its length, the symbols before a target at least, and the bits; "not_scored": why longer ones
         have none.
     """
-    size, objective = max(1, TOKENS // task.l_max), objective_of(task)
+    size, objective = max(1, TOKENS // task.l_max), Objective(task)
     data = LRADataModule(task, DataConfig(), batch_size=size, seed=0, max_steps=1)
     rows, not_scored = [], []
     for window in (task.l_max * factor for factor in times):

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from chela.layers.param_groups import mark
 from chela.layers.stages import add, blocks, gradients, is_small, own_backward, plain_layers, recomputed
 from chela.layers.state import State, detached
-from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.padding import zero_padding_
 from chela.ops.sequence_parallel import current
@@ -101,9 +100,8 @@ class Core(nn.Module):
 
     def start(self, batch: int) -> State:
         """Return the state before the first token: the sums S and z."""
-        like, dtype = self.norm.weight, accumulation_dtype(self.norm.weight.dtype)
         sizes = batch, self.heads, self.d_qk, self.width // self.heads
-        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
+        return LinearAttentionState.zeros(*sizes, like=self.norm.weight)._asdict()
 
     def prefill(self, c: Tensor, v: Tensor, state: State) -> tuple[Tensor, State]:
         """Attend with the tokens ``c: (B, L, D)``, ``v: (B, L, W)`` that follow those of ``state``."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from chela.core.options import check_value
 from chela.layers.stages import is_recomputed
 from chela.ops.backend import accumulation_dtype
 from chela.ops.padding import check_mask, may_look, zero_padding
@@ -175,9 +174,3 @@ def _several_processes() -> bool:
 
 
 NORMS: dict[str, type[nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm, "scale": ScaleNorm, "batch": MaskedBatchNorm}
-
-
-def make_norm(name: str, d_model: int) -> nn.Module:
-    """Build the norm called ``name`` for ``d_model`` channels."""
-    check_value("norm", name, {"choices": tuple(NORMS)})
-    return NORMS[name](d_model)

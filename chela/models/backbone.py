@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer
-from chela.layers.norm import make_norm
+from chela.layers.norm import NORMS
 from chela.layers.param_groups import seeded
 from chela.layers.stages import feed_forward, recompute_contexts
 from chela.layers.state import State, nested, part
 from chela.ops.padding import zero_padding
-from chela.ops.sequence_parallel import current, first_position
+from chela.ops.sequence_parallel import current
 
 if TYPE_CHECKING:
     from chela.config.schema import ModelConfig
@@ -37,7 +37,7 @@ class Residual(nn.Module):
     def __init__(self, layer: nn.Module, config: ModelConfig) -> None:
         super().__init__()
         self.layer: Any = layer
-        self.norm = make_norm(config.norm, config.d_model)
+        self.norm = NORMS[config.norm](config.d_model)
         self.dropout = nn.Dropout(0.0 if "dropout" in inspect.signature(type(layer)).parameters else config.dropout)
         self.prenorm = config.prenorm
         _, *others = inspect.signature(layer.forward).parameters.values()
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
             self.blocks.append(Block(mixer, config))
         if config.causal and ":" in name and task.l_max > 1:  # ours have tests
             self._expect_no_look_ahead(min(task.l_max, 1024), d_model)
-        self.norm = make_norm(config.norm, d_model) if config.prenorm else None
+        self.norm = NORMS[config.norm](d_model) if config.prenorm else None
 
     @torch.no_grad()
     def _expect_no_look_ahead(self, length: int, d_model: int) -> None:
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
             inputs = zero_padding(inputs, mask)  # NaN there would reach the gradient of the embedding
         x: Tensor = self.embedding(inputs)
         if self.positions is not None:
-            start = first_position()
+            start = 0 if piece is None else piece.start
             x = x + self.positions.weight[start : start + x.shape[1]]
         x = zero_padding(x, mask)
         for block in self.blocks:

@@ -68,11 +68,6 @@ def extent(x: Tensor) -> tuple[int, slice]:
     return (x.shape[1], slice(None)) if _piece is None else (_piece.length, _piece.channels(x.shape[2]))
 
 
-def first_position() -> int:
-    """Return the place in the whole sequence of the first token at hand."""
-    return 0 if _piece is None else _piece.start
-
-
 class Piece:
     """Piece ``rank`` of P = ``count``, of sequences of ``length`` tokens."""
 

@@ -27,7 +27,7 @@ from chela.results import read_result
 from chela.training import resume
 from chela.training.log import Log
 from chela.training.machine import hardware, processes, quiet_lightning, rank
-from chela.training.objectives import objective_of
+from chela.training.objectives import Objective
 from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, on_rank_zero, stopped_by, summed
 from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
 from chela.training.score import data_of, expect_prefill, score_split
@@ -58,7 +58,7 @@ def fit(config: Config, console: Console, started: float) -> int:
     with Signals() as signals:
         try:
             data = data_of(config)
-            module = LitModel(build_model(config.model, data.task, config.seed), objective_of(data.task), config)
+            module = LitModel(build_model(config.model, data.task, config.seed), Objective(data.task), config)
             if config.trainer.sequence_parallel > 1:
                 module.model.get_submodule("backbone").expect_sequence_parallel()  # type: ignore[operator]
             if config.data.carry:
@@ -247,8 +247,8 @@ class Launch:
     def restore(self) -> None:
         """Put weights, optimiser and state where the newest checkpoint has them; UsageError where it does not fit."""
         try:  # in process 0, for all: each must go on from the same one
-            identities, say = [fingerprint(self.config)], self.console.print
-            saved = on_rank_zero(self.fabric, lambda: self.run.load_last(identities, say))
+            identity, say = fingerprint(self.config), self.console.print
+            saved = on_rank_zero(self.fabric, lambda: self.run.load_last(identity, say))
         except UsageError as error:
             raise UsageError(f"resume: {error}") from None
         if saved is None:

@@ -47,16 +47,18 @@ class Score:
 
 
 SCORES = {"accuracy": Score("accuracy", "%", 100, 2, "max"), "loss": Score("loss", "nats", 1, 4, "min")}
+# Where each position has a label, the loss in bits stands beside that in nats.
+COLUMNS = {"classification": ("loss", "accuracy"), "tokens": ("loss", "bits", "accuracy")}
 
 
 class Objective:
-    """Cross-entropy over the targets that count: one a sequence, or one a position.
+    """Cross-entropy over the targets that count, as a task names it: one a sequence, or one a position.
 
     ``columns`` are logged; ``score``, one of ``SCORES``, picks the best checkpoint.
     """
 
-    def __init__(self, columns: tuple[str, ...], score: str) -> None:
-        self.columns, self.score = columns, SCORES[score]
+    def __init__(self, task: Any) -> None:
+        self.columns, self.score = COLUMNS[task.objective], SCORES[task.score]
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Average over the targets of ``scores: (B, K)`` or ``(B, L, K)`` and ``labels: (B,)`` or ``(B, L)``.
@@ -64,9 +66,7 @@ class Objective:
         Where P processes have a piece of each sequence, the average of their P losses is that over all targets, as that
         of their gradients is.
         """
-        if labels.ndim == 1:
-            return F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED)
-        total = F.cross_entropy(*self._flat(scores, labels), ignore_index=IGNORED, reduction="sum")
+        total = _sum_of_losses(scores, labels)
         return total / _targets_of_share(labels).clamp(min=1).to(total.dtype)
 
     @torch.no_grad()
@@ -75,13 +75,9 @@ class Objective:
         piece = current()
         if piece is not None and labels.ndim == 1 and piece.rank:
             return labels.new_zeros(3, dtype=torch.float64)  # the first of those that share a sequence counts it
-        if loss is None:
-            flat = self._flat(scores.float(), labels)
-            total = F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum").double()
-        else:
-            total = loss.double() * _targets_of_share(labels)
+        total = _sum_of_losses(scores.float(), labels) if loss is None else loss * _targets_of_share(labels)
         found = (scores.argmax(-1) == labels).sum().double()
-        return torch.stack([total, found, (labels != IGNORED).sum().double()])
+        return torch.stack([total.double(), found, (labels != IGNORED).sum().double()])
 
     def values(self, counts: Sequence[float]) -> dict[str, float]:
         """Return the columns, and the number of targets as "count", from what was counted."""
@@ -89,9 +85,6 @@ class Objective:
         loss = total / max(targets, 1.0)
         found = {"loss": loss, "bits": loss / math.log(2), "accuracy": correct / max(targets, 1.0)}
         return {name: found[name] for name in self.columns} | {"count": targets}
-
-    def _flat(self, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return scores.flatten(0, -2), labels.flatten()
 
 
 class Counts(Metric):
@@ -121,16 +114,11 @@ def above_majority(values: dict[str, float], majority: float) -> bool:
     return values["accuracy"] > majority + max(0.01, 3 * error)
 
 
+def _sum_of_losses(scores: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
 def _targets_of_share(labels: Tensor) -> Tensor:
     """Count the targets of ``labels``; of a piece of sequences, an equal share of all the pieces' targets."""
     piece, targets = current(), (labels != IGNORED).sum().double()
     return targets if piece is None or labels.ndim == 1 else piece.gather(targets).sum() / piece.count
-
-
-# Where each position has a label, the loss in bits stands beside that in nats.
-COLUMNS = {"classification": ("loss", "accuracy"), "tokens": ("loss", "bits", "accuracy")}
-
-
-def objective_of(task: Any) -> Objective:
-    """Return the objective that a task names, with the score that it wants."""
-    return Objective(COLUMNS[task.objective], task.score)

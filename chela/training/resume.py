@@ -13,10 +13,10 @@ import os
 import signal
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -42,7 +42,7 @@ class Stopped(BaseException):
         self.reason, self.status, self.step = reason, status, step
 
 
-class Signals:
+class Signals(contextlib.ExitStack):
     """Catches SIGTERM, SIGINT and SIGUSR1 from ``with`` on, until its end.
 
     While steps are taken (``patient``) a signal is only noted in ``asked``: the step is ended and saved first.
@@ -53,20 +53,15 @@ class Signals:
     SECOND_AFTER = 0.5  # seconds
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked = 0
         self.patient = False
         self._asked_at = 0.0
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Signals:
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+    def __enter__(self) -> Self:
         for number in SIGNALS:
-            signal.signal(number, self._ask)
+            self.callback(signal.signal, number, signal.signal(number, self._ask))
         return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -98,8 +93,8 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
     write_whole(path, buffer.getvalue(), previous)
 
 
-def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict[str, Any]:
-    """Read a checkpoint that holds ``keys``, of one of these fingerprints; only tensors and plain values are accepted.
+def load(path: Path, keys: tuple[str, ...], identity: str) -> dict[str, Any]:
+    """Read a checkpoint that holds ``keys``, of this fingerprint; only tensors and plain values are accepted.
 
     TornError where it is absent, torn or foreign; UsageError where it is of another version or configuration.
     """
@@ -122,9 +117,9 @@ def load(path: Path, keys: tuple[str, ...], identities: Collection[str]) -> dict
     if version != FORMAT_VERSION:
         other = "use the version of chela that wrote it"
         raise UsageError(f"expected format version {FORMAT_VERSION} in {path}, got {version!r}; {other}")
-    if state["fingerprint"] not in identities:
+    if state["fingerprint"] != identity:
         raise UsageError(
-            f"expected a checkpoint of this run's configuration ({' or '.join(identities)}) at {path}, got one of "
+            f"expected a checkpoint of this run's configuration ({identity}) at {path}, got one of "
             f"another ({state['fingerprint']}); put back the run's own file, or the code it was trained with"
         )
     return state

@@ -20,7 +20,7 @@ import math
 import os
 import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class RunFolder:
             self.path / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous", "best")
         )
 
-    def load_last(self, identities: Collection[str], say: Callable[[str], object]) -> dict[str, Any] | None:
+    def load_last(self, identity: str, say: Callable[[str], object]) -> dict[str, Any] | None:
         """Read the newest checkpoint that is whole; None when there is none yet, UsageError when all are torn.
 
         When that is the previous one it takes the place of the torn one, which could otherwise push it out.
@@ -84,7 +84,7 @@ class RunFolder:
         torn = ""
         for path in filter(Path.exists, (self.last, self.previous)):
             try:
-                state = resume.load(path, LAST_KEYS, identities)
+                state = resume.load(path, LAST_KEYS, identity)
             except resume.TornError as error:
                 torn = torn or str(error)
                 continue
@@ -99,7 +99,7 @@ class RunFolder:
 
     def load_weights(self, config: Config, which: str) -> dict[str, Any]:
         """Read a checkpoint's weights: those that did "best" on validation, or the "last"."""
-        return resume.load(self.best if which == "best" else self.last, WEIGHTS, [fingerprint(config)])
+        return resume.load(self.best if which == "best" else self.last, WEIGHTS, fingerprint(config))
 
     def network(self, config: Config, task: Task, which: str) -> Network:
         """Build the run's network with a checkpoint's weights; UsageError where they are torn, or of another one."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from chela.config.schema import Config
 from chela.core.errors import UsageError
 from chela.training.machine import hardware, quiet_lightning
-from chela.training.objectives import Counts, Score, objective_of
+from chela.training.objectives import Counts, Objective, Score
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.batches import Batch
@@ -97,7 +97,7 @@ def evaluate(config: Config, run: RunFolder, which: str, split: str) -> tuple[Sc
     if split not in (known := ("test", "validation", *data.task.further)):
         raise UsageError(f"split: expected {' or '.join(known)}, got {split}")
     fabric = Fabric(**hardware(config), devices=1)
-    module = LitModel(run.network(trained, data.task, which), objective_of(data.task), config)
+    module = LitModel(run.network(trained, data.task, which), Objective(data.task), config)
     fabric.setup_module(module)
     values = score_split(module, data, split, fabric)
     return module.objective.score, values | text_facts(data.task, config.data.split(split), values)

@@ -94,20 +94,20 @@ def random_records(about: Any, size: int, device: str) -> tuple[Tensor, Tensor]:
         inputs = torch.randn(rows, about.train_length, about.input_dim, device=device)
     else:
         inputs = torch.randint(1, about.vocab_size, (rows, about.train_length), device=device)
-    per_position = getattr(about, "objective", "classification") == "tokens"
-    return inputs, torch.randint(about.num_classes, inputs.shape[:2] if per_position else (size,), device=device)
+    shape = inputs.shape[:2] if about.objective == "tokens" else (size,)
+    return inputs, torch.randint(about.num_classes, shape, device=device)
 
 
 def training_step(config: Config, about: Any, accelerator: str, precision: str) -> Callable[..., None]:
-    """Return a step of the run's own model and optimiser; it takes inputs, labels and the mask."""
+    """Return a step of the run's own model and optimiser; it takes inputs and labels."""
     model = build_model(config.model, about, 0).to(accelerator).train()
     optimizer = build_optimizer(model, config.optimizer)
     for group in optimizer.param_groups:  # as in the first step of the warm-up
         group["lr"] = group["peak_lr"] * config.optimizer.lr_factor(0, config.trainer.max_steps)
 
-    def step(inputs: Tensor, labels: Tensor, mask: Tensor | None = None) -> None:
+    def step(inputs: Tensor, labels: Tensor) -> None:
         with torch.autocast(accelerator, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            loss = F.cross_entropy(model(inputs, mask).flatten(0, -2), labels.flatten())
+            loss = F.cross_entropy(model(inputs).flatten(0, -2), labels.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip or float("inf"))
         optimizer.step()

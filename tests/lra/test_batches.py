@@ -70,8 +70,3 @@ def test_evaluation_sees_every_record_once_in_order_of_length() -> None:
     assert sorted(order) == list(range(101))
     assert np.all(np.diff(lengths[order]) >= 0)
     assert {len(b) for b in batches} <= {7, 8}
-
-
-def test_no_records_make_no_batch() -> None:
-    with pytest.raises(ValueError, match="expected records"):
-        batch_indices(np.ones(0, int), 8, 1, 0, 0)

@@ -49,7 +49,7 @@ def run(half_done: Path, tmp_path: Path) -> RunFolder:
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     checkpoint.save(path, STATE)
-    assert_equal(checkpoint.load(path, KEYS, ("abc",)), {"format_version": checkpoint.FORMAT_VERSION, **STATE})
+    assert_equal(checkpoint.load(path, KEYS, "abc"), {"format_version": checkpoint.FORMAT_VERSION, **STATE})
     assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
 
 
@@ -57,8 +57,8 @@ def test_the_one_before_is_kept(tmp_path: Path) -> None:
     last, previous = tmp_path / "last", tmp_path / "previous"
     for step in range(3):
         checkpoint.save(last, {**STATE, "step": step}, previous)
-    assert checkpoint.load(last, KEYS, ("abc",))["step"] == 2
-    assert checkpoint.load(previous, KEYS, ("abc",))["step"] == 1
+    assert checkpoint.load(last, KEYS, "abc")["step"] == 2
+    assert checkpoint.load(previous, KEYS, "abc")["step"] == 1
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -68,12 +68,12 @@ def test_torn_anywhere_or_changed_anywhere(seed: int, tmp_path: Path) -> None:
     whole, draw = path.read_bytes(), random.Random(seed)
     path.write_bytes(whole[: draw.randrange(len(whole))])
     with pytest.raises(checkpoint.TornError, match="torn or foreign"):
-        checkpoint.load(path, KEYS, ("abc",))
+        checkpoint.load(path, KEYS, "abc")
     start = whole.index(STATE["weights"].numpy().tobytes()[:64])  # type: ignore[attr-defined]
     at = start + draw.randrange(4000)
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     with pytest.raises(checkpoint.TornError, match="torn or foreign"):
-        checkpoint.load(path, KEYS, ("abc",))
+        checkpoint.load(path, KEYS, "abc")
 
 
 def zipped(**files: bytes) -> bytes:
@@ -114,7 +114,7 @@ def test_foreign_files(content: bytes, message: str, tmp_path: Path, monkeypatch
     path = tmp_path / "a.ckpt"
     path.write_bytes(content)
     with pytest.raises(checkpoint.TornError, match=message):
-        checkpoint.load(path, KEYS, ("abc",))
+        checkpoint.load(path, KEYS, "abc")
     assert not (tmp_path / "owned").exists()
 
 
@@ -123,11 +123,11 @@ def test_another_version_or_configuration_is_refused(tmp_path: Path) -> None:
     for version in (0, 1, 3, "3", None):
         path.write_bytes(saved({**STATE, "format_version": version}))
         with pytest.raises(UsageError, match=f"expected format version 2 in .*, got {version!r}; use the version") as e:
-            checkpoint.load(path, KEYS, ("abc",))
+            checkpoint.load(path, KEYS, "abc")
         assert not isinstance(e.value, checkpoint.TornError)
     path.write_bytes(saved({**STATE, "format_version": 2}))
     with pytest.raises(UsageError, match=r"of this run's configuration .abd. at .*, got one of another .abc."):
-        checkpoint.load(path, KEYS, ("abd",))
+        checkpoint.load(path, KEYS, "abd")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypat
             UsageError, match=r"could not write .*last.ckpt \(No space left on device\); what was saved"
         ):
             checkpoint.save(path, {**STATE, "step": 4}, previous)
-    assert checkpoint.load(path, KEYS, ("abc",))["step"] == 3
+    assert checkpoint.load(path, KEYS, "abc")["step"] == 3
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", fsync)
     checkpoint.save(tmp_path / "last.ckpt", STATE)
-    assert checkpoint.load(tmp_path / "last.ckpt", KEYS, ("abc",))["step"] == 3
+    assert checkpoint.load(tmp_path / "last.ckpt", KEYS, "abc")["step"] == 3
     refused = stat.S_ISREG
     with pytest.raises(UsageError, match="Invalid argument"):
         checkpoint.save(tmp_path / "last.ckpt", {**STATE, "step": 4})
@@ -297,7 +297,7 @@ def test_a_disk_that_is_full_at_a_checkpoint(
     assert ended.status == 2
     assert "last.ckpt (No space left on device); what was saved before is kept: make room" in ended.error
     run = RunFolder(only_run(tmp_path))
-    assert checkpoint.load(run.last, LAST_KEYS, (straight["result"]["fingerprint"],))["step"] == 4
+    assert checkpoint.load(run.last, LAST_KEYS, straight["result"]["fingerprint"])["step"] == 4
     goes_on(run)
     assert_equal(left_by(run.path), straight)
 

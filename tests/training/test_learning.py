@@ -9,7 +9,7 @@ import torch
 
 from chela.config.compose import resolve
 from chela.models import TaskFacts, build_model
-from chela.training.objectives import above_majority, objective_of
+from chela.training.objectives import Objective, above_majority
 from chela.training.run import RunFolder
 from chela.training.step import LitModel
 from lra.tasks.listops import ListOps
@@ -47,7 +47,7 @@ def test_the_first_number_that_is_not_finite_ends_the_run(
     assert ended.status == 3
     assert ended.error.startswith(f"step 6: expected finite numbers, {named} is not. Usual causes: a learning rate")
     assert ended.error.endswith(f"Last good checkpoint: {run.last}")
-    state = run.load_last((run.path.name[-8:],), lambda _: None)
+    state = run.load_last(run.path.name[-8:], lambda _: None)
     assert state is not None and state["step"] == 4
     assert max(int(row["step"]) for row in metrics_of(run.path)) == 5
 
@@ -74,7 +74,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     ended = launch(*tiny)
     assert ended.status == 3 and "step 8: expected finite numbers, " in ended.error
     run = RunFolder(only_run(tmp_path))
-    state = run.load_last((run.path.name[-8:],), lambda _: None)
+    state = run.load_last(run.path.name[-8:], lambda _: None)
     assert state is not None and state["step"] == 4
 
 
@@ -114,7 +114,7 @@ def test_learned_is_more_than_a_point_above_the_majority_and_than_luck(
 def test_gradients_are_clipped_by_their_total_norm(clip: float) -> None:
     config = resolve(["preset=tiny", f"optimizer.clip={clip}", "optimizer.kernel_lr=3e-4"])
     task = TaskFacts(num_classes=3, l_max=20, vocab_size=9)
-    module = LitModel(build_model(config.model, task, 0), objective_of(ListOps()), config)
+    module = LitModel(build_model(config.model, task, 0), Objective(ListOps()), config)
     module.model(torch.randint(1, 9, (2, 20)), None).square().sum().backward()
     before = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     optimizer = module.configure_optimizers()

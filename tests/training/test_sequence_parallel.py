@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ from chela.layers.mixers import mixer_options
 from chela.models import TaskFacts, build_model
 from chela.models.heads import Network
 from chela.ops.sequence_parallel import sequence_parallel
-from chela.training.objectives import COLUMNS, Objective
+from chela.training.objectives import Objective
 from lra.tasks.base import IGNORED
 from tests.processes import in_processes
 from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, only_run
@@ -65,7 +66,8 @@ def batch(number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def outcome(number: int, pieces: bool) -> dict[str, torch.Tensor]:
     """Return loss, counts in training and evaluation, the gradients, and the running statistics."""
     of = NETWORKS[number]
-    model, objective, (inputs, mask, labels) = network(of), Objective(COLUMNS[of[3]], "loss"), batch(number)
+    model, (inputs, mask, labels) = network(of), batch(number)
+    objective = Objective(SimpleNamespace(objective=of[3], score="loss"))
     if of[3] == "classification":
         labels = labels[:, 0].clamp(min=0)
     model.backbone.checkpoint_blocks = pieces and number % 2 == 0  # computed again, outside, on their piece too

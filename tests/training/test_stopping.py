@@ -32,7 +32,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert ended.status == 128 + number
     assert f"stopped ({number.name}) at step 3; saved. To go on: chela train resume=" in ended.out
     run = RunFolder(only_run(tmp_path))
-    assert load(run.last, LAST_KEYS, (run.path.name[-8:],))["step"] == 3
+    assert load(run.last, LAST_KEYS, run.path.name[-8:])["step"] == 3
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
 
@@ -134,7 +134,7 @@ def test_checkpoints_by_the_minute(tiny: tuple[str, ...], tmp_path: Path, at_ste
         at_step(5, stop)
         with pytest.raises(RuntimeError, match="stop here"):
             launch(*words, f"trainer.checkpoint_minutes={minutes}", f"runs={runs}")
-        state = RunFolder(only_run(runs)).load_last((only_run(runs).name[-8:],), lambda _: None)
+        state = RunFolder(only_run(runs)).load_last(only_run(runs).name[-8:], lambda _: None)
         assert (state and state["step"]) == step
 
 

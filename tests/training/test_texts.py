@@ -185,7 +185,7 @@ def test_without_memory_windows_that_overlap_score_what_the_run_says(
     data = score.data_of(config)
     data.prepare_data()
     network = run.RunFolder(folder).network(config, data.task, "best")
-    objective, batches = score.objective_of(data.task), score.overlapping(data, network, "test", window)
+    objective, batches = score.Objective(data.task), score.overlapping(data, network, "test", window)
     nats, _, count = score.sum_counts(network, batches, lambda b: objective.count(scores_of(network, b), b["labels"]))
     assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)
 

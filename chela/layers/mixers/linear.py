@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from chela.layers.multi_head import MultiHead
 from chela.layers.state import State, detached, expect_causal
-from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.padding import zero_padding
 
@@ -58,10 +57,8 @@ class LinearAttention(MultiHead):
     def start(self, batch: int) -> State:
         """Return the sums S and z."""
         expect_causal(self)
-        like, width = self.out.weight, self.head_width
-        sizes = batch, self.heads, self.features_per_width * width, width
-        dtype = accumulation_dtype(like.dtype)
-        return LinearAttentionState.zeros(*sizes, device=like.device, dtype=dtype)._asdict()
+        sizes = batch, self.heads, self.features_per_width * self.head_width, self.head_width
+        return LinearAttentionState.zeros(*sizes, like=self.out.weight)._asdict()
 
     def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
         """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""

@@ -16,6 +16,7 @@ from chela.ops.linear_attention.plain import linear_attention_plain
 from chela.ops.linear_attention.reference import divided, heads_first, linear_attention_reference
 from chela.ops.linear_attention.step import LinearAttentionState, linear_attention_step
 from chela.ops.linear_attention.triton import linear_attention_triton, why_not
+from chela.ops.padding import check_mask
 from chela.ops.sequence_parallel import current
 
 __all__ = ["LinearAttentionState", "linear_attention", "linear_attention_step"]
@@ -151,11 +152,8 @@ def _check(
         raise ValueError(
             f"linear_attention: expected q, k, v of one dtype, got {q.dtype}, {k.dtype}, {v.dtype}; cast them"
         )
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != q.shape[:2]):
-        raise ValueError(
-            f"linear_attention: expected a bool mask {tuple(q.shape[:2])}, True = real token, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
+    if mask is not None:
+        check_mask(q[..., 0], mask)
     if causal and log_decay_back is not None:
         raise ValueError("linear_attention: log_decay_back was given with causal=True; drop it or set causal=False")
     if log_decay is None and log_decay_back is not None:

@@ -22,11 +22,9 @@ class LinearAttentionState(NamedTuple):
     z: Tensor
 
     @classmethod
-    def zeros(
-        cls, *sizes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> LinearAttentionState:
-        """Return the state before the first token, of sizes B, H, D, E (float32 unless ``dtype`` says otherwise)."""
-        S = torch.zeros(sizes, device=device, dtype=dtype)
+    def zeros(cls, *sizes: int, like: Tensor | None = None) -> LinearAttentionState:
+        """Return the state before the first token, of sizes B, H, D, E: float32, or for inputs ``like`` these."""
+        S = torch.zeros(sizes) if like is None else like.new_zeros(sizes, dtype=accumulation_dtype(like.dtype))
         return cls(S, torch.zeros_like(S[..., 0]))
 
 
@@ -37,7 +35,6 @@ def linear_attention_step(
     state: LinearAttentionState,
     *,
     log_decay: Tensor | None = None,
-    mask: Tensor | None = None,
     normalize: bool = False,
     eps: float = 1e-6,
 ) -> tuple[Tensor, LinearAttentionState]:
@@ -49,7 +46,6 @@ def linear_attention_step(
         v: Values ``(B, H, E)``.
         state: The state after the previous token; it is not changed.
         log_decay: Log of the decay of the edge from the previous token to this one: None, ``(H,)`` or ``(B, H)``, ≤ 0.
-        mask: ``(B,)`` bool, True = real token. A masked token leaves the state as it is and its output is 0.
         normalize: Divide by ``eps`` plus the sum of the weights.
         eps: See ``normalize``.
 
@@ -66,17 +62,12 @@ def linear_attention_step(
     dtype = accumulation_dtype(v.dtype)
     q_, k_, v_ = (x.to(dtype) for x in (q, k, v))
     S, z = (x.to(dtype) for x in state)
-    if mask is not None:
-        real = mask[:, None, None]
-        q_, k_, v_ = (x.masked_fill(~real, 0) for x in (q_, k_, v_))
     if log_decay is not None:
-        decay = log_decay.to(dtype).expand(k.shape[:2])
-        decay = (decay if mask is None else decay.masked_fill(~mask[:, None], 0)).exp()[..., None]
+        decay = log_decay.to(dtype).expand(k.shape[:2]).exp()[..., None]
         S, z = S * decay[..., None], z * decay
     S = S + k_[..., :, None] * v_[..., None, :]
     z = z + k_
     out = (q_[..., None] * S).sum(-2)  # not a matrix product: autocast would round it
     if normalize:
-        total = eps + (q_ * z).sum(-1, keepdim=True)
-        out = out / (total if mask is None else total.masked_fill(~mask[:, None, None], 1))
+        out = out / (eps + (q_ * z).sum(-1, keepdim=True))
     return out.to(v.dtype), LinearAttentionState(S, z)

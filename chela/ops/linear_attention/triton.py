@@ -99,15 +99,12 @@ class States(NamedTuple):
 
 
 class Run:
-    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient.
+    """The kernels of one call, with its tiles chosen; ``flow`` counts what flows over edges, for their gradient."""
 
-    ``kernels`` may stand in for the module, to count what would be launched.
-    """
-
-    def __init__(self, p: Call, launch: Launch, kernels: Any = None, *, flow: bool = False) -> None:
+    def __init__(self, p: Call, launch: Launch, *, flow: bool = False) -> None:
         self.p, self.launch, self.flow = p, launch, flow
         # Late, as Triton is not always there and decides then whether it compiles or interprets.
-        self.kernels = kernels or importlib.import_module("chela.ops.linear_attention.kernels")
+        self.kernels = importlib.import_module("chela.ops.linear_attention.kernels")
         self.decay = p.log_decay is not None
         self.q, self.k, self.v = (x.contiguous() for x in (p.q, p.k, p.v))
         self.B, self.L, self.H, self.D = p.q.shape
@@ -249,9 +246,9 @@ class Run:
         )  # fmt: skip
 
 
-def forward(p: Call, launch: Launch, kernels: Any = None) -> Outputs:
+def forward(p: Call, launch: Launch) -> Outputs:
     """Compute the output, the normaliser and the last state."""
-    run = Run(p, launch, kernels)
+    run = Run(p, launch)
     out, total, end = p.new_outputs()
     left, right = _states(run)
     run.attend("out", run.q, run.k, run.v, out, left, right, total)
@@ -269,10 +266,10 @@ def _states(run: Run) -> tuple[States, States | None]:
 
 def backward(
     p: Call, d_out: Tensor, d_end: Tensor | None, out: Tensor, total: Tensor, _: Tensor, decay_grad: bool,
-    launch: Launch, kernels: Any = None,
+    launch: Launch,
 ) -> Gradients:  # fmt: skip
     """Compute the gradients of q, k, v, the log decays and the first state."""
-    run = Run(p, launch, kernels, flow=decay_grad and p.log_decay is not None)
+    run = Run(p, launch, flow=decay_grad and p.log_decay is not None)
     d_out, d_left = d_out.contiguous(), None
     dq, dk, dv, d_decay, d_back, d_state = p.new_gradients(decay_grad)
     if p.normalize:

@@ -18,17 +18,10 @@ def short_conv_reference(x: Tensor, weight: Tensor, left: int, silu: bool) -> Te
         left: Taps before the position they contribute to: K − 1 when causal, else (K − 1)//2.
         silu: Whether SiLU follows.
     """
-    dtype = accumulation_dtype(x.dtype, weight.dtype)
+    dtype, length, taps = accumulation_dtype(x.dtype, weight.dtype), x.shape[1], weight.shape[1]
     with torch.autocast(x.device.type, enabled=False):
-        y = sum_of_taps(x.to(dtype), weight.to(dtype), left)
+        padded, weight = F.pad(x.to(dtype), (0, 0, left, taps - 1 - left)), weight.to(dtype)
+        y = padded[:, :length] * weight[:, 0]
+        for tap in range(1, taps):
+            y = y + padded[:, tap : tap + length] * weight[:, tap]
         return (F.silu(y) if silu else y).to(x.dtype)
-
-
-def sum_of_taps(x: Tensor, weight: Tensor, left: int) -> Tensor:
-    """Return Σ_j weight[j]·x[t + j − left] for every t, x being 0 outside."""
-    length, taps = x.shape[1], weight.shape[1]
-    padded = F.pad(x, (0, 0, left, taps - 1 - left))
-    y = padded[:, :length] * weight[:, 0]
-    for tap in range(1, taps):
-        y = y + padded[:, tap : tap + length] * weight[:, tap]
-    return y

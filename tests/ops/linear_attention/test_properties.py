@@ -62,11 +62,11 @@ def test_pieces_equal_the_whole_gradients_included(backend: str, decay: str, nor
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("normalize", (False, True))
 def test_steps_equal_the_whole(decay: str, normalize: bool) -> None:
-    case = Case(40, 8, 16, True, decay, True, normalize)
+    case = Case(40, 8, 16, True, decay, False, normalize)
     x = draw_double(case)
     x.pop("d_out")
     whole, end = linear_attention(**x, causal=True, normalize=normalize, return_state=True)
-    state = LinearAttentionState.zeros(case.B, case.H, case.D, case.E, dtype=torch.float64)
+    state = LinearAttentionState.zeros(case.B, case.H, case.D, case.E, like=torch.empty(0, dtype=torch.float64))
     for t in range(case.L):
         part = {name: y if y.ndim == 1 else y[:, t] for name, y in x.items()}
         out, state = linear_attention_step(**part, state=state, normalize=normalize)
