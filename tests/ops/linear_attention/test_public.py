@@ -20,7 +20,7 @@ WRONG = [
     ({"k": Q[:, :9]}, "expected k of shape (B=2, L=10, H=3, D=4), got (2, 9, 3, 4)"),
     ({"v": V[:1]}, "expected v of shape (B=2, L=10, H=3, E), got (1, 10, 3, 5)"),
     ({"v": V.half()}, "of one dtype, got torch.float32, torch.float32, torch.float16; cast them"),
-    ({"mask": torch.ones(2, 10)}, "expected a bool mask of shape (2, 10), True = real token, got torch.float32"),
+    ({"mask": torch.ones(2, 10)}, "a bool mask of shape (2, 10), True = real token, got torch.float32 (2, 10)"),
     ({"log_decay": torch.zeros(2)}, "expected log_decay of shape (H=3) or (B=2, L=10, H=3), got (2,)"),
     ({"causal": True, "log_decay_back": torch.zeros(3)}, "drop it or set causal=False"),
     ({"causal": False, "log_decay_back": torch.zeros(3)}, "without log_decay"),
