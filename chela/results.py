@@ -44,6 +44,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def to_the_letter(config: Config) -> bool:
-    """Whether a run's task is one of LRA's as ``preset=full`` has it: its data, encoding, lengths and splits."""
+    """Whether a run learns one of LRA's tasks as ``preset=full`` has it, and no other data."""
     full = resolve([f"task={config.task.name}", "preset=full"])
-    return config.task.name in TITLES and (config.task, config.data.source) == (full.task, full.data.source)
+    same = (config.task, config.data.source, config.weights) == (full.task, full.data.source, "")
+    return config.task.name in TITLES and same

@@ -110,6 +110,7 @@ class Config:
     seed: int = option(0, "initial values, data order and dropout follow from it", ge=0, le=2**31 - 1)
     runs: str = option("runs", "folder in which the run folders lie", identity=False)
     resume: str = option("none", "auto: go on if it was begun; or a run's folder; last: the newest run", identity=False)
+    weights: str = option("", "a run, or weights that have a name, to begin with (docs/weights.md)", neutral="")
     config: str = option("", "a config.yaml, or runs.jsonl:RUN: as that run was, but for other words", identity=False)
     again: bool = option(False, "make a run anew that is there, finished", identity=False)
     allocator: bool = option(True, "on Linux CPUs malloc keeps freed memory: about 20 % faster", identity=False)

@@ -12,17 +12,21 @@ import importlib.util
 import math
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
+from chela.config.compose import load, run_folder
 from chela.config.identity import fingerprint
 from chela.config.schema import Config, seconds
 from chela.core.errors import DivergedError, UsageError
 from chela.core.files import sync
 from chela.models import build_model
+from chela.models.heads import Network
+from chela.models.pretrained import from_pretrained
 from chela.results import read_result
 from chela.training import resume
 from chela.training.log import Log
@@ -34,6 +38,7 @@ from chela.training.score import data_of, expect_prefill, score_split
 from chela.training.step import LitModel, diverged
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
+from lra.tasks import get_task
 from lra.tasks.base import IGNORED
 
 
@@ -58,7 +63,10 @@ def fit(config: Config, console: Console, started: float) -> int:
     with Signals() as signals:
         try:
             data = data_of(config)
-            module = LitModel(build_model(config.model, data.task, config.seed), Objective(data.task), config)
+            model = build_model(config.model, data.task, config.seed)
+            if config.weights and (begun is None or not begun.last.exists()):
+                begin_with(model, config.weights, config.trust)
+            module = LitModel(model, Objective(data.task), config)
             if config.trainer.sequence_parallel > 1:
                 module.model.get_submodule("backbone").expect_sequence_parallel()  # type: ignore[operator]
             if config.data.carry:
@@ -79,6 +87,20 @@ def fit(config: Config, console: Console, started: float) -> int:
             if leads:
                 raise
             return 0  # all processes raise it at the same step; the first one reports it
+
+
+def begin_with(model: Network, weights: str, trust: str) -> None:
+    """Give a network the best weights of a run's folder, or weights that have a name; UsageError where none fit."""
+    if (Path(weights).expanduser() / "config.yaml").is_file():
+        config = load(weights, trust)
+        given = RunFolder(run_folder(weights)).network(config, get_task(config.task), "best")
+    else:
+        given = from_pretrained(weights, trust.split(","))
+    try:
+        model.load_state_dict(given.state_dict())
+    except RuntimeError as error:
+        got = f"{weights}, whose do not fit ({' '.join(str(error).split())[:160]})"
+        raise UsageError(f"weights: expected those of a network like this one, got {got}") from None
 
 
 @dataclasses.dataclass

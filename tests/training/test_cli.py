@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from chela.config.schema import fields
 from chela.config.words import guarded, read_words
 from chela.core.errors import UsageError
 from experiments.sweep import Options as SweepOptions
-from tests.training.launches import TINY, launch, only_run
+from tests.training.launches import TINY, launch, left_by, only_run
 
 COLLECTED = Path(__file__).parents[2] / "experiments" / "results" / "core" / "runs.jsonl"
 RUN = "listops-mini/chela-seed0-79c992bf"
@@ -229,6 +230,34 @@ def test_a_run_goes_on_with_its_own_configuration(words: list[str], message: str
 def test_what_may_be_said_anew(one_step: Path) -> None:
     words = ("task=listops", "model=chela", "preset=auto", "trainer.max_time=9m", "trainer.progress=plain", "runs=x")
     assert launch(f"resume={one_step}", *words).status == 0
+
+
+def test_a_run_that_begins_with_the_weights_of_another(one_step: Path, data: str, tmp_path: Path) -> None:
+    """It is a run of its own, and once it has a checkpoint it needs the other one no more."""
+    other, runs = shutil.copytree(one_step, tmp_path / "other"), tmp_path / "runs"
+    words = (*TINY, f"data.dir={data}", f"runs={runs}", f"weights={other}", "trainer.max_steps=2")
+    still = ("optimizer.lr=1e-12", "optimizer.kernel_lr=1e-12")  # steps that change nothing
+    assert launch(*words, *still).status == 0
+    found, expected = (left_by(run)["best"] for run in (only_run(runs), one_step))
+    assert found["fingerprint"] != expected["fingerprint"]
+    for name in (name for name in expected["model"] if "running" not in name):  # statistics of a batch norm go on
+        torch.testing.assert_close(found["model"][name], expected["model"][name], rtol=0, atol=1e-9)
+    (only_run(runs) / "result.json").unlink()
+    shutil.rmtree(other)
+    assert launch(f"resume={only_run(runs)}").status == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["weights=no/such"], "weights: expected one of image-lite, "),
+        (["weights=text-lite"], "a network like this one, got text-lite, whose do not fit (Error"),
+    ],
+)
+def test_weights_that_do_not_fit(words: list[str], message: str, data: str, tmp_path: Path) -> None:
+    ended = launch(*TINY, f"data.dir={data}", f"runs={tmp_path / 'runs'}", *words)
+    assert ended.status == 2 and message in ended.error
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
