@@ -67,7 +67,6 @@ class PathfinderOptions:
     antialias: int = 2  # enlargement at which dashes and markers are drawn
     segment_retries: int = 2  # further draws for a dash that does not fit
     distractor_retries: int = 4  # further attempts for a distractor that does not fit
-    single_paddles: bool = False  # the reference generator can fill up with single dashes; LRA's wrapper does not
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` for options of the task with which nothing can be drawn."""
