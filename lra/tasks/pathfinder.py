@@ -160,7 +160,8 @@ class Pathfinder(PixelTask):
             return self._build_released(data)
         self.note = "images of this program's generator with LRA's stated parameters or the task's own, not LRA's files"
         options, counts = asdict(self.options()), {split: getattr(self, split) for split in SPLITS}
-        options = {name: value for name, value in options.items() if value != ()}
+        # single dashes are the reference generator's alone; they stand in the name of the records that people have
+        options = {name: value for name, value in options.items() if value != ()} | {"single_paddles": False}
         choice = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:10]
         config = f"r{self.resolution}_{self.level}_n{'-'.join(map(str, counts.values()))}_seed{self.seed}_{choice}"
         config += "_distinct" if self.distinct else ""
