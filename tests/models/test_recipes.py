@@ -61,7 +61,8 @@ def test_lite_is_the_task_of_full(task: str) -> None:
     assert (lite.model.depth, lite.model.d_model, lite.model.d_ff, lite.trainer.batch_size) == (4, 64, 128, 32)
     records = {"listops": 96_000, "text": 22_500, "image": 45_000, "pathfinder": 160_000}
     assert 9.9 < lite.trainer.max_steps * 32 / records[task] < 10.1
-    assert not to_the_letter(resolve([f"task={task}", "preset=mini"]))
+    for words in (["preset=mini"], ["preset=lite", "weights=of/easier/pictures"]):
+        assert not to_the_letter(resolve([f"task={task}", *words]))
 
 
 def test_a_rival_at_full_has_its_own_recipe() -> None:
