@@ -270,7 +270,8 @@ def report(console: Console, config: Config, run: RunFolder, result: dict[str, A
     """Print a result, and the commands that go on from it."""
     lra = ""
     if "lra" in result:
-        lra = f"  ({result['preset']}: another task than that of full, or begun with weights: not an LRA number)"
+        why = " begun with other weights" if config.weights else " is another task than that of full"
+        lra = f"  ({result['preset']}{why}: not an LRA number)"
         if result["lra"]:
             lra = f"  (LRA's task; {result['parameters']:,} parameters; {result['epochs']:.3g} epochs)"
     score, test = Score(**result["score"]), result["test"]
