@@ -19,7 +19,7 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from chela.config.compose import load, run_folder
+from chela.config.compose import load
 from chela.config.identity import fingerprint
 from chela.config.schema import Config, seconds
 from chela.core.errors import DivergedError, UsageError
@@ -91,9 +91,10 @@ def fit(config: Config, console: Console, started: float) -> int:
 
 def begin_with(model: Network, weights: str, trust: str) -> None:
     """Give a network the best weights of a run's folder, or weights that have a name; UsageError where none fit."""
-    if (Path(weights).expanduser() / "config.yaml").is_file():
-        config = load(weights, trust)
-        given = RunFolder(run_folder(weights)).network(config, get_task(config.task), "best")
+    folder = Path(weights).expanduser()
+    if (folder / "config.yaml").is_file():
+        config = load(folder, trust)
+        given = RunFolder(folder).network(config, get_task(config.task), "best")
     else:
         given = from_pretrained(weights, trust.split(","))
     try:
