@@ -44,9 +44,9 @@ class Log:
         self.columns = ("step", "split", *objective.columns, "lr", "tokens_per_second", "seconds", "evaluation")
         on_rank_zero(fabric, lambda: self._open(step))
         self._start, self._first, self._said = time.monotonic(), step, step
-        live = console.is_terminal and not console.quiet and config.trainer.progress == "auto"
-        self._status = Status("", console=console) if live else None
-        if self._status is not None:
+        self._live = console.is_terminal and not console.quiet and config.trainer.progress == "auto"
+        self._status = Status("", console=console)
+        if self._live:
             self._status.start()
 
     def _open(self, step: int) -> None:
@@ -83,20 +83,17 @@ class Log:
         if took is not None:
             score = "" if self._score.name == "loss" else f"  {self._score.text(values)}"
             self._console.print(f"step {step}: validation loss {values['loss']:.4f}{score}  ({took:.0f} s)")
-        elif self._status is not None or step - self._said >= total / self.LINES or step == total:
+        elif self._live or step - self._said >= total / self.LINES or step == total:
             self._said = step
             left = timedelta(seconds=round((time.monotonic() - self._start) / (step - self._first) * (total - step)))
             text = f"step {step}/{total}  {left} left  loss {values['loss']:.3f}  accuracy {values['accuracy']:.1%}  "
             text += f"{values['tokens_per_second']:,.0f} tokens/s  lr {values['lr']:.2e}"
-            if self._status is None:
-                self._console.print(text)
-            else:
-                self._status.update(text)
+            show = self._status.update if self._live else self._console.print
+            show(text)
 
     def close(self) -> None:
         """Close what was opened, and write out what was logged."""
-        if self._status is not None:
-            self._status.stop()
+        self._status.stop()
         for logger in self._loggers:
             logger.finalize("success")
             if isinstance(logger, WandbLogger):

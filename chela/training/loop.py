@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import math
 import time
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from chela.config.compose import load
 from chela.config.identity import fingerprint
 from chela.config.schema import Config, seconds
 from chela.core.errors import DivergedError, UsageError
-from chela.core.files import sync
+from chela.core.files import sync, write_whole
 from chela.models import build_model
 from chela.models.heads import Network
 from chela.models.pretrained import from_pretrained
@@ -38,7 +39,6 @@ from chela.training.score import data_of, expect_prefill, score_split
 from chela.training.step import LitModel, diverged
 from lra.batches import Batch
 from lra.datamodule import LRADataModule
-from lra.tasks import get_task
 from lra.tasks.base import IGNORED
 
 
@@ -93,12 +93,11 @@ def begin_with(model: Network, weights: str, trust: str) -> None:
     """Give a network the best weights of a run's folder, or weights that have a name; UsageError where none fit."""
     folder = Path(weights).expanduser()
     if (folder / "config.yaml").is_file():
-        config = load(folder, trust)
-        given = RunFolder(folder).network(config, get_task(config.task), "best")
+        given = RunFolder(folder).load_weights(load(folder, trust), "best")["model"]
     else:
-        given = from_pretrained(weights, trust.split(","))
+        given = from_pretrained(weights, trust.split(",")).state_dict()
     try:
-        model.load_state_dict(given.state_dict())
+        model.load_state_dict(given)
     except RuntimeError as error:
         got = f"{weights}, whose do not fit ({' '.join(str(error).split())[:160]})"
         raise UsageError(f"weights: expected those of a network like this one, got {got}") from None
@@ -299,5 +298,5 @@ class Launch:
         if self.fabric.is_global_zero:
             wall_seconds = self.earlier_seconds + time.monotonic() - self.started
             result = result_of(self.fabric, module, data, state, tests, wall_seconds)
-            self.run.write_result(result)
+            write_whole(self.run.result, (json.dumps(result, indent=2) + "\n").encode())
             report(self.console, self.config, self.run, result)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import os
 import platform
@@ -110,11 +109,6 @@ class RunFolder:
         with resume.loading(self.path):
             model.load_state_dict(weights)
         return model
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``."""
-        text = json.dumps({"format_version": RESULT_FORMAT_VERSION, **result}, indent=2) + "\n"
-        write_whole(self.result, text.encode())
 
 
 def find_run(config: Config) -> RunFolder | None:
@@ -223,6 +217,7 @@ def result_of(
     some: dict[str, Any] = {"sample": sample(module.model, task), "context": task.context, "own_code": own_code(config)}
     some |= {"lra": to_the_letter(config)} if config.task.name in TITLES else {}
     return {
+        "format_version": RESULT_FORMAT_VERSION,
         "task": config.task.name,
         "task_title": task.title,
         "model": config.model.name,

@@ -136,11 +136,11 @@ def test_other_systems_and_settings(
     assert_equal(left_by(only_run(tmp_path / "runs")), left_by(only_run(tmp_path / "apart")))
 
 
-@pytest.mark.parametrize("place", ["_save_best", "test_step", "write_result"])
+@pytest.mark.parametrize("place", ["_save_best", "test_step", "write_whole"])
 def test_killed_after_the_last_step(
     place: str, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner = {"_save_best": fitting.Launch, "test_step": LitModel, "write_result": fitting.RunFolder}[place]
+    owner = {"_save_best": fitting.Launch, "test_step": LitModel, "write_whole": fitting}[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, place, lambda *_: kill())
         with pytest.raises(Killed):
