@@ -23,15 +23,12 @@ def rows_where(absent: Tensor) -> Tensor:
 
 
 def fill_rows_(x: Tensor, rows: Tensor, value: float) -> Tensor:
-    """Set the given rows of x ``(…, C)``, seen as ``(-1, C)``, to a value, in place.
+    """Set the given rows of a contiguous x ``(…, C)``, seen as ``(-1, C)``, to a value, in place.
 
     >>> fill_rows_(torch.ones(2, 2, 3), rows_where(torch.tensor([[False, True], [False, False]])), 0)[0].tolist()
     [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     """
-    if x.is_contiguous():
-        x.view(-1, x.shape[-1]).index_fill_(0, rows, value)
-    else:
-        x[torch.unravel_index(rows, x.shape[:-1])] = value
+    x.view(-1, x.shape[-1]).index_fill_(0, rows, value)
     return x
 
 
@@ -58,9 +55,7 @@ def zero_padding_(x: Tensor, mask: Tensor | None) -> Tensor:
         return x
     if not (may_look(x) and x.is_contiguous()):
         return x.masked_fill_(~mask.unsqueeze(-1), 0.0)
-    if len(rows := padding_rows(mask)):
-        x.view(-1, x.shape[-1]).index_fill_(0, rows, 0.0)
-    return x
+    return fill_rows_(x, padding_rows(mask), 0.0)
 
 
 _ROWS: Any = WeakTensorKeyDictionary()

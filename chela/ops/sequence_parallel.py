@@ -148,11 +148,8 @@ class Piece:
     def overlap(self, owner: int, reader: int, before: int, after: int) -> range:
         """Return the tokens of one piece that another one needs, counted from the owner's first one."""
         mine, theirs = self.tokens(owner), self.tokens(reader)
-        if owner == reader or not theirs:
-            return range(0)
-        if owner < reader:
-            return range(max(0, theirs.start - before - mine.start), len(mine))
-        return range(max(0, min(theirs.stop + after - mine.start, len(mine))))
+        start, stop = max(0, theirs.start - before - mine.start), min(len(mine), theirs.stop + after - mine.start)
+        return range(start, max(start, stop)) if theirs and owner != reader else range(0)
 
 
 class _Exchange(torch.autograd.Function):

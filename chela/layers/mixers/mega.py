@@ -95,13 +95,12 @@ class MEGA(Stepwise):
         """
         self._expect_room(x.shape[1])
         x = zero_padding(x, mask)
-        update, q, k, reset, candidate = self._read(self.dropout(F.silu(self._average(x))))
+        q, k, gates = self._read(self.dropout(F.silu(self._average(x))))
         o = self._attend(q, k, F.silu(self.value(x)), mask)
-        return self._combine(o, update, reset, candidate, x if stream is None else stream, mask)
+        return self._combine(o, gates, x if stream is None else stream, mask)
 
-    def _combine(
-        self, o: Tensor, update: Tensor, reset: Tensor, candidate: Tensor, stream: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def _combine(self, o: Tensor, gates: tuple[Tensor, ...], stream: Tensor, mask: Tensor | None) -> Tensor:
+        update, reset, candidate = gates
         h = candidate + self.out(self.attended(o) * reset)
         return update * zero_padding(self.dropout(F.silu(h)) - stream, mask)
 
@@ -122,11 +121,11 @@ class MEGA(Stepwise):
             return fft_conv(x, forward, skip=self.omega)
         return fft_conv(x, forward, kernel_back=back[:, 1:], skip=self.omega + back[:, 0])
 
-    def _read(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Map ``c: (..., D)`` to update gate, queries, keys, reset gate and candidate."""
+    def _read(self, c: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Map ``c: (..., D)`` to queries, keys, and update gate, reset gate and candidate."""
         update, z, reset, candidate = columns(self.gates(c), [*self.sizes])
         q, k = (F.silu(z)[..., None, :] * self.gamma + self.beta).unbind(-2)
-        return torch.sigmoid(update), q, k, F.silu(reset), candidate
+        return q, k, (torch.sigmoid(update), F.silu(reset), candidate)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         length, size = q.shape[1], min(self.chunk, q.shape[1])
@@ -173,14 +172,12 @@ class MEGA(Stepwise):
         self._expect_room(begun + x.shape[1])
         average, modes = self.ema.prefill(x, {"modes": state["modes"]}, lambda length: self.ema(length)[0])
         average = torch.addcmul(average, self.omega, x).to(x.dtype)
-        update, q, k, reset, candidate = self._read(self.dropout(F.silu(average)))
+        q, k, gates = self._read(self.dropout(F.silu(average)))
         begun %= self.chunk  # a full chunk is done with
         k = torch.cat([state["keys"][:, :begun].to(k.dtype), k], dim=1)
         v = torch.cat([state["values"][:, :begun].to(x.dtype), F.silu(self.value(x))], dim=1)
         last = (k.shape[1] - 1) // self.chunk * self.chunk
-        update = self._combine(
-            self._attend_on(q, k, v), update, reset, candidate, x if stream is None else stream, None
-        )
+        update = self._combine(self._attend_on(q, k, v), gates, x if stream is None else stream, None)
         return update, modes | detached(keys=k[:, last:], values=v[:, last:])
 
     def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

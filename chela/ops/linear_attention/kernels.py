@@ -62,11 +62,8 @@ def from_state(
 @triton.jit
 def side_decay(side: tl.constexpr, ahead_base, back_base, sum_part, last, ahead_high, ahead_low, back_high, back_low):
     """Return the decay between tokens and the state that reaches their chunk from the left (side 0) or the right."""
-    if side == 0:
-        decay = border_decay(ahead_base, sum_part, last, ahead_high, ahead_low, True)
-    else:
-        decay = border_decay(back_base, sum_part, last, back_high, back_low, False)
-    return decay
+    base, high, low = (ahead_base, ahead_high, ahead_low) if side == 0 else (back_base, back_high, back_low)
+    return border_decay(base, sum_part, last, high, low, side == 0)
 
 
 @triton.jit

@@ -8,7 +8,6 @@ backward pass.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from chela.ops.backend import accumulation_dtype
 from chela.ops.linear_attention.operator import Call
 from chela.ops.linear_attention.reference import divided, log_decays
 from chela.ops.sequence_parallel import Piece
@@ -32,8 +30,8 @@ def attend_in_pieces(
     """
     c = c._replace(ones=c.normalize or c.causal)
     if c.undecayed:
-        state = piece.gather(_sent(c, leftward=False)[0]).sum(0)
-        sums = _recomputed(_received, c.q, state, None, c.mask, leftward=False)
+        state = piece.gather(_recomputed(_leaving, False, *c)[0]).sum(0)
+        sums = _recomputed(_received, False, state, *c)
     elif c.causal:
         return run(c._replace(state=_arriving(c, piece)[0]))
     else:
@@ -44,14 +42,14 @@ def attend_in_pieces(
         else:
             inside = c
         sums = run(inside)[0]
-        for state, log_decay, leftward in ((left, c.log_decay, False), (right, c.log_decay_back, True)):
-            sums = sums + _recomputed(_received, c.q, state, log_decay, c.mask, leftward=leftward)
+        for state, leftward in ((left, False), (right, True)):
+            sums = sums + _recomputed(_received, leftward, state, *c)
     return divided(sums.transpose(1, 2), c), None
 
 
 def _arriving(c: Call, piece: Piece) -> list[Tensor]:
     """Return the state that arrives from the left, and from the right unless causal; in one all-gather."""
-    sent = [_sent(c, leftward=leftward) for leftward in ((False,) if c.causal else (False, True))]
+    sent = [_recomputed(_leaving, leftward, *c) for leftward in ((False,) if c.causal else (False, True))]
     packed = [torch.cat([state.flatten(2), over[..., None]], dim=-1) for state, over in sent]
     arriving = []
     for leftward, of_all in enumerate(piece.gather(torch.stack(packed)).unbind(1)):
@@ -64,44 +62,39 @@ def _arriving(c: Call, piece: Piece) -> list[Tensor]:
     return arriving
 
 
-def _sent(c: Call, *, leftward: bool) -> tuple[Tensor, Tensor]:
+def _recomputed(function: Callable[..., Any], *arguments: Any) -> Any:  # the tensors apart, so that autograd saves them
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def _leaving(leftward: bool, *call: Any) -> tuple[Tensor, Tensor]:
     """Return the state that the piece's own tokens send over its border, and its whole log decay ``(B, H)``."""
-    log_decay = c.log_decay_back if leftward else c.log_decay
-    return _recomputed(_leaving, c.k, c.v, log_decay, c.mask, leftward=leftward, ones=c.ones)  # type: ignore[no-any-return]
-
-
-def _recomputed(function: Callable[..., Any], *inputs: Tensor | None, **options: bool) -> Any:
-    return checkpoint(functools.partial(function, **options), *inputs, use_reentrant=False, preserve_rng_state=False)
-
-
-def _leaving(
-    k: Tensor, v: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, leftward: bool, ones: bool
-) -> tuple[Tensor, Tensor]:
-    dtype = accumulation_dtype(v.dtype)
-    weighted, over = _weighted(k.to(dtype), log_decay, mask, to_right=not leftward)
-    v = F.pad(v.to(dtype), (0, 1), value=1.0) if ones else v.to(dtype)
-    if mask is not None:
-        v = v.masked_fill(~mask[:, :, None, None], 0)
+    c = Call(*call)
+    weighted, over = _weighted(c.k.to(c.sum_dtype), c, leftward, to_right=not leftward)
+    v = F.pad(c.v.to(c.sum_dtype), (0, 1), value=1.0) if c.ones else c.v.to(c.sum_dtype)
+    if c.mask is not None:
+        v = v.masked_fill(~c.mask[:, :, None, None], 0)
     return torch.einsum("blhd,blhe->bhde", weighted, v), over
 
 
-def _received(q: Tensor, state: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, leftward: bool) -> Tensor:
+def _received(leftward: bool, state: Tensor, *call: Any) -> Tensor:
     """Return what an arriving state adds to the sums of each token, ``(B, L, H, E + ones)``."""
-    weighted, _ = _weighted(q.to(state.dtype), log_decay, mask, to_right=leftward)
+    c = Call(*call)
+    weighted, _ = _weighted(c.q.to(state.dtype), c, leftward, to_right=leftward)
     return torch.einsum("blhd,bhde->blhe", weighted, state)
 
 
-def _weighted(x: Tensor, log_decay: Tensor | None, mask: Tensor | None, *, to_right: bool) -> tuple[Tensor, Tensor]:
+def _weighted(x: Tensor, c: Call, leftward: bool, *, to_right: bool) -> tuple[Tensor, Tensor]:
     """Weight ``x: (B, L, H, D)`` by the way to a border of the piece, 0 where absent; return also the whole log decay.
 
     The edge that belongs to the first token is the one to the piece before. No sum is the difference of two others, so
     the decay's gradient keeps its digits.
     """
-    if mask is not None:
-        x = x.masked_fill(~mask[:, :, None, None], 0)
+    log_decay = c.log_decay_back if leftward else c.log_decay
+    if c.mask is not None:
+        x = x.masked_fill(~c.mask[:, :, None, None], 0)
     if log_decay is None:
         return x, x.new_zeros(x.shape[0], x.shape[2])
-    edges = log_decays(log_decay, x, mask)  # (B, H, L)
+    edges = log_decays(log_decay, x, c.mask)  # (B, H, L)
     if to_right:
         after = edges[..., 1:].flip(-1).cumsum(-1).flip(-1)
         way = F.pad(after, (0, edges.shape[-1] - after.shape[-1]))
