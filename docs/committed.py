@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import statistics
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
-GRID = re.compile(r"(?:^\|.*\n)+", re.M)
 Record = dict[str, Any]
 
 
@@ -52,31 +47,18 @@ def size_text(kib: float) -> str:
     return f"{kib / 1024:.0f} MiB" if kib > 1024 else f"{kib:.0f} KiB"
 
 
-def printed(main: Callable[[list[str]], int], words: list[str]) -> str:
-    """Return what a command prints."""
-    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
-        if main(words):
-            raise SystemExit(f"failed: {words}")
-    return out.getvalue()
-
-
-def table(*words: str) -> str:
-    """Return the first table that ``chela table`` prints."""
-    from experiments.table import main
-
-    found = GRID.search(printed(main, list(words)))
-    assert found, f"no table: {words}"
-    return found[0]
-
-
 def full(*words: str) -> str:
     """Return the table of all runs in the folders that are to be shown, of ``preset=mini`` unless it says another."""
-    folders, options = [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    preset = next((options.pop(i)[7:] for i, word in enumerate(options) if word.startswith("preset=")), "mini")
-    with tempfile.TemporaryDirectory() as made:
-        found = [record for record in runs(*folders) if record["result"]["preset"] == preset]
-        (Path(made) / "runs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
-        return table(made, "compact=true", *options)
+    from experiments.runs import read_runs
+    from experiments.summary import result_tables
+    from experiments.table import measured, render
+
+    given = {"preset": "mini"} | dict(word.split("=", 1) for word in words if "=" in word)
+    found = read_runs(ROOT / word for word in words if "=" not in word)
+    shown = [run for run in found if run.preset == given["preset"] and run.result]
+    tables = result_tables(shown, ROOT / given["bench"] if "bench" in given else None)
+    blocks = measured(tables, compact=True, probe="probe" in given)
+    return render([next(block for block in blocks if not isinstance(block, str))], "md")
 
 
 def title_of(head: str) -> str:

@@ -38,17 +38,14 @@ NAMES = {
 
 def means(*words: str) -> str:
     """Return that table's means alone, the best in bold."""
-    grid = full(*words)
-    rows = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in grid.splitlines()]
+    head, _, *rows = cells_of(full(*words))
     others = ("average", "parameters", "memory", *["tokens/s"] * (not any(word.startswith("bench=") for word in words)))
-    kept = [place for place, head in enumerate(rows[0]) if not head.startswith(others)]
-    named = [row for row in rows[2:] if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
-    out = [rows[0], rows[1], *sorted(named, key=lambda row: _place(row[0]))]
-    texts = [[_mean(row[place], rows[0][place]) for place in kept] for row in out]
-    texts[0] = ["Shakespeare, nats ↓" if head == "Shakespeare" else head for head in texts[0]]
-    for row in texts[2:]:
-        row[0] = NAMES.get(row[0], row[0])
-    return "".join(f"| {' | '.join(row)} |\n" for row in texts)
+    kept = [place for place, title in enumerate(head) if place and not title.startswith(others)]
+    named = [row for row in rows if row[0] in NAMES or row[0].startswith("chela_conv_only")]  # no variants
+    out = []
+    for row in sorted(named, key=lambda row: _place(row[0])):
+        out.append([NAMES.get(row[0], row[0]), *(_mean(row[place], head[place]) for place in kept)])
+    return grid([head[0], *(head[place].replace(" (loss, nats)", ", nats ↓") for place in kept)], out)
 
 
 def _place(name: str) -> tuple[int, str]:
@@ -59,7 +56,7 @@ def _mean(cell: str, heading: str) -> str:
     """Cut a cell to its mean with one decimal; a loss has three, a ratio two."""
     digits = 3 if "nats" in heading else 2 if "×" in heading else 1
     cell = re.sub(r"( ± [\d.]+)? \([^)]*\)(?=[*]|$)", "", cell)
-    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}", cell) if cell != heading else cell
+    return re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}f}", cell)
 
 
 def reading(*words: str) -> str:
@@ -121,33 +118,21 @@ def _level(tasks: list[str], chela: dict[str, str], alone: dict[str, str]) -> st
 
 
 def _seeds(table: str) -> str:
-    """Say how many seeds each system's cells have, systems with the same numbers together."""
-    grid = cells_of(table)
+    """Say how many seeds the cells of a task have; where systems differ, the least and the most."""
+    head, _, *rows = cells_of(table)
     found: dict[str, list[str]] = {}
-    for row in grid[2:]:
-        counts = {
-            title_of(head): int(seeds[1])
-            for head, cell in zip(grid[0], row, strict=True)
-            if (seeds := re.search(r"\((\d+)[;)]", cell))
-        }
-        if row[0] in NAMES and counts:
-            usual = statistics.mode(counts.values())
-            odd: dict[int, list[str]] = {}
-            for task, count in counts.items():
-                odd.setdefault(count, []).append(task)
-            others = "; ".join(f"{count} on {_listed(there)}" for count, there in odd.items() if count != usual)
-            found.setdefault(f"{usual}" + (f" ({others})" if others else ""), []).append(NAMES[row[0]].strip("*"))
-    return ", ".join(
-        told if len(found) == 1 else f"{names[0] if len(names) == 1 else 'the others'} {told}"
-        for told, names in sorted(found.items(), key=lambda item: len(item[1]))
-    )
+    for task, *column in zip(head, *(row for row in rows if row[0] in NAMES), strict=True):
+        if counts := {int(seeds[1]) for cell in column if (seeds := re.search(r"\((\d+)[;)]", cell))}:
+            told = " to ".join(map(str, sorted({min(counts), max(counts)})))
+            found.setdefault(told, []).append(title_of(task))
+    usual, *others = sorted(found, key=lambda told: -len(found[told]))
+    return usual + (f" ({'; '.join(f'{told} on {_listed(found[told])}' for told in others)})" if others else "")
 
 
 def beside(task: str, *words: str) -> str:
     """Return every system's mean on one task, the best first."""
-    rows, unit = _ranked(task, *words)
-    said = ", ".join(f"{name} {value}" for name, value in rows)
-    return f"{task}, {unit}: {said}.\n"
+    said = ", ".join(f"{name} {value}" for name, value in _ranked(task, *words))
+    return f"{task}, test accuracy in %: {said}.\n"
 
 
 def longer(*folders: str) -> str:
@@ -160,13 +145,12 @@ def longer(*folders: str) -> str:
     return f"Test accuracy in %: {', '.join(f'{name} {mean:.1f}' for mean, name in rows)}.\n"
 
 
-def _ranked(task: str, *words: str) -> tuple[list[tuple[str, str]], str]:
-    found = cells_of(means(*words))
-    place = next(i for i, head in enumerate(found[0]) if head.startswith(task))
-    loss = "nats" in found[0][place]
-    rows = [(row[0].strip("*"), row[place].strip("*").replace("**", "")) for row in found[2:] if row[place] != "–"]
-    rows.sort(key=lambda row: number_of(row[1]), reverse=not loss)
-    return rows, "test loss in nats" if loss else "test accuracy in %"
+def _ranked(task: str, *words: str) -> list[tuple[str, str]]:
+    """Return every system's mean accuracy on a task, the best first."""
+    head, _, *rows = cells_of(means(*words))
+    place = next(i for i, title in enumerate(head) if title.startswith(task))
+    found = [(row[0].strip("*"), row[place].strip("*")) for row in rows if row[place] != "–"]
+    return sorted(found, key=lambda row: number_of(row[1]), reverse=True)
 
 
 def _listed(names: list[str]) -> str:
@@ -178,7 +162,7 @@ def why() -> str:
     names = ("chela", "mega", "softmax", "lightning", "chela_conv_only")
     hard = {name: mean_of(scores(name, "recall", "hard", "recall", "core")) for name in names}
     select = scores("chela", "select", "mini", "lra_mini")
-    (name, next_best), *_ = [row for row in _ranked("Select", MINI)[0] if row[0] != "CHELA"]
+    (name, next_best), *_ = [row for row in _ranked("Select", MINI) if row[0] != "CHELA"]
     measured = bench("generate")
     longest, row = max(measured), measured[max(measured)]
     near = max(length for length, at in measured.items() if at["softmax [ms]"] < at["chela [ms]"])
@@ -250,10 +234,9 @@ def commands() -> str:
 
 def lite() -> str:
     """Return what the small network gets on three of the arena's own tasks, beside what papers print."""
-    import yaml
+    from experiments.summary import published
 
-    papers = yaml.safe_load((ROOT / "experiments" / "published.yaml").read_text())["rows"]
-    printed_by = {row["name"]: row["values"] for row in papers}
+    printed_by = {row["name"]: row["values"] for row in published()}
     tasks = {"listops": 0, "text": 1, "image": 3}
     found = {task: scores("chela", task, "lite", "lra_lite") for task in tasks}
     alone = scores("chela_conv_only", "text", "lite", "lra_lite")
@@ -306,13 +289,10 @@ def steps() -> str:
     measured = bench("generate")
     names = {"chela": "CHELA", "chela ema": "CHELA, `long_kernel=ema`", "s4d": "S4D"}
     names |= {"lightning": "Lightning Attention", "softmax": "softmax with its cache"}
-    rows = [
-        [
-            title,
-            *(f"{row[f'{name} [ms]'] * 1e3:.1f} ms, {size_text(row[f'{name} [KiB]'])}" for row in measured.values()),
-        ]
-        for name, title in names.items()
-    ]
+    rows = []
+    for name, title in names.items():
+        told = (f"{row[f'{name} [ms]'] * 1e3:.1f} ms, {size_text(row[f'{name} [KiB]'])}" for row in measured.values())
+        rows.append([title, *told])
     return grid(["context", *(f"{length:,}" for length in measured)], rows)
 
 

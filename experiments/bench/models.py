@@ -22,13 +22,7 @@ from lra.tasks import get_task
 
 RIVAL = "softmax"
 CONTEXTS = (1024, 4096, 16384, 65536)
-SYSTEMS = {
-    "chela": ("chela", {}),
-    "chela ema": ("chela", {"long_kernel": "ema"}),
-    "lightning": ("lightning", {}),
-    "s4d": ("s4d", {}),
-    "softmax": ("softmax", {}),
-}
+SYSTEMS = {"chela": {}, "chela ema": {"long_kernel": "ema"}, "lightning": {}, "s4d": {}, "softmax": {}}
 L_MAX = 2**17  # taps of the long kernel: more than there will be context
 PIECE = 2048  # prefilled at once
 STEPS = 64
@@ -128,8 +122,9 @@ def generate(options: Options) -> list[Row]:
         torch.manual_seed(0)
         symbols = torch.randint(1, 257, (1, length))
         steps, sizes = {}, {}
-        for system, (name, mixer) in SYSTEMS.items():
-            config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer_options(name)(**mixer))
+        for system, changed in SYSTEMS.items():
+            mixer = mixer_options(system.split()[0])(**changed)
+            config = ModelConfig(d_model=128, depth=2, d_ff=0, causal=True, mixer=mixer)
             model: Any = build_model(config, TaskFacts(257, L_MAX, 257, objective="tokens"), seed=0).eval()
             state: dict[str, Tensor] = {}
             for start in range(0, length, PIECE):
