@@ -35,6 +35,7 @@ def test_every_option_has_a_meaning_and_a_default_within_its_bounds() -> None:
 )
 def test_round_trip(task: str, model: str, preset: str, tmp_path: Path) -> None:
     config = resolve([f"task={task}", f"model={model}", f"preset={preset}", "seed=7", "trainer.max_time=1h30m"])
+    assert config.model.name == model and model.startswith(config.model.mixer.name)  # a variant keeps its system
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     again = load(tmp_path / "config.yaml")
     assert again == config and fingerprint(again) == fingerprint(config)

@@ -1,10 +1,10 @@
 """The examples run: layers in other code, a system and a task of one's own."""
 
-import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -19,12 +19,8 @@ OWN = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_su
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def load_example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load_example(name: str) -> SimpleNamespace:
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / f"{name}.py")))
 
 
 def test_reuse_in_a_lightning_module():

@@ -1,27 +1,19 @@
 """The README's commands and the pages' Python run; tables and sentences are what their commands print."""
 
-import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+filled = runpy.run_path(str(ROOT / "docs" / "make.py"))["filled"]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCKS = re.findall(r"<!-- run: (\w+) -->\n+```bash\n(.*?)```", README, re.DOTALL)
-
-
-def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make", ROOT / "docs" / "make.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(
@@ -59,7 +51,7 @@ def test_python_snippets_run(page: str) -> None:
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.name)
 def test_blocks_are_what_their_commands_print(path: Path) -> None:
     text = path.read_text()
-    assert maker().filled(text) == text, "python docs/make.py makes them again"
+    assert filled(text) == text, "python docs/make.py makes them again"
 
 
 def test_pages_are_short() -> None:

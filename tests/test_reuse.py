@@ -50,8 +50,3 @@ for name in systems():
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_package_loads_nothing_before_it_is_asked() -> None:
-    program = "import sys, chela; assert not {'torch', 'lightning', 'omegaconf'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0

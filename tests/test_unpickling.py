@@ -14,8 +14,6 @@ REFUSED = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.jit.load", 
 def unsafe(code: str) -> list[str]:
     """Name what could run code that stands in a file."""
     found = []
-    if code.count("pickle.") == code.count("(pickle.Unpickler)") == code.count("def find_class") == 1:
-        code = code.replace("import pickle\n", "")  # a reader for which every name in the file is inert (test_image)
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name in UNPICKLERS]
@@ -47,8 +45,6 @@ def test_nothing_is_unpickled(package: str) -> None:
         "np.load(path)",
         "np.load(path, allow_pickle=True)",
         "yaml.load(text)",
-        "import pickle\nclass Own(pickle.Unpickler):\n    pass",
-        "import pickle\nclass Own(pickle.Unpickler):\n    def find_class(self): ...\npickle.load(file)",
     ],
 )
 def test_what_is_unsafe_is_seen(code: str) -> None:

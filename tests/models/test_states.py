@@ -54,15 +54,6 @@ def test_a_compiled_block_goes_on_as_any_other():
     torch.testing.assert_close(network.prefill(tokens)[0], network(tokens), rtol=1e-8, atol=1e-8)
 
 
-def test_truncated_back_propagation_takes_the_parts_one_by_one():
-    """The second part's gradients are those with the first part's state as a constant."""
-    network, tokens = _network("chela", "model.mixer.conv=none").train(), torch.randint(1, 9, (2, 40))
-    first, state = network.prefill(tokens[:, :20])
-    assert first.requires_grad and not any(tensor.requires_grad for tensor in state.values())
-    network.prefill(tokens[:, 20:], state)[0].square().sum().backward()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
-
-
 def test_beyond_l_max_there_is_a_way_on_or_a_clear_end():
     tokens = torch.randint(1, 9, (1, 41))
     with pytest.raises(ValueError, match=r"at most l_max=40 tokens, got 41; build .* or give the rest to prefill$"):

@@ -39,7 +39,6 @@ TINY = (
     "allocator=false",
 )
 EPOCH = 6
-VALIDATION = 7
 LAST = 12
 
 
@@ -60,11 +59,11 @@ class Ended:
         return lines[0].removeprefix("error: ")
 
 
-def launch(*words: str) -> Ended:
-    """Call the command line in this process."""
+def launch(*words: str, main: Callable[[list[str]], int] = train_main) -> Ended:
+    """Call ``chela train``, or another command, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = train_main(list(words))
+        status = main(list(words))
     return Ended(status, out.getvalue(), err.getvalue())
 
 

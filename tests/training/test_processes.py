@@ -27,13 +27,13 @@ from tests.training.launches import TINY, assert_equal, fork, in_step, launch, l
 PAIR = (*TINY, "model.dropout=0", "task.validation=29", "task.test=43", "optimizer.eps=1e-4")
 
 
-def join_group(rank: int, port: int) -> None:
+def join_group(rank: int, port: int, count: int = 2) -> None:
     """Set what torchrun sets for each of its processes."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        LOCAL_WORLD_SIZE="2",
+        WORLD_SIZE=str(count),
+        LOCAL_WORLD_SIZE=str(count),
         GROUP_RANK="0",
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
@@ -48,9 +48,9 @@ def free_port() -> int:
         return port
 
 
-def start(words: tuple[str, ...], folder: Path, join: Callable[[int, int], None] = join_group) -> list[Any]:
-    port = free_port()
-    return [fork((*words, "trainer.devices=2"), folder / f"rank{rank}.log", join, rank, port) for rank in range(2)]
+def start(words: tuple[str, ...], folder: Path, join: Callable[..., None] = join_group, count: int = 2) -> list[Any]:
+    words, port = (*words, f"trainer.devices={count}"), free_port()
+    return [fork(words, folder / f"rank{rank}.log", join, rank, port, count) for rank in range(count)]
 
 
 def finish(pair: list[Any], folder: Path) -> list[int]:
@@ -126,9 +126,9 @@ def test_parts_and_processes_weigh_by_their_targets(data: str, tmp_path: Path) -
     assert_close(only_run(tmp_path / "pair"), only_run(tmp_path / "whole"))
 
 
-def join_group_and_get_a_signal(rank: int, port: int) -> None:
+def join_group_and_get_a_signal(rank: int, *group: int) -> None:
     """The second process alone is asked to stop, in step 3."""
-    join_group(rank, port)
+    join_group(rank, *group)
     if rank == 1:
         in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
@@ -228,9 +228,9 @@ def test_two_nodes(alone: Path, data: str, tmp_path: Path) -> None:
     assert sum(b"test accuracy" in out for out, _ in printed) == 1
 
 
-def join_group_and_diverge(rank: int, port: int) -> None:
+def join_group_and_diverge(rank: int, *group: int) -> None:
     """The loss of the second process alone is no number at step 6."""
-    join_group(rank, port)
+    join_group(rank, *group)
     plain = LitModel.training_step
 
     def training_step(self: LitModel, batch: Any, batch_idx: int) -> Any:
@@ -240,9 +240,9 @@ def join_group_and_diverge(rank: int, port: int) -> None:
     LitModel.training_step = training_step  # type: ignore[method-assign]
 
 
-def join_group_and_have_no_account(rank: int, port: int) -> None:
+def join_group_and_have_no_account(rank: int, *group: int) -> None:
     """Weights & Biases, which the first process alone talks to, refuses."""
-    join_group(rank, port)
+    join_group(rank, *group)
 
     def refuse(*_: Any) -> Any:
         raise UsageError("wandb=true: expected to begin a run, got: no account")
@@ -251,9 +251,9 @@ def join_group_and_have_no_account(rank: int, port: int) -> None:
     metrics.open_wandb = refuse
 
 
-def join_group_and_write_no_line(rank: int, port: int) -> None:
+def join_group_and_write_no_line(rank: int, *group: int) -> None:
     """No room is left for the third line of ``metrics.csv``, which the first process alone writes."""
-    join_group(rank, port)
+    join_group(rank, *group)
     plain, calls = metrics.append, [0]
 
     def append(path: Path, *row: Any) -> None:
@@ -274,7 +274,7 @@ def join_group_and_write_no_line(rank: int, port: int) -> None:
     ],
 )
 def test_what_happens_to_one_ends_both(
-    join: Callable[[int, int], None], status: int, said: str, data: str, tmp_path: Path
+    join: Callable[..., None], status: int, said: str, data: str, tmp_path: Path
 ) -> None:
     wandb = f"wandb={'wandb' in said}".lower()
     both = start((*PAIR, f"data.dir={data}", f"runs={tmp_path}", wandb), tmp_path, join)
@@ -283,9 +283,9 @@ def test_what_happens_to_one_ends_both(
     assert "Traceback" not in logs(tmp_path)
 
 
-def join_group_and_fill_the_disk(rank: int, port: int) -> None:
+def join_group_and_fill_the_disk(rank: int, *group: int) -> None:
     """No room is left for the second checkpoint, which the first process alone writes."""
-    join_group(rank, port)
+    join_group(rank, *group)
     plain, calls = checkpoint.save, [0]
 
     def save(*arguments: Any, **options: Any) -> None:

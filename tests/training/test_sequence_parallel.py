@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,8 +22,16 @@ from chela.ops.sequence_parallel import sequence_parallel
 from chela.training.objectives import Objective
 from lra.tasks.base import IGNORED
 from tests.processes import in_processes
-from tests.training.launches import TINY, assert_equal, fork, in_step, launch, left_by, only_run
-from tests.training.test_processes import PAIR, assert_close, finish, free_port, join_group, logs
+from tests.training.launches import TINY, assert_equal, launch, left_by, only_run
+from tests.training.test_processes import (
+    PAIR,
+    assert_close,
+    finish,
+    join_group,
+    join_group_and_get_a_signal,
+    logs,
+    start,
+)
 
 # Every system, with what is not the same in all processes: kernels, decays from both sides, positions, statistics.
 Network_ = tuple[str, dict[str, Any], dict[str, Any], str]
@@ -112,22 +119,8 @@ def test_every_system_in_pieces_is_the_whole(tmp_path: Path) -> None:
                 torch.testing.assert_close(found, expected, rtol=single, atol=single * max(scale, 1e-3), msg=where)
 
 
-def together(words: tuple[str, ...], folder: Path, count: int, pieces: int, join: Any = None) -> list[int]:
-    words = (*words, f"trainer.devices={count}", f"trainer.sequence_parallel={pieces}")
-    port = free_port()
-    started = [fork(words, folder / f"rank{rank}.log", join or enter, rank, port, count) for rank in range(count)]
-    return finish(started, folder)
-
-
-def enter(rank: int, port: int, count: int) -> None:
-    join_group(rank, port)
-    os.environ.update(WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count))
-
-
-def enter_and_get_a_signal(rank: int, port: int, count: int) -> None:
-    enter(rank, port, count)
-    if rank == 1:
-        in_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+def together(words: tuple[str, ...], folder: Path, count: int, join: Any = join_group) -> list[int]:
+    return finish(start((*words, "trainer.sequence_parallel=2"), folder, join, count), folder)
 
 
 def test_sequences_and_records_over_processes(data: str, tmp_path: Path) -> None:
@@ -135,7 +128,7 @@ def test_sequences_and_records_over_processes(data: str, tmp_path: Path) -> None
     words = (*PAIR, f"data.dir={data}", "model.mixer.reparam=false", "trainer.max_steps=8")  # into the second epoch
     alone = launch(*words, f"runs={tmp_path / 'alone'}")
     assert alone.status == 0, alone.err
-    assert together((*words, f"runs={tmp_path / 'four'}"), tmp_path, 4, 2) == [0] * 4, logs(tmp_path)
+    assert together((*words, f"runs={tmp_path / 'four'}"), tmp_path, 4) == [0] * 4, logs(tmp_path)
     assert_close(only_run(tmp_path / "four"), only_run(tmp_path / "alone"))
 
 
@@ -152,10 +145,10 @@ def test_a_language_model_is_stopped_and_goes_on(tmp_path: Path) -> None:
     alone = launch(*words, f"runs={tmp_path / 'alone'}")
     assert alone.status == 0, alone.err
     straight, stopped = ((*words, f"runs={tmp_path / name}", "resume=auto") for name in ("straight", "stopped"))
-    assert together(straight, tmp_path, 2, 2) == [0] * 2, logs(tmp_path)
+    assert together(straight, tmp_path, 2) == [0] * 2, logs(tmp_path)
     assert_close(only_run(tmp_path / "straight"), only_run(tmp_path / "alone"))
-    assert together(stopped, tmp_path, 2, 2, enter_and_get_a_signal) == [128 + signal.SIGTERM, 0], logs(tmp_path)
-    assert together(stopped, tmp_path, 2, 2) == [0] * 2, logs(tmp_path)
+    assert together(stopped, tmp_path, 2, join_group_and_get_a_signal) == [128 + signal.SIGTERM, 0], logs(tmp_path)
+    assert together(stopped, tmp_path, 2) == [0] * 2, logs(tmp_path)
     assert_equal(left_by(only_run(tmp_path / "stopped")), left_by(only_run(tmp_path / "straight")))
 
 

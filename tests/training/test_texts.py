@@ -190,15 +190,6 @@ def test_without_memory_windows_that_overlap_score_what_the_run_says(
     assert count == found["count"] and nats / count == pytest.approx(found["loss"], abs=1e-5)
 
 
-def test_data_of_another_text_is_refused(
-    words: tuple[str, ...], tmp_path: Path, fake: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake()
-    assert launch(*words, "trainer.max_steps=2").status == 0
-    assert evaluate([f"run={only_run(tmp_path / 'runs')}", "data.root=/dev/null"]) == 2
-    assert "got another (data.text mine.txt -> null); start a new run" in capsys.readouterr().err
-
-
 def test_the_rate_ends_at_a_tenth() -> None:
     config = OptimizerConfig(warmup_steps=10, schedule="cosine_tenth")
     rates = [round(config.lr_factor(step, 110), 4) for step in (0, 9, 10, 60, 110)]

@@ -6,7 +6,6 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from chela.config.compose import names, resolve
 from chela.core.errors import UsageError
 from chela.layers.mixers import build_mixer, mixer_class, systems
 
@@ -72,10 +71,3 @@ def test_an_unknown_system_is_named(name, match):
 def test_a_class_of_ones_own_gets_what_its_constructor_names():
     assert isinstance(build_mixer("torch.nn:Linear", 4, {"out_features": 3}, l_max=8, causal=True), torch.nn.Linear)
     assert build_mixer("chela.layers.mixers.s4d:S4D", 4, {}, l_max=8, causal=True, layer=0, depth=2).causal
-
-
-@pytest.mark.parametrize("name", names("model"))
-def test_files_use_options_that_exist(name):
-    """A key that the system does not know is an error, so that resolving is the test; a variant keeps its system."""
-    config = resolve([f"model={name}", "preset=tiny"])
-    assert name.startswith(config.model.mixer.name) and config.model.name == name

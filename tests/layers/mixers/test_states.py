@@ -65,9 +65,9 @@ def test_prefill_has_the_gradients_of_the_whole(name, x):
 def test_a_state_can_be_kept_branched_repeated_and_saved(name, x):
     layer = SYSTEMS[name].build(True).eval()
     _, state = layer.prefill(x[:, :70], layer.start(2))
+    assert not any(t.requires_grad for t in state.values())
     state = layer.step(x[:, 70], state)[1]
     assert all(type(t) is torch.Tensor and len(t) == 2 and not t.is_complex() for t in state.values())
-    assert not any(t.requires_grad for t in state.values())
     kept, twice, saved = _cloned(state), {n: t.repeat_interleave(2, 0) for n, t in state.items()}, load(save(state))
     with torch.no_grad():
         wide, _ = _fed(layer, x[:, 71:].repeat_interleave(2, 0), (20,), twice)

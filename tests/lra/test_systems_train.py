@@ -2,9 +2,6 @@
 
 import datetime
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,6 @@ from chela.config.compose import names
 from chela.train import main as train
 from lra.tasks import TASKS
 
-SHARED = Path(os.environ.get("CHELA_SHARED_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
 ALL = [(task, model) for task in TASKS for model in names("model")]
 TODAY = datetime.date.today().toordinal()
 GENERATED = [(task, model) for task, model in ALL if task == "listops"]
@@ -26,33 +22,17 @@ def data(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("records")
 
 
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of real data, or a skip with the reason."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no real data at {SHARED} (set CHELA_SHARED_DATA)")
-    return SHARED
-
-
-@pytest.fixture(scope="session")
-def cifar(shared, tmp_path_factory) -> Path:
-    """CIFAR-10 as its authors ship it."""
-    folder = tmp_path_factory.mktemp("cifar")
-    subprocess.run([sys.executable, str(shared / "unpack.py"), str(folder), "image"], check=True, capture_output=True)
-    return folder
-
-
 def _words(task: str, request: pytest.FixtureRequest) -> list[str]:
     """Where the task's data comes from."""
     if task == "image":
-        return [f"data.root={request.getfixturevalue('cifar')}"]
+        return [f"data.root={request.getfixturevalue('real_image').root}"]
     if task in ("text", "select", "retrieval"):
         words = ["data.source=imdb"] if task == "retrieval" else []
         return [*words, f"data.root={request.getfixturevalue('shared') / 'text'}"]
     if task == "shakespeare":
         return [f"data.root={request.getfixturevalue('shared') / 'lm'}"]
     if task == "corpus":
-        return [f"data.root={Path(__file__).parents[1] / 'README.md'}"]
+        return [f"data.root={Path(__file__).parents[2] / 'README.md'}"]
     if task in ("enwik8", "text8", "wikitext103"):
         pytest.skip(f"{task} is a hundred million bytes that would have to be fetched; shakespeare and corpus are here")
     return []
