@@ -241,7 +241,7 @@ def lite() -> str:
     found = {task: scores("chela", task, "lite", "lra_lite") for task in tasks}
     alone = scores("chela_conv_only", "text", "lite", "lra_lite")
     rows = [
-        ["CHELA here (on Text and Image its earlier core)", "4 × 64", "10", *(mean_of(found[task]) for task in tasks)],
+        ["CHELA here (on Image its earlier core)", "4 × 64", "10", *(mean_of(found[task]) for task in tasks)],
         ["its convolution alone here", "4 × 64", "10", "–", mean_of(alone), "–"],
     ]
     sizes = {

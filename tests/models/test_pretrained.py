@@ -68,7 +68,7 @@ SCORES = {  # of ids or values 1, 2, …, as the released weights gave them on t
     "image-lite": [1.8975, -8.9456],
     "listops-lite": [1.6289, -1.7497],
     "shakespeare": [-8.1597, 3.4429],
-    "text-lite": [2.7958, -2.5747],
+    "text-lite": [2.7654, -2.5004],
 }
 
 
@@ -82,7 +82,7 @@ def test_released_weights_keep_their_scores_and_say_all_options(name):
     said = json.loads((RELEASED / name / "config.json").read_text())
     options = {field.name for field in dataclasses.fields(mixer_options("chela"))}
     assert said["model"]["mixer"].keys() == options  # so that no default of later can change the network
-    core = ("long", "mega") if name in ("image-lite", "text-lite") else ("short", "highway")
+    core = ("long", "mega") if name == "image-lite" else ("short", "highway")
     assert (said["model"]["mixer"]["qk"], said["model"]["mixer"]["gate"]) == core
     card = (RELEASED / name / "README.md").read_text()
     assert all(word in card for word in ("**Data**", "**Size**", "**Score**", "**What it gets wrong**", "confident**"))
