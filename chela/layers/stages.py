@@ -140,7 +140,10 @@ class _Gate(torch.autograd.Function):
 
 
 class _Convolved(torch.autograd.Function):
-    """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``."""
+    """The convolution of ``u: (B, L, C)``, as ``convolve_in_order``, by lags that are linear in ``learned: (C, P)``.
+
+    One of the factors takes all columns of ``learned``; each other one takes some, and adds to their gradient.
+    """
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, learned: Tensor, factors: list[Factor]) -> Tensor:
@@ -162,9 +165,13 @@ class _Convolved(torch.autograd.Function):
         u, learned, lags = ctx.saved_tensors
         lags = _Convolved.lags(learned, ctx.factors) if lags is None else lags
         d_u, d_lags = convolve_backward(d_y, u, lags, ctx.needs_input_grad[0], True)
-        d_learned = torch.zeros_like(learned)
-        for columns, matrix, at in ctx.factors:
-            d_learned[:, columns] += d_lags[:, at] @ matrix.mT
+        d_learned: Any = None
+        for columns, matrix, at in sorted(ctx.factors, key=lambda factor: factor.columns != slice(None)):
+            part = d_lags[:, at] @ matrix.mT
+            if d_learned is None:
+                d_learned = part
+            else:
+                d_learned[:, columns].add_(part)
         return d_u if ctx.needs_input_grad[0] else None, d_learned, None
 
 
