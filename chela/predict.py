@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 class NetworkOptions(RunOptions):
     """What names a network: a run, or weights."""
 
-    weights: str = option(
-        "", "in place of a run: text-lite, listops-lite, image-lite, shakespeare, a folder or a Hub id"
-    )
+    weights: str = option("", "in place of a run: text-lite or another name of docs/weights.md, a folder or a Hub id")
 
     def network(self) -> Network:
         """Return the network, on the CPU in eval mode; UsageError where there is none."""

@@ -148,7 +148,7 @@ def test_pixels_out_of_range_are_refused(tmp_path, capsys):
         (["run=RUN", "weights=text-lite", "input=-"], "run: expected run=FOLDER or weights=NAME, got both"),
         (
             ["weights=text-light", "input=-"],
-            "weights: expected one of image-lite, listops-lite, shakespeare, text-lite, or",
+            "weights: expected one of image-lite, listops-lite, pathfinder-lite, shakespeare, text-lite, or",
         ),
         (["run=RUN", "input=/no/such/file"], "input: expected a file"),
         (["run=/no/such/run", "input=-"], "there is no such folder"),

@@ -67,7 +67,7 @@ def released() -> list[str]:
     """List the names of the weights in this package.
 
     >>> released()
-    ['image-lite', 'listops-lite', 'shakespeare', 'text-lite']
+    ['image-lite', 'listops-lite', 'pathfinder-lite', 'shakespeare', 'text-lite']
     """
     return sorted(path.parent.name for path in RELEASED.glob(f"*/{CONFIG}"))
 

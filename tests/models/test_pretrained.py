@@ -67,6 +67,7 @@ def test_what_is_known_of_the_task_is_saved_with_a_card(tmp_path):
 SCORES = {  # of ids or values 1, 2, …, as the released weights gave them on the day of their release
     "image-lite": [1.8975, -8.9456],
     "listops-lite": [1.6289, -1.7497],
+    "pathfinder-lite": [-0.9694, 1.2528],
     "shakespeare": [-8.1597, 3.4429],
     "text-lite": [2.7654, -2.5004],
 }
