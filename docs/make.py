@@ -202,7 +202,7 @@ def limits() -> str:
         f"At {length:,} tokens a layer trains slower than softmax attention ({faster:.1f} times as fast) and takes "
         f"{memory:.1f} times its memory, on a CPU.",
         "No run on a GPU is committed. On the Long Range Arena (LRA) itself only a small network was trained; it "
-        "trails MEGA, and on Text, Image and Pathfinder S4, and leaves chance on Pathfinder only after easier pictures.",
+        "trails MEGA, and S4 on Text, Image and Pathfinder, where it leaves chance only after easier pictures.",
     ]
     return "".join(f"- {line}\n" for line in said)
 
