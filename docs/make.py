@@ -241,7 +241,7 @@ def lite() -> str:
     found = {task: scores("chela", task, "lite", "lra_lite") for task in tasks}
     alone = scores("chela_conv_only", "text", "lite", "lra_lite")
     rows = [
-        ["CHELA here (on Image its earlier core)", "4 × 64", "10, on Pathfinder 2", *map(mean_of, found.values())],
+        ["CHELA here", "4 × 64", "10, on Pathfinder 2", *map(mean_of, found.values())],
         ["its convolution alone here (earlier core's gate)", "4 × 64", "10", "–", mean_of(alone), "–", "–"],
     ]
     sizes = {
