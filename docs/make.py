@@ -242,7 +242,7 @@ def lite() -> str:
     alone = scores("chela_conv_only", "text", "lite", "lra_lite")
     rows = [
         ["CHELA here", "4 × 64", "10, on Pathfinder 2", *map(mean_of, found.values())],
-        ["its convolution alone here (earlier core's gate)", "4 × 64", "10", "–", mean_of(alone), "–", "–"],
+        ["its convolution alone here", "4 × 64", "10", "–", mean_of(alone), "–", "–"],
     ]
     sizes = {
         "Transformer": ("Transformer, as LRA prints", "–", "–"),
