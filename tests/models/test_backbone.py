@@ -117,17 +117,15 @@ def test_a_layer_gets_what_its_forward_names() -> None:
         Residual(Probe(lambda x, mask, lengths: x), ModelConfig(d_model=4))
 
 
-@pytest.mark.parametrize("gate", ["highway", "mega"])
-def test_dropout_is_on_the_candidate_and_before_the_gate(gate: str) -> None:
-    net = model("chela", f"model.mixer.gate={gate}", "model.dropout=0.5")
+def test_dropout_is_on_the_candidate_and_before_the_gate() -> None:
+    net = model("chela", "model.dropout=0.5")
     block = net.backbone.blocks[0].mixer
     x = torch.randn(4, 40, 16, dtype=torch.float64)
     kept = block.eval()(x) - x
     dropped = block.train()(x) - x
     normed = block.norm(x)
     assert (dropped != 0).all()  # a candidate that is dropped leaves −g ⊙ x, not nothing
-    replaced = x if gate == "mega" else normed
-    gone = -torch.sigmoid(block.layer.highway(block.layer.conv(normed))) * replaced
+    gone = -torch.sigmoid(block.layer.highway(block.layer.conv(normed))) * normed
     share = torch.isclose(dropped, gone, atol=1e-12).double().mean()
     assert 0.45 < share < 0.55 and not torch.allclose(kept, dropped)
 

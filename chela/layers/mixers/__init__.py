@@ -1,7 +1,7 @@
 """One file per system, one signature: ``mixer(x, mask=None)``, the update that the block adds to the residual stream.
 
 ``x: (B, L, D)`` is the normed input, ``mask: (B, L)`` bool is True on real tokens, the result is ``(B, L, D)``, 0 at
-padding. MEGA, and CHELA with ``gate="mega"``, ask for ``stream: (B, L, D)`` too, the residual stream before the norm.
+padding. MEGA asks for ``stream: (B, L, D)`` too, the residual stream before the norm.
 
 A causal mixer also goes on from a state, by ``start``, ``prefill`` and ``step``: see ``chela.layers.state``.
 

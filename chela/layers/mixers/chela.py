@@ -30,7 +30,7 @@ class ChelaLayer(nn.Module):
         p = norm(linear_attention(ψ(q), ψ(k), v_p) / Σ_j ψ(q)·ψ(k_j))    pools: one head, positive, ψ = elu + 1
         o = s,   o = p,   or o = [s, p]                                  attention = "select", "pool" or "both"
         h = SiLU(W_h c + W_o (o ⊙ SiLU(W_r c))),   g = σ(W_u c)
-        returns g ⊙ (h − x)                                              gate = "highway"; of "mega" g ⊙ (h − stream)
+        returns g ⊙ (h − x)                                              gate = "highway"
         returns W_o o                                                    gate = "none"
 
     Without options it is the system of the tables. Time O(L·log L·D + L·(D·V + Z·V)), memory O(L·(D + V)).
@@ -87,7 +87,7 @@ class ChelaLayer(nn.Module):
         scale_decay_max: Annotated[float, {"ge": 0.5, "le": 8, "neutral": 2.0}] = 2.0,
         reparam: bool = True,
         attention: Literal["both", "select", "pool", "none"] = "both",
-        gate: Literal["highway", "mega", "none"] = "highway",
+        gate: Literal["highway", "none"] = "highway",
     ) -> None:
         super().__init__()
         d_value = 2 * d_model if d_value is None else d_value
@@ -121,18 +121,15 @@ class ChelaLayer(nn.Module):
         self.out = nn.Linear(d_value, d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, stream: Tensor | None = None) -> Tensor:
-        """Map ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False.
-
-        ``stream: (B, L, D)`` is what ``gate="mega"`` replaces a part of, the residual stream; None is x.
-        """
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ``x: (B, L, D)`` to the update ``(B, L, D)``, 0 where ``mask: (B, L)`` is False."""
         width = self.value.in_features
         if x.ndim != 3 or x.shape[2] != width or not x.shape[1]:
             raise ValueError(f"expected x of shape (B, L, {width}) with L of at least 1, got {tuple(x.shape)}")
         x = zero_padding(x, mask)
         u, c = self.conv.stages(x, mask)
         parts = [core(z, v, mask) for core, z, v in self._inputs(x, u, c)]
-        return self._gated(parts, x, c, stream, mask)
+        return self._gated(parts, x, c, mask)
 
     def _inputs(self, x: Tensor, u: Tensor, c: Tensor) -> list[tuple[Core, Tensor, Tensor]]:
         """Return each core with the stage that its queries and keys read, and its values W_v x before SiLU."""
@@ -140,14 +137,13 @@ class ChelaLayer(nn.Module):
         of = [u if self.qk == "short" and not core.pools else c for core in self.cores]
         return list(zip(self.cores, of, values, strict=True))
 
-    def _gated(self, parts: list[Tensor], x: Tensor, c: Tensor, stream: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _gated(self, parts: list[Tensor], x: Tensor, c: Tensor, mask: Tensor | None) -> Tensor:
         """Join the outputs of the cores (without cores: values of c), and gate them by c."""
         if self.norm is not None:
             parts = [self.norm(F.silu(self.value(c)))]
         o = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         if self.gate == "none":
             return zero_padding(self.dropout(self.out(o)), mask)
-        x = x if stream is None or self.gate == "highway" else zero_padding(stream, mask)
         return gate(o, c, x, mask, (self.gate_in, self.out, self.skip, self.highway), self.dropout)
 
     def start(self, batch: int) -> State:
@@ -158,27 +154,25 @@ class ChelaLayer(nn.Module):
             state |= nested(f"cores.{i}", core.start(batch))
         return state
 
-    def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed the tokens ``x: (B, L, D)`` that follow those of ``state``; return their update and the new state.
 
         It is what ``forward`` gives them; gradients flow to x and the parameters. ``state`` is not changed. There may
         be more than l_max tokens in all: a long kernel of l_max taps drops the oldest, "ema" has no end.
         """
-        return self._advance("prefill", x, state, stream)
+        return self._advance("prefill", x, state)
 
     @torch.no_grad()
-    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)`` to the causal layer; return its update ``(B, D)`` and the new state.
 
-        It equals the same position of ``prefill``; ``stream: (B, D)`` is as in ``forward``. Without gradients,
-        O(D·log² K) on average for a long kernel of K taps, O(Z·V) for the attention. The tensors of ``state`` may be
-        written to: clone them to branch. In eval mode the long kernel is built once.
+        It equals the same position of ``prefill``. Without gradients, O(D·log² K) on average for a long kernel of K
+        taps, O(Z·V) for the attention. The tensors of ``state`` may be written to: clone them to branch. In eval mode
+        the long kernel is built once.
         """
-        return self._advance("step", x, state, stream)
+        return self._advance("step", x, state)
 
-    def _advance(
-        self, form: Literal["prefill", "step"], x: Tensor, state: State, stream: Tensor | None
-    ) -> tuple[Tensor, State]:
+    def _advance(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, State]:
         u, c, end = self.conv.advance(form, x, part("conv", state))
         parts: list[Tensor] = []
         after = nested("conv", end)
@@ -186,7 +180,7 @@ class ChelaLayer(nn.Module):
             o, end = getattr(core, form)(z, v, part(f"cores.{i}", state))
             parts.append(o)
             after |= nested(f"cores.{i}", end)
-        return self._gated(parts, x, c, stream, None), after
+        return self._gated(parts, x, c, None), after
 
     def state_size(self, length: int) -> int:
         """Count the numbers of a sequence that ``step`` remembers of ``length`` tokens, beside the position.

@@ -198,7 +198,7 @@ def mega(layer, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
     return highway(h, update, stream, real)
 
 
-def chela(layer, x: Tensor, real: Tensor, stream: Tensor | None = None) -> Tensor:
+def chela(layer, x: Tensor, real: Tensor) -> Tensor:
     present = real[..., None].to(x.dtype)
     c = x
     if layer.conv.short is not None:
@@ -235,7 +235,7 @@ def chela(layer, x: Tensor, real: Tensor, stream: Tensor | None = None) -> Tenso
     if layer.gate == "none":
         return affine(layer.out, o) * present
     h = affine(layer.out, o * silu(affine(layer.gate_in, c)))
-    return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), x if stream is None else stream, real)
+    return highway(silu(h + affine(layer.skip, c)), affine(layer.highway, c), x, real)
 
 
 def chela_core(core, c: Tensor, v: Tensor, real: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class System:
     @property
     def takes_stream(self) -> bool:
         """Whether the update depends on the residual stream."""
-        return self.mixer == "mega" or self.options.get("gate") == "mega"
+        return self.mixer == "mega"
 
     def context(self, stream: Tensor) -> dict[str, Tensor]:
         """What the layer is told beside input and mask."""
@@ -89,7 +89,7 @@ SYSTEMS: dict[str, System] = {
     "mega-chunk-laplace": System("mega", _MEGA | {"chunk": 5, "attention_function": "laplace"}, definitions.mega),
     "chela": System("chela", _CHELA, definitions.chela),
     "chela-no-gate": System("chela", _CHELA | {"gate": "none"}, definitions.chela),
-    "chela-mega-gate": System("chela", _CHELA | {"gate": "mega", "qk": "long"}, definitions.chela),
+    "chela-qk-long": System("chela", _CHELA | {"qk": "long"}, definitions.chela),
     "chela-select": System("chela", _CHELA | {"attention": "select", "d_qk": 1}, definitions.chela),
     "chela-pool": System("chela", _CHELA | {"attention": "pool"}, definitions.chela),
     "chela-no-branches": System("chela", _CHELA | {"reparam": False}, definitions.chela),
