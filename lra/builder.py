@@ -153,6 +153,7 @@ class RecordSet:
 def quiet_tfds() -> Any:
     """Import tensorflow-datasets without its bars and its notes on custom configurations."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s")  # else absl sets it up, with level and module before every line
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

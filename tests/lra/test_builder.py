@@ -164,6 +164,19 @@ sys.exit(guarded(lambda: prepare(Path({str(tmp_path)!r}), spec, lambda: {{"train
     assert names(tmp_path) == set()
 
 
+def test_a_note_after_a_build_has_no_level_before_it(tmp_path: Path) -> None:
+    code = f"""
+import logging
+from pathlib import Path
+from tests.lra.test_builder import SPEC, prepare, splits
+
+prepare(Path({str(tmp_path)!r}), SPEC, splits)
+logging.getLogger("lra.builder").warning("12 of 30")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "12 of 30\n"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"data.dir: expected a folder that can be written, .*\(Not a directory\)"):
