@@ -166,12 +166,10 @@ sys.exit(guarded(lambda: prepare(Path({str(tmp_path)!r}), spec, lambda: {{"train
 
 def test_a_note_after_a_build_has_no_level_before_it(tmp_path: Path) -> None:
     code = f"""
-import logging
-from pathlib import Path
-from tests.lra.test_builder import SPEC, prepare, splits
-
+from lra.builder import Path, log, prepare
+from tests.lra.test_builder import SPEC, splits
 prepare(Path({str(tmp_path)!r}), SPEC, splits)
-logging.getLogger("lra.builder").warning("12 of 30")
+log.warning("12 of 30")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "12 of 30\n"

@@ -28,14 +28,9 @@ class System:
     layer: int = 0
     depth: int = 1
 
-    @property
-    def takes_stream(self) -> bool:
-        """Whether the update depends on the residual stream."""
-        return self.mixer == "mega"
-
     def context(self, stream: Tensor) -> dict[str, Tensor]:
         """What the layer is told beside input and mask."""
-        return {"stream": stream} if self.takes_stream else {}
+        return {"stream": stream} if self.mixer == "mega" else {}
 
     def defined(self, layer: nn.Module, x: Tensor, real: Tensor, stream: Tensor) -> Tensor:
         """The update by the definition."""
