@@ -43,7 +43,9 @@ class NetworkOptions(RunOptions):
     def network(self) -> Network:
         """Return the network, on the CPU in eval mode; UsageError where there is none."""
         from chela.models.pretrained import from_pretrained
+        from chela.training.machine import choose_matmul
 
+        choose_matmul("auto")
         if self.weights and self.run != "last":
             raise UsageError("run: expected run=FOLDER or weights=NAME, got both")
         return from_pretrained(self.weights, self.trust.split(",")) if self.weights else load_run(self)[0]

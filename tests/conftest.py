@@ -50,9 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_torch() -> Iterator[None]:
-    """A fixed seed; the default dtype and the number of threads as they were."""
+    """A fixed seed; the default dtype, the number of threads and the products as they were."""
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)

@@ -63,6 +63,7 @@ def weights(folder: Path) -> None:
     for name, words in SETTINGS.items():
         runs = folder / "runs" / name.replace(" ", "_")
         always = [f"runs={runs}", "preset=tiny", "trainer.max_steps=30", "trainer.accelerator=cpu", "trainer.threads=1"]
+        always += ["trainer.matmul=mkl"]
         always += [f"data.dir={folder / 'data'}", "trainer.progress=none", "tensorboard=false"]
         root = [f"data.root={text}"] if "task=corpus" in words else []
         subprocess.run([sys.executable, "-m", "chela.train", *words, *always, *root], cwd=ROOT, check=True)

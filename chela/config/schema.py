@@ -92,6 +92,12 @@ class TrainerConfig:
     test: bool = option(True, "score the test set at the end; false keeps it unseen", identity=False)
     precision: str = option("auto", "auto: bf16-mixed on a GPU", choices=("auto", "32-true", "bf16-mixed", "64-true"))
     compile: bool = option(False, "torch.compile the model")
+    matmul: str = option(
+        "auto",
+        "whose products a CPU takes; auto: onednn where it is faster and as exact (docs/speed.md)",
+        choices=("auto", "mkl", "onednn"),
+        neutral="auto",
+    )
     threads: int = option(0, "CPU threads of a process; 0 leaves torch's choice", ge=0, le=1024)
     progress: str = option("auto", "auto: one place in a terminal", choices=("auto", "plain", "none"), identity=False)
 

@@ -31,7 +31,7 @@ from chela.models.pretrained import from_pretrained
 from chela.results import read_result
 from chela.training import resume
 from chela.training.log import Log
-from chela.training.machine import hardware, processes, quiet_lightning, rank
+from chela.training.machine import arithmetic, hardware, matmul, processes, quiet_lightning, rank
 from chela.training.objectives import Objective
 from chela.training.resume import TIME_IS_UP, Signals, Stopped, agree, on_rank_zero, stopped_by, summed
 from chela.training.run import RunFolder, RunState, claimed, find_run, report, result_of
@@ -57,6 +57,8 @@ def fit(config: Config, console: Console, started: float) -> int:
             return 0
     quiet_lightning()
     leads, platform = rank() == 0, hardware(config)
+    if platform["accelerator"] == "cpu":
+        console.print(f"products of matrices by {matmul()} (trainer.matmul={config.trainer.matmul})")
     if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UsageError("wandb=true: expected the package wandb: pip install wandb")
     fabric = Fabric(**platform, **processes(config, platform["accelerator"]))
@@ -117,7 +119,7 @@ class Launch:
 
     def __post_init__(self) -> None:
         fabric, module, data = self.fabric, self.module, self.data
-        self.config, self.state = module.config, RunState()
+        self.config, self.state = module.config, RunState(arithmetic=arithmetic(fabric.device))
         fabric.to_device(module)
         self.network, self.optimizer = fabric.setup(module, module.configure_optimizers())
         module.setup()
@@ -280,8 +282,12 @@ class Launch:
             self.module.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.module.carried = self.fabric.to_device(saved.get("carried", {}))
-            for item in dataclasses.fields(self.state):
-                setattr(self.state, item.name, saved["state"][item.name])
+            for name, value in saved["state"].items():
+                setattr(self.state, name, value)
+        before, now = self.state.arithmetic, arithmetic(self.fabric.device)
+        if before and before != now:
+            self.console.print(f"begun on {before}; on {now} the last digits differ from one run on one machine")
+        self.state.arithmetic = now
 
     # ---- the end ----
 

@@ -36,7 +36,54 @@ def hardware(config: Config) -> dict[str, Any]:
         precision = "bf16-mixed" if on_gpu else "32-true"
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    if not on_gpu:
+        choose_matmul(config.trainer.matmul)
     return {"accelerator": "cuda" if on_gpu else "cpu", "precision": precision}
+
+
+MATMUL = {"mkl": "highest", "onednn": "medium"}
+"""Whose products of float32 matrices a CPU takes, and the precision by which PyTorch is told so."""
+
+
+def choose_matmul(wanted: str) -> str:
+    """Let MKL or oneDNN form a CPU's products of float32 matrices; return which it is.
+
+    MKL is what PyTorch takes by itself; on an AMD processor it has less than half of the core's speed. oneDNN is
+    asked for by a precision that *allows* it to round to bfloat16, which some processors then do. So "auto" takes it
+    where the processor is not Intel's and a product shows that nothing is rounded. UsageError where that fails for
+    "onednn".
+    """
+    use_matmul("mkl")
+    if wanted == "mkl" or (wanted == "auto" and _cpu("vendor_id") == "GenuineIntel"):
+        return "mkl"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # else PyTorch stays with MKL and does not say so
+        use_matmul("onednn")
+        if product_error() < 1e-5:
+            return "onednn"
+        use_matmul("mkl")
+    if wanted == "onednn":
+        raise UsageError(
+            "trainer.matmul=onednn: expected a processor with AVX-512 whose products keep float32, got "
+            f"{device_name(torch.device('cpu'))}; use auto or mkl"
+        )
+    return "mkl"
+
+
+def use_matmul(name: str) -> None:
+    """Take the products of "mkl" or "onednn" from now on, in this process."""
+    torch.set_float32_matmul_precision(MATMUL[name])
+
+
+def matmul() -> str:
+    """Return whose products are taken, "mkl" or "onednn"."""
+    return "onednn" if torch.get_float32_matmul_precision() == MATMUL["onednn"] else "mkl"
+
+
+def product_error() -> float:
+    """Return the error of a product of known matrices, relative to its largest number: 1e-7, of bfloat16 1e-3."""
+    a = torch.linspace(-1, 1, 256 * 256).sin().view(256, 256)
+    exact = a.double() @ a.double().mT
+    return float((a @ a.mT - exact).abs().max() / exact.abs().max())
 
 
 def processes(config: Config, accelerator: str) -> dict[str, Any]:
@@ -107,10 +154,21 @@ def device_name(device: torch.device) -> str:
     """Return what a GPU or this machine's processor calls itself."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return _cpu("model name") or platform.processor() or platform.machine()
+
+
+def _cpu(fact: str) -> str:
+    """Return what Linux says of the first processor; empty where it says nothing."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), "")
+
+
+def arithmetic(device: torch.device) -> str:
+    """Return what the last digits of a run hang on, beside its configuration: the processor and whose products."""
+    if device.type == "cuda":
+        return device_name(device)
+    return f"{device_name(device)}, {torch.backends.cpu.get_cpu_capability()}, matmul {matmul()}"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -122,10 +180,11 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return what ran this: device, threads, versions of Python and of what computes, commit."""
+    """Return what ran this: device, threads, versions of Python and of what computes, whose products, commit."""
     versions = {"python": platform.python_version()}
     for name in ("chela", "torch", "lightning", "triton", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version({"chela": "chela-attention"}.get(name, name))
     facts = {"device": device_name(device), "threads": torch.get_num_threads(), "versions": versions}
+    facts |= {"matmul": matmul()} if device.type == "cpu" else {}
     return {**facts, "git_commit": git_commit()}

@@ -60,6 +60,7 @@ class RunState:
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # targets hit, targets, tokens
     best: dict[str, Any] | None = None  # step and values of the best validation; None before the first
     last: dict[str, Any] = field(default_factory=dict)  # the same of the latest
+    arithmetic: str = ""  # what the last digits hang on: see ``machine.arithmetic``
 
 
 @dataclass

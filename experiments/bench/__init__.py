@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BENCHMARKS = {"convolution": "kernels", "linear_attention": "kernels", "layers": "kernels"}  # and their files
-BENCHMARKS |= {"train": "models", "generate": "models", "tune": "tune"}
+BENCHMARKS |= {"train": "models", "generate": "models", "tune": "tune", "products": "products"}
 RESULTS = Path("experiments/results/bench")
 
 
@@ -26,6 +26,7 @@ class Options:
     task: list[str] = option([], "train: tasks; all when none is named")
     model: list[str] = option([], "train: systems; all when none is named")
     preset: list[str] = option([], "train: presets; mini when none is named, on a GPU full too")
+    matmul: str = option("auto", "whose products a CPU takes, of both sides", choices=("auto", "mkl", "onednn"))
     batch: int | None = option(None, "train: records in a step; null is the recipe's, on a CPU one at full", ge=1)
 
 

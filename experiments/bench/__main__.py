@@ -4,7 +4,8 @@ chela bench layers                                 writes experiments/results/be
 chela bench train task=text,image model=chela,softmax preset=full batch=4 out=FILE
 
 convolution: the long convolution. generate: one token more, after a context. layers: the whole CHELA layer.
-linear_attention: the op. train: whole training steps of every system. tune: the tiles of its Triton kernels, on a GPU.
+linear_attention: the op. products: MKL beside oneDNN, in matrices, layers and a step of the main job. train: whole
+training steps of every system. tune: the tiles of its Triton kernels, on a GPU.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def main(options: Options) -> int:
         raise UsageError(f"out: expected a JSON file that can be written, got {path}")  # before measuring
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silence the profiler
     run = getattr(importlib.import_module(f"experiments.bench.{BENCHMARKS[options.name]}"), options.name)
+    from chela.training.machine import choose_matmul
     from experiments.bench import timing
 
+    choose_matmul(options.matmul)
     facts, rows = timing.machine(), run(options)
     result = {"name": options.name, "machine": facts, "rows": [vars(row) for row in rows]}
     write(path, json.dumps(result, indent=1) + "\n")

@@ -38,7 +38,9 @@ def train(options: Options) -> list[Row]:
     tasks = options.task or (["listops"] if options.quick else names("task"))
     usual = ["mini", "full"] if torch.cuda.is_available() else ["mini"]
     presets = options.preset or (["tiny"] if options.quick else usual)
-    shapes = [[f"preset={preset}", f"task={task}"] for preset in presets for task in tasks]
+    shapes = [
+        [f"preset={preset}", f"task={task}", f"trainer.matmul={options.matmul}"] for preset in presets for task in tasks
+    ]
     models = [f"model={model}" for model in options.model or names("model")]
     plan = [[resolve([*shape, model]) for model in models] for shape in shapes]  # a name may be wrong: before measuring
     return [task_row(configs, options.batch, 0.05 if options.quick else 1.0) for configs in plan]

@@ -14,7 +14,15 @@ from tests.training.launches import TINY, launch, metrics_of, only_run
 
 STORED = Path(__file__).parent / "data"
 MODELS = ("chela", "linear", "softmax")
-WORDS = (*TINY, "task.train=200", "model.norm=layer", "model.dropout=0", "trainer.max_steps=24", "optimizer.lr=1e-2")
+WORDS = (
+    *TINY,
+    "task.train=200",
+    "model.norm=layer",
+    "model.dropout=0",
+    "trainer.max_steps=24",
+    "optimizer.lr=1e-2",
+    "trainer.matmul=mkl",
+)
 
 
 def curve(model: str, data: str, runs: Path) -> list[dict[str, str]]:

@@ -55,6 +55,18 @@ def test_stopped_at_the_last_step(  # test_slices stops at all others
     assert_equal(left_by(run), straight)
 
 
+def test_another_machine_is_told(
+    tiny: tuple[str, ...], tmp_path: Path, at_step: AtStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(2, terminate)
+    assert "products of matrices by" in launch(*tiny).out
+    monkeypatch.setattr(fitting, "arithmetic", lambda device: "a later processor")
+    at_step(3, terminate)
+    assert "on a later processor the last digits differ" in launch(f"resume={only_run(tmp_path)}").out
+    at_step(4, terminate)
+    assert "last digits" not in launch(f"resume={only_run(tmp_path)}").out  # said once
+
+
 @pytest.mark.parametrize("step", [EPOCH + 1, LAST])
 def test_killed_at_a_step(
     step: int, tiny: tuple[str, ...], straight: dict[str, Any], tmp_path: Path, at_step: AtStep
