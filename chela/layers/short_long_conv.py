@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.long_kernel import ALL, Cached, DampedEMAKernel, ExponentialKernel, LongKernel, MultiscaleKernel
 from chela.layers.param_groups import mark
+from chela.layers.short_conv import ShortConv
 from chela.layers.stages import Factor, convolved, own_backward
-from chela.layers.state import State, detached, expect_causal, nested, part
-from chela.ops.backend import accumulation_dtype
+from chela.layers.state import State, expect_causal, nested, part
 from chela.ops.fft_conv import FFTConvState, StepKernel, convolve_in_order, fft_conv_prefill, fft_conv_step
 from chela.ops.fft_conv.step import room
 from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import current, extent
-from chela.ops.short_conv import short_conv, short_conv_step
 
 LONG_KERNELS: dict[str, type[LongKernel]] = {"multiscale": MultiscaleKernel, "ema": DampedEMAKernel}
 
@@ -30,46 +29,6 @@ NEAR = 128
 """Lags below this, in both directions, are made by one product."""
 SHORT_DEVIATION = 0.3
 """Standard deviation of what the short stage gives at the start for white inputs: of SiLU(x), x ~ N(0, 1/3)."""
-
-
-class ShortConv(nn.Module):
-    """Depthwise convolution of a few taps, with SiLU after it.
-
-    Args:
-        d_model: Number of channels C.
-        taps: Kernel size K, 2–31.
-        causal: Whether output t sees inputs up to t only.
-    """
-
-    def __init__(self, d_model: int, taps: int, *, causal: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(d_model, taps))
-        self.causal = causal
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the taps from U(−1/√K, 1/√K), as PyTorch's own convolutions do."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x ``(B, L, C)``."""
-        return short_conv(x, self.weight, causal=self.causal, silu=True)
-
-    def start(self, batch: int) -> State:
-        """Return the state before the first token: the ``recent`` K inputs ``(B, K, C)``."""
-        channels, taps = self.weight.shape
-        return {"recent": self.weight.new_zeros(batch, taps, channels, dtype=accumulation_dtype(self.weight.dtype))}
-
-    def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Convolve the tokens ``x: (B, L, C)`` that follow those of ``state``."""
-        taps = self.weight.shape[1]
-        known = torch.cat([state["recent"].to(x.dtype), x], dim=1)
-        return self(known[:, 1:])[:, taps - 1 :], detached(recent=known[:, -taps:].to(state["recent"].dtype))
-
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Convolve one token ``x: (B, C)``."""
-        x, recent = short_conv_step(x, self.weight, state["recent"], silu=True)
-        return x, {"recent": recent}
 
 
 class LongConv(Cached):

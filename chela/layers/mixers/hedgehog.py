@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.multi_head import Heads, Width
+from chela.layers.multi_head import Heads, Taps, Width
 from chela.layers.param_groups import mark
 
 
@@ -28,14 +28,22 @@ class HedgehogAttention(LinearAttention):
     features_per_width = 2
 
     @checked
-    def __init__(self, d_model: int, *, heads: Heads = 4, d_value: Width = None, causal: bool = False) -> None:
-        super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        heads: Heads = 4,
+        d_value: Width = None,
+        short: Taps = 0,
+        causal: bool = False,
+    ) -> None:
+        super().__init__(d_model, heads=heads, d_value=d_value, short=short, causal=causal)
         self.query_map = HedgehogFeatureMap(heads, self.head_width)
         self.key_map = HedgehogFeatureMap(heads, self.head_width)
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to φ(q), φ(k) ``(..., H, 2Z)`` and v ``(..., H, Z)``."""
-        q, k, v = self.split(x)
+    def features(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the projection ``y: (..., 3V)`` to φ(q), φ(k) ``(..., H, 2Z)`` and v ``(..., H, Z)``."""
+        q, k, v = self.split(y)
         return self.query_map(q), self.key_map(k), v
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.multi_head import Heads, Width
+from chela.layers.multi_head import Heads, Taps, Width
 
 
 class LightningAttention(LinearAttention):
@@ -44,13 +44,14 @@ class LightningAttention(LinearAttention):
         *,
         heads: Heads = 8,
         d_value: Width = None,
+        short: Taps = 0,
         layer: int = 0,
         depth: int = 1,
         causal: bool = True,
     ) -> None:
         if not causal:
             raise ValueError("lightning: expected causal=True, the only form it is defined in, got causal=False")
-        super().__init__(d_model, heads=heads, d_value=d_value, causal=True)
+        super().__init__(d_model, heads=heads, d_value=d_value, short=short, causal=True)
         factor = 1.0 if depth == 1 else 1 - layer / (depth - 1) + 1e-5
         self.register_buffer("log_decay", -factor * torch.tensor(alibi_slopes(heads)), persistent=False)
         self.norm = nn.LayerNorm(self.d_value)
@@ -58,9 +59,14 @@ class LightningAttention(LinearAttention):
             nn.Linear(d_model, self.head_width, bias=False), nn.Linear(self.head_width, self.d_value, bias=False)
         )
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to queries, keys and values ``(..., H, Z)``, SiLU on each."""
-        q, k, v = self.split(x)
+    def features(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Split ``y: (..., 3V)`` into queries, keys and values ``(..., H, Z)``, SiLU on each.
+
+        The short convolution has SiLU already: then it is not taken twice, as in other systems that have one.
+        """
+        q, k, v = self.split(y)
+        if self.short is not None:
+            return q, k, v
         return F.silu(q), F.silu(k), F.silu(v)
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.layers.multi_head import MultiHead
-from chela.layers.state import State, detached, expect_causal
+from chela.layers.state import State, detached
 from chela.ops.linear_attention import LinearAttentionState, linear_attention, linear_attention_step
 from chela.ops.padding import zero_padding
 
@@ -36,9 +36,9 @@ class LinearAttention(MultiHead):
         """Return elu(x) + 1, positive (arXiv 2006.16236, equation 7)."""
         return F.elu(x) + 1
 
-    def features(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (..., D)`` to φ(q), φ(k) and v, each ``(..., H, ·)``."""
-        q, k, v = self.split(x)
+    def features(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map the projection ``y: (..., 3V)`` to φ(q), φ(k) and v, each ``(..., H, ·)``."""
+        q, k, v = self.split(y)
         return self.feature_map(q), self.feature_map(k), v
 
     def edges(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -48,17 +48,17 @@ class LinearAttention(MultiHead):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
-        q, k, v = self.features(x)
+        q, k, v = self.features(self.project(x, mask))
         forth, back = self.edges(x, mask)
         decays: dict[str, Any] = {"log_decay": forth, "log_decay_back": None if self.causal else back}
         o = linear_attention(q, k, v, causal=self.causal, mask=mask, normalize=self.normalize, **decays)
         return self.merge(self.attended(o), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return the sums S and z."""
-        expect_causal(self)
+        """Return the sums S and z, and what the short convolution keeps."""
+        before = super().start(batch)
         sizes = batch, self.heads, self.features_per_width * self.head_width, self.head_width
-        return LinearAttentionState.zeros(*sizes, like=self.out.weight)._asdict()
+        return before | LinearAttentionState.zeros(*sizes, like=self.out.weight)._asdict()
 
     def onward(self, x: Tensor, state: State) -> tuple[Tensor | None, State]:
         """Return log λ of the edges into ``x: (B, L, D)`` from the token before each, and what the next call needs."""
@@ -66,26 +66,29 @@ class LinearAttention(MultiHead):
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed ``x: (B, L, D)``."""
-        q, k, v = self.features(x)
+        y, recent = self.advance("prefill", x, state)
+        q, k, v = self.features(y)
         edges, after = self.onward(x, state)
         past = LinearAttentionState(state["S"], state["z"])
         options: dict[str, Any] = {"normalize": self.normalize, "initial_state": past, "return_state": True}
         o, sums = linear_attention(q, k, v, causal=True, log_decay=edges, **options)
-        return self.merge(self.attended(o), x, None), after | detached(**sums._asdict())
+        return self.merge(self.attended(o), x, None), recent | after | detached(**sums._asdict())
 
     @torch.no_grad()
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed one token ``x: (B, D)``."""
-        q, k, v = self.features(x)
+        y, recent = self.advance("step", x, state)
+        q, k, v = self.features(y)
         edges, after = self.onward(x[:, None], state)
         edges = edges[:, 0] if edges is not None and edges.ndim == 3 else edges
         past = LinearAttentionState(state["S"], state["z"])
         o, sums = linear_attention_step(q, k, v, past, log_decay=edges, normalize=self.normalize)
-        return self.merge(o, x, None), after | sums._asdict()
+        return self.merge(o, x, None), recent | after | sums._asdict()
 
     def state_size(self, length: int) -> int:
-        """Count the sums S and z."""
-        return self.features_per_width * self.d_value * (self.head_width + 1)
+        """Count the sums S and z, and the short convolution's inputs."""
+        sums = self.features_per_width * self.d_value * (self.head_width + 1)
+        return super().state_size(length) + sums
 
 
 MIXER = LinearAttention

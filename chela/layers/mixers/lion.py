@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.mixers.linear import LinearAttention
-from chela.layers.multi_head import Heads, Width
+from chela.layers.multi_head import Heads, Taps, Width
 from chela.layers.state import State, detached
 from chela.ops.sequence_parallel import current
 
@@ -43,10 +43,11 @@ class LION(LinearAttention):
         *,
         heads: Heads = 4,
         d_value: Width = None,
+        short: Taps = 0,
         decay: Literal["none", "head", "token"] = "token",
         causal: bool = False,
     ) -> None:
-        super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
+        super().__init__(d_model, heads=heads, d_value=d_value, short=short, causal=causal)
         self.head_decay = HeadDecay(heads) if decay == "head" else None
         self.token_decay = TokenDecay(d_model, heads) if decay == "token" else None
 

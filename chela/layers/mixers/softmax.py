@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.core.options import checked
-from chela.layers.multi_head import Heads, MultiHead, Width
-from chela.layers.state import State, Stepwise, detached, expect_causal
+from chela.layers.multi_head import Heads, MultiHead, Taps, Width
+from chela.layers.state import State, Stepwise, detached
 from chela.ops.padding import zero_padding
 
 
@@ -32,23 +32,30 @@ class SoftmaxAttention(Stepwise, MultiHead):
 
     @checked
     def __init__(
-        self, d_model: int, *, heads: Heads = 4, d_value: Width = None, rotary: bool = True, causal: bool = False
+        self,
+        d_model: int,
+        *,
+        heads: Heads = 4,
+        d_value: Width = None,
+        short: Taps = 0,
+        rotary: bool = True,
+        causal: bool = False,
     ) -> None:
-        super().__init__(d_model, heads=heads, d_value=d_value, causal=causal)
+        super().__init__(d_model, heads=heads, d_value=d_value, short=short, causal=causal)
         if rotary and self.head_width % 2:
             what = f"expected an even width of a head, got {self.head_width}; change d_value or heads"
             raise ValueError(f"rotary: {what}")
         self.rotary = rotary
 
-    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """Map ``x: (B, L, D)``, whose first token has the position ``start``, to ``(B, L, H, Z)`` each."""
-        q, k, v = super().split(x)
+    def split(self, y: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Split ``y: (B, L, 3V)``, whose first token has the position ``start``, into ``(B, L, H, Z)`` each."""
+        q, k, v = super().split(y)
         return (rotate(q, start), rotate(k, start), v) if self.rotary else (q, k, v)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mix ``x: (B, L, D)`` over the tokens that are True in ``mask: (B, L)``."""
         x = zero_padding(x, mask)
-        q, k, v = (t.transpose(1, 2) for t in self.split(x))
+        q, k, v = (t.transpose(1, 2) for t in self.split(self.project(x, mask)))
         seen = None if mask is None else mask[:, None, None, :]
         if seen is not None and self.causal:
             seen = seen & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
@@ -56,25 +63,27 @@ class SoftmaxAttention(Stepwise, MultiHead):
         return self.merge(self.attended(o.transpose(1, 2)), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return no ``keys``, turned if ``rotary``, and no ``values (B, 0, H, Z)``."""
-        expect_causal(self)
+        """Return no ``keys``, turned if ``rotary``, no ``values (B, 0, H, Z)``, and the short convolution's state."""
+        before = super().start(batch)
         none = self.out.weight.new_empty(batch, 0, self.heads, self.head_width)
-        return {"keys": none, "values": none.clone()}
+        return before | {"keys": none, "values": none.clone()}
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Feed ``x: (B, L, D)`` after T tokens in O(L·(L + T)·V) time."""
         before, length = state["keys"].shape[1], x.shape[1]
-        q, k, v = self.split(x, before)
+        y, recent = self.advance("prefill", x, state)
+        q, k, v = self.split(y, before)
         k, v = (torch.cat([old.to(new.dtype), new], dim=1) for old, new in ((state["keys"], k), (state["values"], v)))
         alone = before == 0 or length == 1  # the mask is the kernel's own, or there is none
         seen = None if alone else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
         q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
         o = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, is_causal=before == 0)
-        return self.merge(self.attended(o.transpose(1, 2)), x, None), detached(keys=k, values=v)
+        update = self.merge(self.attended(o.transpose(1, 2)), x, None)
+        return update, recent | detached(keys=k, values=v)
 
     def state_size(self, length: int) -> int:
-        """Count the keys and values."""
-        return 2 * self.d_value * length
+        """Count the keys and values, and the short convolution's inputs."""
+        return super().state_size(length) + 2 * self.d_value * length
 
 
 def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:

@@ -29,9 +29,20 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
 
 
-def heads(layer, x: Tensor) -> list[Tensor]:
+def shifted_sum(taps: Tensor, x: Tensor, ahead: int) -> Tensor:
+    """Σ_j taps[:, j] x_{t + j − (K − 1 − ahead)}, x being 0 outside."""
+    size = taps.shape[1]
+    padded = torch.nn.functional.pad(x, (0, 0, size - 1 - ahead, ahead))
+    return sum(taps[:, j] * padded[:, j : j + x.shape[1]] for j in range(size))
+
+
+def heads(layer, x: Tensor, real: Tensor) -> list[Tensor]:
     """Queries, keys, values (B, H, L, Z)."""
     y = affine(layer.qkv, x)
+    if layer.short is not None:
+        taps = layer.short.weight
+        ahead = 0 if layer.causal else taps.shape[1] // 2
+        y = silu(shifted_sum(taps, y * real[..., None], ahead))
     return [part.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for part in y.split(y.shape[-1] // 3, dim=-1)]
 
 
@@ -58,7 +69,7 @@ def distance(L: int) -> Tensor:
 
 
 def linear(layer, x: Tensor, real: Tensor) -> Tensor:
-    q, k, v = heads(layer, x)
+    q, k, v = heads(layer, x, real)
     q, k = (torch.where(t > 0, t + 1, torch.exp(t)) for t in (q, k))
     o = divided(q @ k.transpose(-1, -2) * visible(x, real, layer.causal), v)
     return affine(layer.out, join(o)) * real[..., None]
@@ -74,7 +85,7 @@ def rotated(x: Tensor) -> Tensor:
 
 
 def softmax(layer, x: Tensor, real: Tensor) -> Tensor:
-    q, k, v = heads(layer, x)
+    q, k, v = heads(layer, x, real)
     if layer.rotary:
         q, k = rotated(q), rotated(k)
     weights = torch.exp(q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])) * visible(x, real, layer.causal)
@@ -83,7 +94,7 @@ def softmax(layer, x: Tensor, real: Tensor) -> Tensor:
 
 
 def hedgehog(layer, x: Tensor, real: Tensor) -> Tensor:
-    q, k, v = heads(layer, x)
+    q, k, v = heads(layer, x, real)
 
     def phi(y: Tensor, learned) -> Tensor:
         y = torch.stack([y[:, h] @ learned.weight[h].T + learned.bias[h] for h in range(layer.heads)], dim=1)
@@ -100,7 +111,9 @@ def lightning(layer, x: Tensor, real: Tensor, index: int, depth: int) -> Tensor:
     assert layer.heads == 8
     factor = 1.0 if depth == 1 else 1 - index / (depth - 1) + 1e-5
     rate = torch.tensor([2.0**-h for h in range(1, 9)], dtype=torch.float64) * factor
-    q, k, v = (silu(t) for t in heads(layer, x))
+    q, k, v = heads(layer, x, real)
+    if layer.short is None:
+        q, k, v = silu(q), silu(k), silu(v)
     steps = torch.cumsum(real.to(torch.float64), 1)  # a masked token's edge does not decay
     decay = torch.exp(-rate[:, None, None] * (steps[:, None, :, None] - steps[:, None, None, :]).clamp(min=0))
     o = join((q @ k.transpose(-1, -2) * decay * visible(x, real, True)) @ v)
@@ -110,7 +123,7 @@ def lightning(layer, x: Tensor, real: Tensor, index: int, depth: int) -> Tensor:
 
 def lion(layer, x: Tensor, real: Tensor) -> Tensor:
     """Y = scale(QKᵀ ⊙ M) V with M made entry by entry."""
-    q, k, v = heads(layer, x)
+    q, k, v = heads(layer, x, real)
     q, k = silu(q) + 0.5, silu(k) + 0.5
     q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
     B, L, _ = x.shape
@@ -220,10 +233,8 @@ def chela(layer, x: Tensor, real: Tensor) -> Tensor:
             forward, back = long.kernel(x.shape[1])
         y = long.bias + long.gain[0] * (toeplitz(forward, back, c) + long.skip * c)
         for gain, taps in zip(long.gain[1:], long.branches, strict=True):
-            size = taps.shape[1]
-            ahead = 0 if layer.causal else size // 2
-            padded = torch.nn.functional.pad(c, (0, 0, size - 1 - ahead, ahead))
-            y = y + gain * sum(taps[:, j] * padded[:, j : j + x.shape[1]] for j in range(size))
+            ahead = 0 if layer.causal else taps.shape[1] // 2
+            y = y + gain * shifted_sum(taps, c, ahead)
         c = silu(y) * present
     if layer.norm is not None:
         o = layer_norm(silu(affine(layer.value, c)), layer.norm.weight, layer.norm.bias)

@@ -21,7 +21,7 @@ def _recurrent(layer, x, real):
     """LION by its two recurrences, token by token (2502.16249, section 3.3), on the real tokens alone."""
     out = torch.zeros_like(x)
     for row, tokens in enumerate(real):
-        q, k, v = (part.double() for part in layer.features(x[row, tokens]))
+        q, k, v = (part.double() for part in layer.features(layer.project(x[None, row, tokens], None)[0]))
         v = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column sums the weights
         edges = layer.edges(x[None, row, tokens], None)[1]
         decay = torch.ones_like(q[..., 0]) if edges is None else edges.double().exp().expand(1, len(q), -1)[0]
