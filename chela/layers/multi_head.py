@@ -64,10 +64,10 @@ class MultiHead(nn.Module):
 
     def project(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Map ``x: (B, L, D)`` to queries, keys and values side by side, ``(B, L, 3V)``."""
-        y = self.qkv(x)
-        if self.short is None:
-            return y
-        return self.short(zero_padding(y, mask))
+        y: Tensor = self.qkv(x)
+        if self.short is not None:
+            y = self.short(zero_padding(y, mask))
+        return y
 
     def advance(self, form: Literal["prefill", "step"], x: Tensor, state: State) -> tuple[Tensor, State]:
         """Project the tokens ``x: (B, L, D)`` after those of ``state``, or one token ``(B, D)``."""

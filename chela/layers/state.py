@@ -1,37 +1,28 @@
 """What a causal layer remembers of the tokens so far: a flat dict of real tensors, batch first.
 
 A state is saved as it is by safetensors, branched by cloning its tensors, and repeated by ``repeat_interleave`` on
-each. A ``position`` is ``(B,)`` int64 on the CPU, the tokens seen, the same in all rows. Every system has these:
+each. A ``position`` is ``(B,)`` int64 on the CPU, the tokens seen, the same in all rows. What grows
+with the tokens has room for more, which doubles when it is full: keys and values
+(``chela.layers.cache``), inputs of a long kernel. Every system has these:
 
 start(batch)        the state before the first token; a RuntimeError if the layer looks ahead
 prefill(x, state)   feeds the tokens ``x: (B, L, D)`` that follow those of the state, which is not changed; returns what
                     ``forward`` gives them, with gradients to x and the parameters, and the new state
 step(x, state)      feeds one token ``x: (B, D)``: what ``prefill`` of it gives, without gradients; may write to the
                     state's tensors: clone them to branch
-state_size(length)  counts the numbers of a sequence that ``length`` tokens leave behind, beside the position
+state_size(length)  counts the numbers of a sequence that ``length`` tokens leave behind, room for more
+                    included, beside the position
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 State: TypeAlias = dict[str, Tensor]
-
-
-class Stepwise(nn.Module):
-    """A layer whose ``step`` is ``prefill`` of one token."""
-
-    prefill: Any
-
-    @torch.no_grad()
-    def step(self, x: Tensor, state: State, **context: Tensor) -> tuple[Tensor, State]:
-        """Feed one token ``x: (B, D)``; of ``stream`` too, if the layer asks for it."""
-        update, state = self.prefill(x[:, None], state, **{name: y[:, None] for name, y in context.items()})
-        return update[:, 0], state
 
 
 def expect_causal(layer: nn.Module) -> None:

@@ -6,7 +6,7 @@ Shapes: B batch, L length, D model width, Z query/key width, V value width, C ch
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
+from chela.layers.cache import append, joined, room, with_room
 from chela.layers.long_kernel import DampedEMAKernel
-from chela.layers.state import State, Stepwise, detached, expect_causal
+from chela.layers.state import State, expect_causal
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
 
 
-class MEGA(Stepwise):
+class MEGA(nn.Module):
     """Moving-average equipped gated attention (arXiv 2209.10655, sections 3.1–3.4), x being the normed input.
 
     ::
@@ -141,10 +142,11 @@ class MEGA(Stepwise):
         weights = self._weights(q @ k.transpose(-1, -2), self._bias(size), seen)
         return (weights @ v).flatten(1, 2)[:, :length]
 
-    def _bias(self, size: int) -> Tensor:
-        """Return b_{j−i} as ``(size, size)``."""
+    def _bias(self, size: int, first: int = 0) -> Tensor:
+        """Return b_{j−i} of the queries from ``first`` on, ``(size − first, size)``."""
         place = torch.arange(size, device=self.position_bias.device)
-        return self.position_bias[self.chunk - 1 + place - place[:, None]]
+        queries = place[first:, None]
+        return self.position_bias[self.chunk - 1 + place - queries]
 
     def _weights(self, scores: Tensor, bias: Tensor, seen: Tensor | None) -> Tensor:
         """Turn q·k into attention weights over the keys that are ``seen``, None meaning all; none seen gives zeros."""
@@ -159,26 +161,62 @@ class MEGA(Stepwise):
         return weights if seen is None else weights.masked_fill(~seen, 0.0)
 
     def start(self, batch: int) -> State:
-        """Return the averages' ``modes (B, D, N)``; ``keys (B, T, Z)`` and ``values (B, T, V)`` of the chunk begun."""
+        """Return ``modes (B, D, N)``, ``keys (B, R, Z)``, ``values (B, R, V)`` and the ``position`` T.
+
+        Keys and values are those of the chunk begun, its first T mod C places of R; the others are room
+        for more, or left of a full chunk. R is a power of two (``chela.layers.cache``), at most C.
+        """
         expect_causal(self)
         _, d_qk, d_value, _ = self.sizes
-        like = self.out.weight
-        chunk = {"keys": like.new_empty(batch, 0, d_qk), "values": like.new_empty(batch, 0, d_value)}
-        return self.ema.start(batch) | chunk
+        new, size = self.out.weight.new_zeros, room(0, self.chunk)
+        state = self.ema.start(batch)
+        state["position"] = torch.zeros(batch, dtype=torch.int64)
+        state |= {"keys": new(batch, size, d_qk), "values": new(batch, size, d_value)}
+        return state
 
     def prefill(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
-        """Feed ``x: (B, L, D)``, each token in O(C·(Z + V) + D·N) time; without chunks there are at most l_max."""
-        begun = state["keys"].shape[1]
-        self._expect_room(begun + x.shape[1])
-        average, modes = self.ema.prefill(x, {"modes": state["modes"]}, lambda length: self.ema(length)[0])
+        """Feed ``x: (B, L, D)``, each token in O(C·(Z + V) + D·N) time.
+
+        Without chunks there are at most l_max in all.
+        """
+        begun, (q, k, v, gates), after = self._read_on(x, state)
+        k, v = joined(state["keys"], begun, k), joined(state["values"], begun, v)
+        o = self._attend_on(q, k, v)
+        update = self._combine(o, gates, x if stream is None else stream, None)
+        last = (k.shape[1] - 1) // self.chunk * self.chunk  # where the chunk begun begins
+        size = room(int(after["position"][0]), self.chunk)
+        after |= {"keys": with_room(k[:, last:], size), "values": with_room(v[:, last:], size)}
+        return update, after
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State, stream: Tensor | None = None) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)`` in O(C·(Z + V) + D·N) time.
+
+        The tensors of ``state`` are written to: clone them to branch.
+        """
+        begun, (q, k, v, gates), after = self._read_on(x[:, None], state)
+        keys = append(state["keys"], begun, k, self.chunk)
+        values = append(state["values"], begun, v, self.chunk)
+        seen = slice(begun + 1)
+        o = self._attend_on(q, keys[:, seen], values[:, seen])
+        stream = x if stream is None else stream
+        update = self._combine(o, gates, stream[:, None], None)
+        return update[:, 0], after | {"keys": keys, "values": values}
+
+    def _read_on(self, x: Tensor, state: State) -> tuple[int, tuple[Any, ...], State]:
+        """Read the tokens ``x: (B, L, D)`` that follow those of ``state``.
+
+        Return how many tokens of their chunk came before; queries, keys, values and gates; and the new
+        state, all but keys and values.
+        """
+        before = int(state["position"][0])
+        self._expect_room(before + x.shape[1])
+        modes = {"modes": state["modes"]}
+        average, after = self.ema.prefill(x, modes, lambda length: self.ema(length)[0])
         average = torch.addcmul(average, self.omega, x).to(x.dtype)
         q, k, gates = self._read(self.dropout(F.silu(average)))
-        begun %= self.chunk  # a full chunk is done with
-        k = torch.cat([state["keys"][:, :begun].to(k.dtype), k], dim=1)
-        v = torch.cat([state["values"][:, :begun].to(x.dtype), F.silu(self.value(x))], dim=1)
-        last = (k.shape[1] - 1) // self.chunk * self.chunk
-        update = self._combine(self._attend_on(q, k, v), gates, x if stream is None else stream, None)
-        return update, modes | detached(keys=k[:, last:], values=v[:, last:])
+        after["position"] = state["position"] + x.shape[1]
+        return before % self.chunk, (q, k, F.silu(self.value(x)), gates), after
 
     def _attend_on(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with the last L tokens; ``k`` and ``v`` begin with the tokens of the chunk that came before them."""
@@ -186,15 +224,15 @@ class MEGA(Stepwise):
         here = end - begun
         seen = None if here == 1 else torch.ones(here, end, dtype=torch.bool, device=q.device).tril(begun)
         scores = q[:, :here] @ k[:, :end].transpose(1, 2)
-        o = self._weights(scores, self._bias(end)[begun:], seen) @ v[:, :end]
+        o = self._weights(scores, self._bias(end, begun), seen) @ v[:, :end]
         if k.shape[1] == end:
             return o
         return torch.cat([o, self._attend(q[:, here:], k[:, end:], v[:, end:], None)], dim=1)
 
     def state_size(self, length: int) -> int:
-        """Count modes, keys and values, at most."""
+        """Count modes, keys and values, with the room for more."""
         d_model, d_qk, d_value, _ = self.sizes
-        return d_model * self.ema.delta.shape[-1] + min(self.chunk, length) * (d_qk + d_value)
+        return d_model * self.ema.delta.shape[-1] + room(length, self.chunk) * (d_qk + d_value)
 
 
 class Projection(nn.Linear):

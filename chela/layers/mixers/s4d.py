@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.long_kernel import KERNEL_LR, ExponentialKernel
 from chela.layers.param_groups import mark
-from chela.layers.state import State, Stepwise, expect_causal
+from chela.layers.state import State, expect_causal
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
 from chela.ops.sequence_parallel import extent
 
 
-class S4D(Stepwise):
+class S4D(nn.Module):
     """Diagonal state spaces, GELU, then a gated linear unit over channels (arXiv 2206.11893, section 3).
 
     Per channel, A diagonal and complex, discretised by zero-order hold::
@@ -84,6 +84,12 @@ class S4D(Stepwise):
         """Feed ``x: (B, L, D)``."""
         y, state = self.kernel.prefill(x, state, lambda length: self.kernel(length)[0])
         return self._out(torch.addcmul(y, self.skip, x).to(x.dtype)), state
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)``."""
+        y, state = self.prefill(x[:, None], state)
+        return y[:, 0], state
 
     def _out(self, y: Tensor) -> Tensor:
         return F.glu(self.out(F.gelu(y)), dim=-1)

@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chela.core.options import checked
+from chela.layers.cache import append, joined, room, with_room
 from chela.layers.multi_head import Heads, MultiHead, Taps, Width
-from chela.layers.state import State, Stepwise, detached
+from chela.layers.state import State
 from chela.ops.padding import zero_padding
 
 
-class SoftmaxAttention(Stepwise, MultiHead):
+class SoftmaxAttention(MultiHead):
     """Multi-head softmax attention (arXiv 1706.03762, section 3.2), rotary positions (2104.09864) on queries and keys.
 
     Per head::
@@ -63,27 +64,53 @@ class SoftmaxAttention(Stepwise, MultiHead):
         return self.merge(self.attended(o.transpose(1, 2)), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return no ``keys``, turned if ``rotary``, no ``values (B, 0, H, Z)``, and the short convolution's state."""
+        """Return ``keys``, turned if ``rotary``, and ``values``, both ``(B, H, R, Z)``, the ``position`` T, and ``short.…``.
+
+        The first T of R places are tokens, the others room for more; R is a power of two
+        (``chela.layers.cache``).
+        """
         before = super().start(batch)
-        none = self.out.weight.new_empty(batch, 0, self.heads, self.head_width)
-        return before | {"keys": none, "values": none.clone()}
+        keys = self.out.weight.new_zeros(batch, self.heads, room(0), self.head_width)
+        position = torch.zeros(batch, dtype=torch.int64)
+        return before | {"keys": keys, "values": keys.clone(), "position": position}
 
     def prefill(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Feed ``x: (B, L, D)`` after T tokens in O(L·(L + T)·V) time."""
-        before, length = state["keys"].shape[1], x.shape[1]
+        """Feed ``x: (B, L, D)`` after T tokens in O(L·(L + T)·V) time.
+
+        The new state is a copy: O((L + T)·V) memory.
+        """
+        before, length = int(state["position"][0]), x.shape[1]
         y, recent = self.advance("prefill", x, state)
-        q, k, v = self.split(y, before)
-        k, v = (torch.cat([old.to(new.dtype), new], dim=1) for old, new in ((state["keys"], k), (state["values"], v)))
-        alone = before == 0 or length == 1  # the mask is the kernel's own, or there is none
-        seen = None if alone else torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
-        q_, k_, v_ = (t.transpose(1, 2) for t in (q, k, v))
-        o = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=seen, is_causal=before == 0)
+        q, k, v = (t.transpose(1, 2) for t in self.split(y, before))  # (B, H, L, Z)
+        k, v = joined(state["keys"], before, k), joined(state["values"], before, v)
+        end = before + length
+        seen = None  # the mask is the kernel's own, or there is none
+        if before and length > 1:
+            seen = torch.ones(length, end, dtype=torch.bool, device=x.device).tril(before)
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=before == 0)
         update = self.merge(self.attended(o.transpose(1, 2)), x, None)
-        return update, recent | detached(keys=k, values=v)
+        keys, values = with_room(k, room(end)), with_room(v, room(end))
+        return update, recent | {"keys": keys, "values": values, "position": state["position"] + length}
+
+    @torch.no_grad()
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Feed one token ``x: (B, D)`` after T in O(T·V) time.
+
+        The tensors of ``state`` are written to: clone them to branch.
+        """
+        before = int(state["position"][0])
+        y, recent = self.advance("step", x, state)
+        q, k, v = (t.transpose(1, 2) for t in self.split(y[:, None], before))  # (B, H, 1, Z)
+        keys = append(state["keys"], before, k)
+        values = append(state["values"], before, v)
+        seen = slice(before + 1)
+        o = F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen])
+        update = self.merge(self.attended(o.transpose(1, 2)), x[:, None], None)
+        return update[:, 0], recent | {"keys": keys, "values": values, "position": state["position"] + 1}
 
     def state_size(self, length: int) -> int:
-        """Count the keys and values, and the short convolution's inputs."""
-        return super().state_size(length) + 2 * self.d_value * length
+        """Count the keys and values, with the room for more, and the short convolution's inputs."""
+        return super().state_size(length) + 2 * self.d_value * room(length)
 
 
 def rotate(x: Tensor, start: int, base: float = 10_000.0) -> Tensor:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch.profiler import ProfilerActivity, profile
 
+from chela.layers.mixers import build_mixer
 from tests.layers.mixers.systems import CASES, D_MODEL, L_MAX, SYSTEMS
 
 NAMES = [name for name, causal in CASES if causal]
@@ -88,6 +90,24 @@ def test_state_size_counts_the_state(name, x):
         state = _fed(layer, x[:, :length], (length - 1,) if length > 65 else ())[1] if length else layer.start(2)
         numbers = sum(tensor[0].numel() for key, tensor in state.items() if "position" not in key)
         assert layer.state_size(length) == numbers
+
+
+@pytest.mark.parametrize("name", ["softmax", "mega"])
+@torch.no_grad()
+def test_a_step_writes_its_own_keys_and_values_alone(name):
+    layer = build_mixer(name, 64, {}, l_max=2048, causal=True).eval()
+    x = torch.randn(1, 1280, 64)
+    whole, (_, state) = layer(x), layer.prefill(x[:, :1023], layer.start(1))
+    cache, outputs = state["keys"].nbytes + state["values"].nbytes, []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for token in x[:, 1023:].unbind(1):
+            y, state = layer.step(token, state)
+            outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs, 1), whole[:, 1023:], rtol=1e-4, atol=1e-6)
+    events = profiler.profiler.kineto_results.events()
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    allocated = sum(size for size in sizes if size > 0)  # the others are freed
+    assert 2 * cache < allocated < 64 * cache  # it doubles once; a copy a step would be 257
 
 
 @pytest.mark.parametrize("name", FOR_EVER)
