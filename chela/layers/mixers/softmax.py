@@ -64,7 +64,7 @@ class SoftmaxAttention(MultiHead):
         return self.merge(self.attended(o.transpose(1, 2)), x, mask)
 
     def start(self, batch: int) -> State:
-        """Return ``keys``, turned if ``rotary``, and ``values``, both ``(B, H, R, Z)``, the ``position`` T, and ``short.…``.
+        """Return ``keys``, turned if ``rotary``, ``values``, both ``(B, H, R, Z)``, ``position`` T and ``short.…``.
 
         The first T of R places are tokens, the others room for more; R is a power of two
         (``chela.layers.cache``).
