@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,11 +28,12 @@ OWN = {"task", "model", "preset", "seed", "runs", "resume", "trainer.threads"}  
 
 @dataclass
 class Tune:
-    """The same grid of learning rates for every system; the best on validation is taken, the first among equals."""
+    """The same grid of learning rates for every system; the best mean on validation is taken, the first of equals."""
 
     rates: list[float] = MISSING
-    seed: int = 0  # of all of the grid's runs
+    seeds: list[int] = field(default_factory=lambda: [0])  # each rate is run with all of them
     steps: float = 1.0  # share of the run's steps that each takes, warm-up and schedule included
+    per_task: dict[str, dict[str, Any]] = field(default_factory=dict)  # overrides of the grid's runs alone
 
 
 @dataclass
@@ -137,9 +139,10 @@ class Pair:
             return []
         steps = max(1, round(self.tuning.steps * self.config.trainer.max_steps))
         warmup = round(self.tuning.steps * self.config.optimizer.warmup_steps)
-        rest = {"seed": self.tuning.seed, "trainer.max_steps": steps, "optimizer.warmup_steps": warmup}
-        rest["trainer.test"] = False
-        return [self._job(True, {RATE: rate, **rest}) for rate in self.tuning.rates]
+        rest = {"trainer.max_steps": steps, "optimizer.warmup_steps": warmup, "trainer.test": False}
+        rest |= self.tuning.per_task.get(label(self.config.task.name), {})
+        grid = itertools.product(self.tuning.rates, self.tuning.seeds)
+        return [self._job(True, {RATE: rate, "seed": seed, **rest}) for rate, seed in grid]
 
     def _job(self, tunes: bool, changes: dict[str, Any]) -> Job:
         runs = self.folder / TUNE if tunes else self.folder
@@ -155,21 +158,29 @@ class Pair:
         return record.get("chosen") if same else None
 
     def choose_rate(self) -> dict[str, Any]:
-        """Return the record of the rate with the best validation score; nothing where all of the grid diverged."""
+        """Return the record of the rate with the best validation score, the mean over the grid's seeds.
+
+        A rate that diverged with one of them is out; nothing where all did.
+        """
         grid: list[dict[str, Any]] = []
-        scores: dict[float, float] = {}  # by rate, more is better
+        totals: dict[float, float] = {}  # by rate, more is better
         for job in self.tune:
-            row: dict[str, Any] = {"rate": job.config.optimizer.lr, "fingerprint": fingerprint(job.config)}
+            config = job.config
+            row: dict[str, Any] = {"rate": config.optimizer.lr, "seed": config.seed}
+            row["fingerprint"] = fingerprint(config)
+            total = totals.get(row["rate"], 0.0)
             if result := result_in(job.folder):
                 name = result["score"]["name"]
                 row[f"validation_{name}"] = value = float(result["best_validation"][name])
-                scores[row["rate"]] = value if result["score"]["best"] == "max" else -value
-            grid.append(row if result else row | {"diverged": True})
-        if not scores:
+                totals[row["rate"]] = total + (value if result["score"]["best"] == "max" else -value)
+            else:
+                row["diverged"] = True
+                totals[row["rate"]] = -math.inf
+            grid.append(row)
+        chosen = max(totals, key=totals.__getitem__)  # the first of the grid among equals
+        if totals[chosen] == -math.inf:
             return {}
-        config = self.tune[0].config
-        chosen = max(scores, key=scores.__getitem__)  # the first of the grid among equals
-        return {"chosen": chosen, "seed": config.seed, "steps": config.trainer.max_steps, "grid": grid}
+        return {"chosen": chosen, "steps": self.tune[0].config.trainer.max_steps, "grid": grid}
 
 
 def read_sweep(path: Path, tasks: Sequence[str] = (), models: Sequence[str] = (), preset: str = "") -> SweepFile:

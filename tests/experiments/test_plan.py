@@ -47,16 +47,34 @@ def test_files_of_ones_own_lie_beside_the_sweep_file(
 
 def test_the_rate_is_the_best_in_the_direction_of_the_score(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "s.yaml"
-    path.write_text(yaml.safe_dump({**TUNED, "models": ["chela"], "tune": {"rates": [0.1, 0.2, 0.3]}}))
+    tune = {"rates": [0.1, 0.2, 0.3, 0.4], "seeds": [3, 4]}
+    path.write_text(yaml.safe_dump({**TUNED, "models": ["chela"], "tune": tune}))
     (pair,) = read_sweep(path).pairs(folder)
-    for job, loss in zip(pair.tune, (0.9, 0.4, 0.4), strict=True):
+    losses = (0.2, 0.7, 0.4, 0.4, 0.4, 0.4, 0.1, None)  # the best of all at 0.4, where the other seed diverged
+    assert [job.config.seed for job in pair.tune] == [3, 4] * 4
+    for job, loss in zip(pair.tune, losses, strict=True):
+        if loss is None:
+            continue
         job.folder.mkdir(parents=True)
         result = {"format_version": 2, "score": LOSS, "best_validation": {"loss": loss, "accuracy": loss}, "test": None}
         (job.folder / "result.json").write_text(json.dumps(result))
     record = pair.choose_rate()
-    assert [row["validation_loss"] for row in record["grid"]] == [0.9, 0.4, 0.4]
+    assert tuple(row.get("validation_loss") for row in record["grid"]) == losses
+    assert record["grid"][-1] == record["grid"][-1] | {"rate": 0.4, "seed": 4, "diverged": True}
     assert add_rates(folder, {pair.name: record}) == read_file(folder / RATES)
     assert record["chosen"] == 0.2 == pair.rate(read_file(folder / RATES)) and pair.rate({}) is None
+
+
+@pytest.mark.parametrize("task", ["listops", "image", "pathfinder", "pathx"])
+def test_the_grid_of_the_small_arena_never_reads_a_test_record(task: str, folder: Path) -> None:
+    """Records of these are one row, the test's last; a longer validation must come out of those to train on."""
+    (pair,) = read_sweep(configs_folder() / "sweep" / "lra_mini.yaml", [task], ["chela"]).pairs(folder)
+    run, grid = pair.config.task, [job.config.task for job in pair.tune]
+    assert len(grid) == 10
+    for about in grid:
+        assert about.validation >= 5 * run.validation
+        if task != "image":  # its test images are a file of their own
+            assert about.train + about.validation == run.train + run.validation and about.test == run.test
 
 
 def test_a_pair_without_a_seed_left_is_not_tuned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

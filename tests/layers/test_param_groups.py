@@ -44,6 +44,14 @@ def test_what_a_layer_asks_for_is_what_it_gets(network):
     assert rates["b.kernel.output_matrix"] == (0.1, 0.5)
 
 
+def test_the_averages_of_mega_have_the_rate_of_kernels_where_asked():
+    for asked in (False, True):
+        rates = _rates(build_mixer("mega", 4, {"kernel_rate": asked}, l_max=10))
+        averages = {name for name in rates if name.startswith("ema.")}
+        assert len(averages) == 4
+        assert {name for name, pair in rates.items() if pair == (1e-3, 0.5)} == (averages if asked else set())
+
+
 def test_a_copy_asks_for_the_same(network):
     assert _rates(copy.deepcopy(network)) == _rates(network)
     buffer = io.BytesIO()

@@ -113,3 +113,30 @@ def mini_size(name: str) -> int:
 @pytest.mark.parametrize("name", [name for name in names("model") if not name.startswith("chela")])
 def test_the_mini_rows_are_of_one_size(name):
     assert 0.89 <= mini_size(name) / mini_size("chela") <= 1.10
+
+
+MINI = [*((task, "mini") for task in names("task")), ("recall", "hard"), ("shakespeare", "nano")]
+
+
+@pytest.mark.parametrize(("task", "preset"), MINI)
+def test_chela_and_its_convolution_are_of_one_size(task, preset):
+    sizes = []
+    for name in ("chela", "chela_conv_only"):
+        config = resolve([f"task={task}", f"model={name}", f"preset={preset}"])
+        sizes.append(count(build_model(config.model, get_task(config.task), 0)))
+    assert abs(sizes[1] / sizes[0] - 1) <= 0.02
+
+
+@pytest.mark.parametrize("preset", ["full", "mini"])
+@pytest.mark.parametrize("name", ["softmax", "linear", "lightning", "hedgehog", "lion_lit", "lion_d", "lion_s"])
+def test_a_rival_has_a_short_convolution_but_at_full(name, preset):
+    assert resolve([f"model={name}", f"preset={preset}"]).model.mixer.short == (0 if preset == "full" else 4)
+
+
+@pytest.mark.parametrize("task", ["image", "pathfinder", "pathx"])
+def test_mega_reads_pixels_at_mini_as_at_full(task):
+    mini, full = (
+        resolve([f"task={task}", "model=mega", f"preset={preset}"]).model.mixer for preset in ("mini", "full")
+    )
+    assert mini.attention_function == full.attention_function == "laplace"
+    assert mini.kernel_rate and not full.kernel_rate  # its paper has one rate

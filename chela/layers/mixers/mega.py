@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from chela.core.options import checked
 from chela.layers.attention import Attended, columns
 from chela.layers.cache import append, joined, room, with_room
-from chela.layers.long_kernel import DampedEMAKernel
+from chela.layers.long_kernel import KERNEL_LR, DampedEMAKernel
+from chela.layers.param_groups import mark
 from chela.layers.state import State, expect_causal
 from chela.ops.fft_conv import fft_conv
 from chela.ops.padding import zero_padding
@@ -43,6 +44,8 @@ class MEGA(nn.Module):
         d_qk: Width Z of queries and keys.
         d_value: Width V of the values; None is 2·D.
         averages: Moving averages N per channel.
+        kernel_rate: The averages learn at the rate of long kernels, ``optimizer.kernel_lr``, as S4D's do; the paper has
+            one rate for all.
         attention_function: f; the paper takes softmax for symbols, laplace for pixels.
         chunk: Tokens C that attend to one another, cut at positions C, 2C, …; 0, or more than l_max: all, which are at
             most l_max then.
@@ -62,6 +65,7 @@ class MEGA(nn.Module):
         d_qk: Annotated[int, {"ge": 1, "le": 4096}] = 32,
         d_value: Annotated[int | None, {"ge": 1, "le": 16384}] = None,
         averages: Annotated[int, {"ge": 1, "le": 256}] = 16,
+        kernel_rate: Annotated[bool, {"neutral": False}] = False,
         attention_function: Literal["softmax", "laplace"] = "softmax",
         chunk: Annotated[int, {"ge": 0, "le": 1_000_000}] = 0,
     ) -> None:
@@ -71,6 +75,8 @@ class MEGA(nn.Module):
         self.sizes = d_model, d_qk, d_value, d_model  # update gate, z, reset gate, candidate: all read c
         self.ends, self.chunk = not 0 < chunk <= l_max, min(chunk or l_max, l_max)
         self.ema = DampedEMAKernel(d_model, l_max, causal=causal, averages=averages)
+        if kernel_rate:
+            mark(self.ema, lr=KERNEL_LR)
         self.omega = nn.Parameter(torch.empty(d_model))
         self.gamma = nn.Parameter(torch.empty(2, d_qk))
         self.beta = nn.Parameter(torch.empty(2, d_qk))
