@@ -214,7 +214,10 @@ def grid(head: list[str], rows: list[list[str]], left: int = 1) -> str:
 
 
 def commands() -> str:
-    """Return the mini tasks' table: what seed 0 of each command gave on one thread, and the fastest seed's minutes."""
+    """Return the mini tasks' table: what seed 0 of each command gave on one thread, and the fastest seed's minutes.
+
+    A command says its steps where what is committed had others than the preset has now.
+    """
     from chela.config.compose import resolve
 
     rows = []
@@ -226,9 +229,13 @@ def commands() -> str:
             one for one in committed if layer <= one[0]["model"]["mixer"].items() and one[0]["optimizer"]["lr"] == rate
         ]
         minutes = min(result["wall_seconds"] for _, result in same) / 60
-        first = next(result for config, result in same if config["seed"] == 0)
+        had, first = next((run["trainer"], result) for run, result in same if run["seed"] == 0)
+        command = f"chela train task={task}"
+        for key in ("max_steps", "val_every"):
+            if had[key] != getattr(config.trainer, key):
+                command += f" trainer.{key}={had[key]}"
         parts = (100 * first["test"]["accuracy"], 100 * first["majority_accuracy"])
-        rows.append([f"`chela train task={task}`", f"{minutes:.0f}", *(f"{part:.1f}" for part in parts)])
+        rows.append([f"`{command}`", f"{minutes:.0f}", *(f"{part:.1f}" for part in parts)])
     return grid(["command", "minutes", "test accuracy, %", "majority"], rows)
 
 

@@ -105,9 +105,9 @@ def test_presets_and_policies_never_share_a_table(make_run: MakeRun, tmp_path: P
     text = table()
     headings = re.findall(r"^## (Measured.*)$", text, re.M)
     assert headings == [
-        "Measured here: preset mini, validation holdout, edition 2",
+        "Measured here: preset mini, validation holdout, edition 3",
         "Measured here: preset mini, validation holdout",
-        "Measured here: preset mini, validation test, edition 2",
+        "Measured here: preset mini, validation test, edition 3",
         "Measured here: preset tiny, validation holdout",
     ]
     assert "must not be compared with one another" in text
