@@ -73,12 +73,13 @@ def test_no_configuration_changes_the_next_one(tmp_path: Path) -> None:
 
 
 def test_a_preset_may_size_one_mixer_apart() -> None:
-    """CHELA's values are narrower at mini, whatever the file that names it; a word still wins."""
+    """CHELA's values are narrower at mini, whatever the row that has it, unless it is sized too; a word still wins."""
 
     def d_value(*words: str) -> int:
         return resolve(["task=listops", *words]).model.mixer.d_value
 
-    assert d_value("model=chela", "preset=mini") == d_value("model=chela_conv_only", "preset=mini") == 64
+    assert d_value("model=chela", "preset=mini") == d_value("model=chela_long_only", "preset=mini") == 64
+    assert d_value("model=chela_conv_only", "preset=mini") == 92  # a row of its own: of CHELA's size
     assert d_value("model=softmax", "preset=mini") == d_value("preset=mini", "model.mixer.d_value=152") == 152
     assert d_value("model=chela", "preset=full") == d_value("model=softmax", "preset=full")
 

@@ -49,6 +49,8 @@ NETWORKS: list[Network_] = [
     ("hedgehog", {}, {}, "classification"),
     ("s4d", {}, {}, "tokens"),
     ("chela", {}, {"causal": True}, "tokens"),
+    ("linear", {"short": 4}, {}, "tokens"),
+    ("lion", {"decay": "token", "short": 4}, {"causal": True}, "classification"),
 ]  # fmt: skip
 LENGTH = 23
 

@@ -51,7 +51,7 @@ def mixer_options(name: str) -> Any:
         UsageError: There is no such system, or an argument that cannot be an option.
 
     >>> mixer_options("linear")(heads=2)
-    LinearAttentionOptions(name='linear', heads=2, d_value=None)
+    LinearAttentionOptions(name='linear', heads=2, d_value=None, short=0)
     """
     return options_of(name, mixer_class(name), CONTEXT)
 
