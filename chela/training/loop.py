@@ -282,8 +282,9 @@ class Launch:
             self.module.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.module.carried = self.fabric.to_device(saved.get("carried", {}))
-            for name, value in saved["state"].items():
-                setattr(self.state, name, value)
+            state = {"arithmetic": ""} | saved["state"]  # older checkpoints have none
+            for item in dataclasses.fields(self.state):
+                setattr(self.state, item.name, state[item.name])
         before, now = self.state.arithmetic, arithmetic(self.fabric.device)
         if before and before != now:
             self.console.print(f"begun on {before}; on {now} the last digits differ from one run on one machine")
